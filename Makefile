@@ -1,0 +1,42 @@
+# Each target sets up what it needs: a venv in .venv, installed once and again only when pyproject.toml changes.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test test-all soak lint format clean
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefork needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(READY)   ## measure 1 worker against 4 and print the table (under 90 s after installing)
+	$(BIN)/loadtest run loadtest/plans/demo.toml
+
+test: $(READY)   ## the fast tests (under 5 minutes; needs only Python and make)
+	$(BIN)/python -m pytest
+
+test-all: $(READY) ## all tests but the soak, slow fault and load tests included (under 30 minutes)
+	$(BIN)/python -m pytest -m 'not soak'
+
+soak: $(READY)   ## the long tests; results go to results/
+	$(BIN)/python -m pytest -m soak
+
+lint: $(READY)   ## ruff, mypy strict, and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+format: $(READY) ## let ruff format and fix what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:           ## remove the venv and every cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
