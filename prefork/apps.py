@@ -1,0 +1,52 @@
+"""The built-in stream applications: the life cycle of a socket server in a few lines each."""
+
+from __future__ import annotations
+
+import time
+from typing import NoReturn
+
+from .connection import Connection
+from .errors import LineTooLong
+
+GREETING = b"hello from prefork\n"
+NAP_S = 0.005
+
+
+def talkback(conn: Connection) -> None:
+    """Greet, read one line, say it back, close."""
+    _talkback(conn, 0.0)
+
+
+def nap(conn: Connection) -> None:
+    """Talkback that waits 5 ms before the answer, as an application does that asks a database."""
+    _talkback(conn, NAP_S)
+
+
+def echo(conn: Connection) -> None:
+    """Return each line as it came, until the client closes."""
+    try:
+        while line := conn.readline():
+            conn.sendall(line)
+    except LineTooLong as error:
+        _refuse(conn, error)
+
+
+def _talkback(conn: Connection, nap_s: float) -> None:
+    conn.sendall(GREETING)
+    try:
+        line = conn.readline()
+    except LineTooLong as error:
+        _refuse(conn, error)
+    if nap_s:
+        time.sleep(nap_s)
+    text = line[:-1].removesuffix(b"\r") if line.endswith(b"\n") else line
+    conn.sendall(b"you said: " + text + b"\n")
+
+
+def _refuse(conn: Connection, error: LineTooLong) -> NoReturn:
+    """Tell the client why, then let the engine count it."""
+    conn.sendall(b"line too long: at most %d bytes\n" % error.limit)
+    raise error
+
+
+BUILTINS = {"talkback": talkback, "echo": echo, "nap": nap}

@@ -1,0 +1,137 @@
+"""What the user asked for: one frozen Config, one table of options, one place that resolves them.
+
+`OPTIONS` is the single source: the command line, the environment, the README's table and Config's defaults come from
+it. A value is text until `resolve` parses it, so every source gives the same errors, and `sources` remembers where each
+value came from. Precedence: flag > environment (PREFORK_THREADS; lists split at blanks) > default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import log
+from .cpus import usable_cpus
+from .errors import ConfigError
+from .listener import FORMS, Address
+from .units import count, duration, positive_duration
+
+KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option: its name on every source, how to read it, and what it says of itself."""
+
+    name: str
+    field: str  # of Config; with its unit
+    parse: Callable[[str], Any]
+    default: str
+    metavar: str
+    help: str
+    short: str = ""
+    many: bool = False
+
+    @property
+    def flag(self) -> str:
+        """`--graceful-timeout`."""
+        return f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """`PREFORK_GRACEFUL_TIMEOUT`."""
+        return "PREFORK_" + self.name.replace("-", "_").upper()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The resolved configuration of one server. Durations are seconds, sizes bytes."""
+
+    app: str
+    interface: str
+    bind: tuple[Address, ...]
+    workers: int
+    threads: int
+    backlog: int
+    timeout_s: float
+    graceful_timeout_s: float
+    boot_timeout_s: float
+    idle_timeout_s: float
+    log_level: str
+    log_format: str
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+def _choice(choices: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return usable_cpus()
+    try:
+        return count(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; give a number from 1 up, or auto") from None
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(name="bind", field="bind", short="-b", many=True, parse=Address.parse, default="127.0.0.1:1935",
+           metavar="ADDRESS", help=f"Where to listen: {FORMS}. Repeatable."),
+    Option(name="workers", field="workers", short="-w", parse=_workers, default="auto", metavar="N|auto",
+           help="Worker processes. auto: the processors that this process may use (cgroup quota, else affinity)."),
+    Option(name="threads", field="threads", short="-t", parse=count, default="1", metavar="N",
+           help="Threads per worker; each serves one connection at a time."),
+    Option(name="interface", field="interface", parse=_choice(KINDS), default="auto", metavar="KIND",
+           help=f"What APP is, when it cannot be told from its parameters: {', '.join(KINDS)}."),
+    Option(name="backlog", field="backlog", parse=count, default="2048", metavar="N",
+           help="Connections that may wait in the kernel for accept (capped by net.core.somaxconn)."),
+    Option(name="timeout", field="timeout_s", parse=positive_duration, default="30", metavar="DURATION",
+           help="How long handler code may run without waiting for its client; past it the worker is killed."),
+    Option(name="graceful-timeout", field="graceful_timeout_s", parse=duration, default="30", metavar="DURATION",
+           help="How long a stop waits for what is in flight; past it connections are cut, logged and counted."),
+    Option(name="boot-timeout", field="boot_timeout_s", parse=positive_duration, default="60", metavar="DURATION",
+           help="How long a worker may take from its start until it accepts."),
+    Option(name="idle-timeout", field="idle_timeout_s", parse=positive_duration, default="60", metavar="DURATION",
+           help="How long a stream handler waits for a silent client; past it the connection is closed and counted."),
+    Option(name="log-level", field="log_level", parse=_choice(log.LEVELS), default="info", metavar="LEVEL",
+           help=f"The least level that is logged: {', '.join(log.LEVELS)}."),
+    Option(name="log-format", field="log_format", parse=_choice(log.FORMATS), default="text", metavar="FORMAT",
+           help="Log lines as text (key=value) or json (one object a line)."),
+)  # fmt: skip
+
+
+def resolve(app: str, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+    """Make a Config of flags (by option name; None = not given), environment and defaults. Raises ConfigError."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for option in OPTIONS:
+        given = flags.get(option.name)
+        if given is not None and given != ():
+            source, raw = option.flag, given
+        elif (text := environ.get(option.variable)) is not None:
+            source, raw = option.variable, text
+        else:
+            source, raw = "default", option.default
+        values[option.field] = _parse(option, raw, source)
+        sources[option.name] = source
+    return Config(app=app, sources=sources, **values)
+
+
+def _parse(option: Option, raw: Any, source: str) -> Any:
+    try:
+        if option.many:
+            texts = raw.split() if isinstance(raw, str) else raw
+            return tuple(map(option.parse, texts))
+        return option.parse(raw)
+    except ValueError as error:
+        where = source if source != option.flag else f"{option.flag} {raw if isinstance(raw, str) else ' '.join(raw)}"
+        raise ConfigError(f"{where}: {error}") from None

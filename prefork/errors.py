@@ -1,0 +1,80 @@
+"""The few exceptions of prefork, each with its exit code, and the errno sets that are handled rather than raised.
+
+Exit codes: 0 stopped as asked, 1 anything else, 2 bad usage or configuration, 3 workers cannot boot, 4 the app cannot
+be loaded, 5 an address cannot be bound, 6 no server to talk to.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class PreforkError(Exception):
+    """Something a user can act on: the message says what happened, where, why and what to do. Never a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(PreforkError):
+    """A flag, an environment variable or a line of the configuration file is wrong."""
+
+    exit_code = 2
+
+
+class BootError(PreforkError):
+    """Workers died before the first of them was ready."""
+
+    exit_code = 3
+
+
+class AppLoadError(PreforkError):
+    """APP names nothing that can be served. `detail` is the app's own traceback, where it has one."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class BindError(PreforkError):
+    """A listener cannot be made: which step failed, on which address, and the system's reason."""
+
+    exit_code = 5
+
+
+class LineTooLong(PreforkError):  # noqa: N818 - reads as what happened, like the EOFError and TimeoutError beside it
+    """A client sent `limit` bytes without a line end."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"no line end within {limit} bytes")
+        self.limit = limit
+
+
+# accept(2), "Error handling": errors of the connection, not of the listener. The next one may be fine.
+ACCEPT_IGNORED = frozenset({
+    errno.EAGAIN,        # SO_RCVTIMEO ran out, or another process made the shared listener non-blocking
+    errno.EINTR,         # a signal; Python retries, but not for every caller
+    errno.ECONNABORTED,  # the client reset the connection while it was queued
+    errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM,  # a firewall or the protocol refused this one
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET,  # its network went away
+    errno.ETIMEDOUT,
+})  # fmt: skip
+
+# accept(2): this process, or the system, has no file descriptor or memory left. Trying at once again would spin.
+ACCEPT_PAUSE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+ACCEPT_PAUSE_S = 0.1
+
+# The client left while it was being served: its right, and no error of the handler.
+CLIENT_GONE = frozenset({
+    errno.EPIPE,         # we wrote after it had closed
+    errno.ECONNRESET,    # it closed with our bytes unread, or died
+    errno.ECONNABORTED,
+    errno.ENOTCONN,      # shutdown(2) after a reset
+    errno.ESHUTDOWN,
+    errno.ETIMEDOUT,     # its host stopped answering (TCP_USER_TIMEOUT, keep-alive)
+    errno.EHOSTUNREACH, errno.ENETUNREACH,
+})  # fmt: skip
+
+# fork(2): too many processes, or no memory. Both pass; the master keeps what it has and tries again.
+FORK_REFUSED = frozenset({errno.EAGAIN, errno.ENOMEM})

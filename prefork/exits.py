@@ -1,0 +1,47 @@
+"""What a wait status says: the one place that turns it into words."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from .signals import name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended. Exactly one of `code` and `signum` is set."""
+
+    pid: int
+    code: int | None = None
+    signum: int | None = None
+    dumped_core: bool = False
+
+    @classmethod
+    def of_status(cls, pid: int, status: int) -> Exit:
+        """Decode the status that waitpid(2) gave."""
+        if os.WIFSIGNALED(status):
+            return cls(pid=pid, signum=os.WTERMSIG(status), dumped_core=os.WCOREDUMP(status))
+        return cls(pid=pid, code=os.WEXITSTATUS(status))
+
+    @property
+    def clean(self) -> bool:
+        """True if the process left by itself with 0."""
+        return self.code == 0
+
+    def __str__(self) -> str:
+        """`exit code 3` or `SIGSEGV`."""
+        return f"exit code {self.code}" if self.signum is None else name(self.signum)
+
+
+def reap() -> list[Exit]:
+    """Collect every child that has exited. SIGCHLDs coalesce, so this asks until there is none; it never blocks."""
+    exits: list[Exit] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return exits  # no children at all
+        if pid == 0:
+            return exits  # the rest are alive
+        exits.append(Exit.of_status(pid, status))

@@ -1,0 +1,105 @@
+"""WORKER. Its ties to the master: signals in, messages out, and the lifeline.
+
+The lifeline is a pipe whose other end only the master holds: its EOF means that the master is gone, and the worker
+with it. PR_SET_PDEATHSIG usually acts first; the pipe also works where that was lost (a change of uid clears it).
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from .channel import Sender
+from .scoreboard import STOPPING, Scoreboard
+from .signals import FAULT, STACKS, SignalInbox, ignore
+
+ORPHANED = 1  # exit code; nobody is left to read it
+_STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
+
+# Ctrl-C and a terminal that closes signal the whole group: the master reads them and tells its workers with TERM.
+_NOT_OURS = (
+    signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU,
+)  # fmt: skip
+
+
+class Life:
+    """WORKER. `retiring` is True once TERM has come; `stopping` if the whole server stops."""
+
+    def __init__(self, *, lifeline: int, sender: Sender, board: Scoreboard, title: Callable[[str], None]) -> None:
+        self._lifeline = lifeline
+        self._sender = sender
+        self._board = board
+        self._title = title
+        self._inbox = SignalInbox([signal.SIGTERM])
+        self._stacks_lock = threading.Lock()
+        self.retiring = False
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for signum in _NOT_OURS:
+            ignore(signum)
+        signal.signal(STACKS, self._answer)
+        faulthandler.enable(file=sender.fd, all_threads=True)  # the stack of a segfault reaches the master
+        faulthandler.register(FAULT, file=sender.fd, all_threads=True)
+
+    @property
+    def stopping(self) -> bool:
+        """True if the whole server stops: what waits in the accept queue is ours to serve."""
+        return bool(self._board.header[STOPPING])
+
+    def ready(self, kind: str, engine: str) -> None:
+        """Tell the master that this worker accepts."""
+        self._title("serving")
+        self._sender.send("ready", app_kind=kind, engine=engine)
+
+    def failed(self, code: int, message: str, detail: str = "") -> None:
+        """Tell the master why this worker cannot boot."""
+        self._sender.send("failed", code=code, message=message, detail=detail[-_STACKS_MOST:])
+
+    def wait(self, timeout_s: float | None = None, also: int = -1) -> bool:
+        """Wait for a signal, for the time, or for the descriptor `also`; return True if that one is readable."""
+        poll = select.poll()
+        for fd in (self._inbox.fd, self._lifeline, also):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _events in poll.poll(None if timeout_s is None else timeout_s * 1000)}
+        if self._lifeline in ready:
+            os._exit(ORPHANED)
+        self.heed()
+        return also in ready
+
+    def heed(self) -> None:
+        """Act on the signals that have come."""
+        if signal.SIGTERM in self._inbox.take() and not self.retiring:
+            self.retiring = True
+            self._title("draining")
+
+    def _answer(self, _signum: int, frame: FrameType | None) -> None:
+        """Write the stacks of all threads: the one handler that does more than record, as it is there for hangs."""
+        self._sender.send("stacks", text=stacks(frame)[-_STACKS_MOST:])
+
+
+def stacks(own: FrameType | None = None) -> str:
+    """The Python stacks of all threads, as text. `own` replaces the frame of the thread that asks."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    me = threading.get_ident()
+    text = []
+    for ident, frame in sys._current_frames().items():
+        text.append(f"thread {names.get(ident, ident)}:\n")
+        text += traceback.format_stack(own if ident == me and own is not None else frame)
+    return "".join(text)
+
+
+def die_with_parent(parent: int, libc: Any) -> bool:
+    """Ask the kernel to SIGKILL this process when `parent` dies (prctl(2), PR_SET_PDEATHSIG).
+
+    Returns False if the parent is dead already. The setting is lost at the next fork and at a change of uid.
+    """
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG = 1
+    return os.getppid() == parent

@@ -1,0 +1,190 @@
+"""APP to something that can be served: `module:attr`, `path.py:attr`, `module:create()` or a built-in's name.
+
+The kind follows from what the object is, by the number of positional parameters and never by their names; anything
+that fits no rule is an error that names `--interface`. Loading runs in a worker, so the master never imports the app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import socketserver
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .apps import BUILTINS
+from .errors import AppLoadError
+
+SERVED = ("stream", "socketserver")  # the kinds that an engine exists for
+
+_ATTRIBUTE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(\(\))?")
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A loaded application: what it is, and the callable or class to run."""
+
+    kind: str
+    target: Any
+    name: str
+
+
+def load(spec: str, interface: str = "auto") -> App:
+    """Find APP and tell its kind. Raises AppLoadError; its `detail` is the app's own traceback, if it raised."""
+    if spec in BUILTINS:
+        target: Any = BUILTINS[spec]
+    else:
+        where, colon, attribute = spec.rpartition(":")
+        if not colon or not where:
+            raise AppLoadError(_no_such_form(spec))
+        if not (match := _ATTRIBUTE.fullmatch(attribute)):
+            raise AppLoadError(
+                f"cannot load {spec!r}: {attribute!r} is not a name, a dotted name or a call without arguments"
+            )
+        module = _import(spec, where)
+        target = _find(spec, module, match[1].split("."))
+        if match[2]:
+            target = _create(spec, target)
+    return App(_kind(spec, target, interface), target, spec)
+
+
+def _no_such_form(spec: str) -> str:
+    near = difflib.get_close_matches(spec, BUILTINS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"cannot load {spec!r}: it is neither a built-in ({', '.join(BUILTINS)}) "
+        f"nor of the form module:attribute or path.py:attribute.{hint}"
+    )
+
+
+def _import(spec: str, where: str) -> ModuleType:
+    try:
+        if where.endswith(".py"):
+            return _import_file(spec, Path(where))
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # as `python -m`: the app is looked for where the server was started
+        return importlib.import_module(where)
+    except AppLoadError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
+            raise AppLoadError(_no_module(spec, where, error.name)) from None
+        raise _own_fault(spec, error) from None
+    except BaseException as error:  # noqa: BLE001 - SystemExit and all else that an app may raise while it is imported
+        raise _own_fault(spec, error) from None
+
+
+def _import_file(spec: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+        hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+        raise AppLoadError(f"cannot load {spec!r}: there is no file {str(path)!r} in {Path.cwd()}.{hint}")
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # the file may import its neighbours
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[path.stem] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def _no_module(spec: str, where: str, missing: str) -> str:
+    names = [path.stem for path in Path.cwd().glob("*.py")] + [
+        path.parent.name for path in Path.cwd().glob("*/__init__.py")
+    ]
+    near = difflib.get_close_matches(where, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"cannot load {spec!r}: there is no module {missing!r} on the path, which starts with {Path.cwd()}.{hint}"
+
+
+def _own_fault(spec: str, error: BaseException) -> AppLoadError:
+    """The app was found, and failed by itself: show its traceback without the frames of the import machinery."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)] if own else []
+    lines += traceback.format_exception_only(type(error), error)
+    what = str(error).splitlines()[0] if str(error) else ""
+    return AppLoadError(
+        f"cannot load {spec!r}: it raised {type(error).__name__}" + (f": {what}" if what else ""), "".join(lines)
+    )
+
+
+def _find(spec: str, module: ModuleType, names: Sequence[str]) -> Any:
+    target: Any = module
+    for name in names:
+        try:
+            target = getattr(target, name)
+        except AttributeError:
+            near = difflib.get_close_matches(name, [n for n in dir(target) if not n.startswith("__")], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            owner = getattr(target, "__name__", type(target).__name__)
+            raise AppLoadError(f"cannot load {spec!r}: {owner!r} has no attribute {name!r}.{hint}") from None
+    return target
+
+
+def _create(spec: str, factory: Any) -> Any:
+    try:
+        return factory()
+    except BaseException as error:  # noqa: BLE001 - the app's own code, whatever it raises
+        raise _own_fault(spec, error) from None
+
+
+def _kind(spec: str, target: Any, interface: str) -> str:
+    if not callable(target):
+        raise AppLoadError(f"cannot load {spec!r}: it is not callable but {_article(type(target).__name__)}")
+    kind = guess(target) if interface == "auto" else interface
+    if kind is None:
+        raise AppLoadError(
+            f"cannot tell what {spec!r} is: it takes {_arity(target)} positional parameters; "
+            "say it with --interface (a stream handler takes 1, the connection)"
+        )
+    if kind not in SERVED:
+        raise AppLoadError(f"cannot serve {spec!r}: it is of kind {kind}; this version serves {' and '.join(SERVED)}")
+    return kind
+
+
+def guess(target: Callable[..., Any]) -> str | None:
+    """The kind of a callable, or None if no rule fits."""
+    if isinstance(target, type):
+        if issubclass(target, socketserver.BaseRequestHandler):
+            return "socketserver"
+        if issubclass(target, asyncio.BaseProtocol):
+            return "protocol"
+    arity = _arity(target)
+    if _is_coroutine(target):
+        return {3: "asgi", 2: "streams"}.get(arity)
+    return {2: "wsgi", 1: "stream"}.get(arity)
+
+
+def _is_coroutine(target: Any) -> bool:
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = inspect.unwrap(target)
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
+
+
+def _arity(target: Any) -> int:
+    """How many positional parameters a call must give; -1 where Python cannot tell."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return -1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
+
+
+def _article(noun: str) -> str:
+    return ("an " if noun[0].lower() in "aeiou" else "a ") + noun

@@ -1,0 +1,128 @@
+"""The log: one line an event, `TIME LEVEL [worker=2 gen=1 pid=4242] event key=value`, or the same as a JSON object.
+
+Built on the standard `logging` (logger "prefork"), so an application can add handlers of its own. Our handler writes
+each line with one write(2): lines of several processes do not mix, and no lock is held across a fork. A line that
+cannot be written (disk full, pipe closed) is dropped and counted, and the next line that can be written says how many
+were lost: logging never fails a request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from typing import Any
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+
+_logger = logging.getLogger("prefork")
+
+
+class LineHandler(logging.Handler):
+    """Writes records to a file descriptor. `dropped` counts the lines that could not be written."""
+
+    def __init__(self, fd: int, style: str) -> None:
+        super().__init__()
+        self.fd = fd
+        self.json = style == "json"
+        self.identity: dict[str, Any] = {}
+        self.dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, and before it the count of those that were lost."""
+        line = self._json(record) if self.json else self._text(record)
+        if self.dropped:
+            lost = logging.makeLogRecord({"levelno": logging.WARNING, "msg": "log lines lost"})
+            lost.levelname, lost.fields = "WARNING", {"count": self.dropped}
+            line = (self._json(lost) if self.json else self._text(lost)) + line
+        try:
+            data = line.encode("utf-8", "backslashreplace")
+            if os.write(self.fd, data) == len(data):
+                self.dropped = 0
+        except OSError:  # ENOSPC, EPIPE, EBADF, EAGAIN: the log's trouble must not become the service's
+            self.dropped += 1
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        return getattr(record, "fields", None) or {}
+
+    def _text(self, record: logging.LogRecord) -> str:
+        words = [utc(record.created), record.levelname]
+        if self.identity:
+            words.append("[" + " ".join(f"{k}={v}" for k, v in self.identity.items()) + "]")
+        words.append(_one_line(record.getMessage()))
+        fields = dict(self._fields(record))
+        detail = str(fields.pop("detail", "") or "") + self._traceback(record)
+        words += [f"{key}={_quote(value)}" for key, value in fields.items() if value is not None]
+        body = "".join(f"    {line}\n" for line in detail.splitlines())
+        return " ".join(words) + "\n" + body
+
+    def _json(self, record: logging.LogRecord) -> str:
+        entry = {"time": utc(record.created), "level": record.levelname.lower(), **self.identity}
+        entry |= {"event": record.getMessage(), **{k: v for k, v in self._fields(record).items() if v is not None}}
+        if trace := self._traceback(record):
+            entry["detail"] = str(entry.get("detail") or "") + trace
+        return json.dumps(entry, default=str) + "\n"
+
+    def _traceback(self, record: logging.LogRecord) -> str:
+        return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+
+
+class Log:
+    """What one process writes to the log. Methods take an event and its facts: `log.info("ready", workers=4)`."""
+
+    def __init__(self, handler: LineHandler) -> None:
+        self.handler = handler
+
+    def identify(self, **identity: Any) -> None:
+        """Say who writes from now on; a worker calls it once after the fork."""
+        self.handler.identity = identity
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Something for developers of prefork."""
+        _logger.debug(event, extra={"fields": fields})
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Something that happened as asked."""
+        _logger.info(event, extra={"fields": fields})
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Something that an operator should know."""
+        _logger.warning(event, extra={"fields": fields})
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Something that failed. `exc=` adds an exception's traceback, `detail=` lines of text, below the line."""
+        _logger.error(event, exc_info=fields.pop("exc", None), extra={"fields": fields})
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost so far and not yet reported."""
+        return self.handler.dropped
+
+
+def open_log(*, level: str = "info", style: str = "text", fd: int = 2) -> Log:
+    """Attach our handler to the logger "prefork" and return the process's Log. Call once, before any fork."""
+    handler = LineHandler(fd, style)
+    for old in _logger.handlers[:]:
+        _logger.removeHandler(old)
+    _logger.addHandler(handler)
+    _logger.setLevel(level.upper())
+    _logger.propagate = False
+    return Log(handler)
+
+
+def utc(epoch_s: float) -> str:
+    """`2026-11-22T16:47:05.123Z` of seconds since the epoch."""
+    whole = int(epoch_s)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((epoch_s - whole) * 1000):03d}Z"
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _quote(value: Any) -> str:
+    """The value as it stands if it is one word, else as a JSON string: no value can forge a second field or line."""
+    text = str(value)
+    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)

@@ -1,0 +1,86 @@
+"""What the master knows of its workers. Pure: no system calls, the clock is passed in.
+
+A WorkerHandle is the master's record of one worker process (the process itself is `worker.Worker`). Its life:
+pending (forked, not ready) -> ready -> retiring -> gone; it may be killed, or die, in any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerHandle:
+    """MASTER. One worker as the master sees it. Times are monotonic seconds; None = not yet."""
+
+    pid: int
+    slot: int
+    generation: int
+    group: int  # of rows on the scoreboard
+    spawned_s: float
+    ready_s: float | None = None
+    retiring_s: float | None = None
+    killed: str | None = None  # why the master sent SIGKILL
+    served_at_ready: int = 0  # what its generation had completed when it got ready
+    hang: Hang | None = None  # set while it is out of time
+
+    @property
+    def pending(self) -> bool:
+        """Forked, and has not said that it accepts."""
+        return self.ready_s is None
+
+    @property
+    def serving(self) -> bool:
+        """Accepts connections and has not been told to stop."""
+        return self.ready_s is not None and self.retiring_s is None
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """How every log line names it."""
+        return {"worker": self.slot, "gen": self.generation, "pid": self.pid}
+
+
+@dataclass(slots=True, kw_only=True)
+class Hang:
+    """A worker out of time, and how far the master's questions have got."""
+
+    since_ns: int
+    serving: str
+    asked_s: float  # for its Python stacks
+    answered: bool = False
+    fault_s: float | None = None  # asked faulthandler
+
+
+@dataclass(slots=True)
+class Roster:
+    """MASTER. The live workers by pid."""
+
+    workers: dict[int, WorkerHandle] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[WorkerHandle]:
+        return iter(list(self.workers.values()))
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    def add(self, worker: WorkerHandle) -> None:
+        """Enter a worker that was just forked."""
+        self.workers[worker.pid] = worker
+
+    def remove(self, pid: int) -> WorkerHandle | None:
+        """Strike a worker that was reaped; None for a stranger (an orphan that this process inherited as init)."""
+        return self.workers.pop(pid, None)
+
+    def in_slot(self, slot: int) -> list[WorkerHandle]:
+        """The workers of a slot that have not been told to retire, oldest first."""
+        return [worker for worker in self if worker.slot == slot and worker.retiring_s is None]
+
+    def serving(self) -> int:
+        """How many accept."""
+        return sum(worker.serving for worker in self)
+
+    def free_group(self, groups: int) -> int | None:
+        """The lowest group of rows that no live worker owns."""
+        used = {worker.group for worker in self}
+        return next((group for group in range(groups) if group not in used), None)

@@ -1,0 +1,117 @@
+"""The scoreboard: shared memory that says what every thread of every worker is doing.
+
+An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Rules:
+- One row per thread of a worker; a worker owns a group of `threads` rows from its spawn until it is reaped.
+- Every cell has one writer: the row's owner while it lives, the master before and after. Aligned 64-bit stores are
+  whole on the machines that Linux runs on, so readers take no lock and see each cell old or new.
+- Counters cover one worker's life. At reap the master folds them into its totals, which never fall.
+- Times are CLOCK_MONOTONIC nanoseconds, comparable between processes. `SINCE` is when the row's unit of work began,
+  0 while it waits for a client: the master adds `--timeout` and compares, so that idle rows need no heartbeat.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+# Cells of a row. Plain integers: an IntEnum member costs a lookup more on each use (measured: 45 ns against 25).
+PID = 0
+SINCE = 1  # when the unit of work began (ns), 0 = none
+HELD = 2  # connections open now
+ACCEPTED = 3  # connections taken from the kernel
+COMPLETED = 4  # units of work done: connections of a stream handler
+ERRORS = 5  # units of work whose handler failed
+IDLE_CLOSED = 6  # connections closed because the client was silent for --idle-timeout
+TOO_LONG = 7  # connections closed because a line passed its limit
+GONE = 8  # connections whose client left while it was being served
+BYTES_IN = 9
+BYTES_OUT = 10
+BUSY_NS = 11  # time inside units of work
+PEER_LENGTH = 12  # bytes of the peer's address that follow
+_PEER = 13
+_PEER_CELLS = 10
+CELLS = _PEER + _PEER_CELLS + 1  # 24 cells = 192 bytes = 3 cache lines: two rows never share one
+
+COUNTERS = {
+    "accepted": ACCEPTED,
+    "completed": COMPLETED,
+    "errors": ERRORS,
+    "idle_closed": IDLE_CLOSED,
+    "too_long": TOO_LONG,
+    "client_gone": GONE,
+    "bytes_in": BYTES_IN,
+    "bytes_out": BYTES_OUT,
+    "busy_ns": BUSY_NS,
+}
+
+# Cells of the header, written by the master only.
+STOPPING = 0  # 1: the whole server stops, so a retiring worker drains the accept queue
+_HEADER_CELLS = 8
+
+
+class Scoreboard:
+    """MASTER makes it, workers inherit it. `groups` groups of `threads` rows."""
+
+    def __init__(self, *, groups: int, threads: int) -> None:
+        self.groups = groups
+        self.threads = threads
+        self._memory = mmap.mmap(-1, 8 * (_HEADER_CELLS + groups * threads * CELLS))
+        self._cells = memoryview(self._memory).cast("q")
+        self.header = self._cells[:_HEADER_CELLS]
+
+    def row(self, group: int, thread: int = 0) -> Row:
+        """The row of one thread. Index it with the cell constants."""
+        if not (0 <= group < self.groups and 0 <= thread < self.threads):
+            raise IndexError(f"row {group}.{thread} of {self.groups}.{self.threads}")
+        start = _HEADER_CELLS + (group * self.threads + thread) * CELLS
+        return Row(self._cells[start : start + CELLS])
+
+    def clear(self, group: int) -> None:
+        """Forget the last owner. Only the master calls it, when no process owns the group."""
+        for thread in range(self.threads):
+            row = self.row(group, thread)
+            for index in range(CELLS):
+                row.cells[index] = 0
+
+    def read(self, group: int) -> Reading:
+        """What the group says now."""
+        rows = [self.row(group, thread) for thread in range(self.threads)]
+        busy = [(row.cells[SINCE], row.peer) for row in rows if row.cells[SINCE]]
+        since_ns, peer = min(busy, default=(0, ""))
+        return Reading(
+            since_ns=since_ns,
+            serving=peer,
+            held=sum(row.cells[HELD] for row in rows),
+            counters={name: sum(row.cells[cell] for row in rows) for name, cell in COUNTERS.items()},
+        )
+
+
+class Row:
+    """One thread's line. `cells` is the 64-bit view; the owner indexes it directly, as that is the request path."""
+
+    __slots__ = ("_text", "cells")
+
+    def __init__(self, cells: memoryview) -> None:
+        self.cells = cells
+        self._text = cells[_PEER : _PEER + _PEER_CELLS].cast("B")
+
+    def serve(self, peer: bytes) -> None:
+        """Note who is being served; what is too long is cut."""
+        text = peer[: _PEER_CELLS * 8]
+        self._text[: len(text)] = text
+        self.cells[PEER_LENGTH] = len(text)
+
+    @property
+    def peer(self) -> str:
+        """Who is, or was last, being served."""
+        return bytes(self._text[: self.cells[PEER_LENGTH]]).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A group at one moment: `since_ns` is its oldest unit of work in progress (0 = none), `serving` whose it is."""
+
+    since_ns: int
+    serving: str
+    held: int
+    counters: dict[str, int]

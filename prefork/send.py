@@ -1,0 +1,89 @@
+"""CLIENT. The other half of the life cycle: create, connect, write, half-close, read to the end, close.
+
+Every step that fails says which step, on which address, and the system's reason.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from .errors import PreforkError
+from .listener import Address
+
+_CHUNK = 65536
+
+
+class SendError(PreforkError):
+    """A step of the exchange failed."""
+
+
+def exchange(
+    address: Address,
+    request: bytes,
+    *,
+    timeout_s: float,
+    received: Callable[[bytes], None],
+    tell: Callable[[str], None],
+) -> int:
+    """Send `request` and pass on what comes back, piece by piece; return how many bytes that was.
+
+    `timeout_s` bounds each step. `tell` narrates. Raises SendError.
+    """
+    step = "create a socket for"
+    try:
+        with socket.socket(_family(address), socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout_s)
+            tell(f"created a socket for {address}")
+            step = "connect to"
+            sock.connect(address.path or (address.host, address.port))
+            tell(f"connected to {address} from {_name(sock)}")
+            step = f"write {len(request)} bytes to"
+            sock.sendall(request)
+            tell(f"wrote {len(request)} bytes")
+            step = "half-close"
+            sock.shutdown(socket.SHUT_WR)
+            tell("half-closed: no more to send")
+            step = "read from"
+            size = 0
+            while chunk := sock.recv(_CHUNK):
+                size += len(chunk)
+                received(chunk)
+            tell(f"read {size} bytes to the end")
+        tell("closed")
+    except OSError as error:
+        reason = (
+            f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        )
+        raise SendError(f"cannot {step} {address}: {reason}{_hint(error)}") from None
+    except UnicodeError as error:
+        raise SendError(f"cannot {step} {address}: {error}") from None
+    return size
+
+
+def _family(address: Address) -> socket.AddressFamily:
+    if address.family == socket.AF_UNSPEC:
+        raise SendError(f"cannot connect to {address}: give HOST:PORT, [V6]:PORT or unix:PATH")
+    return address.family
+
+
+def _name(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "an unnamed socket"
+
+
+def _hint(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "; nobody listens there: is the server up? (`prefork serve`)"
+    if isinstance(error, FileNotFoundError):
+        return "; there is no such socket"
+    return ""
+
+
+def head_request(address: Address, path: str) -> bytes:
+    """An HTTP/1.1 HEAD request that asks the server to close (RFC 9110 9.3.2, RFC 9112 3.2)."""
+    host = str(address) if address.host else "localhost"
+    for name, value in (("path", path), ("host", host)):
+        if not value.isprintable() or not value.isascii() or " " in value:
+            raise SendError(f"cannot ask for the {name} {value!r}: it needs percent-encoding")
+    return f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()

@@ -1,0 +1,80 @@
+"""Signals as data. A handler appends to a deque and returns; the loop reads the deque when it wakes.
+
+Python runs handlers between bytecodes of the main thread, so a handler that logs, locks or joins can re-enter the code
+it interrupts. The byte that CPython writes to the wakeup fd ends the loop's wait; its content is not used.
+
+`TABLE` is what the signals mean to an operator; the README's table is tested against it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable
+from types import FrameType
+
+# What the master does with each signal.
+TABLE: dict[signal.Signals, str] = {
+    signal.SIGTERM: "graceful stop: drain the accept queue, finish what is in flight, exit",
+    signal.SIGINT: "graceful stop; a second one stops at once",
+    signal.SIGQUIT: "stop at once",
+    signal.SIGCHLD: "internal: a child has exited",
+}
+
+# Sent by the master to a worker that is out of time. Real-time signals: applications use the others.
+STACKS = signal.SIGRTMIN + 1  # answered by a Python handler: the stacks of all threads
+FAULT = signal.SIGRTMIN + 2  # answered by faulthandler, in C: works while other C code holds the GIL
+
+
+class SignalInbox:
+    """MASTER and WORKER. Remembers signals until the loop takes them.
+
+    `fd` is readable when there may be something to take. A child makes its own inbox before it unblocks signals: the
+    wakeup fd is inherited, and its signals would wake the parent.
+    """
+
+    def __init__(self, wanted: Iterable[int]) -> None:
+        self._pending: deque[int] = deque()  # appended by handlers, drained by take()
+        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        for signum in wanted:
+            signal.signal(signum, self._record)
+
+    def _record(self, signum: int, _frame: FrameType | None) -> None:
+        self._pending.append(signum)
+
+    def take(self) -> list[int]:
+        """Return the signals that came since the last call, oldest first. Never blocks."""
+        try:
+            while os.read(self.fd, 4096):
+                pass  # the bytes only woke us
+        except BlockingIOError:
+            pass  # empty: all wake-ups seen
+        taken = []
+        while self._pending:
+            taken.append(self._pending.popleft())
+        return taken
+
+    def close(self) -> None:
+        """Give up the wakeup fd. Handlers stay; the deque still records."""
+        signal.set_wakeup_fd(-1)
+        os.close(self.fd)
+        os.close(self._write_fd)
+
+
+def ignore(signum: int) -> None:
+    """Make the signal do nothing here, but not in programs that this process starts (SIG_IGN survives exec)."""
+    signal.signal(signum, _nothing)
+
+
+def _nothing(_signum: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def name(signum: int) -> str:
+    """`SIGSEGV` of 11; `signal 40` where there is no name."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"

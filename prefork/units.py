@@ -1,0 +1,48 @@
+"""Text to quantities: counts, durations, sizes. Every parser raises ValueError with a sentence for the user."""
+
+from __future__ import annotations
+
+import re
+
+# Parsers accept only ASCII digits: int() and str.isdigit() take signs, blanks, underscores and digits of other scripts.
+_COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)?", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,15})(k|m|g|t)?(?:i?b)?", re.ASCII | re.IGNORECASE)
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def count(text: str, *, least: int = 1) -> int:
+    """A whole number, at least `least`."""
+    if not _COUNT.fullmatch(text):
+        raise ValueError(f"{text!r} is not a whole number")
+    if (number := int(text)) < least:
+        raise ValueError(f"{text!r} is too small: at least {least}")
+    return number
+
+
+def count_or_none(text: str) -> int | None:
+    """A whole number from 0 up; 0 is no limit."""
+    return count(text, least=0) or None
+
+
+def duration(text: str) -> float:
+    """Seconds of `30`, `30s`, `500ms`, `2m`, `1h`."""
+    if not (match := _DURATION.fullmatch(text.strip())):
+        raise ValueError(f"{text!r} is not a duration: plain seconds, or 500ms, 10s, 2m, 1h")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def positive_duration(text: str) -> float:
+    """Seconds, more than 0."""
+    if (seconds := duration(text)) <= 0:
+        raise ValueError(f"{text!r} is too short: more than 0")
+    return seconds
+
+
+def size(text: str) -> int:
+    """Bytes of `65536`, `64k`, `1g` (powers of 1024)."""
+    if not (match := _SIZE.fullmatch(text.strip())):
+        raise ValueError(f"{text!r} is not a size: plain bytes, or 64k, 10m, 1g")
+    return int(match[1]) * _BYTES[(match[2] or "").lower()]

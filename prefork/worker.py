@@ -1,0 +1,75 @@
+"""WORKER. What a forked child does from its first instruction to its exit code; the master's record is WorkerHandle.
+
+`Worker.run` starts with every signal blocked (spawn.spawn) and in this order: drops what is the master's, ties itself
+to the master, takes its signals, unblocks, takes its identity, loads the app, runs one engine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import setproctitle
+
+from .channel import Sender
+from .config import Config
+from .engines.blocking import BlockingEngine
+from .errors import AppLoadError
+from .life import ORPHANED, Life, die_with_parent
+from .listener import Listener
+from .loader import load
+from .log import Log
+from .scoreboard import PID, Scoreboard
+
+BOOT_FAILED = 3
+APP_FAILED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """WORKER. Everything it was given before the fork."""
+
+    slot: int
+    generation: int
+    group: int
+    config: Config
+    log: Log
+    board: Scoreboard
+    listeners: Sequence[Listener]
+    report: int  # write end of the pipe to the master
+    lifeline: int  # read end of the pipe whose EOF is the master's death
+    master: int  # pid
+    drop: Callable[[], None]  # closes what only the master may hold
+    libc: ctypes.CDLL  # loaded before the fork: dlopen takes locks
+
+    def run(self) -> int:
+        """Serve until told to stop. Returns the exit code."""
+        self.drop()
+        if not die_with_parent(self.master, self.libc):
+            return ORPHANED
+        pid = os.getpid()
+        life = Life(lifeline=self.lifeline, sender=Sender(self.report), board=self.board, title=self._title)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        self.log.identify(worker=self.slot, gen=self.generation, pid=pid)
+        self._title("starting")
+        os.environ["PREFORK_SLOT"] = str(self.slot)
+        os.environ["PREFORK_GENERATION"] = str(self.generation)
+        rows = [self.board.row(self.group, thread) for thread in range(self.config.threads)]
+        for row in rows:
+            row.cells[PID] = pid
+        try:
+            app = load(self.config.app, self.config.interface)
+        except AppLoadError as error:
+            life.failed(APP_FAILED, str(error), error.detail)
+            return APP_FAILED
+        life.heed()
+        if life.retiring:
+            return 0  # told to stop while the app was loaded
+        BlockingEngine(app=app, config=self.config, listeners=self.listeners, rows=rows, life=life, log=self.log).run()
+        return 0
+
+    def _title(self, state: str) -> None:
+        setproctitle.setproctitle(f"prefork: worker {self.slot} gen={self.generation} {state}")
