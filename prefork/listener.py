@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import socket
+import stat
 import struct
 import time
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class Listener:
         self.sock = sock
         self.address = address
         self.owned = owned  # made by us: on stop its queue is ours to drain
+        self._inode = _inode(address.removeprefix("unix:")) if owned and sock.family == socket.AF_UNIX else None
 
     def queue(self) -> tuple[int, int] | None:
         """Connections that wait for accept() and how many may (tcp(7), TCP_INFO: tcpi_unacked, tcpi_sacked).
@@ -98,6 +100,12 @@ class Listener:
         """Close this process's copy. Never shutdown(): that would reset the queue of every process."""
         self.sock.close()
 
+    def unlink(self) -> None:
+        """MASTER, at the end. Remove the path of a Unix socket, unless it is another one's by now."""
+        path = self.address.removeprefix("unix:")
+        if self._inode is not None and _inode(path) == self._inode:
+            os.unlink(path)
+
 
 def open_listener(address: Address, *, backlog: int) -> Listener:
     """Create, bind and listen, or adopt an inherited descriptor. Raises BindError.
@@ -113,6 +121,8 @@ def open_listener(address: Address, *, backlog: int) -> Listener:
         raise BindError(f"cannot create a socket for {address}: {error.strerror}") from None
     try:
         _set_options(sock)
+        if address.family == socket.AF_UNIX:
+            _remove_stale(address)
         _bind(sock, sockaddr, address)
         try:
             sock.listen(backlog)
@@ -144,6 +154,33 @@ def _set_options(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+def _remove_stale(address: Address) -> None:
+    """Remove a socket whose server was killed: nobody answers there. A live one, or any other file, is left alone."""
+    try:
+        if not stat.S_ISSOCK(os.stat(address.path).st_mode):
+            raise BindError(f"cannot bind {address}: there is a file of that name that is not a socket")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BindError(f"cannot bind {address}: {error.strerror}") from None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a live server with a full queue answers EAGAIN
+        try:
+            probe.connect(address.path)
+        except ConnectionRefusedError:
+            os.unlink(address.path)
+        except OSError:
+            pass  # alive, or not ours to judge: bind() will say
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 _HINTS = {

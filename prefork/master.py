@@ -21,7 +21,7 @@ import setproctitle
 from . import policy as do
 from .channel import Receiver
 from .config import Config
-from .errors import FORK_REFUSED, AppLoadError, BootError
+from .errors import FORK_REFUSED, AppLoadError, BootError, PreforkError
 from .exits import Exit, reap
 from .listener import Listener, open_listener
 from .log import Log
@@ -33,6 +33,7 @@ from .worker import APP_FAILED, Worker
 
 ROWS_LEAST = 64
 ROWS_PER_WORKER = 4
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class Master:
@@ -55,7 +56,8 @@ class Master:
         self._receivers: dict[int, Receiver] = {}  # by pid
         self._failures: dict[int, dict[str, Any]] = {}  # by pid: why a worker could not boot, in its own words
         self._totals = dict.fromkeys(COUNTERS, 0)  # of workers that are gone
-        self._announced = False  # the first `ready` line is out
+        self._served: dict[int, int] = {}  # by generation: units of work completed by workers that are gone
+        self._fatal: PreforkError | None = None  # why the start failed
         self._inbox = SignalInbox(TABLE)
         self._lifeline, self._lifeline_end = os.pipe2(os.O_CLOEXEC)  # workers read; only the master can write
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -77,6 +79,7 @@ class Master:
             self._kill_all()
             for listener in self._listeners:
                 listener.close()
+                listener.unlink()
         self._log.info("stopped", uptime=f"{time.monotonic() - self._started_s:.1f}s", **self._totals)
         return 0
 
@@ -95,6 +98,8 @@ class Master:
                 self._read(pid, receiver)
             for child in reap():
                 self._bury(child)
+            if self._fatal is not None:
+                raise self._fatal
 
     # --- what comes in
 
@@ -111,8 +116,8 @@ class Master:
             self._log.warning("the master was suspended", late=f"{now_s - wake_s:.1f}s")
 
     def _heed(self, signum: int) -> None:
-        if signum == signal.SIGCHLD:
-            return  # reap() follows anyway
+        if signum not in STOPS:
+            return  # SIGCHLD: reap() follows anyway
         again = self._policy.stopping
         if not again:
             self._log.info("stopping", signal=signal.Signals(signum).name, workers=len(self._roster))
@@ -139,8 +144,8 @@ class Master:
                 )
 
     def _announce(self) -> None:
-        if not self._announced and self._roster.serving() == self._policy.workers:
-            self._announced = True
+        if not self._policy.booted and self._roster.serving() == self._policy.workers:
+            self._policy.booted = True
             took_s = time.monotonic() - self._started_s
             self._log.info(f"ready workers={self._policy.workers} in={took_s:.2f}s")
 
@@ -158,20 +163,14 @@ class Master:
         reading = self._board.read(worker.group)
         for name, value in reading.counters.items():
             self._totals[name] += value
-        generation_completed = self._completed(worker.generation) + reading.counters["completed"]
+        self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         failure = self._failures.pop(child.pid, None)
-        if worker.pending and not self._policy.booted and not self._policy.stopping and worker.killed != "halt":
-            self._halt(worker, child, failure)
-        delay_s = self._policy.died(worker, generation_completed, time.monotonic())
+        if worker.pending and not self._policy.booted and not self._policy.stopping:
+            self._fatal = self._fatal or _boot_failure(worker, child, failure)
+            return
+        delay_s = self._policy.died(worker, self._completed(worker.generation), time.monotonic())
         self._obituary(worker, child, failure, receiver.text, reading.serving if reading.since_ns else "", delay_s)
         self._board.clear(worker.group)
-
-    def _halt(self, worker: WorkerHandle, child: Exit, failure: dict[str, Any] | None) -> None:
-        """The first workers cannot boot: starting others would fail alike."""
-        if failure and failure["code"] == APP_FAILED:
-            raise AppLoadError(failure["message"], failure["detail"])
-        reason = failure["message"] if failure else worker.killed or f"it died of {child} while it booted"
-        raise BootError(f"worker {worker.slot} cannot boot: {reason}")
 
     def _obituary(
         self,
@@ -270,9 +269,8 @@ class Master:
         """Leave no child behind, whatever ended the loop."""
         for worker in self._roster:
             os.kill(worker.pid, signal.SIGKILL)
-        while self._roster:
-            pid, _status = os.wait()  # bounded: SIGKILL cannot be refused
-            self._roster.remove(pid)
+        for worker in self._roster:
+            os.waitpid(worker.pid, 0)  # bounded: SIGKILL cannot be refused
 
     # --- what is known
 
@@ -284,9 +282,17 @@ class Master:
         return units
 
     def _completed(self, generation: int) -> int:
-        """Units of work that the generation's live workers have completed."""
+        """Units of work that the generation has completed; it never falls."""
         readings = (self._board.read(worker.group) for worker in self._roster if worker.generation == generation)
-        return sum(reading.counters["completed"] for reading in readings)
+        return self._served.get(generation, 0) + sum(reading.counters["completed"] for reading in readings)
+
+
+def _boot_failure(worker: WorkerHandle, child: Exit, failure: dict[str, Any] | None) -> PreforkError:
+    """Why the server cannot start: another worker would fail alike."""
+    if failure and failure["code"] == APP_FAILED:
+        return AppLoadError(failure["message"], failure["detail"])
+    reason = failure["message"] if failure else worker.killed or f"it died of {child} while it booted"
+    return BootError(f"worker {worker.slot} cannot boot: {reason}")
 
 
 def _guess(child: Exit) -> str | None:

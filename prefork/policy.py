@@ -4,7 +4,8 @@ Rules:
 - Each slot 0..workers-1 holds one worker. An empty slot is filled at once, unless workers die barren (without having
   completed a single unit of work since they were ready): each such death in a row delays the next spawn, 0.25 s x1.5
   with jitter up to 30 s. Any work completed by the generation clears the count.
-- Before the first worker is ready a death is a boot failure: the server halts with one message, not a respawn loop.
+- Until all workers have been ready once, one that dies before it is ready is a boot failure: the server halts with
+  one message, not a respawn loop.
 - A unit of work older than `timeout_s` is a hang: ask for the Python stacks; with no answer in 250 ms ask faulthandler;
   then kill. After the master itself was suspended it waits one second before it judges anybody.
 - A stop retires everybody once; who is left after `graceful_timeout_s` is killed.
@@ -82,10 +83,12 @@ class Backoff:
     """How long to wait before the next spawn after barren deaths."""
 
     barren: int = 0
+    noted_s: float = 0.0
     not_before_s: float = 0.0
 
     def note(self, now_s: float, jitter: float) -> float:
         """Count a barren death; return the delay in seconds. `jitter` is in 0..1."""
+        self.noted_s = now_s
         delay_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * BACKOFF_FACTOR**self.barren) * (0.8 + 0.4 * jitter)
         self.barren += 1
         self.not_before_s = now_s + delay_s
@@ -111,7 +114,7 @@ class Policy:
         self.workers = workers
         self.generation = 1
         self.stopping = False
-        self.booted = False  # a worker has been ready once
+        self.booted = False  # all workers have been ready once
         self.backoff = Backoff()
         self._timeout_s = timeout_s
         self._graceful_timeout_s = graceful_timeout_s
@@ -123,7 +126,6 @@ class Policy:
     def ready(self, worker: WorkerHandle, completed: int, now_s: float) -> None:
         """A worker accepts. `completed` is what its generation had completed by now."""
         worker.ready_s, worker.served_at_ready = now_s, completed
-        self.booted = True
 
     def died(self, worker: WorkerHandle, completed: int, now_s: float) -> float:
         """A worker was reaped; return the delay of its replacement in seconds.
@@ -135,6 +137,8 @@ class Policy:
         if worker.ready_s is not None and completed > worker.served_at_ready:
             self.backoff.clear()
             return 0.0
+        if worker.spawned_s <= self.backoff.noted_s:  # of the same round as a death that was counted
+            return max(0.0, self.backoff.not_before_s - now_s)
         return self.backoff.note(now_s, self._jitter())
 
     def fork_refused(self, now_s: float) -> float:
@@ -166,7 +170,9 @@ class Policy:
                     actions.append(action)
                 wakes.append(wake_s)
         if not self.stopping:
-            actions += self._fill(roster, now_s)
+            if spawns := self._fill(roster, now_s):
+                actions += spawns
+                wakes.append(now_s + self._boot_timeout_s)
             if self.backoff.not_before_s > now_s:
                 wakes.append(self.backoff.not_before_s)
         return actions, min(wakes)

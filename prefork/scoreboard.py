@@ -95,11 +95,12 @@ class Row:
         self.cells = cells
         self._text = cells[_PEER : _PEER + _PEER_CELLS].cast("B")
 
-    def serve(self, peer: bytes) -> None:
+    def serve(self, peer: str) -> None:
         """Note who is being served; what is too long is cut."""
-        text = peer[: _PEER_CELLS * 8]
-        self._text[: len(text)] = text
-        self.cells[PEER_LENGTH] = len(text)
+        text = peer.encode()[: _PEER_CELLS * 8]
+        size = len(text)
+        self._text[:size] = text
+        self.cells[PEER_LENGTH] = size
 
     @property
     def peer(self) -> str:

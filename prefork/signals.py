@@ -20,6 +20,11 @@ TABLE: dict[signal.Signals, str] = {
     signal.SIGINT: "graceful stop; a second one stops at once",
     signal.SIGQUIT: "stop at once",
     signal.SIGCHLD: "internal: a child has exited",
+    signal.SIGHUP: "ignored",
+    signal.SIGUSR1: "ignored",
+    signal.SIGUSR2: "ignored",
+    signal.SIGTTIN: "ignored",
+    signal.SIGTTOU: "ignored",
 }
 
 # Sent by the master to a worker that is out of time. Real-time signals: applications use the others.

@@ -9,49 +9,49 @@ from __future__ import annotations
 
 import os
 import select
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 from ..listener import ACCEPT_WAIT_S, Listener
 
 
 class Acceptor:
-    """WORKER, one per thread. `accept()` waits at most ACCEPT_WAIT_S."""
+    """WORKER, one per thread. `take()` waits at most ACCEPT_WAIT_S; `family` is that of the last connection's listener.
 
-    def __init__(self, listeners: list[Listener]) -> None:
-        self._listeners = {listener.sock.fileno(): listener.sock for listener in listeners}
-        self._only = listeners[0].sock if len(listeners) == 1 else None
+    `take` returns (descriptor, peer's sockaddr) and raises BlockingIOError if no connection came in time, other
+    OSErrors as accept(2).
+    """
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._socks = {listener.sock.fileno(): listener.sock for listener in listeners}
         self._epoll: select.epoll | None = None
+        self.family = int(listeners[0].sock.family)
+        # The method below socket.accept(): it returns the bare descriptor and makes no second object (2.5 us less).
+        self.take: Callable[[], tuple[int, Any]] = listeners[0].sock._accept  # type: ignore[attr-defined]
+        if len(listeners) > 1:
+            self.poll()
 
-    def accept(self, *, wait: bool = True) -> tuple[int, Any, int]:
-        """Return (descriptor, peer's sockaddr, address family) of a new connection.
-
-        Raises BlockingIOError if none came in time, at once without `wait`; other OSErrors as accept(2).
-        """
-        if self._only is not None and wait and self._epoll is None:
-            try:
-                fd, sockaddr = self._only._accept()  # type: ignore[attr-defined]
-            except BlockingIOError:
-                if not os.get_blocking(self._only.fileno()):  # another process changed it: it is no wait any more
-                    self._epoll = self._register()
-                raise
-            return fd, sockaddr, self._only.family
+    def poll(self, wait_s: float = ACCEPT_WAIT_S) -> None:
+        """From now on wait with epoll, `wait_s` at most."""
         if self._epoll is None:
-            self._epoll = self._register()
-        return self._poll(self._epoll, ACCEPT_WAIT_S if wait else 0.0)
+            self._epoll = select.epoll()
+            for fd in self._socks:
+                self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self.take = partial(self._poll, self._epoll, wait_s)
 
-    def _register(self) -> select.epoll:
-        epoll = select.epoll()
-        for fd in self._listeners:
-            epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        return epoll
+    def ran_out(self) -> None:
+        """`take` found nothing. If accept() no longer waits, since another process set O_NONBLOCK, use epoll."""
+        if self._epoll is None and not all(map(os.get_blocking, self._socks)):
+            self.poll()
 
-    def _poll(self, epoll: select.epoll, wait_s: float) -> tuple[int, Any, int]:
-        for ready, _events in epoll.poll(wait_s, 1):
-            sock = self._listeners[ready]
+    def _poll(self, epoll: select.epoll, wait_s: float) -> tuple[int, Any]:
+        for fd, _events in epoll.poll(wait_s, 1):
+            sock = self._socks[fd]
+            self.family = sock.family
             try:
-                fd, sockaddr = sock._accept()  # type: ignore[attr-defined]
-                return fd, sockaddr, sock.family
+                return cast("tuple[int, Any]", sock._accept())  # type: ignore[attr-defined]
             finally:
-                epoll.unregister(ready)
-                epoll.register(ready, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+                epoll.unregister(fd)
+                epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
         raise BlockingIOError("no connection waits")

@@ -17,6 +17,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Sequence
+from time import monotonic_ns
 from typing import Any
 
 from ..config import Config
@@ -26,7 +27,7 @@ from ..life import Life
 from ..listener import ACCEPT_WAIT_S, Listener, format_sockaddr, timeval
 from ..loader import App
 from ..log import Log
-from ..scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, ERRORS, HELD, SINCE, Row
+from ..scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, SINCE, Row
 from .accepting import Acceptor
 from .complaints import Complaints
 
@@ -43,6 +44,8 @@ class BlockingEngine:
         self._config = config
         self._listeners = list(listeners)
         self._rows = list(rows)
+        self._idle_s = config.idle_timeout_s
+        self._drains = all(listener.owned for listener in listeners)  # the accept queue is ours alone
         self._life = life
         self._log = log
         self._complaints = Complaints(log)
@@ -53,9 +56,9 @@ class BlockingEngine:
         """Accept until told to retire, finish what is in flight, return. Raises nothing that is the app's fault."""
         for listener in self._listeners:
             # Accepted sockets inherit both; Connection continues a wait that runs out.
-            wait = timeval(min(ACCEPT_WAIT_S, self._config.idle_timeout_s))
+            wait = timeval(min(ACCEPT_WAIT_S, self._idle_s))
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
-            listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._config.idle_timeout_s))
+            listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._idle_s))
         threads = [
             threading.Thread(target=self._thread, args=(row,), name=f"serve-{number}", daemon=True)
             for number, row in enumerate(self._rows)
@@ -93,67 +96,67 @@ class BlockingEngine:
         acceptor = Acceptor(self._listeners)
         life, cells = self._life, row.cells
         handle = self._handle_request if self._server else self._handle_stream
-        drains = all(listener.owned for listener in self._listeners)
         while True:
-            if life.retiring and not (drains and life.stopping):
-                return
+            if life.retiring:
+                if not (self._drains and life.stopping):
+                    return
+                acceptor.poll(0.0)  # take what waits, then leave
             try:
-                fd, sockaddr, family = acceptor.accept(wait=not life.retiring)
+                fd, sockaddr = acceptor.take()
+            except BlockingIOError:
+                if life.retiring:
+                    return
+                acceptor.ran_out()
+                continue
             except OSError as error:
-                if life.retiring and isinstance(error, BlockingIOError):
-                    return  # the queue is empty
                 self._accept_failed(error)
                 continue
-            cells[SINCE] = time.monotonic_ns()
+            cells[SINCE] = monotonic_ns()
             cells[HELD] = 1
             cells[ACCEPTED] += 1
+            family = acceptor.family
             peer = format_sockaddr(family, sockaddr)
-            row.serve(peer.encode())
+            row.serve(peer)
             handle(_socket.socket(family, _socket.SOCK_STREAM, 0, fd), sockaddr, peer, row)
-            cells[BUSY_NS] += time.monotonic_ns() - cells[SINCE]
+            cells[BUSY_NS] += monotonic_ns() - cells[SINCE]
             cells[SINCE] = 0
             cells[HELD] = 0
 
     def _handle_stream(self, sock: _socket.socket, _sockaddr: Any, peer: str, row: Row) -> None:
-        conn = Connection(sock, peer, row, self._config.idle_timeout_s)
-        error: BaseException | None = None
+        conn = Connection(sock, peer, row.cells, self._idle_s)
         try:
             self._app.target(conn)
-        except BaseException as raised:  # noqa: BLE001 - the handler border
-            error = raised
-        self._account(conn, row, error)
+        except BaseException as error:  # noqa: BLE001 - the handler border
+            self._account(conn.fate, row, error)
+        else:
+            self._account(conn.fate, row)
         close(sock)
 
     def _handle_request(self, sock: _socket.socket, sockaddr: Any, _peer: str, row: Row) -> None:
-        request = HandlerSocket.adopt(sock, row, self._config.idle_timeout_s)
-        error: BaseException | None = None
+        request = HandlerSocket.adopt(sock, row.cells, self._idle_s)
         try:
             self._app.target(request, sockaddr, self._server)
-        except BaseException as raised:  # noqa: BLE001 - the handler border
-            error = raised
-        self._account(request, row, error)
+        except BaseException as error:  # noqa: BLE001 - the handler border
+            self._account(request.fate, row, error)
+        else:
+            self._account(request.fate, row)
         if request.fileno() >= 0:  # else the handler closed it itself
             # A bare socket again: files made by makefile() and not closed would delay close().
             close(_socket.socket(request.family, request.type, request.proto, request.detach()))
 
-    def _account(self, conn: Connection | HandlerSocket, row: Row, error: BaseException | None) -> None:
-        """Count what became of the connection, before its end reaches the client."""
-        cells = row.cells
-        cells[BYTES_IN] += conn.bytes_in
-        cells[BYTES_OUT] += conn.bytes_out
-        if conn.fate:
-            cells[conn.fate] += 1
-        if error is None:
-            cells[COMPLETED] += not conn.fate
-        elif not (conn.fate and isinstance(error, (OSError, LineTooLong))):
-            cells[ERRORS] += 1
+    def _account(self, fate: int, row: Row, error: BaseException | None = None) -> None:
+        """Count what became of the connection in one counter, before its end reaches the client."""
+        if error is None or (fate and isinstance(error, (OSError, LineTooLong))):
+            row.cells[fate or COMPLETED] += 1
+        else:
+            row.cells[ERRORS] += 1
             self._complaints.add(error, row.peer)
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in ACCEPT_PAUSE:
             self._complaints.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
             time.sleep(ACCEPT_PAUSE_S)
-        elif not isinstance(error, BlockingIOError) and error.errno not in ACCEPT_IGNORED:
+        elif error.errno not in ACCEPT_IGNORED:
             raise error
 
 
