@@ -10,7 +10,7 @@ import click
 
 from . import __version__
 from .config import OPTIONS, Option, resolve
-from .errors import AppLoadError, PreforkError
+from .errors import PreforkError
 from .listener import Address
 from .log import open_log
 from .units import positive_duration
@@ -121,7 +121,7 @@ def main() -> None:
         cli.main(standalone_mode=True)
     except PreforkError as error:
         click.echo(f"prefork: {error}", err=True)
-        if isinstance(error, AppLoadError) and error.detail:
+        if error.detail:
             click.echo(error.detail.rstrip(), err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:

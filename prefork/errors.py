@@ -10,9 +10,16 @@ import errno
 
 
 class PreforkError(Exception):
-    """Something a user can act on: the message says what happened, where, why and what to do. Never a traceback."""
+    """Something a user can act on: the message says what happened, where, why and what to do.
+
+    `detail` is text of the application's own, such as its traceback; prefork's is never shown for a user's mistake.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
 
 
 class ConfigError(PreforkError):
@@ -28,13 +35,9 @@ class BootError(PreforkError):
 
 
 class AppLoadError(PreforkError):
-    """APP names nothing that can be served. `detail` is the app's own traceback, where it has one."""
+    """APP names nothing that can be served."""
 
     exit_code = 4
-
-    def __init__(self, message: str, detail: str = "") -> None:
-        super().__init__(message)
-        self.detail = detail
 
 
 class BindError(PreforkError):

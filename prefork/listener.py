@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 
 from .errors import BindError
+from .plug import Plug
 
 BIND_RETRY_S = 2.0  # a predecessor that is still dying holds the port
 _RETRY_STEP_S = 0.05
@@ -79,11 +80,12 @@ class Address:
 class Listener:
     """MASTER makes it, workers inherit it. `address` is the real one: port 0 has become a number."""
 
-    def __init__(self, sock: socket.socket, address: str, *, owned: bool) -> None:
+    def __init__(self, sock: socket.socket, address: str, plug: Plug | None = None) -> None:
         self.sock = sock
         self.address = address
-        self.owned = owned  # made by us: on stop its queue is ours to drain
-        self._inode = _inode(address.removeprefix("unix:")) if owned and sock.family == socket.AF_UNIX else None
+        self.owned = plug is not None  # made by us: on stop its queue is ours to drain
+        self._plug = plug
+        self._inode = _inode(address.removeprefix("unix:")) if self.owned and sock.family == socket.AF_UNIX else None
 
     def queue(self) -> tuple[int, int] | None:
         """Connections that wait for accept() and how many may (tcp(7), TCP_INFO: tcpi_unacked, tcpi_sacked).
@@ -97,8 +99,15 @@ class Listener:
         return waiting, limit
 
     def close(self) -> None:
-        """Close this process's copy. Never shutdown(): that would reset the queue of every process."""
+        """Close this process's copy. Never shutdown() one of TCP: that would reset the queue of every process."""
         self.sock.close()
+        if self._plug is not None:
+            self._plug.close()
+
+    def hold_off(self) -> None:
+        """MASTER, at the stop. Newcomers wait, then are refused; the queue stays for the workers to drain."""
+        if self._plug is not None:
+            self._plug.engage(self.sock)
 
     def unlink(self) -> None:
         """MASTER, at the end. Remove the path of a Unix socket, unless it is another one's by now."""
@@ -119,19 +128,23 @@ def open_listener(address: Address, *, backlog: int) -> Listener:
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise BindError(f"cannot create a socket for {address}: {error.strerror}") from None
+    plug = Plug()
     try:
         _set_options(sock)
         if address.family == socket.AF_UNIX:
             _remove_stale(address)
         _bind(sock, sockaddr, address)
+        plug.prepare(sock)
         try:
             sock.listen(backlog)
+            plug.prepared(sock)
         except OSError as error:
             raise BindError(f"cannot listen on {address}: {error.strerror}") from None
     except BaseException:
         sock.close()
+        plug.close()
         raise
-    return Listener(sock, format_sockaddr(family, sock.getsockname()), owned=True)
+    return Listener(sock, format_sockaddr(family, sock.getsockname()), plug)
 
 
 def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[object, ...] | str]:
@@ -218,7 +231,7 @@ def _adopt(address: Address) -> Listener:
     if not listening or sock.type != socket.SOCK_STREAM:
         sock.close()
         raise BindError(f"cannot use {address}: it is not a listening stream socket")
-    return Listener(sock, format_sockaddr(sock.family, sock.getsockname()), owned=False)
+    return Listener(sock, format_sockaddr(sock.family, sock.getsockname()))
 
 
 def format_sockaddr(family: int, sockaddr: object) -> str:

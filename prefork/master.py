@@ -122,6 +122,8 @@ class Master:
         if not again:
             self._log.info("stopping", signal=signal.Signals(signum).name, workers=len(self._roster))
             self._board.header[STOPPING] = 1
+            for listener in self._listeners:
+                listener.hold_off()
             self._policy.stop()
         if signum == signal.SIGQUIT or (again and signum == signal.SIGINT):
             for worker in self._roster:
@@ -166,7 +168,7 @@ class Master:
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         failure = self._failures.pop(child.pid, None)
         if worker.pending and not self._policy.booted and not self._policy.stopping:
-            self._fatal = self._fatal or _boot_failure(worker, child, failure)
+            self._fatal = self._fatal or _boot_failure(worker, child, failure, receiver.text)
             return
         delay_s = self._policy.died(worker, self._completed(worker.generation), time.monotonic())
         self._obituary(worker, child, failure, receiver.text, reading.serving if reading.since_ns else "", delay_s)
@@ -287,12 +289,12 @@ class Master:
         return self._served.get(generation, 0) + sum(reading.counters["completed"] for reading in readings)
 
 
-def _boot_failure(worker: WorkerHandle, child: Exit, failure: dict[str, Any] | None) -> PreforkError:
+def _boot_failure(worker: WorkerHandle, child: Exit, failure: dict[str, Any] | None, fault: str) -> PreforkError:
     """Why the server cannot start: another worker would fail alike."""
     if failure and failure["code"] == APP_FAILED:
         return AppLoadError(failure["message"], failure["detail"])
     reason = failure["message"] if failure else worker.killed or f"it died of {child} while it booted"
-    return BootError(f"worker {worker.slot} cannot boot: {reason}")
+    return BootError(f"worker={worker.slot} gen={worker.generation} pid={worker.pid} cannot boot: {reason}", fault)
 
 
 def _guess(child: Exit) -> str | None:

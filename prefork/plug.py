@@ -1,0 +1,111 @@
+"""MASTER. Closing the door without losing who is inside: new connections are held off while the accept queue drains.
+
+close(2) on a listener resets every connection that waits in its queue, and under constant new connections a queue is
+never empty. listen(2) with a smaller backlog resets as well. What works, without privileges, on TCP:
+
+1. At the start, between bind() and listen(), give the listener a SO_REUSEPORT group with a classic BPF program that
+   always picks member 0, itself; then take the option off again, so that no other program can bind the port. Bind a
+   second socket to the address, the plug, and leave it idle (socket(7), SO_REUSEPORT, SO_ATTACH_REUSEPORT_CBPF).
+2. At the stop, put the option back and let the plug listen with a backlog of 0: it joins as member 1 and gets nothing.
+3. Switch the program: one source port to member 1, all others to member 0. Connect from that port. The plug is full.
+4. Switch the program: everything to member 1. A SYN for a full queue is dropped, so newcomers wait in their own
+   connect(); when the sockets close at last, their next SYN is refused cleanly.
+
+At no moment can a client be in the plug's queue. Where a step fails, the stop falls back to a plain drain.
+A Unix listener needs none of it: shutdown(SHUT_RD) refuses new connects and keeps the queue acceptable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+
+_SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h; the socket module has no name for it
+_LOAD_HALF, _JUMP_EQUAL, _RETURN = 0x28, 0x15, 0x06  # linux/bpf_common.h: LD|H|ABS, JMP|JEQ|K, RET|K
+_NETWORK_HEADER = 0xFFF00000  # linux/filter.h, SKF_NET_OFF: offsets count from the IP header
+_CONNECT_S = 1.0
+
+_Instruction = tuple[int, int, int, int]  # struct sock_filter: code, jt, jf, k
+_LISTENER: list[_Instruction] = [(_RETURN, 0, 0, 0)]
+_PLUG: list[_Instruction] = [(_RETURN, 0, 0, 1)]
+
+
+class Plug:
+    """MASTER. One per listener that we made: `prepare` between bind() and listen(), `engage` when the stop begins."""
+
+    def __init__(self) -> None:
+        self._plug: socket.socket | None = None
+        self._filler: socket.socket | None = None
+
+    def prepare(self, listener: socket.socket) -> None:
+        """Make the listener ready; no effect until `engage`. Never raises: where it fails, a stop is a plain drain."""
+        if listener.family == socket.AF_UNIX:
+            return
+        plug = socket.socket(listener.family, socket.SOCK_STREAM)
+        try:
+            for sock in (listener, plug):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if plug.family == socket.AF_INET6:
+                plug.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            plug.bind(listener.getsockname())
+            _steer(listener, _LISTENER)
+            self._plug = plug
+        except OSError:
+            plug.close()  # an old kernel: no group with a program before listen()
+
+    def prepared(self, listener: socket.socket) -> None:
+        """The listener listens, so its group exists: let no other program join it."""
+        if listener.family != socket.AF_UNIX:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+
+    def engage(self, listener: socket.socket) -> bool:
+        """Hold off new connections; those in the queue stay acceptable. Returns False where that cannot be done."""
+        try:
+            if listener.family == socket.AF_UNIX:
+                listener.shutdown(socket.SHUT_RD)
+                return True
+            if self._plug is None:
+                return False
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._plug.listen(0)
+            self._fill(listener)
+            _steer(listener, _PLUG)
+        except OSError:
+            return False
+        return True
+
+    def _fill(self, listener: socket.socket) -> None:
+        """Take the plug's only place in its queue ourselves."""
+        host, port = listener.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+        self._filler = socket.socket(listener.family, socket.SOCK_STREAM)
+        self._filler.settimeout(_CONNECT_S)
+        self._filler.bind((host, 0))
+        source = self._filler.getsockname()[1]
+        header = 20 if listener.family == socket.AF_INET else 40
+        _steer(
+            listener,
+            [
+                (_LOAD_HALF, 0, 0, _NETWORK_HEADER + header),  # the TCP header begins with the source port
+                (_JUMP_EQUAL, 0, 1, source),
+                *_PLUG,
+                *_LISTENER,
+            ],
+        )
+        self._filler.connect((host, port))
+
+    def close(self) -> None:
+        """Let go; whoever was held off is refused as soon as the listener is closed too."""
+        for sock in (self._plug, self._filler):
+            if sock is not None:
+                sock.close()
+
+
+def _steer(sock: socket.socket, program: list[_Instruction]) -> None:
+    """Attach a program that returns the group member for a new connection (struct sock_fprog)."""
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    fprog = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, fprog)
