@@ -19,14 +19,16 @@ class Sender:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._torn = False  # a message was written in part
         os.set_blocking(fd, False)
 
     def send(self, kind: str, **fields: Any) -> None:
         """Send one message; drop it when the pipe is full or the master is gone."""
-        line = memoryview(json.dumps({"kind": kind, **fields}).encode() + b"\n")
+        line = memoryview((b"\n" if self._torn else b"") + json.dumps({"kind": kind, **fields}).encode() + b"\n")
         try:
             while line:
-                line = line[os.write(self.fd, line) :]
+                line, self._torn = line[os.write(self.fd, line) :], True
+            self._torn = False
         except OSError:
             pass  # EAGAIN: the master does not read; EPIPE: it is dead, and the lifeline acts on that
 

@@ -13,6 +13,8 @@ from .config import OPTIONS, Option, resolve
 from .errors import PreforkError
 from .listener import Address
 from .log import open_log
+from .master import Master
+from .send import exchange, head_request
 from .units import positive_duration
 
 _SERVE_HELP = """Serve APP with worker processes that share one listener.
@@ -64,8 +66,6 @@ def serve(app: str, **flags: Any) -> None:
     """Serve APP."""
     config = resolve(app, {name.replace("_", "-"): value for name, value in flags.items()})
     log = open_log(level=config.log_level, style=config.log_format)
-    from .master import Master  # noqa: PLC0415 - `prefork send` and `--help` start without the server
-
     sys.exit(Master(config, log).run())
 
 
@@ -86,12 +86,10 @@ def send(text: str | None, address: str, timeout: str, head: bool, path: str, ve
       prefork send -v hello --to unix:/run/app.sock
       prefork send --head --path /health --to 127.0.0.1:8000
     """
-    from . import send as client  # noqa: PLC0415 - as in serve
-
     where = _parsed("--to", address, Address.parse)
     limit_s = _parsed("--timeout", timeout, positive_duration)
     if head:
-        request = client.head_request(where, path)
+        request = head_request(where, path)
     elif text is not None:
         request = text.encode("utf-8", "surrogateescape") + b"\n"
     else:
@@ -105,7 +103,7 @@ def send(text: str | None, address: str, timeout: str, head: bool, path: str, ve
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
 
-    client.exchange(where, request, timeout_s=limit_s, received=received, tell=tell)
+    exchange(where, request, timeout_s=limit_s, received=received, tell=tell)
 
 
 def _parsed(flag: str, text: str, parse: Callable[[str], Any]) -> Any:

@@ -130,6 +130,8 @@ def _parse(option: Option, raw: Any, source: str) -> Any:
     try:
         if option.many:
             texts = raw.split() if isinstance(raw, str) else raw
+            if not texts:
+                raise ValueError("it is empty")
             return tuple(map(option.parse, texts))
         return option.parse(raw)
     except ValueError as error:

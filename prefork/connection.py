@@ -66,6 +66,7 @@ class Connection:
         data = self._buffer or self._receive(_CHUNK)
         end = data.find(b"\n")
         while end < 0 and (len(data) <= limit or data[limit:] == b"\r"):
+            self._buffer = data  # a wait that runs out loses nothing: the handler may read on
             chunk = self._receive(_CHUNK) if data else b""
             if not chunk:
                 break
@@ -100,8 +101,7 @@ class Connection:
         """Wait for a client that reads slowly."""
         cells = self._cells
         while data:
-            if self.deadline is not None:
-                self._arm(socket.SO_SNDTIMEO, self._limit())
+            self._arm(socket.SO_SNDTIMEO, self._limit())
             began = monotonic_ns()
             cells[BUSY_NS] += began - cells[SINCE]
             cells[SINCE] = 0
@@ -116,7 +116,10 @@ class Connection:
 
     def shutdown_write(self) -> None:
         """Tell the client that nothing more will come; it can still send."""
-        self._sock.shutdown(socket.SHUT_WR)
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise self._ended(error, "read", 0) from None
 
     def fileno(self) -> int:
         """Return the descriptor, for os.sendfile and such. Blocking, with the idle timeout as its limit (EAGAIN)."""

@@ -29,11 +29,12 @@ def _folders(root: Path, membership: Path) -> list[Path]:
     """The folders of this process's group and of its ancestors; in a container the root itself is the group."""
     folders = [root, root / "cpu"]
     try:
-        lines = membership.read_text().splitlines()
+        lines = os.fsdecode(membership.read_bytes()).split("\n")  # a group's name may hold anything but a line feed
     except OSError:
         return folders
     for line in lines:
-        _id, controllers, path = line.split(":", 2)
+        _id, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
         group = (root / "cpu" if controllers else root) / path.lstrip("/")

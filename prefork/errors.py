@@ -64,6 +64,12 @@ ACCEPT_IGNORED = frozenset({
     errno.ETIMEDOUT,
 })  # fmt: skip
 
+# accept(2) on a listener whose newcomers are held off: nothing waits any more.
+QUEUE_EMPTY = frozenset({
+    errno.EAGAIN,  # the listener is non-blocking by then
+    errno.EINVAL,  # a Unix listener after shutdown(SHUT_RD)
+})  # fmt: skip
+
 # accept(2): this process, or the system, has no file descriptor or memory left. Trying at once again would spin.
 ACCEPT_PAUSE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 ACCEPT_PAUSE_S = 0.1

@@ -31,7 +31,7 @@ _NOT_OURS = (
 
 
 class Life:
-    """WORKER. `retiring` is True once TERM has come; `stopping` if the whole server stops."""
+    """WORKER. `told`: TERM has come."""
 
     def __init__(self, *, lifeline: int, sender: Sender, board: Scoreboard, title: Callable[[str], None]) -> None:
         self._lifeline = lifeline
@@ -40,13 +40,18 @@ class Life:
         self._title = title
         self._inbox = SignalInbox([signal.SIGTERM])
         self._stacks_lock = threading.Lock()
-        self.retiring = False
+        self.told = False
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for signum in _NOT_OURS:
             ignore(signum)
         signal.signal(STACKS, self._answer)
         faulthandler.enable(file=sender.fd, all_threads=True)  # the stack of a segfault reaches the master
         faulthandler.register(FAULT, file=sender.fd, all_threads=True)
+
+    @property
+    def retiring(self) -> bool:
+        """True if this worker is to finish what is in flight and leave."""
+        return self.told or self.stopping
 
     @property
     def stopping(self) -> bool:
@@ -68,7 +73,7 @@ class Life:
         for fd in (self._inbox.fd, self._lifeline, also):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _events in poll.poll(None if timeout_s is None else timeout_s * 1000)}
+        ready = {fd for fd, _events in poll.poll(None if timeout_s is None else min(timeout_s, 3600.0) * 1000)}
         if self._lifeline in ready:
             os._exit(ORPHANED)
         self.heed()
@@ -76,8 +81,8 @@ class Life:
 
     def heed(self) -> None:
         """Act on the signals that have come."""
-        if signal.SIGTERM in self._inbox.take() and not self.retiring:
-            self.retiring = True
+        if signal.SIGTERM in self._inbox.take() and not self.told:
+            self.told = True
             self._title("draining")
 
     def _answer(self, _signum: int, frame: FrameType | None) -> None:

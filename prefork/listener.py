@@ -49,8 +49,8 @@ class Address:
                 raise ValueError(f"{text!r}: {number!r} is not the number of a file descriptor")
             return cls(socket.AF_UNSPEC, fd=int(number))
         host, colon, port = text.rpartition(":")
-        if not colon:
-            raise ValueError(f"{text!r} has no port; an address is {FORMS}")
+        if not colon or "/" in text or (text.startswith("[") and not host.endswith("]")):
+            raise ValueError(f"{text!r} is not an address: {FORMS}")
         if not _PORT.fullmatch(port) or int(port) > 65535:
             raise ValueError(f"{text!r}: {port!r} is not a port (0 to 65535)")
         if host.startswith("[") and host.endswith("]"):
@@ -98,6 +98,11 @@ class Listener:
         waiting, limit = struct.unpack_from("=II", info, 24)
         return waiting, limit
 
+    def waiting(self) -> bool:
+        """True if connections of ours to serve are known to wait for accept()."""
+        queue = self.queue() if self.owned else None
+        return queue is not None and queue[0] > 0
+
     def close(self) -> None:
         """Close this process's copy. Never shutdown() one of TCP: that would reset the queue of every process."""
         self.sock.close()
@@ -107,6 +112,7 @@ class Listener:
     def hold_off(self) -> None:
         """MASTER, at the stop. Newcomers wait, then are refused; the queue stays for the workers to drain."""
         if self._plug is not None:
+            self.sock.setblocking(False)  # for all processes: none may sleep in accept() any more
             self._plug.engage(self.sock)
 
     def unlink(self) -> None:

@@ -29,6 +29,7 @@ class LineHandler(logging.Handler):
         self.json = style == "json"
         self.identity: dict[str, Any] = {}
         self.dropped = 0
+        self._torn = False  # a line was written in part
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, and before it the count of those that were lost."""
@@ -37,10 +38,12 @@ class LineHandler(logging.Handler):
             lost = logging.makeLogRecord({"levelno": logging.WARNING, "msg": "log lines lost"})
             lost.levelname, lost.fields = "WARNING", {"count": self.dropped}
             line = (self._json(lost) if self.json else self._text(lost)) + line
+        data = memoryview((b"\n" if self._torn else b"") + line.encode("utf-8", "backslashreplace"))
         try:
-            data = line.encode("utf-8", "backslashreplace")
-            if os.write(self.fd, data) == len(data):
-                self.dropped = 0
+            while data:
+                written = os.write(self.fd, data)
+                data, self._torn = data[written:], True
+            self.dropped, self._torn = 0, False
         except OSError:  # ENOSPC, EPIPE, EBADF, EAGAIN: the log's trouble must not become the service's
             self.dropped += 1
 
@@ -51,11 +54,11 @@ class LineHandler(logging.Handler):
         words = [utc(record.created), record.levelname]
         if self.identity:
             words.append("[" + " ".join(f"{k}={v}" for k, v in self.identity.items()) + "]")
-        words.append(_one_line(record.getMessage()))
+        words.append(_printable(record.getMessage()))
         fields = dict(self._fields(record))
         detail = str(fields.pop("detail", "") or "") + self._traceback(record)
         words += [f"{key}={_quote(value)}" for key, value in fields.items() if value is not None]
-        body = "".join(f"    {line}\n" for line in detail.splitlines())
+        body = "".join(f"    {_printable(line)}\n" for line in detail.split("\n") if line)
         return " ".join(words) + "\n" + body
 
     def _json(self, record: logging.LogRecord) -> str:
@@ -118,8 +121,9 @@ def utc(epoch_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((epoch_s - whole) * 1000):03d}Z"
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\n", "\\n").replace("\r", "\\r")
+def _printable(text: str) -> str:
+    """The text with control characters escaped: what a client sent can neither forge a line nor drive a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _quote(value: Any) -> str:

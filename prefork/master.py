@@ -21,15 +21,16 @@ import setproctitle
 from . import policy as do
 from .channel import Receiver
 from .config import Config
-from .errors import FORK_REFUSED, AppLoadError, BootError, PreforkError
+from .errors import FORK_REFUSED, PreforkError
 from .exits import Exit, reap
 from .listener import Listener, open_listener
 from .log import Log
+from .obituary import Obituary
 from .roster import Roster, WorkerHandle
 from .scoreboard import COUNTERS, STOPPING, Scoreboard
 from .signals import FAULT, STACKS, TABLE, SignalInbox
 from .spawn import spawn
-from .worker import APP_FAILED, Worker
+from .worker import Worker
 
 ROWS_LEAST = 64
 ROWS_PER_WORKER = 4
@@ -80,13 +81,16 @@ class Master:
             for listener in self._listeners:
                 listener.close()
                 listener.unlink()
+        for signum in TABLE:
+            signal.signal(signum, signal.SIG_IGN)  # we leave already; the interpreter would restore their defaults
         self._log.info("stopped", uptime=f"{time.monotonic() - self._started_s:.1f}s", **self._totals)
         return 0
 
     def _loop(self) -> None:
         while True:
             now_s = time.monotonic()
-            actions, wake_s = self._policy.supervise(self._roster, self._units(), now_s)
+            queued = self._policy.stopping and any(listener.waiting() for listener in self._listeners)
+            actions, wake_s = self._policy.supervise(self._roster, self._units(), now_s, queued=queued)
             for action in actions:
                 self._act(action)
             if self._policy.stopping and not self._roster:
@@ -120,11 +124,11 @@ class Master:
             return  # SIGCHLD: reap() follows anyway
         again = self._policy.stopping
         if not again:
-            self._log.info("stopping", signal=signal.Signals(signum).name, workers=len(self._roster))
-            self._board.header[STOPPING] = 1
+            self._board.header[STOPPING] = 1  # first: a signal to the group makes workers leave by themselves
             for listener in self._listeners:
                 listener.hold_off()
-            self._policy.stop()
+            self._policy.stop(time.monotonic())
+            self._log.info("stopping", signal=signal.Signals(signum).name, workers=len(self._roster))
         if signum == signal.SIGQUIT or (again and signum == signal.SIGINT):
             for worker in self._roster:
                 worker.killed = "stopped at once"
@@ -166,37 +170,24 @@ class Master:
         for name, value in reading.counters.items():
             self._totals[name] += value
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
-        failure = self._failures.pop(child.pid, None)
-        if worker.pending and not self._policy.booted and not self._policy.stopping:
-            self._fatal = self._fatal or _boot_failure(worker, child, failure, receiver.text)
-            return
-        delay_s = self._policy.died(worker, self._completed(worker.generation), time.monotonic())
-        self._obituary(worker, child, failure, receiver.text, reading.serving if reading.since_ns else "", delay_s)
         self._board.clear(worker.group)
-
-    def _obituary(
-        self,
-        worker: WorkerHandle,
-        child: Exit,
-        failure: dict[str, Any] | None,
-        fault: str,
-        serving: str,
-        delay_s: float,
-    ) -> None:
-        age = f"{time.monotonic() - worker.spawned_s:.1f}s"
-        if worker.retiring_s is not None and child.clean:
-            self._log.debug("worker retired", **worker.identity, age=age)
-            return
-        self._log.error(
-            "worker died",
-            **worker.identity,
-            cause=child,
-            reason=worker.killed or (failure["message"] if failure else _guess(child)),
-            serving=serving or None,
-            age=age,
-            respawn_in=f"{delay_s:.2f}s" if delay_s else None,
-            detail=fault or (failure["detail"] if failure else ""),
+        now_s = time.monotonic()
+        obituary = Obituary(
+            worker=worker,
+            exit=child,
+            age_s=now_s - worker.spawned_s,
+            serving=reading.serving if reading.since_ns else "",
+            message=self._failures.pop(child.pid, None),
+            fault=receiver.text,
         )
+        if worker.pending and not self._policy.booted and not self._policy.stopping:
+            self._fatal = self._fatal or obituary.boot_failure()
+            return
+        delay_s = self._policy.died(worker, self._completed(worker.generation), now_s)
+        if obituary.expected:
+            self._log.debug("worker retired", **worker.identity)
+        else:
+            self._log.error("worker died", **obituary.fields(), respawn_in=f"{delay_s:.2f}s" if delay_s else None)
 
     # --- what is done
 
@@ -214,7 +205,8 @@ class Master:
             os.kill(worker.pid, FAULT)
         else:
             threads = f"{self._config.threads} connections" if self._config.threads > 1 else None
-            self._log.error("killing worker", **worker.identity, reason=action.reason, takes_with_it=threads)
+            if not worker.retiring_s or not worker.pending:
+                self._log.error("killing worker", **worker.identity, reason=action.reason, takes_with_it=threads)
             os.kill(worker.pid, signal.SIGKILL)
 
     def _spawn(self, order: do.Spawn) -> None:
@@ -287,23 +279,6 @@ class Master:
         """Units of work that the generation has completed; it never falls."""
         readings = (self._board.read(worker.group) for worker in self._roster if worker.generation == generation)
         return self._served.get(generation, 0) + sum(reading.counters["completed"] for reading in readings)
-
-
-def _boot_failure(worker: WorkerHandle, child: Exit, failure: dict[str, Any] | None, fault: str) -> PreforkError:
-    """Why the server cannot start: another worker would fail alike."""
-    if failure and failure["code"] == APP_FAILED:
-        return AppLoadError(failure["message"], failure["detail"])
-    reason = failure["message"] if failure else worker.killed or f"it died of {child} while it booted"
-    return BootError(f"worker={worker.slot} gen={worker.generation} pid={worker.pid} cannot boot: {reason}", fault)
-
-
-def _guess(child: Exit) -> str | None:
-    """What an operator would ask next."""
-    if child.signum == signal.SIGKILL:
-        return "killed from outside: the kernel, out of memory, or a person"
-    if child.clean:
-        return "it left by itself"
-    return None
 
 
 def _raise_descriptor_limit() -> None:

@@ -8,7 +8,8 @@ Rules:
   one message, not a respawn loop.
 - A unit of work older than `timeout_s` is a hang: ask for the Python stacks; with no answer in 250 ms ask faulthandler;
   then kill. After the master itself was suspended it waits one second before it judges anybody.
-- A stop retires everybody once; who is left after `graceful_timeout_s` is killed.
+- A stop retires everybody once; who is left after `graceful_timeout_s` is killed. Workers that are gone before the
+  accept queue is empty are replaced by one that drains it.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Backoff:
     def note(self, now_s: float, jitter: float) -> float:
         """Count a barren death; return the delay in seconds. `jitter` is in 0..1."""
         self.noted_s = now_s
-        delay_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * BACKOFF_FACTOR**self.barren) * (0.8 + 0.4 * jitter)
+        delay_s = BACKOFF_FIRST_S * BACKOFF_FACTOR ** min(self.barren, 20) * (0.8 + 0.4 * jitter)
+        delay_s = min(BACKOFF_MOST_S, delay_s)
         self.barren += 1
         self.not_before_s = now_s + delay_s
         return delay_s
@@ -121,7 +123,9 @@ class Policy:
         self._boot_timeout_s = boot_timeout_s
         self._jitter = jitter
         self._filled: set[int] = set()  # slots that have had a worker
-        self._lenient_until_s = 0.0  # judge no hang before
+        self._lenient_until_s = 0.0  # judge nobody before
+        self._stopped_s = 0.0
+        self._stop_until_s = 0.0  # a stop drains the accept queue no longer
 
     def ready(self, worker: WorkerHandle, completed: int, now_s: float) -> None:
         """A worker accepts. `completed` is what its generation had completed by now."""
@@ -132,7 +136,7 @@ class Policy:
 
         `completed` is what its generation has completed by now, including the dead.
         """
-        if self.stopping or worker.retiring_s is not None:
+        if worker.retiring_s is not None or (self.stopping and not worker.pending):
             return 0.0
         if worker.ready_s is not None and completed > worker.served_at_ready:
             self.backoff.clear()
@@ -145,9 +149,11 @@ class Policy:
         """fork() failed; return the delay until the next try in seconds."""
         return self.backoff.note(now_s, self._jitter())
 
-    def stop(self) -> None:
-        """Retire everybody, spawn nobody."""
+    def stop(self, now_s: float) -> None:
+        """Retire everybody; spawn nobody, unless the accept queue would be left to no one."""
         self.stopping = True
+        self._stopped_s = now_s
+        self._stop_until_s = now_s + self._graceful_timeout_s
 
     def overslept(self, late_s: float, now_s: float) -> bool:
         """Note how late the master woke; True if it was suspended, and hangs are not judged for a moment."""
@@ -156,10 +162,12 @@ class Policy:
         self._lenient_until_s = now_s + SUSPENDED_S
         return True
 
-    def supervise(self, roster: Roster, units: Mapping[int, Unit], now_s: float) -> tuple[list[Action], float]:
+    def supervise(
+        self, roster: Roster, units: Mapping[int, Unit], now_s: float, *, queued: bool = False
+    ) -> tuple[list[Action], float]:
         """Return what to do now, and the time (monotonic seconds) to ask again if nothing happens before.
 
-        `units` maps the pid of every live worker to its Unit.
+        `units` maps the pid of every live worker to its Unit; `queued` says that a stop has connections left to drain.
         """
         actions: list[Action] = []
         wakes = [now_s + self._timeout_s]  # an idle worker may begin a unit this moment
@@ -175,17 +183,22 @@ class Policy:
                 wakes.append(now_s + self._boot_timeout_s)
             if self.backoff.not_before_s > now_s:
                 wakes.append(self.backoff.not_before_s)
+        elif queued and not roster and self.backoff.not_before_s <= now_s < self._stop_until_s:
+            actions.append(Spawn(0, self.generation, respawn=True))  # the workers died, or were told by others to go
         return actions, min(wakes)
 
     def _judge_retiring(self, worker: WorkerHandle, _unit: Unit, now_s: float) -> tuple[Action | None, float]:
+        if worker.killed:
+            return None, _NEVER
         if self.stopping and worker.retiring_s is None:
-            if worker.pending:  # it serves nobody yet
+            if worker.pending and worker.spawned_s < self._stopped_s:  # it serves nobody yet
+                worker.retiring_s = now_s
                 return _kill(worker, "stopped while it booted"), _NEVER
             worker.retiring_s = now_s
             return Retire(worker, "stop"), now_s + self._graceful_timeout_s + GRACE_MARGIN_S
-        if worker.retiring_s is None or worker.killed:
+        if worker.retiring_s is None:
             return None, _NEVER
-        limit_s = worker.retiring_s + self._graceful_timeout_s + GRACE_MARGIN_S
+        limit_s = max(worker.retiring_s + self._graceful_timeout_s + GRACE_MARGIN_S, self._lenient_until_s)
         if now_s < limit_s:
             return None, limit_s
         return _kill(worker, f"still busy {now_s - worker.retiring_s:.1f} s after it was told to stop"), _NEVER
@@ -193,7 +206,7 @@ class Policy:
     def _judge_boot(self, worker: WorkerHandle, _unit: Unit, now_s: float) -> tuple[Action | None, float]:
         if not worker.pending or worker.killed:
             return None, _NEVER
-        limit_s = worker.spawned_s + self._boot_timeout_s
+        limit_s = max(worker.spawned_s + self._boot_timeout_s, self._lenient_until_s)
         if now_s < limit_s:
             return None, limit_s
         return _kill(worker, f"not ready within --boot-timeout {self._boot_timeout_s:g} s"), _NEVER
@@ -215,8 +228,9 @@ class Policy:
     def _press(self, worker: WorkerHandle, hang: Hang, now_s: float) -> tuple[Action | None, float]:
         """The worker is hung and has been asked: wait for its answer, ask harder, kill."""
         asked_s = hang.asked_s if hang.fault_s is None else hang.fault_s
-        if not hang.answered and now_s < asked_s + STACKS_WAIT_S:
-            return None, asked_s + STACKS_WAIT_S
+        limit_s = max(asked_s + STACKS_WAIT_S, self._lenient_until_s)
+        if not hang.answered and now_s < limit_s:
+            return None, limit_s
         if not hang.answered and hang.fault_s is None:
             hang.fault_s = now_s
             return AskFault(worker), now_s + STACKS_WAIT_S

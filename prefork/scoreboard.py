@@ -97,7 +97,7 @@ class Row:
 
     def serve(self, peer: str) -> None:
         """Note who is being served; what is too long is cut."""
-        text = peer.encode()[: _PEER_CELLS * 8]
+        text = peer.encode("utf-8", "backslashreplace")[: _PEER_CELLS * 8]
         size = len(text)
         self._text[:size] = text
         self.cells[PEER_LENGTH] = size

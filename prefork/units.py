@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 # Parsers accept only ASCII digits: int() and str.isdigit() take signs, blanks, underscores and digits of other scripts.
-_COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
+_COUNT = re.compile(r"[0-9]{1,40}", re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)?", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,15})(k|m|g|t)?(?:i?b)?", re.ASCII | re.IGNORECASE)
+
+COUNT_MOST = 999_999_999
+DURATION_MOST_S = 100 * 86400.0
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -19,6 +22,8 @@ def count(text: str, *, least: int = 1) -> int:
         raise ValueError(f"{text!r} is not a whole number")
     if (number := int(text)) < least:
         raise ValueError(f"{text!r} is too small: at least {least}")
+    if number > COUNT_MOST:
+        raise ValueError(f"{text!r} is too large: at most {COUNT_MOST}")
     return number
 
 
@@ -31,7 +36,10 @@ def duration(text: str) -> float:
     """Seconds of `30`, `30s`, `500ms`, `2m`, `1h`."""
     if not (match := _DURATION.fullmatch(text.strip())):
         raise ValueError(f"{text!r} is not a duration: plain seconds, or 500ms, 10s, 2m, 1h")
-    return float(match[1]) * _SECONDS[match[2] or "s"]
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"]
+    if seconds > DURATION_MOST_S:
+        raise ValueError(f"{text!r} is too long: at most 100 days")
+    return seconds
 
 
 def positive_duration(text: str) -> float:

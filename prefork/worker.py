@@ -66,7 +66,7 @@ class Worker:
             life.failed(APP_FAILED, str(error), error.detail)
             return APP_FAILED
         life.heed()
-        if life.retiring:
+        if life.told:
             return 0  # told to stop while the app was loaded
         BlockingEngine(app=app, config=self.config, listeners=self.listeners, rows=rows, life=life, log=self.log).run()
         return 0

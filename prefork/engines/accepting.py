@@ -7,12 +7,13 @@ registration, so each wake-up ends with a new registration, at the tail; else th
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, cast
 
+from ..errors import QUEUE_EMPTY
 from ..listener import ACCEPT_WAIT_S, Listener
 
 
@@ -25,28 +26,42 @@ class Acceptor:
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._socks = {listener.sock.fileno(): listener.sock for listener in listeners}
-        self._epoll: select.epoll | None = None
+        self._epoll = select.epoll()  # made now, as descriptors may be out when it is needed
+        self._polls = False
+        self._draining = list(self._socks.values())  # that may still have a queue when the server stops
         self.family = int(listeners[0].sock.family)
         # The method below socket.accept(): it returns the bare descriptor and makes no second object (2.5 us less).
         self.take: Callable[[], tuple[int, Any]] = listeners[0].sock._accept  # type: ignore[attr-defined]
         if len(listeners) > 1:
-            self.poll()
-
-    def poll(self, wait_s: float = ACCEPT_WAIT_S) -> None:
-        """From now on wait with epoll, `wait_s` at most."""
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            for fd in self._socks:
-                self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        self.take = partial(self._poll, self._epoll, wait_s)
+            self._poll()
 
     def ran_out(self) -> None:
         """`take` found nothing. If accept() no longer waits, since another process set O_NONBLOCK, use epoll."""
-        if self._epoll is None and not all(map(os.get_blocking, self._socks)):
-            self.poll()
+        if not self._polls and not all(map(os.get_blocking, self._socks)):
+            self._poll()
 
-    def _poll(self, epoll: select.epoll, wait_s: float) -> tuple[int, Any]:
-        for fd, _events in epoll.poll(wait_s, 1):
+    def take_queued(self) -> tuple[int, Any]:
+        """Take what waits on any of the listeners, which are non-blocking by now; BlockingIOError: all are empty."""
+        while self._draining:
+            self.family = self._draining[-1].family
+            try:
+                return cast("tuple[int, Any]", self._draining[-1]._accept())  # type: ignore[attr-defined]
+            except OSError as error:
+                if error.errno not in QUEUE_EMPTY:
+                    raise
+                self._draining.pop()
+        raise BlockingIOError(errno.EAGAIN, "no connection waits")
+
+    def _poll(self) -> None:
+        """From now on wait with epoll. Registered before it is needed, it would be woken instead of accept()."""
+        self._polls = True
+        for fd in self._socks:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self.take = self._take_polled
+
+    def _take_polled(self) -> tuple[int, Any]:
+        epoll = self._epoll
+        for fd, _events in epoll.poll(ACCEPT_WAIT_S, 1):
             sock = self._socks[fd]
             self.family = sock.family
             try:
@@ -54,4 +69,4 @@ class Acceptor:
             finally:
                 epoll.unregister(fd)
                 epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        raise BlockingIOError("no connection waits")
+        raise BlockingIOError(errno.EAGAIN, "no connection waits")

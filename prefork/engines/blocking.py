@@ -22,7 +22,7 @@ from typing import Any
 
 from ..config import Config
 from ..connection import Connection, HandlerSocket, close
-from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, LineTooLong
+from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY, LineTooLong
 from ..life import Life
 from ..listener import ACCEPT_WAIT_S, Listener, format_sockaddr, timeval
 from ..loader import App
@@ -51,6 +51,7 @@ class BlockingEngine:
         self._complaints = Complaints(log)
         self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
         self._server = _server(self._listeners[0], app) if app.kind == "socketserver" else None
+        self._handle = self._handle_request if self._server else self._handle_stream
 
     def run(self) -> None:
         """Accept until told to retire, finish what is in flight, return. Raises nothing that is the app's fault."""
@@ -72,10 +73,6 @@ class BlockingEngine:
 
     def _finish(self, left: int) -> None:
         """Wait for the threads, at most for the graceful timeout."""
-        if self._life.stopping:
-            for listener in self._listeners:
-                if listener.owned:
-                    listener.sock.setblocking(False)  # all workers stop: none may sleep in accept() any more
         until = time.monotonic() + self._config.graceful_timeout_s
         while left and (wait_s := until - time.monotonic()) > 0:
             if self._life.wait(wait_s, also=self._left):
@@ -94,33 +91,36 @@ class BlockingEngine:
 
     def _serve(self, row: Row) -> None:
         acceptor = Acceptor(self._listeners)
-        life, cells = self._life, row.cells
-        handle = self._handle_request if self._server else self._handle_stream
-        while True:
-            if life.retiring:
-                if not (self._drains and life.stopping):
-                    return
-                acceptor.poll(0.0)  # take what waits, then leave
+        life = self._life
+        while not life.retiring:
             try:
                 fd, sockaddr = acceptor.take()
-            except BlockingIOError:
-                if life.retiring:
-                    return
+            except OSError as error:
+                self._accept_failed(error)
                 acceptor.ran_out()
                 continue
+            self._serve_one(fd, sockaddr, acceptor.family, row)
+        while self._drains and life.stopping:
+            try:
+                fd, sockaddr = acceptor.take_queued()
+            except BlockingIOError:
+                return  # the queue is empty
             except OSError as error:
                 self._accept_failed(error)
                 continue
-            cells[SINCE] = monotonic_ns()
-            cells[HELD] = 1
-            cells[ACCEPTED] += 1
-            family = acceptor.family
-            peer = format_sockaddr(family, sockaddr)
-            row.serve(peer)
-            handle(_socket.socket(family, _socket.SOCK_STREAM, 0, fd), sockaddr, peer, row)
-            cells[BUSY_NS] += monotonic_ns() - cells[SINCE]
-            cells[SINCE] = 0
-            cells[HELD] = 0
+            self._serve_one(fd, sockaddr, acceptor.family, row)
+
+    def _serve_one(self, fd: int, sockaddr: Any, family: int, row: Row) -> None:
+        cells = row.cells
+        cells[SINCE] = monotonic_ns()
+        cells[HELD] = 1
+        cells[ACCEPTED] += 1
+        peer = format_sockaddr(family, sockaddr)
+        row.serve(peer)
+        self._handle(_socket.socket(family, _socket.SOCK_STREAM, 0, fd), sockaddr, peer, row)
+        cells[BUSY_NS] += monotonic_ns() - cells[SINCE]
+        cells[SINCE] = 0
+        cells[HELD] = 0
 
     def _handle_stream(self, sock: _socket.socket, _sockaddr: Any, peer: str, row: Row) -> None:
         conn = Connection(sock, peer, row.cells, self._idle_s)
@@ -156,7 +156,7 @@ class BlockingEngine:
         if error.errno in ACCEPT_PAUSE:
             self._complaints.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
             time.sleep(ACCEPT_PAUSE_S)
-        elif error.errno not in ACCEPT_IGNORED:
+        elif error.errno not in ACCEPT_IGNORED and not (self._life.stopping and error.errno in QUEUE_EMPTY):
             raise error
 
 

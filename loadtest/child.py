@@ -1,0 +1,117 @@
+"""A command in a session of its own, with its output in a file, that is surely gone afterwards.
+
+The own session keeps the terminal's Ctrl-C from the children (the lab stops them in its own order) and makes every
+process that a command leaves behind findable. The affinity is set on our own thread around the fork, from where the
+child inherits it: no wrapper program, and nothing runs between fork and exec.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from . import proc
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_KILL_S = 5.0
+_LOG_TAIL_BYTES = 16_384
+
+
+class ChildError(Exception):
+    """A command that cannot be started, or processes that cannot be ended."""
+
+
+class Child:
+    """A running command. Use as a context manager: leaving it kills what is left."""
+
+    def __init__(
+        self, argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], cpus: Sequence[int] = ()
+    ) -> None:
+        self.log = log
+        allowed = os.sched_getaffinity(0)
+        with log.open("wb") as output:
+            try:
+                if cpus:
+                    os.sched_setaffinity(0, cpus)
+                self._process = subprocess.Popen(
+                    argv,
+                    cwd=cwd,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                missing = error.filename if error.filename != argv[0] else "the command"
+                raise ChildError(f"cannot start {argv[0]!r}: {missing}: {error.strerror}") from None
+            finally:
+                os.sched_setaffinity(0, allowed)
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._sweep()
+        finally:
+            os.close(self._pidfd)
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the command ends."""
+        return self._pidfd
+
+    def ended(self, within_s: float = 0.0) -> bool:
+        """Whether the command has ended, now or within the given time. It is not reaped: its pid stays its own."""
+        return bool(select.select([self], [], [], within_s)[0])
+
+    @property
+    def exit_code(self) -> int:
+        """The ended command's exit status; negative for the signal that killed it. Waits until it has ended."""
+        seen = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
+        assert seen is not None
+        return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+
+    def status(self) -> str:
+        """How the ended command ended, in words."""
+        code = self.exit_code
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+
+    def stop(self, grace_s: float) -> bool:
+        """Ask the command to end (SIGTERM), wait, then kill whatever is left. False when it did not end by itself."""
+        if not self.ended():
+            os.kill(self.pid, signal.SIGTERM)
+        in_time = self.ended(grace_s)
+        self._sweep()
+        return in_time
+
+    def tail(self, lines: int = 15) -> str:
+        """The last lines of the command's output."""
+        with self.log.open("rb") as output:
+            output.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
+            return "\n".join(output.read().decode("utf-8", "replace").splitlines()[-lines:])
+
+    def _sweep(self) -> None:
+        """Kill every process of the session until none is left. The leader is reaped last: its pid names it."""
+        if self._process.returncode is not None:
+            return
+        deadline = time.monotonic() + _KILL_S
+        while left := proc.session(self.pid):
+            if time.monotonic() > deadline:
+                raise ChildError(f"processes {left} of {self._process.args!r} do not die")
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it died since we looked
+            self.ended(0.01)
+        self._process.wait()

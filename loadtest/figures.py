@@ -1,0 +1,53 @@
+"""How figures are written: three significant digits with a unit, and `-` for what is not known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .inference import Ratio
+
+UNKNOWN = "-"
+NO_DIFFERENCE = "~"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, no exponent: 0.123, 12.3, 123, 1230."""
+    if value == 0:
+        return "0"
+    written = f"{value:.2e}"
+    decimals = max(0, 2 - int(written.partition("e")[2]))
+    return f"{float(written):,.{decimals}f}"
+
+
+def duration(value_ns: float | None) -> str:
+    """In µs below a millisecond, in ms from there on."""
+    if value_ns is None:
+        return UNKNOWN
+    return f"{digits(value_ns / 1e3)} µs" if value_ns < 999_500 else f"{digits(value_ns / 1e6)} ms"
+
+
+def rate(per_s: float | None) -> str:
+    """A number per second."""
+    return UNKNOWN if per_s is None else digits(per_s)
+
+
+def size(value_bytes: float | None) -> str:
+    """In MB of a million bytes."""
+    return UNKNOWN if value_bytes is None else f"{digits(value_bytes / 1e6)} MB"
+
+
+def comparison(ratio: Ratio | None, floor: float | None) -> str:
+    """A ratio with its interval; `~` when no difference was shown; with n when the rounds are too few to tell."""
+    if ratio is None:
+        return UNKNOWN
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.median:.2f}x (n={ratio.pairs})"
+    if not ratio.differs(floor):
+        return NO_DIFFERENCE
+    return f"{times(ratio.median)} [{times(ratio.low)}, {times(ratio.high)}]"
+
+
+def times(value: float) -> str:
+    """A factor: near 1 with enough decimals to see a difference of a percent."""
+    return f"{value:.3f}x" if 0.9 < value < 1.1 else f"{digits(value)}x"

@@ -1,0 +1,186 @@
+"""What a round leaves behind: plain records that are measured, stored, compared and rendered, and know nothing of how.
+
+A round that could not be measured has an `error` and neither client nor signals: there is no such thing as a row of
+zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefork.histogram import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA = 1
+
+
+class RecordError(Exception):
+    """A file of another shape than this version writes; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """The load generator's account of one window (the file that it writes, see users/)."""
+
+    scenario: str
+    connections: int
+    start_ns: int  # of the window, CLOCK_MONOTONIC, which all processes of a machine share
+    duration_s: float
+    completed: int  # exchanges that ended well inside the window
+    failures: Mapping[str, int]  # cause -> exchanges that did not
+    censored: int  # in flight when the run ended, and given up
+    busy_s: float  # time that connections spent inside exchanges, cut at the window's edges
+    latency: Histogram
+    service_time: Histogram
+    raw: Mapping[str, Any]  # the file as it was
+
+    @property
+    def rate_per_s(self) -> float:
+        """Exchanges completed per second."""
+        return self.completed / self.duration_s
+
+    @property
+    def failed(self) -> int:
+        """Exchanges that failed, whatever the cause."""
+        return sum(self.failures.values())
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Client:
+        """Read the generator's file. Raises RecordError when it is not one."""
+        try:
+            if data["schema"] != SCHEMA:
+                raise RecordError(f"the generator's result has schema {data['schema']!r}; this version reads {SCHEMA}")
+            return cls(
+                scenario=data["scenario"],
+                connections=data["connections"],
+                start_ns=data["window_start_ns"],
+                duration_s=data["duration_s"],
+                completed=data["completed"],
+                failures=dict(data["failures"]),
+                censored=data["censored"],
+                busy_s=data["busy_s"],
+                latency=Histogram.from_json(data["latency"]),
+                service_time=Histogram.from_json(data["service_time"]),
+                raw=data,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"the generator's result lacks or garbles {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a tree of processes used during the window."""
+
+    cpu_ns: int  # user and system, of all its processes, dead children included
+    busiest_ns: int  # the same, of the process that used most
+    wait_ns: int | None  # time its threads were ready to run and had no CPU; None where the kernel does not say
+    switches_voluntary: int
+    switches_involuntary: int
+    processes: int  # the most that were seen at once
+    covered: float  # the part of the window between the first and the last sample; the rest is taken to be alike
+
+    def cores(self, duration_s: float) -> float:
+        """CPU time per second: 1.0 is one core kept busy."""
+        return self.cpu_ns / (duration_s * 1e9)
+
+    def wait_share(self) -> float:
+        """Of the time that threads wanted to run, the part that they waited for a CPU."""
+        wanted = self.cpu_ns + (self.wait_ns or 0)
+        return (self.wait_ns or 0) / wanted if wanted else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """The accept queue of the server's listeners during the window."""
+
+    depth_max: int
+    depth_mean: float
+    limit: int
+    drops: int  # connections that found it full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """What the lab saw of both sides from outside, through the kernel. None is "could not be seen", never zero."""
+
+    server: Usage | None  # None for a server that the lab did not start
+    generator: Usage | None
+    queue: Queue | None
+    pss_bytes: int | None  # the server's memory after the load, shared pages divided among those who share them
+    series: tuple[tuple[float, float, int | None], ...]  # (s since the window began, server's cores, accept queue)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Signals:
+        """The inverse of dataclasses.asdict."""
+        server, generator, queue = data["server"], data["generator"], data["queue"]
+        return cls(
+            server=Usage(**server) if server else None,
+            generator=Usage(**generator) if generator else None,
+            queue=Queue(**queue) if queue else None,
+            pss_bytes=data["pss_bytes"],
+            series=tuple((t_s, cores, depth) for t_s, cores, depth in data["series"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What bounded a round, with the number that decided."""
+
+    name: str
+    reason: str
+
+    @property
+    def valid(self) -> bool:
+        """Whether the round may enter a comparison."""
+        return self.name not in ("INVALID", "LEFT-OUT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One server under one load, once."""
+
+    number: int
+    cycle: int
+    position: int
+    configuration: str
+    load: str
+    started: str  # UTC, ISO 8601
+    verdict: Verdict
+    provenance: Mapping[str, Any]
+    error: str = ""  # why there are no figures
+    client: Client | None = None
+    signals: Signals | None = None
+    notes: tuple[str, ...] = ()  # what was odd but did no harm
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for the round's file."""
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("verdict", "client", "signals")}
+        return (
+            {"schema": SCHEMA}
+            | plain
+            | {
+                "verdict": asdict(self.verdict),
+                "client": self.client.raw if self.client else None,
+                "signals": asdict(self.signals) if self.signals else None,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Round:
+        """Read a round's file. Raises RecordError when it is not one."""
+        try:
+            rest = dict(data)
+            if rest.pop("schema") != SCHEMA:
+                raise RecordError(f"schema {data['schema']!r}; this version reads {SCHEMA}")
+            return cls(
+                verdict=Verdict(**rest.pop("verdict")),
+                client=Client.from_json(client) if (client := rest.pop("client")) else None,
+                signals=Signals.from_json(signals) if (signals := rest.pop("signals")) else None,
+                notes=tuple(rest.pop("notes")),
+                **rest,
+            )
+        except (KeyError, TypeError) as error:
+            raise RecordError(f"not a round of this version: {error}") from None

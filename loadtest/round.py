@@ -1,0 +1,105 @@
+"""One round: start the server, wait until it answers, drive the load, watch both sides, stop, judge.
+
+One thread and no timers: the wait between two samples is a wait for either process to end, so that a server that dies
+ends the round at once. Whatever goes wrong becomes the round's `error`; only Interrupted and mistakes of the lab itself
+leave this module.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from . import drive, provenance
+from .child import ChildError
+from .drive import GeneratorError
+from .probe import PERIOD_S, Probe
+from .record import Client, Round, Signals, Verdict
+from .server import RunningServer, ServerError, ServerMissingError
+from .verdict import judge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .child import Child
+    from .interrupt import Interrupt
+    from .plan import Load, Plan, Slot
+
+
+def measure(plan: Plan, slot: Slot, number: int, interrupt: Interrupt, *, base: Path, folder: Path) -> Round:
+    """Measure the slot. `base` is where relative folders of the plan start, `folder` takes the logs of this round."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    client = signals = None
+    notes: list[str] = []
+    failure: Exception | None = None
+    try:
+        cpus = plan.pin.server if plan.pin else ()
+        with RunningServer(
+            slot.server, folder=base, log=folder / "server.log", cpus=cpus, interrupt=interrupt
+        ) as server:
+            notes = server.notes
+            server.wait_ready(slot.load.scenario)
+            client, signals = _drive(plan, slot.load, server, folder, interrupt)
+    except (ServerError, GeneratorError, ChildError) as error:
+        failure, client, signals = error, None, None
+    return Round(
+        number=number,
+        cycle=slot.cycle,
+        position=slot.position,
+        configuration=slot.configuration,
+        load=slot.load.name,
+        started=started,
+        verdict=_verdict(plan, client, signals, failure),
+        provenance=provenance.collect(),
+        error=str(failure or ""),
+        client=client,
+        signals=signals,
+        notes=tuple(notes),
+    )
+
+
+def _verdict(plan: Plan, client: Client | None, signals: Signals | None, failure: Exception | None) -> Verdict:
+    if client is None or signals is None:
+        name = "LEFT-OUT" if isinstance(failure, ServerMissingError) else "INVALID"
+        return Verdict(name=name, reason=str(failure).partition("\n")[0])
+    return judge(client, signals, len(plan.pin.server if plan.pin else os.sched_getaffinity(0)))
+
+
+def _drive(plan: Plan, load: Load, server: RunningServer, folder: Path, interrupt: Interrupt) -> tuple[Client, Signals]:
+    """Put the load on the ready server. Raises ServerError, GeneratorError, Interrupted."""
+    with drive.start(plan, load, server.address, folder) as generator:
+        ours = Probe(generator.pid)
+        theirs = Probe(server.child.pid if server.child else None, server.port)
+        _watch(server, generator, [ours, theirs], interrupt, drive.deadline_s(load))
+        server.check_alive()
+        client = drive.result(generator, folder)
+    start_ns, end_ns = client.start_ns, client.start_ns + round(client.duration_s * 1e9)
+    return client, Signals(
+        server=theirs.usage(start_ns, end_ns),
+        generator=ours.usage(start_ns, end_ns),
+        queue=theirs.queue(start_ns, end_ns),
+        pss_bytes=theirs.pss_bytes(),
+        series=theirs.series(start_ns),
+    )
+
+
+def _watch(server: RunningServer, generator: Child, probes: list[Probe], interrupt: Interrupt, within_s: float) -> None:
+    """Sample until the generator ends. Raises ServerError if the server ends first, GeneratorError if time is up."""
+    deadline = time.monotonic() + within_s
+    watched: list[Child | Interrupt] = [generator, interrupt, *([server.child] if server.child else [])]
+    due = time.monotonic()
+    while True:
+        for probe in probes:
+            probe.sample()
+        due = max(due + PERIOD_S, time.monotonic())
+        ended, _, _ = select.select(watched, [], [], max(0.0, due - time.monotonic()))
+        if generator in ended:
+            return
+        interrupt.check()
+        server.check_alive()
+        if time.monotonic() > deadline:
+            message = f"the generator did not end within {within_s:g} s and was killed"
+            raise GeneratorError(drive.last_words(generator, message))

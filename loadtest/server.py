@@ -1,0 +1,117 @@
+"""The server of a round: started on a free port, waited for, stopped; or one that somebody else runs (attach)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from .child import Child, ChildError
+from .exchange import WrongReplyError, exchange
+from .values import split_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .interrupt import Interrupt
+    from .plan import Server
+
+READY_S = 30.0  # from start to the first answered exchange
+STOP_S = 10.0
+INTERRUPTED_STOP_S = 1.0  # the round is lost anyway, and somebody waits
+_TRY_S = 2.0  # one attempt at an exchange
+_PAUSE_S = 0.02  # between attempts
+_CANNOT_RUN_HERE = 77  # the exit status by which a command says that this machine lacks what it needs
+
+
+class ServerError(Exception):
+    """The server did not start, or ended before it was asked to; the message has its last words."""
+
+
+class ServerMissingError(ServerError):
+    """The command said that it cannot run on this machine at all."""
+
+
+class RunningServer:
+    """A server to put load on. Leaving the context stops it, unless it is somebody else's."""
+
+    def __init__(
+        self, server: Server, *, folder: Path, log: Path, interrupt: Interrupt, cpus: Sequence[int] = ()
+    ) -> None:
+        self.host, self.port = split_endpoint(server.attach) if server.attach else ("127.0.0.1", _free_port())
+        self.address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        self.notes: list[str] = []
+        self._interrupt = interrupt
+        self.child: Child | None = None
+        if not server.attach:
+            cwd = folder / server.cwd if server.cwd else folder.cwd()
+            try:
+                self.child = Child(
+                    self._argv(server.command), log=log, cwd=cwd, env={**os.environ, **server.env}, cpus=cpus
+                )
+            except ChildError as error:
+                raise ServerError(str(error)) from None
+
+    def _argv(self, command: str) -> list[str]:
+        values = {"address": self.address, "host": self.host, "port": str(self.port), "python": sys.executable}
+        words = shlex.split(command)
+        for name, value in values.items():
+            words = [word.replace("{" + name + "}", value) for word in words]
+        return words
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child is None:
+            return
+        with self.child:
+            if not self.child.stop(INTERRUPTED_STOP_S if self._interrupt.came else STOP_S):
+                self.notes.append(f"the server did not end within {STOP_S:g} s of SIGTERM and was killed")
+
+    def wait_ready(self, scenario: str) -> None:
+        """Return once a whole exchange was answered. Raises ServerError once it is clear that none will be."""
+        deadline = time.monotonic() + READY_S
+        while True:
+            self._interrupt.check()
+            try:
+                exchange(scenario, (self.host, self.port), _TRY_S)
+                return
+            except WrongReplyError as error:
+                raise ServerError(self._last_words(f"{self.address} {error}; is {scenario} its scenario?")) from None
+            except OSError as error:
+                reason = error.strerror or str(error)
+            if self.child is None:
+                raise ServerError(f"nobody answers at {self.address}: {reason}; start that server first")
+            if self.child.ended(_PAUSE_S):
+                self._raise_ended("before it was ready")
+            if time.monotonic() > deadline:
+                raise ServerError(self._last_words(f"not ready after {READY_S:g} s: {self.address}: {reason}"))
+
+    def check_alive(self) -> None:
+        """Raise ServerError when the server has ended by itself."""
+        if self.child is not None and self.child.ended():
+            self._raise_ended("during the round")
+
+    def _raise_ended(self, when: str) -> None:
+        assert self.child is not None
+        if self.child.exit_code == _CANNOT_RUN_HERE:
+            raise ServerMissingError(self.child.tail(1) or "its command cannot run on this machine")
+        raise ServerError(self._last_words(f"the server {self.child.status()} {when}"))
+
+    def _last_words(self, message: str) -> str:
+        tail = self.child.tail() if self.child else ""
+        log = f"\n  it wrote nothing to {self.child.log}" if self.child else ""
+        return message + ("\n  " + tail.replace("\n", "\n  ") if tail else log)
+
+
+def _free_port() -> int:
+    """A port that is free now. If somebody takes it before the server does, the server says so and the round fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

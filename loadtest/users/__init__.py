@@ -1,0 +1,13 @@
+"""The locust users of the lab, for `loadtest/locustfile.py` and for locustfiles of your own.
+
+Importing this package adds our options to locust's command line and, with `--result`, records to a file. It imports
+locust, which monkey-patches the process: nothing but a locustfile may import it.
+"""
+
+from __future__ import annotations
+
+from . import adapter, options  # their import registers their listeners
+from .stream import EchoUser, TalkbackUser
+from .web import WebUser
+
+__all__ = ["EchoUser", "TalkbackUser", "WebUser", "adapter", "options"]

@@ -1,0 +1,94 @@
+"""The end of a run: the result document, and locust's exit code when nothing was measured that may be used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import locust
+
+from .options import scenario_of
+from .recorder import SCHEMA
+
+if TYPE_CHECKING:
+    from locust.env import Environment
+
+    from .recorder import Account
+
+logger = logging.getLogger("loadtest")
+
+NOTHING_MEASURED = 1
+"""The exit code."""
+
+
+class Source(Protocol):
+    """Who knows what was measured: the local runner's side or the master's."""
+
+    started: bool
+    account: Account | None
+
+    def finish(self) -> str:
+        """End the run that still goes on, wait for its account; return what went wrong, or nothing."""
+
+
+class Conclusion:
+    """Writes the result and sets the exit code when locust quits, by itself, by Ctrl-C or by SIGTERM."""
+
+    def __init__(self, environment: Environment, source: Source) -> None:
+        self.environment = environment
+        self.source = source
+        # locust calls these in reverse order: ours comes before its own, which ends the connection to the workers.
+        environment.events.quitting.add_listener(self.on_quitting)
+
+    def on_quitting(self, **_: object) -> None:
+        """Conclude the last run, if there was one: a web page that nobody used is no failure."""
+        flaw = self.source.finish()
+        if not self.source.started:
+            return
+        if not flaw:  # what only a part of the workers has seen is no result
+            account = self.source.account
+            flaw = self._emptiness(account)
+            if account is not None:
+                flaw = self._write(account) or flaw
+        if flaw:
+            logger.error(flaw)
+            self.environment.process_exit_code = self.environment.process_exit_code or NOTHING_MEASURED
+
+    def _emptiness(self, account: Account | None) -> str:
+        """Why a run without any exchange has none; empty for all others."""
+        if self.environment.stats.total.num_requests == 0:
+            return f"no exchange ended on {self.environment.host}: the run was too short, or the server does not answer"
+        if account and not account.failures and not any(second.n for second in account.latencies):
+            warmup_s = self.environment.parsed_options.warmup
+            return f"no exchange began in the {account.duration_s:g} s that followed the warm-up of {warmup_s:g} s"
+        return ""
+
+    def _write(self, account: Account) -> str:
+        """Write the result document in one step: a reader finds all of it or nothing. Returns what went wrong."""
+        options = self.environment.parsed_options
+        path = Path(options.result)
+        scenarios = {scenario_of(user_class, options) for user_class in self.environment.user_classes}
+        document = {
+            "schema": SCHEMA,
+            "generator": {
+                "engine": "readable",
+                "locust": locust.__version__,
+                "cpu_s": account.cpu_s,
+                "wall_s": account.wall_s,
+            },
+            "scenario": "+".join(sorted(scenarios)),
+            "address": self.environment.host,
+            "warmup_s": options.warmup,
+            **account.to_result(),
+        }
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            unfinished.write_text(json.dumps(document) + "\n")
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            return f"cannot write the result to {path}: {error.strerror}"
+        return ""

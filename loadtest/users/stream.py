@@ -1,0 +1,171 @@
+"""Users of the line protocols, written as a locust user usually is: one connection each, one task, one request event.
+
+The clock of an exchange starts before connect (talkback, nap) or before the line is sent (echo) and stops when the last
+byte of the reply, for talkback and nap the end of the stream, was read. Replies are compared byte for byte with the
+expected one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from gevent import GreenletExit, Timeout
+from locust import User, constant, task
+from locust.exception import StopTest
+
+from . import address
+from .failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
+from .options import scenario_of
+from .recorder import CONNECT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from locust.env import Environment
+
+GREETING = b"hello from prefork\n"
+PREFIX = b"you said: "
+DEADLINE_S = 10.0
+"""How long an exchange, or a connect of its own, may take in all."""
+
+
+class StreamUser(User):  # type: ignore[misc]  # locust ships no types
+    """What the users of line protocols share: the address, distinct lines, and an exchange under a deadline."""
+
+    abstract = True
+    wait_time = constant(0)
+    protocol = "tcp"
+    deadline_s = DEADLINE_S  # like every attribute of a user class it can be set with locust's --config-users
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        try:
+            self.family, self.address = address.parse(self.host or address.DEFAULT, self.protocol).resolve()
+        except address.AddressError as error:
+            raise StopTest(str(error)) from None
+        except OSError as error:
+            raise StopTest(f"--host {self.host!r}: {error.strerror}") from None
+        self.scenario = scenario_of(type(self), environment.parsed_options)
+        # No two users send the same line, so that a reply which belongs to another client is noticed.
+        self.numbers = itertools.count(random.getrandbits(48))
+
+    def next_line(self) -> bytes:
+        """A line of `--payload` bytes without its newline."""
+        size = self.environment.parsed_options.payload
+        return (b"%x " % next(self.numbers))[:size].ljust(size, b".")
+
+    def connect(self) -> socket.socket:
+        """A new connection to the server."""
+        connection = socket.socket(self.family, socket.SOCK_STREAM)
+        try:
+            connection.connect(self.address)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def timed(self, request_type: str, name: str, action: Callable[[], int]) -> bool:
+        """Run `action`, which returns the bytes read, and report it to locust. Returns whether it went well."""
+        failure, length, began = None, 0, time.time()
+        start_ns = time.perf_counter_ns()
+        try:
+            with Timeout(self.deadline_s, TimeoutError):
+                length = action()
+        except (OSError, ExchangeError) as error:
+            failure = ExchangeError(cause_of(error))
+        except GreenletExit:  # the run is over and waits no longer
+            self.environment.events.censored.fire(start_ns=start_ns)
+            raise
+        elapsed_ns = time.perf_counter_ns() - start_ns
+        self.environment.events.request.fire(
+            request_type=request_type,
+            name=name,
+            response_time=elapsed_ns / 1e6,
+            response_length=length,
+            exception=failure,
+            context={},
+            start_time=began,
+        )
+        return failure is None
+
+
+class TalkbackUser(StreamUser):
+    """Connects, reads the greeting, sends a line, reads `you said: LINE` to the end. Also the user of `nap`."""
+
+    half_close = False  # whether to shut down the sending side after the line
+
+    @task  # type: ignore[untyped-decorator]
+    def exchange(self) -> None:
+        """One whole connection."""
+        self.timed("TCP", self.scenario, self._talk)
+
+    def _talk(self) -> int:
+        line = self.next_line() + b"\n"
+        with self.connect() as connection:
+            expect(connection, GREETING)
+            connection.sendall(line)
+            if self.half_close:
+                connection.shutdown(socket.SHUT_WR)
+            return len(GREETING) + expect(connection, PREFIX + line, to_the_end=True)
+
+
+class EchoUser(StreamUser):
+    """Keeps a connection for `--exchanges` lines, each sent when the one before has come back, then makes a new one."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.connection: socket.socket | None = None
+        self.left = 0  # exchanges that this connection still serves
+
+    def on_stop(self) -> None:
+        """Close the connection with the user."""
+        self._close()
+
+    @task  # type: ignore[untyped-decorator]
+    def exchange(self) -> None:
+        """One line there and back, on a new connection if there is none."""
+        if self.connection is None and not self.timed(CONNECT, self.scenario, self._open):
+            return
+        if not self.timed("TCP", self.scenario, self._echo) or self.left <= 0:
+            self._close()
+
+    def _open(self) -> int:
+        self.connection = self.connect()
+        if self.family != socket.AF_UNIX:
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.left = self.environment.parsed_options.exchanges
+        return 0
+
+    def _echo(self) -> int:
+        assert self.connection is not None
+        self.left -= 1
+        line = self.next_line() + b"\n"
+        self.connection.sendall(line)
+        return expect(self.connection, line)
+
+    def _close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+def expect(connection: socket.socket, expected: bytes, *, to_the_end: bool = False) -> int:
+    """Read exactly `expected`, and with `to_the_end` the end of the stream after it. Returns the bytes read.
+
+    Raises ExchangeError ("wrong reply" at the first other byte, "closed early") and OSError.
+    """
+    got = b""
+    while len(got) < len(expected) or to_the_end:
+        chunk = connection.recv(65536)
+        if not chunk:
+            break
+        got += chunk
+        if not expected.startswith(got):
+            raise ExchangeError(WRONG_REPLY)
+    if len(got) < len(expected):
+        raise ExchangeError(CLOSED_EARLY)
+    return len(got)

@@ -1,0 +1,128 @@
+"""The values that a plan's keys and the command line's flags take: one parser each, used by both.
+
+A parser takes what TOML or the shell gave and returns the value, or raises ValueError saying what it wants instead.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from .plan import SCENARIOS, Pin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|)")
+
+
+def text(value: object) -> str:
+    """Any text but none."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{value!r} is not a text; write it in quotes")
+    return value
+
+
+def count(value: object) -> int:
+    """A whole number from 1."""
+    number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{value!r} is not a whole number from 1")
+    return number
+
+
+def flag(value: object) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def pause_s(value: object) -> float:
+    """A length of time, zero included, in seconds."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = f"{value:f}"
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is not a length of time; write seconds, or 10s, 500ms, 2m")
+    return float(match[1]) * _UNIT_S[match[2]]
+
+
+def duration_s(value: object) -> float:
+    """A length of time that something can be measured in, in seconds."""
+    seconds = pause_s(value)
+    if seconds < 0.2:
+        raise ValueError(f"{value!r} is too short to measure anything in; 0.2 s is the least")
+    return seconds
+
+
+def scenario(value: object) -> str:
+    """One of the scenarios."""
+    if value not in SCENARIOS:
+        raise ValueError(f"{value!r} is not a scenario{near(str(value), SCENARIOS)}; there are {', '.join(SCENARIOS)}")
+    return str(value)
+
+
+def pin(value: object) -> Pin:
+    """SERVER_CPUS:LOAD_CPUS, each like 0 or 0,2 or 0-3."""
+    server, separator, load = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not separator:
+        raise ValueError(f"{value!r} is not SERVER_CPUS:LOAD_CPUS; for example 0:1, or 0-1:2,3")
+    return Pin(server=_cpus(server), load=_cpus(load))
+
+
+def _cpus(value: str) -> tuple[int, ...]:
+    found: set[int] = set()
+    for part in value.split(","):
+        match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f"{value!r} is not a list of CPUs; for example 0 or 0,2 or 0-3")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(found))
+
+
+def command(value: object) -> str:
+    """A command line that says where the server's address goes."""
+    line = text(value)
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ValueError(f"{line!r} is not a command line: {error}") from None
+    if not any("{address}" in word or "{port}" in word for word in words):
+        raise ValueError(f"{line!r} says nowhere which port to serve on; put {{address}} or {{port}} where it belongs")
+    return line
+
+
+def environment(value: object) -> dict[str, str]:
+    """A table of texts."""
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ValueError(f"{value!r} is not a table of texts; for example env = {{ PYTHONHASHSEED = '0' }}")
+    return dict(value)
+
+
+def endpoint(value: object) -> str:
+    """HOST:PORT of a running server."""
+    address = text(value)
+    split_endpoint(address)
+    return address
+
+
+def split_endpoint(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT or [V6]:PORT."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is not HOST:PORT; for example 127.0.0.1:1935 or [::1]:1935")
+    return host, int(port)
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """A suggestion for a word that is not known, to be put into a message; empty when nothing is near."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,139 @@
+"""Fixtures shared by all tests: `serve` starts real servers, and a failing test prints their whole logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from tests.support.gate import Gate
+from tests.support.server import RunningServer
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
+
+SERVERS = pytest.StashKey[list[RunningServer]]()
+
+
+class Serve(Protocol):
+    """`serve("talkback", "--workers", "2")`: see RunningServer for the keywords; `ready=False` does not wait."""
+
+    def __call__(self, *args: str, ready: bool = True, **kwargs: object) -> RunningServer: ...
+
+
+class Shared(Protocol):
+    """`shared("talkback", "--workers", "2")`: the module's server of that command line."""
+
+    def __call__(self, *args: str) -> RunningServer: ...
+
+
+class Undertaker:
+    """Judges the ends of servers, later: a graceful stop takes up to half a second, and the next test need not wait."""
+
+    def __init__(self) -> None:
+        self._leaving: list[tuple[str, RunningServer]] = []
+
+    def take(self, origin: str, server: RunningServer) -> None:
+        """Tell a server to stop; `origin` is the test that started it."""
+        server.ask_to_stop()
+        self._leaving.append((origin, server))
+
+    def bury(self) -> None:
+        """Wait for all of them; raise with the logs of those that did not end cleanly."""
+        complaints = []
+        for origin, server in self._leaving:
+            try:
+                server.close()
+            except AssertionError as error:
+                complaints.append(f"{origin}: {error}\n{server.log}")
+        assert not complaints, "\n".join(complaints)
+
+
+@pytest.fixture(scope="module")
+def undertaker() -> Iterator[Undertaker]:
+    """Ends with the module, and lists every server of it that did not end cleanly."""
+    undertaker = Undertaker()
+    yield undertaker
+    undertaker.bury()
+
+
+@pytest.fixture
+def serve(request: pytest.FixtureRequest, undertaker: Undertaker) -> Iterator[Serve]:
+    """Start servers that are told to stop with the test, and judged with the module."""
+    started: list[RunningServer] = []
+
+    def start(*args: str, ready: bool = True, **kwargs: object) -> RunningServer:
+        server = RunningServer(*args, **kwargs)  # type: ignore[arg-type]
+        started.append(server)
+        request.node.stash.setdefault(SERVERS, []).append(server)
+        if ready:
+            server.wait_ready()
+        return server
+
+    yield start
+    for server in started:
+        undertaker.take(request.node.name, server)
+
+
+@pytest.fixture(scope="module")
+def module_servers(undertaker: Undertaker) -> Iterator[dict[tuple[str, ...], RunningServer]]:
+    """The servers that `shared` has started for this module, by their command line."""
+    servers: dict[tuple[str, ...], RunningServer] = {}
+    yield servers
+    for args, server in servers.items():
+        undertaker.take(f"shared {' '.join(args)}", server)
+
+
+@pytest.fixture
+def shared(request: pytest.FixtureRequest, module_servers: dict[tuple[str, ...], RunningServer]) -> Iterator[Shared]:
+    """For tests that leave a server as they found it: one per module and command line, and no worker may be lost."""
+    used: dict[RunningServer, set[int]] = {}
+
+    def get(*args: str) -> RunningServer:
+        if args not in module_servers:
+            module_servers[args] = RunningServer(*args)
+            module_servers[args].wait_ready()
+        server = module_servers[args]
+        used.setdefault(server, server.worker_pids())
+        request.node.stash.setdefault(SERVERS, []).append(server)
+        return server
+
+    yield get
+    for server, pids in used.items():
+        assert server.worker_pids() == pids, "a worker has died or was replaced"
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate that holds the handlers of `tests/apps/gated.py`; it opens with the end of the test at the latest."""
+    with Gate() as made:
+        yield made
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> AppWriter:
+    """Write an application that only one test needs, and return how to name it on the command line."""
+    return AppWriter(tmp_path)
+
+
+class AppWriter:
+    """`app("def handle(conn): ...")` -> "/tmp/.../app.py:handle"."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, source: str, *, name: str = "app.py", attribute: str = "handle") -> str:
+        path = self._folder / name
+        path.write_text(source)
+        return f"{path}:{attribute}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the whole log of every server of a test that failed, also when only its teardown did."""
+    report = yield
+    if report.failed:
+        for server in item.stash.get(SERVERS, []):
+            report.sections.append((f"log of server {server.pid}", server.log))
+    return report

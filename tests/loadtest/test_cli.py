@@ -1,0 +1,117 @@
+"""The command line where no load is needed: help, mistakes, a dry run, and reports from files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from loadtest.cli import main
+from loadtest.plan import Load, Plan, Server
+from loadtest.store import Store
+
+from .records import measured
+
+SERVER = "one={python} -m prefork serve --bind {address}"
+
+
+def lab(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def run_of(folder: Path, rate: float) -> Path:
+    plan = Plan(name="p", servers=(Server(name="one", command="x {port}"),), loads=(Load(name="nap"),))
+    store = Store.create(folder, plan)
+    for cycle in range(6):
+        store.add(measured("one", cycle, number=cycle, rate=rate))
+    return folder
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["report"]])
+def test_help_teaches_with_examples(command: list[str]) -> None:
+    result = lab(*command, "--help")
+    assert result.exit_code == 0
+    assert f"\n    loadtest {command[0] if command else 'run'} " in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "nothing to measure: give a plan, --server NAME=COMMAND or --attach HOST:PORT"),
+        (["run", "--server", "one"], "'one' is not NAME=COMMAND"),
+        (["run", "--server", "one=serve"], "says nowhere which port to serve on"),
+        (["run", "--server", "one=serve '{port}"], "is not a command line: No closing quotation"),
+        (["run", "--server", SERVER, "--rounds", "0"], "'0' is not a whole number from 1"),
+        (["run", "--server", SERVER, "--duration", "0.1"], "too short to measure anything in"),
+        (["run", "--server", SERVER, "--scenario", "eco"], "is not a scenario (did you mean 'echo'?)"),
+        (["run", "--server", SERVER, "--baseline", "two"], "baseline 'two' is not one of the servers: one"),
+        (["run", "--server", SERVER, "--pin", "0:4095"], "this process may not use CPU 4095"),
+        (["run", "--attach", "1935"], "'1935' is not HOST:PORT"),
+        (["run", "no-such-plan.toml"], "no-such-plan.toml: cannot read the plan: No such file or directory"),
+        (["run", "no-such-plan.toml", "--server", SERVER], "the servers are in the plan"),
+        (["report", "no-such-run"], "no-such-run holds no run of the lab"),
+        (["compare", "no-such-run", "nor-this"], "no-such-run holds no run of the lab"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_status_2(arguments: list[str], message: str) -> None:
+    result = lab(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output.splitlines()[-1]
+
+
+def test_a_dry_run_shows_the_order_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    plan = Path(__file__).parents[2] / "loadtest" / "plans" / "demo.toml"
+    result = lab("run", plan, "--rounds", "2", "--aa", "--dry-run", "--out", out)
+    assert result.exit_code == 0
+    assert "cycle 1: 1 worker (nap), 4 workers (nap), 1 worker' (nap)" in result.output
+    assert "cycle 2: 1 worker' (nap), 4 workers (nap), 1 worker (nap)" in result.output
+    assert "6 rounds, 18 s of load" in result.output
+    assert not out.exists()
+
+
+def test_another_plan_does_not_touch_the_folder(tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", 1000)
+    before = sorted(path.name for path in folder.rglob("*"))
+    result = lab("run", "--server", SERVER, "--out", folder)
+    assert result.exit_code == 2
+    assert "holds rounds of another plan ('p'); choose another --out" in result.output
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_reports_come_from_files_alone(tmp_path: Path) -> None:
+    run_of(tmp_path / "here", 1000)
+    moved = Path(shutil.move(tmp_path / "here", tmp_path / "elsewhere"))
+    assert lab("report", moved).output.splitlines()[2].startswith("one")
+    document = json.loads(lab("report", moved, "--format", "json").output)
+    assert document["configurations"][0]["rate_per_s"] == 1000
+    assert lab("compare", moved, "--format", "csv").output.startswith("name,load,rounds,invalid,rate_per_s,")
+
+
+def test_two_runs_are_compared(tmp_path: Path) -> None:
+    result = lab("compare", run_of(tmp_path / "before", 1000), run_of(tmp_path / "after", 800))
+    assert result.exit_code == 0
+    line = next(line for line in result.output.splitlines() if line.startswith("after: one"))
+    assert "0.800x [0.800x, 0.800x]" in line
+
+
+def test_two_runs_that_share_nothing(tmp_path: Path) -> None:
+    other = Store.create(
+        tmp_path / "b", Plan(name="p", servers=(Server(name="two", command="x {port}"),), loads=(Load(name="nap"),))
+    )
+    other.add(measured("two", 0))
+    result = lab("compare", run_of(tmp_path / "a", 1000), tmp_path / "b")
+    assert result.exit_code == 2
+    assert "share no configuration" in result.output
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    result = lab("run", "--server", SERVER, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "cannot write to" in result.output

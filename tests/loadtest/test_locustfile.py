@@ -1,0 +1,318 @@
+"""The locustfile in real locust processes: scenarios, causes of failure, the result document, the ends of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefork.histogram import Histogram
+from tests.loadtest import stand_in as behave
+from tests.loadtest.generator import LOCUSTFILE, Generator
+from tests.support.processes import children
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.loadtest.stand_in import Behaviour, StandIn
+
+    StartServer = Callable[[Behaviour], StandIn]
+    Generate = Callable[..., Generator]
+
+BRIEF = ("--users", "4", "--spawn-rate", "4", "--run-time", "1s")
+
+
+def deadline(seconds: float, user: str = "TalkbackUser") -> tuple[str, str]:
+    return "--config-users", json.dumps({"user_class_name": user, "deadline_s": seconds, "network_timeout": seconds})
+
+
+def check_consistency(result: dict[str, Any]) -> Histogram:
+    """What must hold for every result; returns its latencies."""
+    latency = Histogram.from_json(result["latency"])
+    assert result["schema"] == 1
+    assert result["generator"]["engine"] == "readable"
+    assert 0 < result["generator"]["cpu_s"] < 2 * result["generator"]["wall_s"]
+    assert result["completed"] == latency.n == sum(second["completed"] for second in result["per_second"])
+    assert sum(result["failures"].values()) == sum(second["failed"] for second in result["per_second"])
+    assert [second["t_s"] for second in result["per_second"]] == list(range(len(result["per_second"])))
+    assert result["service_time"] == result["latency"]
+    assert 0 <= result["busy_s"] <= result["connections"] * result["duration_s"] * 1.001
+    return latency
+
+
+@pytest.mark.parametrize(
+    ("scenario", "behaviour"),
+    [("talkback", behave.talkback), ("nap", behave.slow(0.005)), ("echo", behave.echo), ("http", behave.web)],
+)
+def test_each_scenario_talks_its_protocol(
+    scenario: str, behaviour: Behaviour, stand_in: StartServer, generate: Generate
+) -> None:
+    server = stand_in(behaviour)
+    run = generate("--host", server.address, "--scenario", scenario, *BRIEF).wait()
+    result = run.result()
+    latency = check_consistency(result)
+    assert (result["scenario"], result["connections"], result["address"]) == (scenario, 4, server.address)
+    assert (result["failures"], result["censored"], result["warmup_s"]) == ({}, 0, 0.0)
+    assert result["completed"] > 10
+    # Nothing is invented, and beyond the window are only the exchanges of the moment that locust takes to stop users.
+    assert 0.8 * server.answered - 4 <= result["completed"] <= server.answered
+    assert 0.5 < result["duration_s"] < 5
+    assert 0.5 < result["busy_s"] / result["duration_s"] <= 4.01
+    if scenario == "nap":
+        assert latency.min_ns >= 5_000_000
+        assert "TCP      nap " in run.log
+    if scenario == "echo":
+        assert server.connections >= server.answered / 10  # --exchanges
+        assert "CONNECT  echo " in run.log
+    if scenario == "http":
+        assert server.connections == 4  # kept alive
+
+
+def test_a_class_name_wins_over_the_scenario(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.talkback)
+    result = generate("--host", server.address, "--scenario", "echo", *BRIEF, "TalkbackUser").wait().result()
+    assert result["scenario"] == "talkback"
+    assert result["completed"] > 0
+    assert result["failures"] == {}
+
+
+def test_the_line_has_the_length_of_the_payload_and_users_send_different_ones(
+    stand_in: StartServer, generate: Generate
+) -> None:
+    lines: list[bytes] = []
+
+    def listen(peer: Any) -> Any:
+        for line in peer.makefile("rb"):
+            lines.append(line)
+            peer.sendall(line)
+            yield
+
+    server = stand_in(listen)
+    generate(
+        "--host", f"tcp://{server.address}", "--scenario", "echo", "--payload", "20", "--exchanges", "3", *BRIEF
+    ).wait()
+    assert {len(line) for line in lines} == {21}
+    assert len(set(lines)) == len(lines)
+    assert server.connections >= server.answered / 3
+
+
+def test_failures_are_counted_by_cause(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(
+        behave.in_turn(
+            behave.talkback,
+            behave.hang,
+            behave.greet_and_reset,
+            behave.wrong_reply,
+            behave.closed_early,
+        )
+    )
+    run = generate("--host", server.address, *deadline(0.2), *BRIEF).wait(exit_code=1)
+    result = run.result()
+    check_consistency(result)
+    assert set(result["failures"]) == {"timeout", "reset", "wrong reply", "closed early"}
+    assert result["completed"] > 0
+    assert server.answered >= result["completed"]
+    for cause in result["failures"]:
+        assert f"TCP talkback: {cause} " in run.log
+
+
+@pytest.mark.parametrize("scenario", ["talkback", "echo", "http"])
+def test_refused_connections_are_counted(scenario: str, refusing_address: str, generate: Generate) -> None:
+    run = generate("--host", refusing_address, "--scenario", scenario, "-u", "1", "-t", "1s").wait(exit_code=1)
+    result = run.result()
+    check_consistency(result)
+    assert set(result["failures"]) == {"refused"}
+    assert result["completed"] == 0
+    assert result["per_second"][0]["p50_ns"] is None
+
+
+def test_http_failures_are_counted_by_cause(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(
+        behave.in_turn(
+            behave.responding(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", once=True),
+            behave.responding(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", once=True),
+            behave.responding(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhel", once=True),
+            behave.responding(b"no HTTP at all\r\n\r\n", once=True),
+            behave.reset,
+            behave.hang,
+        )
+    )
+    run = generate("--host", f"http://{server.address}", "WebUser", *BRIEF, *deadline(0.2, "WebUser")).wait(exit_code=1)
+    result = run.result()
+    check_consistency(result)
+    assert set(result["failures"]) == {"status 503", "status 302", "closed early", "wrong reply", "reset", "timeout"}
+    assert result["completed"] == 0
+
+
+def test_an_exchange_that_ends_in_the_drain_counts_whole(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.slow(1.6))
+    result = generate("--host", server.address, *BRIEF).wait().result()
+    latency = check_consistency(result)
+    assert (result["completed"], result["censored"]) == (4, 0)
+    assert latency.min_ns >= 1_600_000_000
+    assert result["busy_s"] <= 4 * result["duration_s"] < 4 * 1.6
+
+
+def test_an_exchange_that_is_cut_off_is_censored_and_nothing_measured_is_an_error(
+    stand_in: StartServer, generate: Generate
+) -> None:
+    server = stand_in(behave.hang)
+    run = generate("--host", server.address, *BRIEF, "--stop-timeout", "0").wait(exit_code=1)
+    result = run.result()
+    check_consistency(result)
+    assert (result["completed"], result["failures"], result["censored"]) == (0, {}, 4)
+    assert 3 < result["busy_s"] / result["duration_s"] <= 4.01
+    assert f"no exchange ended on {server.address}: the run was too short, or the server does not answer" in run.log
+
+
+def test_the_warm_up_is_left_out(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.slow(0.05))
+    result = generate("--host", server.address, *BRIEF, "--warmup", "0.7").wait().result()
+    check_consistency(result)
+    assert result["duration_s"] < result["generator"]["wall_s"] - 0.65
+    assert 0 < result["completed"] <= server.answered - 4 * 5  # at the very least; 0.7 s hold about 13 exchanges a user
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_in_its_warm_up_is_an_error(stand_in: StartServer, generate: Generate) -> None:
+    run = generate("--host", stand_in(behave.talkback).address, *BRIEF, "--warmup", "30").wait(exit_code=1)
+    assert "no exchange began in the 0 s that followed the warm-up of 30 s" in run.log
+    result = run.result()
+    assert (result["completed"], result["duration_s"], result["per_second"]) == (0, 0.0, [])
+
+
+def test_without_a_number_or_an_end_it_runs_until_ctrl_c_and_keeps_the_result(
+    stand_in: StartServer, generate: Generate
+) -> None:
+    server = stand_in(behave.talkback)
+    run = generate("--host", server.address)
+    eventually(lambda: server.answered > 20, within_s=20, what="20 answers")
+    run.interrupt()
+    result = run.wait().result()
+    check_consistency(result)
+    assert result["connections"] == 1
+    assert 0 <= server.answered - result["completed"] <= 1
+
+
+def test_a_second_ctrl_c_ends_the_drain(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.in_turn(behave.talkback, behave.hang))
+    run = generate("--host", server.address, "-u", "2", "-r", "2", *deadline(30), "--stop-timeout", "30")
+    eventually(lambda: server.connections >= 4, within_s=20, what="both users hang")
+    run.interrupt()
+    eventually(lambda: "another Ctrl-C cuts them off" in run.log, within_s=20, what="the drain")
+    run.interrupt()
+    result = run.wait().result()
+    check_consistency(result)
+    assert (result["connections"], result["censored"], result["failures"]) == (2, 2, {})
+    assert result["completed"] == server.answered
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--host", "http://127.0.0.1:1"], "the scenario speaks tcp, not http; write tcp://HOST:PORT"),
+        (["--host", "tcp://127.0.0.1:1", "--scenario", "http"], "the scenario speaks http, not tcp"),
+        (["--host", "127.0.0.1"], "the port is missing"),
+        (["--result", "no/such/folder/r.json"], "the folder 'no/such/folder' does not exist"),
+        (["--scenario", "chat"], "invalid choice: 'chat'"),
+        (["--payload", "-1"], "'-1' is not a whole number from 0 up"),
+        (["--warmup", "soon"], "'soon' is not a number of seconds from 0 up"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_one_line(args: list[str], message: str, generate: Generate) -> None:
+    run = generate(*args, *BRIEF).wait(exit_code=2)
+    assert message in run.log
+    assert not run.has_result
+
+
+def test_an_unknown_host_ends_the_run_with_the_reason(generate: Generate) -> None:
+    run = generate("--host", "no-such-host.invalid:1935", *BRIEF).wait(exit_code=1)
+    assert "--host 'no-such-host.invalid:1935': " in run.log
+
+
+def test_the_defaults_suit_a_default_server(tmp_path: Path) -> None:
+    script = (
+        "import loadtest.users; from locust.argument_parser import get_parser; print(vars(get_parser().parse_args([])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20
+    )
+    for default in ("'host': '127.0.0.1:1935'", "'stop_timeout': 10.0", "'scenario': 'talkback'", "'exchanges': 10"):
+        assert default in done.stdout
+
+
+@pytest.mark.slow
+def test_the_packages_beside_the_locustfile_are_the_ones_that_run(
+    tmp_path: Path, stand_in: StartServer, generate: Generate
+) -> None:
+    for package in ("loadtest", "prefork"):
+        shutil.copytree(LOCUSTFILE.parents[1] / package, tmp_path / "elsewhere" / package)
+    options = tmp_path / "elsewhere" / "loadtest" / "users" / "options.py"
+    options.write_text(options.read_text().replace('"--payload"', '"--payload-of-the-copy"'))
+    copy = tmp_path / "elsewhere" / "loadtest" / "locustfile.py"
+    run = generate("--payload-of-the-copy", "1", "--host", "nowhere", locustfile=copy).wait(exit_code=2)
+    assert "the port is missing" in run.log
+
+
+@pytest.mark.slow
+def test_processes_share_the_users_and_their_measurements_are_merged(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.slow(0.7))  # longer than a master waits by itself for the last words of its workers
+    result = generate("--host", server.address, *BRIEF, "--processes", "2").wait().result()
+    check_consistency(result)
+    assert result["connections"] == 4
+    assert result["failures"] == {}
+    assert 4 <= result["completed"] <= server.answered <= result["completed"] + 4
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_leaves_no_result(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.talkback)
+    options = ("-u", "4", "-r", "4", "-t", "3s", "--stop-timeout", "1")
+    run = generate("--host", server.address, *options, "--processes", "2")
+    eventually(lambda: server.answered > 50, within_s=20, what="50 answers")
+    victim = min(children(run.process.pid))
+    os.kill(victim, signal.SIGKILL)
+    assert run.process.wait(40) != 0
+    assert "1 of 2 workers ended without telling what they measured" in run.log
+    assert not run.has_result
+
+
+@pytest.mark.slow
+def test_the_web_page_starts_and_stops_a_run(stand_in: StartServer, generate: Generate, free_port: int) -> None:
+    server = stand_in(behave.talkback)
+    options = ("--web-host", "127.0.0.1", "--web-port", str(free_port), "--host", "127.0.0.1:1")
+    run = generate(*options, headless=False)
+
+    def ask(path: str, **form: object) -> Any:
+        data = urllib.parse.urlencode(form).encode() if form else None
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}{path}", data, timeout=10) as answer:
+                return answer.read().decode()
+        except urllib.error.URLError:
+            return ""
+
+    page = eventually(lambda: ask("/"), within_s=20, what="the web page")
+    assert "127.0.0.1:1" in page
+    assert json.loads(ask("/swarm", user_count=3, spawn_rate=3, host=f"tcp://{server.address}", payload=8))["success"]
+    eventually(lambda: server.answered > 50, within_s=20, what="50 answers")
+    stats = json.loads(ask("/stats/requests"))["stats"]
+    talked = next(entry for entry in stats if entry["name"] == "talkback")
+    assert talked["num_requests"] > 0
+    assert talked["num_failures"] == 0
+    assert json.loads(ask("/stop", now=1))["success"]
+    run.interrupt()
+    result = run.wait().result()
+    check_consistency(result)
+    assert result["connections"] == 3
+    assert result["address"] == f"tcp://{server.address}"

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadtest import planfile, values
+from loadtest.plan import Load, Pin, Plan, PlanError, Server
+
+PLANS = Path(planfile.__file__).parent / "plans"
+ONE = Server(name="one", command="serve {port}")
+TWO = Server(name="two", command="serve {port}")
+NAP = Load(name="nap", scenario="nap")
+
+
+def read(tmp_path: Path, text: str, **override: object) -> Plan:
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    return planfile.read(path, override)
+
+
+def wrong(tmp_path: Path, text: str) -> str:
+    with pytest.raises(PlanError) as caught:
+        read(tmp_path, text)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(str(tmp_path) + "/")
+
+
+SERVER = '[[server]]\nname = "one"\ncommand = "serve {port}"\n'
+
+
+def test_cycles_alternate_their_direction_and_the_baseline_runs_twice() -> None:
+    plan = Plan(name="p", servers=(ONE, TWO), loads=(NAP,), rounds=2, aa=True)
+    order = [(slot.cycle, slot.position, slot.configuration) for slot in plan.slots()]
+    assert order == [(0, 0, "one"), (0, 1, "two"), (0, 2, "one'"), (1, 0, "one'"), (1, 1, "two"), (1, 2, "one")]
+
+
+def test_every_server_runs_every_load_and_an_extension_counts_on() -> None:
+    plan = Plan(name="p", servers=(ONE, TWO), loads=(NAP, Load(name="echo", scenario="echo")), rounds=1)
+    order = [(slot.cycle, slot.configuration, slot.load.name) for slot in plan.slots(first_cycle=3)]
+    assert order == [(3, "two", "echo"), (3, "one", "echo"), (3, "two", "nap"), (3, "one", "nap")]
+
+
+@pytest.mark.parametrize(
+    ("servers", "rounds", "aa"), [((ONE, TWO), 6, True), ((ONE, TWO), 5, False), ((ONE,), 9, False)]
+)
+def test_the_noise_is_measured_from_six_rounds_if_there_is_something_to_compare(
+    servers: tuple[Server, ...], rounds: int, aa: bool
+) -> None:
+    assert Plan(name="p", servers=servers, loads=(NAP,), rounds=rounds).runs_aa is aa
+
+
+def test_a_plan_survives_json_and_only_what_is_measured_makes_its_fingerprint() -> None:
+    plan = Plan(name="p", servers=(ONE, TWO), loads=(NAP,), pin=Pin(server=(0,), load=(1,)), baseline="two")
+    assert Plan.from_json(plan.to_json()) == plan
+    more = Plan(name="q", servers=(ONE, TWO), loads=(NAP,), pin=plan.pin, baseline="two", rounds=20, aa=False)
+    assert more.fingerprint() == plan.fingerprint()
+    other = Plan(name="p", servers=(ONE, TWO), loads=(NAP,), baseline="two")
+    assert other.fingerprint() != plan.fingerprint()
+
+
+def test_a_file_sets_what_the_flags_set_and_flags_win(tmp_path: Path) -> None:
+    text = 'name = "n"\nscenario = "nap"\nduration = "500ms"\nwarm_up = 1\n'.replace("warm_up", "warmup")
+    text += 'rounds = 3\npin = "0-1:2,4"\nattach = "[::1]:80"\n' + SERVER
+    text += '[[load]]\nname = "few"\nconnections = 2\n[[load]]\nname = "many"\nconnections = 200\nduration = 9\n'
+    plan = read(tmp_path, text, rounds=4, warmup_s=0.25)
+    assert [server.name for server in plan.servers] == ["one", "[::1]:80"]
+    assert plan.rounds == 4
+    assert plan.pin == Pin(server=(0, 1), load=(2, 4))
+    few, many = plan.loads
+    assert (few.connections, few.duration_s, few.warmup_s, few.scenario) == (2, 0.5, 0.25, "nap")
+    assert (many.connections, many.duration_s, many.warmup_s) == (200, 9.0, 0.25)
+
+
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_plans_that_ship_can_be_read(path: Path) -> None:
+    plan = planfile.read(path, {})
+    assert plan.name == path.stem
+    for server in plan.servers:
+        assert (PLANS / server.cwd).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n" + SERVER, "plan.toml:1: 'x' is not a key of a plan; there are name, attach, rounds"),
+        (
+            "\nconections = 3\n" + SERVER,
+            "plan.toml:2: 'conections' is not a key of a plan (did you mean 'connections'?)",
+        ),
+        ("[[servers]]\nname = 'a'\n", "plan.toml:1: 'servers' is not a key of a plan (did you mean 'server'?)"),
+        (
+            SERVER + SERVER.replace("name", "nmae"),
+            "plan.toml:5: 'nmae' is not a key of [[server]] (did you mean 'name'?)",
+        ),
+        (SERVER + "[[server]]\nname = 'b'\n", "plan.toml:4: this [[server]] has no command"),
+        (SERVER + "rounds = 0\n", "plan.toml:4: 'rounds' is not a key of [[server]]"),
+        ("rounds = 0\n" + SERVER, "plan.toml:1: rounds: 0 is not a whole number from 1"),
+        ("duration = '5 years'\n" + SERVER, "plan.toml:1: duration: '5 years' is not a length of time; write seconds,"),
+        (
+            "scenario = 'talkbak'\n" + SERVER,
+            "plan.toml:1: scenario: 'talkbak' is not a scenario (did you mean 'talkback'?)",
+        ),
+        ("pin = '0'\n" + SERVER, "plan.toml:1: pin: '0' is not SERVER_CPUS:LOAD_CPUS; for example 0:1"),
+        (SERVER.replace("{port}", "80"), "plan.toml:3: command: 'serve 80' says nowhere which port to serve on"),
+        (SERVER + SERVER, "plan.toml: server 'one' is there twice"),
+        ("baseline = 'two'\n" + SERVER, "plan.toml: baseline 'two' is not one of the servers: one"),
+        ("rounds = 2\n", "plan.toml: nothing to measure: name at least one server"),
+        ("rounds = \n", "plan.toml: is not TOML: Invalid value (at line 1, column 10)"),
+        ("server = 3\n", "plan.toml:1: write each server under its own [[server]]"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_one_line_that_says_where(tmp_path: Path, text: str, message: str) -> None:
+    assert wrong(tmp_path, text).startswith(message)
+
+
+def test_a_plan_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="cannot read the plan: No such file"):
+        planfile.read(tmp_path / "none.toml", {})
+    (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'\n")
+    with pytest.raises(PlanError, match="not UTF-8 text"):
+        planfile.read(tmp_path / "latin.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("10s", 10), ("500ms", 0.5), ("2m", 120), ("1.5", 1.5), (3, 3), (0, 0)]
+)
+def test_lengths_of_time(written: object, seconds: float) -> None:
+    assert values.pause_s(written) == seconds
+
+
+@pytest.mark.parametrize("written", ["", "-1", "1h", "1e3", "٣", True, None, -2])
+def test_what_is_no_length_of_time(written: object) -> None:
+    with pytest.raises(ValueError, match="is not a length of time"):
+        values.pause_s(written)
+
+
+@pytest.mark.parametrize("written", ["localhost", ":80", "::1:80", "h:0", "h:65536", "h:x"])
+def test_what_is_no_endpoint(written: str) -> None:
+    with pytest.raises(ValueError, match="is not HOST:PORT"):
+        values.endpoint(written)

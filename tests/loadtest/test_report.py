@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from loadtest import figures
+from loadtest.compare import compare
+from loadtest.plan import Load, Pin, Plan, Server
+from loadtest.report import FORMATS, Report
+
+from .records import client, failed, measured
+
+PLAN = Plan(
+    name="threads",
+    servers=(
+        Server(name="one", command="x {port}"),
+        Server(name="four", command="y {port}"),
+        Server(name="gone", command="z {port}"),
+    ),
+    loads=(Load(name="nap", scenario="nap", connections=16, duration_s=2),),
+    pin=Pin(server=(0,), load=(1,)),
+)
+ROUNDS = [
+    *(measured("one", cycle, number=cycle) for cycle in range(6)),
+    *(measured("four", cycle, number=10 + cycle, rate=4000) for cycle in range(6)),
+    *(measured("one'", cycle, number=20 + cycle) for cycle in range(6)),
+    failed("gone", 0, number=30, error="the server exited with status 3 before it was ready\n  no such module"),
+]
+REPORT = Report(plan=PLAN, rounds=ROUNDS, comparison=compare(PLAN, ROUNDS))
+
+TEXT = """\
+configuration      requests/s      p50      p90      p99    p99.9      max    failures    CPU/request      PSS  verdict                  vs one
+---------------  ------------  -------  -------  -------  -------  -------  ----------  -------------  -------  ---------  --------------------
+one                     1,000  16.0 ms  16.0 ms  16.0 ms  16.0 ms  16.0 ms           0         500 µs  20.0 MB  OK
+four                    4,000  16.0 ms  16.0 ms  16.0 ms  16.0 ms  16.0 ms           0         125 µs  20.0 MB  OK         4.00x [4.00x, 4.00x]
+one'                    1,000  16.0 ms  16.0 ms  16.0 ms  16.0 ms  16.0 ms           0         500 µs  20.0 MB  OK                            ~
+gone                        -        -        -        -        -        -           -              -        -  INVALID                       -
+
+ratio to one      rounds            requests/s    p50    p99              CPU/request
+--------------  --------  --------------------  -----  -----  -----------------------
+four                   6  4.00x [4.00x, 4.00x]      ~      ~  0.250x [0.250x, 0.250x]
+one'                   6                     ~      ~      ~                        ~
+gone                   0                     -      -      -                        -
+
+plan threads: nap, 16 connections, 2 s after 1 s of warm-up; pinned 0:1 (server:load)
+rounds: 18 measured, 1 not; interleaved, a fresh server for each
+noise floor (nap): two runs of one server differ by up to 0.0% in requests/s
+one: OK: because
+four: OK: because
+one': OK: because
+host: 2 CPUs (Test CPU), Linux 6.1, Python 3.12.1, prefork 0.1.0, locust 2.47.0, commit 0123456789
+warning: gone: INVALID in round 30: the server exited with status 3 before it was ready
+"""  # noqa: E501  # as it is printed
+
+
+def test_the_text_is_as_the_documentation_shows_it() -> None:
+    assert REPORT.render("text") == TEXT
+
+
+def test_the_markdown_has_the_same_cells() -> None:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in REPORT.render("github").splitlines()]
+    wanted = ["four", "4,000", *["16.0 ms"] * 5, "0", "125 µs", "20.0 MB", "OK", "4.00x [4.00x, 4.00x]"]
+    assert wanted in cells
+    assert ["- four: OK: because"] in cells
+
+
+def test_the_json_has_the_agreed_keys_and_null_for_what_is_unknown() -> None:
+    document = json.loads(REPORT.render("json"))
+    assert document["schema"] == 1
+    one, four, _, gone = document["configurations"]
+    assert set(one) == {
+        "name", "load", "rounds", "invalid", "rate_per_s", "latency", "service_time", "failures", "cpu_per_request_us",
+        "pss_bytes", "verdict",
+    }  # fmt: skip
+    assert set(one["latency"]) == {"n", "p50_ns", "p90_ns", "p99_ns", "p99_9_ns", "max_ns"} == set(one["service_time"])
+    assert (four["rate_per_s"], four["latency"]["n"], four["cpu_per_request_us"]) == (4000, 48_000, 125)
+    assert (gone["rate_per_s"], gone["latency"]["p50_ns"], gone["failures"], gone["invalid"]) == (None, None, None, 1)
+
+
+def test_the_csv_has_a_line_for_each_configuration() -> None:
+    rows = list(csv.DictReader(io.StringIO(REPORT.render("csv"))))
+    assert [(row["name"], row["rate_per_s"], row["rate_ratio"], row["rate_differs"]) for row in rows] == [
+        ("one", "1000.0", "", ""),
+        ("four", "4000.0", "4.0", "True"),
+        ("one'", "1000.0", "1.0", "False"),
+        ("gone", "", "", ""),
+    ]
+
+
+def test_columns_stay_when_nothing_could_be_measured() -> None:
+    rounds = [failed("one", 0)]
+    report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds))
+    for form in FORMATS:
+        assert report.render(form).endswith("\n")
+    head, _, row = report.render("text").splitlines()[:3]
+    assert head.split() == TEXT.splitlines()[0].split()
+    assert row.split() == ["one", *["-"] * 9, "INVALID"]
+
+
+def test_failures_are_listed_by_cause() -> None:
+    rounds = [measured("one", 0, client=client(failures={"reset": 2, "refused": 1}))]
+    report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds)).render("text")
+    assert "failures of one: 1 refused, 2 reset" in report
+    assert report.splitlines()[2].split()[11] == "3"
+
+
+def test_several_loads_have_a_table_each() -> None:
+    plan = Plan(name="p", servers=PLAN.servers[:1], loads=(Load(name="nap"), Load(name="few")))
+    rounds = [measured("one", 0), measured("one", 0, load="few")]
+    lines = Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)).render("github").splitlines()
+    assert [line for line in lines if line.startswith("###")] == ["### nap", "### few"]
+
+
+def test_figures_have_three_digits_and_a_unit() -> None:
+    assert [figures.duration(ns) for ns in (87, 1234, 999_499, 999_500, 12_345_678, 1_234_567_890, None)] == [
+        "0.0870 µs", "1.23 µs", "999 µs", "1.00 ms", "12.3 ms", "1,230 ms", "-",
+    ]  # fmt: skip
+    assert [figures.rate(value) for value in (0.5, 9.999, 99.96, 28_345.6, None)] == [
+        "0.500",
+        "10.0",
+        "100",
+        "28,300",
+        "-",
+    ]
+    assert figures.size(20_253_696) == "20.3 MB"

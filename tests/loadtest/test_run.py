@@ -1,0 +1,230 @@
+"""Whole runs of `loadtest run` as a user starts it, on real servers and the real generator."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest import proc
+from tests.support.wait import eventually
+
+GOOD = "good={python} -m prefork serve nap --workers 2 --bind {address}"
+QUICK = ("--scenario", "nap", "--rounds", "1", "--connections", "4", "--duration", "0.5", "--warmup", "0.3")
+DEADLINE_S = 60
+
+
+class Lab:
+    """`loadtest run` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.out = folder / "out"
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "loadtest", "run", *arguments, "--out", str(self.out)]
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *(env or {}).pop("PYTHONPATH", "").split()])
+        return subprocess.Popen(
+            argv,
+            cwd=self.folder,
+            env={**os.environ, **(env or {}), "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, env=env)
+        out, err = process.communicate(timeout=DEADLINE_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def rounds(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted((self.out / "rounds").glob("*.json"))]
+
+    def script(self, name: str, source: str) -> Path:
+        path = self.folder / name
+        path.write_text(textwrap.dedent(source))
+        return path
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def servers_left() -> list[str]:
+    """Command lines of living processes that this test's servers may have left."""
+    found = []
+    for pid in Path("/proc").iterdir():
+        if pid.name.isdecimal() and (seen := proc.stat(int(pid.name))) and seen.state not in "ZX":
+            try:
+                line = (pid / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            found.append(line)
+    return found
+
+
+@pytest.mark.slow
+def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
+    done = lab.run("--server", GOOD, "--server", GOOD.replace("good", "same"), *QUICK)
+    assert done.returncode == 0, done.stderr
+    head, _, good, same = done.stdout.splitlines()[:4]
+    assert head.split()[:3] == ["configuration", "requests/s", "p50"]
+    assert good.startswith("good ")
+    assert "(n=1)" in same
+    first, second = lab.rounds()
+    assert [first["configuration"], second["configuration"]] == ["good", "same"]
+    client, seen = first["client"], first["signals"]
+    assert 0 < client["completed"] <= 2 / 0.005 * client["duration_s"] * 1.1  # two workers, 5 ms each
+    assert client["failures"] == {}
+    assert seen["server"]["processes"] == 3  # master and two workers
+    assert 0 < seen["server"]["cpu_ns"] < 2 * client["duration_s"] * 1e9 * os.cpu_count()
+    assert seen["generator"]["cpu_ns"] > 0
+    assert seen["queue"]["limit"] > 0
+    assert seen["pss_bytes"] > 1_000_000
+    assert first["provenance"]["kernel"] == os.uname().release
+    assert "| good" in (lab.out / "report.md").read_text()
+    assert "stopped" in (lab.out / "rounds" / "000" / "server.log").read_text()
+    assert not [line for line in servers_left() if str(lab.folder) in line]
+
+
+@pytest.mark.slow
+def test_the_same_plan_again_extends_the_run(lab: Lab) -> None:
+    plan = lab.script(
+        "plan.toml",
+        """
+        scenario = "nap"
+        connections = 4
+        duration = "500ms"
+        warmup = 0.3
+        rounds = 1
+        [[server]]
+        name = "good"
+        command = "{python} -m prefork serve nap --bind {address}"
+        """,
+    )
+    for cycles in (1, 2):
+        done = lab.run(str(plan))
+        assert done.returncode == 0, done.stderr
+        assert [kept["cycle"] for kept in lab.rounds()] == list(range(cycles))
+    assert lab.run(str(plan), "--connections", "5").returncode == 2
+
+
+@pytest.mark.slow
+def test_one_bad_server_costs_only_its_own_rounds(lab: Lab) -> None:
+    bad = "bad={python} -c 'import sys; sys.exit(\"no config at {port}\")'"
+    done = lab.run("--server", bad, "--server", GOOD, *QUICK, "--rounds", "2")
+    assert done.returncode == 1
+    assert "bad (nap): FAILED: the server exited with status 1 before it was ready" in done.stderr
+    assert "no config at" in done.stderr
+    assert [kept["configuration"] for kept in lab.rounds()] == ["bad", "good", "good"]
+    bad_row, good_row = done.stdout.splitlines()[2:4]
+    assert bad_row.split()[:3] == ["bad", "-", "-"]
+    assert "0" not in bad_row.split()
+    assert good_row.split()[:1] == ["good"]
+
+
+def test_a_server_that_exits_at_start_ends_the_wait_at_once(lab: Lab) -> None:
+    began = time.monotonic()
+    done = lab.run("--server", "bad={python} -c 'print(\"last words\"); exit(3)' {port}", *QUICK)
+    assert done.returncode == 1
+    assert "FAILED: the server exited with status 3 before it was ready\n  last words" in done.stderr
+    assert time.monotonic() - began < 25  # far below the 30 s that a silent server gets
+    assert "last words" in (lab.out / "rounds" / "000" / "server.log").read_text()
+    (kept,) = lab.rounds()
+    assert (kept["client"], kept["verdict"]["name"]) == (None, "INVALID")
+
+
+def test_a_command_that_does_not_exist(lab: Lab) -> None:
+    done = lab.run("--server", "bad=no-such-command {port}", *QUICK)
+    assert done.returncode == 1
+    assert "cannot start 'no-such-command': the command: No such file or directory" in done.stderr
+
+
+def test_a_server_of_another_protocol_is_told_so(lab: Lab) -> None:
+    done = lab.run("--server", "web={python} -m http.server --bind {host} {port}", *QUICK)
+    assert done.returncode == 1
+    assert "is nap its scenario?" in done.stderr
+
+
+def test_a_server_that_cannot_run_here_is_left_out_without_failing_the_run(lab: Lab) -> None:
+    done = lab.run("--server", "c={python} -c 'print(\"no compiler\"); exit(77)' {port}", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "c (nap): LEFT-OUT: no compiler" in done.stderr
+    assert "warning: c: LEFT-OUT in round 0: no compiler" in done.stdout
+
+
+def test_nobody_at_the_attached_address(lab: Lab) -> None:
+    done = lab.run("--attach", "127.0.0.1:1", *QUICK)
+    assert done.returncode == 1
+    assert "nobody answers at 127.0.0.1:1: Connection refused; start that server first" in done.stderr
+
+
+def test_a_generator_that_fails_shows_its_log(lab: Lab) -> None:
+    (lab.folder / "broken" / "locust").mkdir(parents=True)
+    lab.script("broken/locust/__init__.py", "")
+    lab.script("broken/locust/__main__.py", "import sys; sys.exit('the generator is broken')")
+    done = lab.run("--server", GOOD, *QUICK, env={"PYTHONPATH": str(lab.folder / "broken")})
+    assert done.returncode == 1
+    assert "the generator exited with status 1 without a result\n  the generator is broken" in done.stderr
+    assert "the generator is broken" in (lab.out / "rounds" / "000" / "generator.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_under_load_ends_the_round(lab: Lab) -> None:
+    mortal = lab.script(
+        "mortal.py",
+        """
+        import os, socketserver, sys
+        class Handler(socketserver.StreamRequestHandler):
+            served = 0
+            def handle(self):
+                self.wfile.write(b"hello from prefork\\n")
+                self.wfile.write(b"you said: " + self.rfile.readline())
+                Handler.served += 1
+                if Handler.served == 50:
+                    os.abort()
+        socketserver.TCPServer.allow_reuse_address = True
+        socketserver.TCPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+        """,
+    )
+    done = lab.run("--server", f"mortal={{python}} {mortal} {{port}}", *QUICK, "--duration", "20")
+    assert done.returncode == 1
+    assert "FAILED: the server was killed by SIGABRT during the round" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_the_finished_rounds_and_stops_the_server(lab: Lab, number: signal.Signals) -> None:
+    marker = f"X_{os.getpid()}_{number}"
+    server = f"good=sh -c '{{python}} -m prefork serve nap --bind {{address}} & wait; : {marker}'"
+    process = lab.start("--server", server, *QUICK, "--rounds", "50")
+    eventually((lab.out / "rounds" / "001" / "generator.log").exists, within_s=DEADLINE_S, what="a second round")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, err
+    assert "interrupted: the finished rounds are kept" in err
+    assert out.startswith("configuration")
+    assert len(lab.rounds()) >= 1
+    assert not [line for line in servers_left() if marker in line or str(lab.folder) in line]
+
+
+@pytest.mark.slow
+def test_a_running_server_can_be_attached_and_its_cpu_stays_unknown(lab: Lab, serve: Any) -> None:
+    server = serve("nap", "--workers", "1")
+    done = lab.run("--attach", server.address, *QUICK)
+    assert done.returncode == 0, done.stderr
+    (kept,) = lab.rounds()
+    assert kept["configuration"] == server.address
+    assert kept["signals"]["server"] is None
+    assert kept["signals"]["queue"]["limit"] > 0
+    assert kept["client"]["completed"] > 0

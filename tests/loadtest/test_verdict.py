@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loadtest.verdict import judge
+
+from .records import client, queue, signals, usage
+
+SECOND = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("seen", "watched", "verdict", "number"),
+    [
+        ({}, {}, "OK", "nothing"),
+        ({"completed": 0, "failures": {"refused": 7}}, {}, "INVALID", "no exchange completed; 7 refused"),
+        ({"failures": {"timeout": 3}}, {}, "INVALID", "0.1% of the exchanges failed; 3 timeout"),
+        ({"failures": {"timeout": 2}}, {}, "OK", "nothing"),
+        ({"busy_s": 30.0}, {}, "INVALID", "off by 6%: 15.0 in flight counted, 16.0 by rate x latency"),
+        ({}, {"generator": usage(busiest_ns=19 * SECOND // 10)}, "GENERATOR", "used 95% of a core"),
+        ({}, {"server": usage(wait_ns=SECOND), "generator": usage(wait_ns=SECOND)}, "SHARED-CPU", "the server 50%"),
+        ({}, {"server": usage(wait_ns=SECOND)}, "OK", "nothing"),
+        ({}, {"queue": queue(drops=4)}, "BACKLOG-DROP", "4 connections found the accept queue full (limit 100)"),
+        ({}, {"queue": queue(depth_max=95)}, "SERVER-QUEUE", "held 95 of at most 100"),
+        ({}, {"server": usage(cpu_ns=19 * SECOND // 5)}, "SERVER-CPU", "1.90 of its 2 cores"),
+        ({}, {"server": usage(busiest_ns=19 * SECOND // 10)}, "SERVER-CPU", "busiest process used 95% of a core"),
+        ({}, {"queue": queue(depth_mean=12.0, depth_max=14)}, "SERVER-QUEUE", "about 12.0 of 16.0 ms"),
+        (
+            {},
+            {"server": usage(cpu_ns=19 * SECOND // 5), "queue": queue(depth_mean=12.0, depth_max=14)},
+            "SERVER-CPU",
+            "1.90 of its 2 cores",
+        ),
+        ({}, {"server": usage(cpu_ns=SECOND // 5), "generator": usage(cpu_ns=SECOND // 5)}, "IDLE-LIMITED", "10%"),
+        ({}, {"server": None, "queue": None, "generator": usage(cpu_ns=0)}, "OK", "nothing"),
+    ],
+)
+def test_the_first_rule_that_applies_decides_and_names_its_number(
+    seen: dict[str, Any], watched: dict[str, Any], verdict: str, number: str
+) -> None:
+    found = judge(client(**seen), signals(**watched), server_cpus=2)
+    assert (found.name, number in found.reason) == (verdict, True), found.reason

@@ -1,0 +1,151 @@
+"""Options from flags, the environment and defaults: what wins, where it came from, and what a mistake is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.config import OPTIONS, Config, resolve
+from prefork.cpus import usable_cpus
+from prefork.errors import ConfigError
+from prefork.listener import Address
+
+BY_NAME = {option.name: option for option in OPTIONS}
+# A text that each option takes and that is not its default.
+OTHER = {
+    "bind": "127.0.0.1:8000",
+    "workers": "77",
+    "threads": "7",
+    "interface": "stream",
+    "backlog": "64",
+    "timeout": "90s",
+    "graceful-timeout": "5s",
+    "boot-timeout": "2m",
+    "idle-timeout": "500ms",
+    "log-level": "debug",
+    "log-format": "json",
+}
+
+
+def config_of(environ: dict[str, str] | None = None, **flags: object) -> Config:
+    """Resolve flags given as Python names, with nothing in the environment but `environ`."""
+    return resolve("talkback", {name.replace("_", "-"): value for name, value in flags.items()}, environ or {})
+
+
+def test_defaults() -> None:
+    config = config_of()
+    assert config.app == "talkback"
+    assert config.bind == (Address(socket.AF_INET, host="127.0.0.1", port=1935),)
+    assert (config.workers, config.threads, config.backlog) == (usable_cpus(), 1, 2048)
+    assert (config.timeout_s, config.graceful_timeout_s, config.boot_timeout_s, config.idle_timeout_s) == (
+        30, 30, 60, 60,
+    )  # fmt: skip
+    assert (config.interface, config.log_level, config.log_format) == ("auto", "info", "text")
+    assert set(config.sources.values()) == {"default"}
+
+
+def test_every_option_is_a_field_of_the_configuration_and_the_other_way_round() -> None:
+    fields = {field.name for field in dataclasses.fields(Config)} - {"app", "sources"}
+    assert {option.field for option in OPTIONS} >= fields
+    assert OTHER.keys() == BY_NAME.keys()  # a new option is tested like the others
+    assert len({option.flag for option in OPTIONS}) == len({option.variable for option in OPTIONS}) == len(OPTIONS)
+    shorts = [option.short for option in OPTIONS if option.short]
+    assert len(set(shorts)) == len(shorts)
+    assert all(re.fullmatch("-[a-z]", short) for short in shorts)
+
+
+@pytest.mark.parametrize("name", sorted(OTHER))
+def test_a_flag_wins_over_the_environment_and_that_over_the_default(name: str) -> None:
+    option, text = BY_NAME[name], OTHER[name]
+    default = getattr(config_of(), option.field)
+    expected = (option.parse(text),) if option.many else option.parse(text)
+    assert expected != default
+
+    variable = config_of({option.variable: text})
+    assert getattr(variable, option.field) == expected
+    assert variable.sources[name] == option.variable
+
+    flag = resolve("talkback", {name: (text,) if option.many else text}, {option.variable: "nonsense"})
+    assert getattr(flag, option.field) == expected
+    assert flag.sources[name] == option.flag
+
+
+def test_the_names_of_an_option_on_each_source() -> None:
+    option = BY_NAME["graceful-timeout"]
+    assert (option.flag, option.variable) == ("--graceful-timeout", "PREFORK_GRACEFUL_TIMEOUT")
+
+
+def test_a_repeated_flag_and_a_split_variable_give_the_same() -> None:
+    expected = (Address.parse("127.0.0.1:0"), Address.parse("unix:/run/app.sock"), Address.parse("[::1]:80"))
+    assert config_of(bind=("127.0.0.1:0", "unix:/run/app.sock", "[::1]:80")).bind == expected
+    assert config_of({"PREFORK_BIND": " 127.0.0.1:0\tunix:/run/app.sock  [::1]:80\n"}).bind == expected
+
+
+@pytest.mark.parametrize("flags", [{}, {"bind": (), "workers": None}])
+def test_what_is_not_given_leaves_the_default(flags: dict[str, object]) -> None:
+    assert config_of({"PATH": "/bin", "PREFORK_SLOT": "1"}, **flags) == config_of()
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+def test_a_server_listens_somewhere(text: str) -> None:
+    """An empty variable is a mistake, or not given; never a server without a listener."""
+    found = bind_or_sentence(text)
+    assert found == config_of().bind or "PREFORK_BIND" in found
+
+
+def bind_or_sentence(text: str) -> tuple[Address, ...] | str:
+    try:
+        return config_of({"PREFORK_BIND": text}).bind
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"workers": "0"}, "--workers 0: '0' is too small: at least 1; give a number from 1 up, or auto"),
+        ({"workers": "four"}, "--workers four: 'four' is not a whole number; give a number from 1 up, or auto"),
+        ({"workers": "-2"}, "--workers -2: '-2' is not a whole number; give a number from 1 up, or auto"),
+        ({"workers": ""}, "--workers : '' is not a whole number; give a number from 1 up, or auto"),
+        ({"threads": "0"}, "--threads 0: '0' is too small: at least 1"),
+        ({"timeout": "0"}, "--timeout 0: '0' is too short: more than 0"),
+        ({"idle_timeout": "soon"}, "--idle-timeout soon: 'soon' is not a duration: plain seconds, or 500ms"),
+        ({"interface": "http"}, "--interface http: 'http' is not one of auto, stream, "),
+        ({"log_level": "INFO"}, "--log-level INFO: 'INFO' is not one of debug, info, warning, error"),
+        ({"bind": ("127.0.0.1:1", "127.0.0.1:70000")}, "'127.0.0.1:70000': '70000' is not a port (0 to 65535)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_the_flag_the_value_and_the_reason(flags: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)) as caught:
+        config_of(**flags)
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith("--" + next(iter(flags)).replace("_", "-"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_the_environment_names_the_variable() -> None:
+    with pytest.raises(ConfigError, match=r"^PREFORK_THREADS: 'x' is not a whole number$"):
+        config_of({"PREFORK_THREADS": "x"})
+
+
+@given(name=st.sampled_from(sorted(OTHER)), text=st.text(max_size=20))
+def test_any_text_is_either_taken_or_refused_in_one_sentence(name: str, text: str) -> None:
+    sentence = ""
+    try:
+        config_of({BY_NAME[name].variable: text})
+    except ConfigError as error:
+        sentence = str(error)
+    if sentence:
+        assert sentence.startswith(BY_NAME[name].variable + ": ")
+        assert len(sentence.splitlines()) == 1
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = config_of()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.workers = 2  # type: ignore[misc]

@@ -1,0 +1,482 @@
+"""Addresses and real listeners: what can be written, what is opened, and what a failed step is told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import socket
+import struct
+import subprocess
+import sys
+from textwrap import dedent
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.errors import BindError
+from prefork.listener import FORMS, Address, Listener, format_sockaddr, open_listener, timeval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LIMIT_S = 10.0  # of every wait for loopback
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Listener]]:
+    """`opened("127.0.0.1:0")`: a listener that is closed, and its path removed, with the test."""
+    made: list[Listener] = []
+
+    def make(text: str, *, backlog: int = 8) -> Listener:
+        listener = open_listener(Address.parse(text), backlog=backlog)
+        made.append(listener)
+        return listener
+
+    yield make
+    for listener in made:
+        listener.close()
+        listener.unlink()
+
+
+@pytest.fixture
+def clients() -> Iterator[Callable[[str], socket.socket]]:
+    """`clients("127.0.0.1:4000")`: a connected client."""
+    made: list[socket.socket] = []
+
+    def connect(address: str) -> socket.socket:
+        where = Address.parse(address)
+        sock = socket.socket(where.family)
+        made.append(sock)
+        sock.settimeout(LIMIT_S)
+        sock.connect(where.path or (where.host, where.port))
+        return sock
+
+    yield connect
+    for sock in made:
+        sock.close()
+
+
+def refused(text: str) -> str:
+    """The sentence with which `text` cannot be opened."""
+    with pytest.raises(BindError) as caught:
+        open_listener(Address.parse(text), backlog=8)
+    assert caught.value.exit_code == 5
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def port_of(listener: Listener) -> int:
+    return int(listener.address.rpartition(":")[2])
+
+
+# --- what can be written
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:1935", Address(socket.AF_INET, host="127.0.0.1", port=1935)),
+        ("localhost:0", Address(socket.AF_INET, host="localhost", port=0)),
+        ("0.0.0.0:65535", Address(socket.AF_INET, host="0.0.0.0", port=65535)),
+        ("[::1]:80", Address(socket.AF_INET6, host="::1", port=80)),
+        ("[fe80::1%eth0]:80", Address(socket.AF_INET6, host="fe80::1%eth0", port=80)),
+        ("unix:/run/app.sock", Address(socket.AF_UNIX, path="/run/app.sock")),
+        ("unix:app:1.sock", Address(socket.AF_UNIX, path="app:1.sock")),
+        ("fd://3", Address(socket.AF_UNSPEC, fd=3)),
+    ],
+)
+def test_the_forms_of_an_address(text: str, address: Address) -> None:
+    assert Address.parse(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", FORMS),
+        ("1935", FORMS),
+        ("localhost", FORMS),
+        ("/run/app.sock", FORMS),
+        ("http://127.0.0.1:80", FORMS),
+        ("[::1]", FORMS),
+        ("localhost:", "'' is not a port (0 to 65535)"),
+        ("localhost:http", "'http' is not a port (0 to 65535)"),
+        ("localhost:65536", "'65536' is not a port (0 to 65535)"),
+        ("localhost:-1", "'-1' is not a port"),
+        ("localhost:+1", "'+1' is not a port"),
+        ("localhost:1_0", "'1_0' is not a port"),
+        ("localhost: 80", "' 80' is not a port"),
+        ("localhost:\u0668\u0660", "is not a port"),
+        ("localhost:80\n", "is not a port"),
+        ("::1:80", "write an IPv6 address in brackets, [::1]:80"),
+        (":80", "has no host; 0.0.0.0:80 is every IPv4 address of this machine"),
+        ("unix:", "'unix:' has no path"),
+        ("unix:" + "x" * 108, "longer than the 107 bytes"),
+        ("unix:" + "\u00e9" * 54, "longer than the 107 bytes"),
+        ("fd://", "'' is not the number of a file descriptor"),
+        ("fd://x", "'x' is not the number of a file descriptor"),
+        ("fd://-1", "'-1' is not the number of a file descriptor"),
+        ("fd://\u0663", "is not the number of a file descriptor"),
+    ],
+)
+def test_what_is_no_address_is_told_why(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
+        Address.parse(text)
+    assert text[:10] in str(caught.value) or repr(text)[1:10] in str(caught.value)
+
+
+def test_the_longest_path_of_a_unix_socket() -> None:
+    path = "x" * 107
+    assert Address.parse(f"unix:{path}").path == path
+
+
+@given(text=st.text(max_size=20) | st.from_regex(r"(unix:|fd://|\[)?[a-z0-9:.\[\]]{0,12}", fullmatch=True))
+def test_an_address_is_read_and_written_back_or_refused(text: str) -> None:
+    try:
+        address = Address.parse(text)
+    except ValueError:
+        return
+    assert Address.parse(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("family", "sockaddr", "text"),
+    [
+        (socket.AF_INET, ("127.0.0.1", 80), "127.0.0.1:80"),
+        (socket.AF_INET6, ("::1", 80, 0, 0), "[::1]:80"),
+        (socket.AF_UNIX, "/run/x.sock", "unix:/run/x.sock"),
+        (socket.AF_UNIX, b"\0abstract", "unix:\0abstract"),
+        (socket.AF_UNIX, "", "unix:"),
+        (socket.AF_UNIX, None, "unix:"),
+    ],
+)
+def test_addresses_of_the_kernel_as_text(family: int, sockaddr: object, text: str) -> None:
+    assert format_sockaddr(family, sockaddr) == text
+
+
+@given(seconds=st.floats(0, 1e9))
+def test_a_time_limit_never_becomes_no_limit(seconds: float) -> None:
+    whole, micros = struct.unpack("@ll", timeval(seconds))
+    assert whole + micros / 1e6 == pytest.approx(seconds, abs=1.1e-6)
+    assert (whole, micros) > (0, 0)
+    assert 0 <= micros < 1_000_000
+
+
+# --- TCP
+
+
+def test_port_0_becomes_a_real_one(opened: Callable[..., Listener], clients: Callable[[str], socket.socket]) -> None:
+    listener = opened("127.0.0.1:0")
+    assert port_of(listener) > 0
+    assert listener.owned
+    client = clients(listener.address)
+    sock, peer = listener.sock.accept()
+    with sock:
+        assert format_sockaddr(sock.family, peer) == format_sockaddr(client.family, client.getsockname())
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # inherited
+
+
+def test_the_queue_is_what_waits_for_accept(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket]
+) -> None:
+    listener = opened("127.0.0.1:0", backlog=7)
+    assert (listener.queue(), listener.waiting()) == ((0, 7), False)
+    for count in (1, 2, 3):
+        clients(listener.address)
+        assert (listener.queue(), listener.waiting()) == ((count, 7), True)
+    listener.sock.accept()[0].close()
+    assert listener.queue() == (2, 7)
+
+
+def test_ipv6(opened: Callable[..., Listener], clients: Callable[[str], socket.socket]) -> None:
+    try:
+        listener = opened("[::1]:0")
+    except BindError:
+        pytest.skip("this machine has no IPv6")
+    assert re.fullmatch(r"\[::1\]:[0-9]+", listener.address)
+    clients(listener.address)
+    assert listener.queue() == (1, 8)
+    opened(f"127.0.0.1:{port_of(listener)}")  # an IPv6 listener does not take the IPv4 port too
+
+
+def test_a_port_in_use_is_refused_with_advice(opened: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefork.listener.BIND_RETRY_S", 0.0)
+    address = opened("127.0.0.1:0").address
+    assert refused(address) == (
+        f"cannot bind {address}: Address already in use; another process listens there (`ss -ltnp` shows which); "
+        "stop it or choose another --bind"
+    )
+
+
+def test_no_other_program_can_join_the_port(opened: Callable[..., Listener]) -> None:
+    """Whatever a stop needs of SO_REUSEPORT must not let others of the same user take connections meanwhile."""
+    listener = opened("127.0.0.1:0")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with pytest.raises(OSError, match="Address already in use"):
+            other.bind(("127.0.0.1", port_of(listener)))
+
+
+def test_a_port_that_a_predecessor_still_holds_is_tried_again() -> None:
+    """The blocker lets go between the second try and the third: seen by an audit hook, which a process keeps."""
+    script = """
+        import socket, sys
+        from prefork.listener import Address, open_listener
+
+        blocker = socket.create_server(("127.0.0.1", 0))
+        address = "127.0.0.1:%d" % blocker.getsockname()[1]
+        tries = 0
+
+        def watch(event, args):
+            global tries
+            if event == "socket.bind":
+                tries += 1
+                if tries == 3:
+                    blocker.close()
+
+        sys.addaudithook(watch)
+        listener = open_listener(Address.parse(address), backlog=1)
+        assert listener.address == address
+        assert tries >= 3
+    """
+    subprocess.run([sys.executable, "-W", "ignore::ResourceWarning", "-c", dedent(script)], check=True, timeout=30)
+
+
+def test_connections_that_were_closed_first_by_us_do_not_hold_the_port(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TIME_WAIT lasts a minute; a restart does not wait for it."""
+    monkeypatch.setattr("prefork.listener.BIND_RETRY_S", 0.0)
+    listener = opened("127.0.0.1:0")
+    client = clients(listener.address)
+    listener.sock.accept()[0].close()
+    assert client.recv(1) == b""
+    client.close()
+    listener.close()
+    assert opened(listener.address).address == listener.address
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("203.0.113.7:0", "Cannot assign requested address; no interface of this machine has that address"),
+        ("[127.0.0.1]:80", "cannot resolve '127.0.0.1' of [127.0.0.1]:80: Address family for hostname not supported"),
+        ("x" * 64 + ".example:80", "cannot resolve 'xxxx"),
+    ],
+)
+def test_what_cannot_be_bound_names_the_step_the_address_and_the_reason(text: str, reason: str) -> None:
+    sentence = refused(text)
+    assert reason in sentence
+    assert text in sentence
+    assert sentence.startswith("cannot ")
+
+
+def test_a_refused_bind_leaves_no_descriptor(opened: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefork.listener.BIND_RETRY_S", 0.0)
+    address = opened("127.0.0.1:0").address
+    before = set(os.listdir("/proc/self/fd"))
+    refused(address)
+    refused("fd://999")
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_closing_one_copy_leaves_the_queue_to_the_others(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket]
+) -> None:
+    listener = opened("127.0.0.1:0")
+    with listener.sock.dup() as other:  # as another process would have it
+        client = clients(listener.address)
+        listener.close()
+        late = clients(listener.address)
+        for expected in (client, late):
+            with other.accept()[0] as sock:
+                assert sock.getpeername() == expected.getsockname()
+
+
+# --- the stop
+
+
+def test_at_the_stop_who_waits_is_served_and_newcomers_are_held_off(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket]
+) -> None:
+    listener = opened("127.0.0.1:0")
+    early = [clients(listener.address) for _ in range(3)]
+    listener.hold_off()
+    newcomer = socket.socket()
+    newcomer.setblocking(False)
+    assert newcomer.connect_ex(("127.0.0.1", port_of(listener))) == errno.EINPROGRESS
+    for client in early:
+        sock, _peer = listener.sock.accept()
+        with sock:
+            sock.sendall(b"served")
+        assert client.recv(100) == b"served"
+    with pytest.raises(BlockingIOError):  # no process may sleep in accept() any more
+        listener.sock.accept()
+    assert not listener.waiting()
+    assert select.select([], [newcomer], [], 0)[1] == []
+    newcomer.close()
+
+
+def test_at_the_stop_a_unix_listener_keeps_its_queue_and_refuses_newcomers(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket], tmp_path: Path
+) -> None:
+    listener = opened(f"unix:{tmp_path}/s")
+    early = clients(listener.address)
+    listener.hold_off()
+    with pytest.raises(ConnectionRefusedError):
+        clients(listener.address)
+    with listener.sock.accept()[0] as sock:
+        sock.sendall(b"served")
+    assert early.recv(100) == b"served"
+
+
+# --- Unix sockets
+
+
+def test_a_unix_listener(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket], tmp_path: Path
+) -> None:
+    path = tmp_path / "app.sock"
+    listener = opened(f"unix:{path}")
+    assert listener.address == f"unix:{path}"
+    assert listener.owned
+    clients(listener.address)
+    assert (listener.queue(), listener.waiting()) == (None, False)  # the kernel does not tell
+    sock, peer = listener.sock.accept()
+    sock.close()
+    assert format_sockaddr(sock.family, peer) == "unix:"
+    listener.close()
+    assert path.exists()  # a worker that closes its copy leaves the path
+    listener.unlink()
+    assert not path.exists()
+    listener.unlink()
+
+
+def test_the_path_of_a_killed_server_is_taken_over(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket], tmp_path: Path
+) -> None:
+    address = f"unix:{tmp_path}/app.sock"
+    opened(address).close()  # not unlinked, as after SIGKILL
+    listener = opened(address)
+    clients(address)
+    listener.sock.accept()[0].close()
+
+
+def test_the_path_of_a_living_server_is_left_alone(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket], tmp_path: Path
+) -> None:
+    address = f"unix:{tmp_path}/app.sock"
+    listener = opened(address, backlog=1)
+    for _full in range(3):
+        assert f"cannot bind {address}: Address already in use; another process listens there" in refused(address)
+    listener.sock.setblocking(False)
+    clients(address)
+
+
+def test_a_path_that_is_anothers_by_now_is_not_removed(opened: Callable[..., Listener], tmp_path: Path) -> None:
+    path = tmp_path / "app.sock"
+    first = opened(f"unix:{path}")
+    first.close()
+    second = opened(f"unix:{path}")
+    first.unlink()
+    assert path.exists()
+    second.unlink()
+    path.write_text("mine")
+    second.unlink()
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_another_file_of_that_name_is_left_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "precious"
+    if kind == "file":
+        path.write_text("data")
+    else:
+        path.mkdir()
+    assert refused(f"unix:{path}") == (f"cannot bind unix:{path}: there is a file of that name that is not a socket")
+    assert path.exists()
+
+
+def test_a_folder_that_is_missing(tmp_path: Path) -> None:
+    assert refused(f"unix:{tmp_path}/run/app.sock") == (
+        f"cannot bind unix:{tmp_path}/run/app.sock: No such file or directory; "
+        "its directory does not exist; create it first"
+    )
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refused(f"unix:{tmp_path}/file/app.sock")
+
+
+def test_advice_for_a_path_does_not_speak_of_ports(tmp_path: Path) -> None:
+    """A folder that one may not write to: as an unprivileged user, so in a process of its own."""
+    script = """
+        import os, sys
+        from prefork.errors import BindError
+        from prefork.listener import Address, open_listener
+
+        if os.getuid() == 0:
+            os.setresuid(64321, 64321, 64321)
+        try:
+            open_listener(Address.parse("unix:app.sock"), backlog=1)
+        except BindError as error:
+            print(error)
+    """
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o555)
+    folder.chmod(0o555)
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(script)], cwd=folder, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.startswith("cannot bind unix:app.sock: Permission denied")
+    assert "1024" not in done.stdout
+
+
+# --- inherited descriptors
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_an_inherited_listener_is_adopted_and_left_to_its_owner(
+    family: socket.AddressFamily, tmp_path: Path, clients: Callable[[str], socket.socket]
+) -> None:
+    where = ("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "app.sock")
+    with socket.socket(family) as theirs:
+        theirs.bind(where)
+        theirs.listen(5)
+        theirs.settimeout(LIMIT_S)
+        address = format_sockaddr(family, theirs.getsockname())
+        listener = open_listener(Address.parse(f"fd://{theirs.fileno()}"), backlog=99)
+        assert listener.address == address
+        assert not listener.owned
+        client = clients(address)
+        assert not listener.waiting()  # what waits there is not ours to drain
+        if family == socket.AF_INET:
+            assert listener.queue() == (1, 5)
+        listener.hold_off()
+        listener.close()
+        listener.unlink()
+        clients(address)
+        with theirs.accept()[0] as sock:
+            sock.sendall(b"theirs")
+        assert client.recv(10) == b"theirs"
+
+
+def test_descriptors_that_are_no_listeners(tmp_path: Path) -> None:
+    connected, peer = socket.socketpair()
+    with (
+        connected,
+        peer,
+        socket.socket() as unbound,
+        socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+        (tmp_path / "file").open("w") as file,
+    ):
+        datagrams.bind(("127.0.0.1", 0))
+        for other in (unbound, datagrams, connected):
+            where = f"fd://{other.fileno()}"
+            assert refused(where) == f"cannot use {where}: it is not a listening stream socket"
+        assert refused(f"fd://{file.fileno()}").startswith(f"cannot use fd://{file.fileno()}: ")
+    assert refused("fd://999") == "cannot use fd://999: Bad file descriptor; no socket is open there"

@@ -1,0 +1,342 @@
+"""APP to something that can be served, from real modules in a folder of the test's own."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.apps import BUILTINS
+from prefork.config import KINDS
+from prefork.errors import AppLoadError
+from prefork.loader import SERVED, App, guess, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+APPS = """
+import asyncio, functools, socketserver
+
+NUMBER = 7
+TEXT = "handle"
+
+def handle(conn): ...
+def handle_named_otherwise(environ): ...
+def with_default(conn, limit=10, *, loud=False): ...
+def wsgi(environ, start_response): ...
+def nothing(): ...
+def anything(*args): ...
+def four(a, b, c, d): ...
+async def streams(reader, writer): ...
+async def asgi(scope, receive, send): ...
+async def odd(conn): ...
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return function(*args)
+    return wrapper
+
+wrapped = decorated(handle)
+wrapped_asgi = decorated(asgi)
+bound = functools.partial(wsgi, start_response=None)
+partial_wsgi = functools.partial(four, 1, 2)
+partial_asgi = functools.partial(asgi)
+
+class Handler(socketserver.StreamRequestHandler): ...
+class Protocol(asyncio.Protocol): ...
+class Datagrams(asyncio.DatagramProtocol): ...
+
+class Callable:
+    def __call__(self, conn): ...
+    def method(self, conn): ...
+
+class AsyncCallable:
+    async def __call__(self, scope, receive, send): ...
+
+class Secretive:
+    __signature__ = "none of your business"
+    def __call__(self, *args): ...
+
+instance = Callable()
+async_instance = AsyncCallable()
+method = instance.method
+secretive = Secretive()
+namespace = type("Namespace", (), {"inner": type("Inner", (), {"handle": staticmethod(handle)})})
+
+def create():
+    return handle
+
+def create_number():
+    return NUMBER
+
+def fails():
+    raise LookupError("no database")
+
+def exits():
+    raise SystemExit(3)
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean_imports() -> Iterator[None]:
+    """Forget what a test imports."""
+    path, modules = sys.path[:], set(sys.modules)
+    yield
+    sys.path[:] = path
+    for module in set(sys.modules) - modules:
+        del sys.modules[module]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with apps.py in it."""
+    (tmp_path / "apps.py").write_text(APPS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(spec: str, interface: str = "auto") -> AppLoadError:
+    """The error that `spec` gives."""
+    with pytest.raises(AppLoadError) as caught:
+        load(spec, interface)
+    sentence = str(caught.value)
+    assert repr(spec) in sentence
+    assert "\n" not in sentence
+    assert caught.value.exit_code == 4
+    return caught.value
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_the_built_ins(name: str) -> None:
+    assert load(name) == App("stream", BUILTINS[name], name)
+
+
+def test_a_module_of_the_current_folder(folder: Path) -> None:
+    app = load("apps:handle")
+    assert (app.kind, app.target.__name__, app.name) == ("stream", "handle", "apps:handle")
+
+
+@pytest.mark.parametrize("form", ["{}/apps.py:handle", "{}/../{}/apps.py:handle"])
+def test_a_file_by_its_path(tmp_path: Path, form: str) -> None:
+    (tmp_path / "apps.py").write_text(APPS)
+    assert load(form.format(tmp_path, tmp_path.name)).target.__name__ == "handle"
+
+
+def test_a_file_may_have_a_name_that_is_no_module_name(folder: Path) -> None:
+    (folder / "my-shop.2.py").write_text("def handle(conn): ...")
+    assert load("my-shop.2.py:handle").kind == "stream"
+
+
+def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "shop_neighbour.py").write_text("def handle(conn): ...")
+    (tmp_path / "shop.py").write_text("from shop_neighbour import handle")
+    assert load(f"{tmp_path}/shop.py:handle").kind == "stream"
+
+
+def test_a_module_of_a_package(folder: Path) -> None:
+    (folder / "shop" / "web").mkdir(parents=True)
+    (folder / "shop" / "__init__.py").touch()
+    (folder / "shop" / "web" / "__init__.py").write_text("from .server import handle")
+    (folder / "shop" / "web" / "server.py").write_text("def handle(conn): ...")
+    assert load("shop.web:handle").target is load("shop.web.server:handle").target
+
+
+def test_an_attribute_of_an_attribute(folder: Path) -> None:
+    assert load("apps:namespace.inner.handle").kind == "stream"
+
+
+def test_a_factory_is_called(folder: Path) -> None:
+    assert load("apps:create()").target is load("apps:handle").target
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("handle", "stream"),
+        ("handle_named_otherwise", "stream"),  # parameters are counted, their names never read
+        ("with_default", "stream"),
+        ("wrapped", "stream"),
+        ("bound", "stream"),
+        ("instance", "stream"),
+        ("method", "stream"),
+        ("Handler", "socketserver"),
+        ("Protocol", "protocol"),
+        ("Datagrams", "protocol"),
+        ("wsgi", "wsgi"),
+        ("partial_wsgi", "wsgi"),
+        ("streams", "streams"),
+        ("asgi", "asgi"),
+        ("wrapped_asgi", "asgi"),
+        ("partial_asgi", "asgi"),
+        ("async_instance", "asgi"),
+        ("nothing", None),
+        ("anything", None),
+        ("four", None),
+        ("odd", None),
+        ("secretive", None),
+    ],
+)
+def test_the_kind_follows_from_the_object(folder: Path, name: str, kind: str | None) -> None:
+    load("apps:handle")
+    assert guess(getattr(sys.modules["apps"], name)) == kind
+
+
+def test_the_interface_overrides_the_guess(folder: Path) -> None:
+    for name in ("anything", "four", "wsgi", "Callable", "secretive"):
+        assert load(f"apps:{name}", "stream").kind == "stream"
+
+
+# --- what a mistake is told
+
+
+@pytest.mark.parametrize("spec", ["", ":handle", "apps", "apps.py", "/tmp/apps"])
+def test_neither_a_built_in_nor_a_form(folder: Path, spec: str) -> None:
+    sentence = str(refused(spec))
+    assert "neither a built-in (talkback, " in sentence
+    assert "module:attribute or path.py:attribute" in sentence
+
+
+def test_a_near_built_in_is_suggested() -> None:
+    assert str(refused("talkbak")).endswith(" Did you mean 'talkback'?")
+    assert "Did you mean" not in str(refused("zzz"))
+
+
+@pytest.mark.parametrize(
+    "attribute", ["", "1st", "a b", "handle(1)", "create()()", "x-y", ".handle", "a..b", "__import__('os')"]
+)
+def test_what_is_no_attribute(folder: Path, attribute: str) -> None:
+    assert f"{attribute!r} is not a name, a dotted name or a call without arguments" in str(
+        refused(f"apps:{attribute}")
+    )
+
+
+def test_a_missing_module(folder: Path) -> None:
+    sentence = str(refused("ap:handle"))
+    assert f"there is no module 'ap' on the path, which starts with {folder}" in sentence
+    assert str(refused("appps:handle")).endswith(" Did you mean 'apps'?")
+    assert "there is no module 'apps.web'" in str(refused("apps.web:handle"))
+    assert "there is no module 'shop'" in str(refused("shop.web:handle"))
+
+
+def test_a_missing_module_shows_no_traceback(folder: Path) -> None:
+    assert refused("nowhere:handle").detail == ""
+
+
+def test_a_missing_file(folder: Path) -> None:
+    error = refused("app.py:handle")
+    assert str(error).endswith(f"there is no file 'app.py' in {folder}. Did you mean 'apps.py'?")
+    assert error.detail == ""
+    assert "Did you mean" not in str(refused("elsewhere/zzz.py:handle"))
+    (folder / "folder.py").mkdir()
+    assert "there is no file 'folder.py'" in str(refused("folder.py:handle"))
+
+
+@pytest.mark.parametrize("spec", ["./apps:handle", "../apps:handle", ".apps:handle"])
+def test_a_path_without_its_suffix_is_not_the_apps_fault(folder: Path, spec: str) -> None:
+    """Python takes the dot for a relative import; the user forgot `.py`."""
+    error = refused(spec)
+    assert "raised" not in str(error)
+    assert "there is no module" in str(error)
+    assert error.detail == ""
+
+
+def test_a_missing_attribute(folder: Path) -> None:
+    assert str(refused("apps:handel")).endswith("'apps' has no attribute 'handel'. Did you mean 'handle'?")
+    assert "'Inner' has no attribute 'zzz'." in str(refused("apps:namespace.inner.zzz"))
+    assert "'int' has no attribute 'handle'." in str(refused("apps:NUMBER.handle"))
+
+
+@pytest.mark.parametrize(("name", "what"), [("NUMBER", "an int"), ("TEXT", "a str"), ("create_number()", "an int")])
+def test_what_cannot_be_called(folder: Path, name: str, what: str) -> None:
+    assert str(refused(f"apps:{name}")).endswith(f"it is not callable but {what}")
+    assert "not callable" in str(refused(f"apps:{name}", "stream"))
+
+
+@pytest.mark.parametrize(("name", "count"), [("nothing", 0), ("four", 4), ("odd", 1), ("anything", 0)])
+def test_what_fits_no_rule_names_the_option(folder: Path, name: str, count: int) -> None:
+    sentence = str(refused(f"apps:{name}"))
+    assert f"it takes {count} positional parameters" in sentence
+    assert "--interface" in sentence
+
+
+def test_what_has_no_signature_is_not_said_to_take_a_negative_number(folder: Path) -> None:
+    sentence = str(refused("apps:secretive"))
+    assert "--interface" in sentence
+    assert "-1" not in sentence
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"auto", *SERVED}))
+def test_a_kind_without_an_engine_is_refused(folder: Path, kind: str) -> None:
+    expected = f"it is of kind {kind}; this version serves {' and '.join(SERVED)}"
+    assert str(refused("apps:handle", kind)).endswith(expected)
+
+
+# --- an app that fails by itself
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence", "last"),
+    [
+        ("import no_such_dependency", "it raised ModuleNotFoundError: No module named 'no_such_dependency'", None),
+        ("import json.nothing", "it raised ModuleNotFoundError: No module named 'json.nothing'", None),
+        ("def handle(conn)", "it raised SyntaxError: expected ':'", "SyntaxError: expected ':'"),
+        ("1 // 0", "it raised ZeroDivisionError: integer", None),
+        ("raise SystemExit(2)", "it raised SystemExit: 2", None),
+        ("raise KeyboardInterrupt", "it raised KeyboardInterrupt", None),
+        ("raise ValueError('one\\ntwo')", "it raised ValueError: one", "two"),
+        ("raise ValueError('\\n')", "it raised ValueError", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("spec", ["broken:handle", "broken.py:handle"])
+def test_an_app_that_fails_while_it_is_imported(folder: Path, spec: str, source: str, sentence: str, last: str) -> None:
+    (folder / "broken.py").write_text(f"{source}\n")
+    error = refused(spec)
+    assert f"cannot load {spec!r}: {sentence}" in str(error)
+    assert "broken.py" in error.detail
+    assert "importlib" not in error.detail
+    assert "loader.py" not in error.detail
+    assert (last or sentence.removeprefix("it raised ")) in error.detail
+
+
+def test_the_traceback_is_the_apps_own_from_its_first_frame(folder: Path) -> None:
+    (folder / "deep.py").write_text("def inner():\n    1 // 0\n\ndef outer():\n    inner()\n\nouter()\n")
+    lines = refused("deep:handle").detail.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    places = [line.strip() for line in lines if line.startswith("  File")]
+    assert places == [
+        f'File "{folder}/deep.py", line 7, in <module>',
+        f'File "{folder}/deep.py", line 5, in outer',
+        f'File "{folder}/deep.py", line 2, in inner',
+    ]
+    assert lines[-1].startswith("ZeroDivisionError")
+
+
+def test_the_cause_of_a_failure_is_shown_with_it(folder: Path) -> None:
+    (folder / "chained.py").write_text(
+        "try:\n    {}['DATABASE_URL']\nexcept KeyError as error:\n    raise RuntimeError('not configured') from error\n"
+    )
+    detail = refused("chained:handle").detail
+    assert "KeyError: 'DATABASE_URL'" in detail
+    assert detail.rstrip().endswith("RuntimeError: not configured")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("fails()", "it raised LookupError: no database"), ("exits()", "it raised SystemExit: 3")]
+)
+def test_a_factory_that_fails(folder: Path, name: str, sentence: str) -> None:
+    error = refused(f"apps:{name}")
+    assert str(error).endswith(sentence)
+    assert "apps.py" in error.detail
+
+
+def test_a_factory_that_wants_arguments(folder: Path) -> None:
+    assert "it raised TypeError: handle() missing 1 required positional argument" in str(refused("apps:handle()"))
+
+
+@pytest.mark.parametrize("text", ["\u00e9", "a\0b", "\udcff", "a\nb", "'", "\x1b[31m"])
+def test_strange_names_are_errors_like_others(folder: Path, text: str) -> None:
+    for spec in (text, f"{text}:handle", f"{text}.py:handle", f"apps:{text}"):
+        refused(spec)

@@ -1,0 +1,140 @@
+"""The shared memory: rows that do not touch each other, sums, and what a row can be told."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.listener import format_sockaddr
+from prefork.scoreboard import CELLS, COUNTERS, HELD, PEER_LENGTH, PID, SINCE, Scoreboard
+
+LARGEST = 2**63 - 1
+
+
+def test_a_new_board_is_empty() -> None:
+    board = Scoreboard(groups=3, threads=2)
+    for group in range(3):
+        reading = board.read(group)
+        assert (reading.since_ns, reading.serving, reading.held) == (0, "", 0)
+        assert reading.counters == dict.fromkeys(COUNTERS, 0)
+    assert not any(board.header)
+
+
+@pytest.mark.parametrize(("group", "thread"), [(-1, 0), (3, 0), (0, -1), (0, 2), (3, 2)])
+def test_there_are_no_other_rows(group: int, thread: int) -> None:
+    with pytest.raises(IndexError, match=f"row {group}.{thread} of 3.2"):
+        Scoreboard(groups=3, threads=2).row(group, thread)
+
+
+def test_every_cell_of_every_row_is_its_own() -> None:
+    board = Scoreboard(groups=3, threads=2)
+    rows = [board.row(group, thread) for group in range(3) for thread in range(2)]
+    value = 0
+    for cells in (board.header, *(row.cells for row in rows)):
+        for index in range(len(cells)):
+            value += 1
+            cells[index] = value
+    found = [cell for cells in (board.header, *(row.cells for row in rows)) for cell in cells]
+    assert found == list(range(1, value + 1))
+
+
+def test_two_rows_never_share_a_cache_line() -> None:
+    assert CELLS * 8 % 64 == 0
+    assert len(Scoreboard(groups=1, threads=1).header) * 8 % 64 == 0
+
+
+def test_counters_are_summed_over_the_threads_of_a_group_only() -> None:
+    board = Scoreboard(groups=3, threads=2)
+    for group in range(3):
+        for thread in range(2):
+            cells = board.row(group, thread).cells
+            cells[HELD] = 1
+            for number, cell in enumerate(COUNTERS.values()):
+                cells[cell] = 1000 * group + 100 * thread + number
+    reading = board.read(1)
+    assert reading.held == 2
+    assert reading.counters == {name: 2100 + 2 * number for number, name in enumerate(COUNTERS)}
+    assert len({PID, SINCE, HELD, PEER_LENGTH, *COUNTERS.values()}) == 4 + len(COUNTERS)
+
+
+@given(sinces=st.lists(st.just(0) | st.integers(1, LARGEST), min_size=1, max_size=5))
+def test_the_oldest_unit_of_work_counts_with_its_client(sinces: list[int]) -> None:
+    board = Scoreboard(groups=1, threads=len(sinces))
+    for thread, since in enumerate(sinces):
+        row = board.row(0, thread)
+        row.serve(f"peer {thread}")
+        row.cells[SINCE] = since
+    reading = board.read(0)
+    busy = [since for since in sinces if since]
+    assert reading.since_ns == min(busy, default=0)
+    if busy:
+        assert sinces[int(reading.serving.removeprefix("peer "))] == reading.since_ns
+    else:
+        assert reading.serving == ""
+
+
+def test_clearing_forgets_one_owner() -> None:
+    board = Scoreboard(groups=2, threads=2)
+    for group in range(2):
+        for thread in range(2):
+            row = board.row(group, thread)
+            row.serve("127.0.0.1:40312")
+            row.cells[SINCE] = row.cells[PID] = 7
+    board.clear(0)
+    assert not any(cell for thread in range(2) for cell in board.row(0, thread).cells)
+    assert board.read(1).serving == "127.0.0.1:40312"
+
+
+@given(peers=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=100), min_size=1, max_size=3))
+def test_the_last_client_is_the_one_served_cut_to_the_row(peers: list[str]) -> None:
+    board = Scoreboard(groups=2, threads=1)
+    row = board.row(0)
+    for peer in peers:
+        row.serve(peer)
+    last = peers[-1]
+    if len(last.encode()) <= 80:
+        assert row.peer == last
+    else:
+        assert last.startswith(row.peer.rstrip("\ufffd"))
+        assert len(row.peer.encode()) >= 77
+    assert not any(board.row(1).cells)
+
+
+def test_a_unix_client_may_have_any_name() -> None:
+    """Its path need not be UTF-8; the row must take it, or a client could end the worker."""
+    row = Scoreboard(groups=1, threads=1).row(0)
+    row.serve(format_sockaddr(socket.AF_UNIX, "/run/caf\udce9.sock"))
+    assert row.peer.startswith("unix:/run/caf")
+    row.serve(format_sockaddr(socket.AF_UNIX, os.fsencode("\0abstract\udcff")))
+    assert "abstract" in row.peer
+
+
+def test_a_child_writes_what_its_parent_reads() -> None:
+    script = """
+        import os
+        from prefork.scoreboard import ACCEPTED, SINCE, Scoreboard
+        from prefork.spawn import spawn
+
+        board = Scoreboard(groups=2, threads=1)
+        board.header[0] = 1
+
+        def child():
+            row = board.row(1)
+            row.serve("127.0.0.1:40312")
+            row.cells[SINCE] = 2**62
+            row.cells[ACCEPTED] += board.header[0]
+            return 0
+
+        assert os.waitpid(spawn(child), 0)[1] == 0
+        reading = board.read(1)
+        assert (reading.since_ns, reading.serving, reading.counters["accepted"]) == (2**62, "127.0.0.1:40312", 1)
+        assert board.read(0).since_ns == 0
+    """
+    subprocess.run([sys.executable, "-c", dedent(script)], check=True, timeout=30)
