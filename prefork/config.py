@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from . import log
 from .cpus import usable_cpus
 from .errors import ConfigError
 from .listener import FORMS, Address
-from .units import count, duration, positive_duration
+from .units import count, duration, positive_duration, size, switch, umask
 
 KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi")
 
@@ -33,6 +34,7 @@ class Option:
     help: str
     short: str = ""
     many: bool = False
+    switch: bool = False  # given alone, without a value
 
     @property
     def flag(self) -> str:
@@ -59,6 +61,19 @@ class Config:
     graceful_timeout_s: float
     boot_timeout_s: float
     idle_timeout_s: float
+    max_requests: int
+    max_requests_jitter: int
+    max_memory: int
+    preload: bool
+    accept: str
+    control: str
+    user: str
+    group: str
+    umask: int | None
+    chdir: str
+    pid: str
+    hooks: str
+    reload: bool
     log_level: str
     log_format: str
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -101,6 +116,30 @@ OPTIONS: tuple[Option, ...] = (
            help="How long a worker may take from its start until it accepts."),
     Option(name="idle-timeout", field="idle_timeout_s", parse=positive_duration, default="60", metavar="DURATION",
            help="How long a stream handler waits for a silent client; past it the connection is closed and counted."),
+    Option(name="max-requests", field="max_requests", parse=partial(count, least=0), default="0", metavar="N",
+           help="Replace a worker after it has completed N units of work; 0: never."),
+    Option(name="max-requests-jitter", field="max_requests_jitter", parse=partial(count, least=0), default="0",
+           metavar="N", help="Add a random 0 to N to --max-requests of each worker, so that not all leave at once."),
+    Option(name="max-memory", field="max_memory", parse=size, default="0", metavar="SIZE",
+           help="Replace a worker whose own share of memory (PSS) stays above SIZE; 0: never."),
+    Option(name="preload", field="preload", parse=switch, default="no", metavar="", switch=True,
+           help="Import APP once, in a template process that workers are forked from: less memory, respawn in ms."),
+    Option(name="accept", field="accept", parse=_choice(("shared", "per-worker")), default="shared", metavar="HOW",
+           help="shared: all workers accept on one socket. per-worker: a socket for each, the kernel spreads by hash."),
+    Option(name="control", field="control", parse=str, default="auto", metavar="PATH|none",
+           help="The control socket; auto: in $XDG_RUNTIME_DIR, or a private directory in the temp dir."),
+    Option(name="user", field="user", parse=str, default="", metavar="USER",
+           help="Workers run as this user (name or number), from after the sockets are bound."),
+    Option(name="group", field="group", parse=str, default="", metavar="GROUP",
+           help="Workers run as this group; by default the user's own."),
+    Option(name="umask", field="umask", parse=umask, default="", metavar="OCTAL",
+           help="File mode creation mask, also of Unix sockets; by default as it was."),
+    Option(name="chdir", field="chdir", parse=str, default="", metavar="DIR", help="Change to DIR before all else."),
+    Option(name="pid", field="pid", parse=str, default="", metavar="FILE", help="Write the master's pid to FILE, locked."),
+    Option(name="hooks", field="hooks", parse=str, default="", metavar="MODULE",
+           help="Call template_loaded(), worker_started(worker), worker_stopping(worker), worker_died(report) if MODULE has them."),
+    Option(name="reload", field="reload", parse=switch, default="no", metavar="", switch=True,
+           help="For development: reload when an imported file changes."),
     Option(name="log-level", field="log_level", parse=_choice(log.LEVELS), default="info", metavar="LEVEL",
            help=f"The least level that is logged: {', '.join(log.LEVELS)}."),
     Option(name="log-format", field="log_format", parse=_choice(log.FORMATS), default="text", metavar="FORMAT",

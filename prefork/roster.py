@@ -21,6 +21,7 @@ class WorkerHandle:
     spawned_s: float
     ready_s: float | None = None
     retiring_s: float | None = None
+    stale: str | None = None  # why it is to be replaced: max-requests, max-memory
     killed: str | None = None  # why the master sent SIGKILL
     served_at_ready: int = 0  # what its generation had completed when it got ready
     hang: Hang | None = None  # set while it is out of time

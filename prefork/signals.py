@@ -20,11 +20,11 @@ TABLE: dict[signal.Signals, str] = {
     signal.SIGINT: "graceful stop; a second one stops at once",
     signal.SIGQUIT: "stop at once",
     signal.SIGCHLD: "internal: a child has exited",
-    signal.SIGHUP: "ignored",
+    signal.SIGHUP: "reload: replace every worker by one that loads the app anew, each ready before the old one leaves",
     signal.SIGUSR1: "ignored",
     signal.SIGUSR2: "ignored",
-    signal.SIGTTIN: "ignored",
-    signal.SIGTTOU: "ignored",
+    signal.SIGTTIN: "one worker more",
+    signal.SIGTTOU: "one worker less, down to 1",
 }
 
 # Sent by the master to a worker that is out of time. Real-time signals: applications use the others.

@@ -54,3 +54,22 @@ def size(text: str) -> int:
     if not (match := _SIZE.fullmatch(text.strip())):
         raise ValueError(f"{text!r} is not a size: plain bytes, or 64k, 10m, 1g")
     return int(match[1]) * _BYTES[(match[2] or "").lower()]
+
+
+def switch(text: str) -> bool:
+    """True of yes, true, on, 1; False of no, false, off, 0."""
+    if (word := text.strip().lower()) in _WORDS:
+        return _WORDS[word]
+    raise ValueError(f"{text!r} is neither yes nor no")
+
+
+def umask(text: str) -> int | None:
+    """A mask of file mode bits in octal, `027`; None of an empty text."""
+    if not text:
+        return None
+    if not re.fullmatch(r"0?[0-7]{1,3}", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a mask in octal, such as 027")
+    return int(text, 8)
+
+
+_WORDS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}

@@ -186,7 +186,7 @@ LAYERS = [
     {"prefork.roster", "prefork.policy"},
     {"prefork.engines", "prefork.http"},
     {"prefork.worker"},
-    {"prefork.master"},
+    {"prefork.obituary", "prefork.master"},
     {"prefork.cli"},
     {"prefork.__main__"},
 ]
@@ -210,7 +210,7 @@ def test_imports_point_downwards() -> None:
 
 
 def test_worker_side_and_master_side_of_a_fork_do_not_import_the_masters_mind() -> None:
-    mind = {"prefork.roster", "prefork.policy", "prefork.master"}
+    mind = {"prefork.roster", "prefork.policy", "prefork.obituary", "prefork.master"}
     bad = [
         f"{at(m, i.line)} {i.target}"
         for m, i in found_imports(types_too=False)

@@ -33,6 +33,7 @@ def handle(conn):
 """
 
 
+@pytest.mark.slow
 def test_barren_deaths_delay_the_next_spawn_and_one_success_clears_that(
     serve: Serve, app: AppWriter, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_the_neighbours_of_a_stuck_worker_go_on(serve: Serve) -> None:
     assert hammer.failures == []
 
 
+@pytest.mark.slow
 def test_a_handler_just_within_the_timeout_is_left_alone(serve: Serve) -> None:
     server = serve(OBEY, "--workers", "1", "--timeout", "1500ms")
     before = server.worker_pids()
@@ -94,6 +95,7 @@ def test_a_stopped_worker_counts_as_stuck_while_it_serves(serve: Serve) -> None:
     assert exchange(server.address, b"work\n") == b"done\n"
 
 
+@pytest.mark.slow
 def test_a_suspended_master_does_not_kill_healthy_workers_when_it_wakes(serve: Serve) -> None:
     """The master's clock went on while it could not look: what it then sees is old, so it skips one round."""
     server = serve(OBEY, "--workers", "2", "--timeout", str(TIMEOUT_S))

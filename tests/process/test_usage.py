@@ -116,6 +116,7 @@ def test_help_and_version_are_no_mistakes() -> None:
     assert "prefork" in version.stdout
 
 
+@pytest.mark.slow
 def test_a_port_that_stays_in_use_ends_with_the_address_and_the_reason() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

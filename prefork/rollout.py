@@ -1,0 +1,100 @@
+"""Replacing workers while others serve. Pure. One mechanism for every cause: a worker is outdated if it is of an older
+generation (reload) or was marked stale (max-requests, max-memory); its successor starts in the same slot, and when it
+serves, the outdated one retires. One at a time: the next begins when the last has exited. So there are never fewer
+serving workers than asked, and never more than one extra.
+
+A reload goes prepare -> roll -> done. It is abandoned when its generation cannot be prepared, or when a worker of it
+dies before it is ready: then the old generation is the current one again, and stays. A reload that is asked for
+during another follows it, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .actions import Abandoned, Action, Prepare, Reloaded, Retire, Spawn
+from .roster import Roster, WorkerHandle
+
+PREPARING, ROLLING = "preparing", "rolling"
+
+
+@dataclass(slots=True, kw_only=True)
+class Rollout:
+    """MASTER. `generation` is what slots are filled with; 0 until the first one is prepared."""
+
+    generation: int = 0
+    phase: str = ""  # of a reload; "" when there is none
+    _latest: int = 0  # the highest number given out
+    _previous: int = 0  # to go back to
+    _again: bool = False
+    _news: list[Action] = field(default_factory=list)  # for the next step
+
+    def reload(self) -> None:
+        """Begin a new generation, or note that one is wanted after the present reload."""
+        if self.phase:
+            self._again = True
+            return
+        self._latest += 1
+        self.phase = PREPARING
+        self._news.append(Prepare(self._latest))
+
+    def prepared(self, generation: int) -> None:
+        """Workers of the generation can be forked."""
+        if self.phase == PREPARING and generation == self._latest:
+            self._previous, self.generation, self.phase = self.generation, generation, ROLLING
+
+    def abandon(self, reason: str) -> None:
+        """Go back to the generation before."""
+        if self.phase == ROLLING:
+            self.generation = self._previous
+        self.phase = ""
+        self._news.append(Abandoned(self._latest, reason))
+
+    def died_booting(self, worker: WorkerHandle, reason: str) -> bool:
+        """A worker died before it was ready; True if that ended a reload."""
+        if self.phase != ROLLING or worker.generation != self.generation:
+            return False
+        self.abandon(reason)
+        return True
+
+    def outdated(self, worker: WorkerHandle) -> str | None:
+        """Why the worker is to be replaced, if it is."""
+        return "reload" if worker.generation < self.generation else worker.stale
+
+    def step(self, roster: Roster, workers: int) -> list[Action]:
+        """Return what is to be done next."""
+        news, self._news = self._news, []
+        return news + self._replace(roster, workers) + self._finish(roster, workers)
+
+    def _replace(self, roster: Roster, workers: int) -> list[Action]:
+        extra = any(worker.pending or worker.retiring_s is not None for worker in roster)
+        actions: list[Action] = []
+        for worker in roster:
+            reason = self.outdated(worker)
+            if reason is None or worker.retiring_s is not None or worker.pending or worker.slot >= workers:
+                continue
+            successors = [other for other in roster.in_slot(worker.slot) if not self.outdated(other)]
+            if any(other.serving for other in successors):
+                actions.append(Retire(worker, reason))
+                extra = True
+            elif not successors and not extra:
+                cause = "reload" if reason == "reload" else "recycle"
+                actions.append(Spawn(worker.slot, self.generation, cause))
+                extra = True
+        return actions
+
+    def _finish(self, roster: Roster, workers: int) -> list[Action]:
+        if self.phase != ROLLING or not settled(roster, workers, self.generation):
+            return []
+        self.phase = ""
+        done: list[Action] = [Reloaded(self.generation)]
+        if self._again:
+            self._again = False
+            self.reload()
+        return done
+
+
+def settled(roster: Roster, workers: int, generation: int) -> bool:
+    """True if each slot holds one serving worker of the generation and nobody else is alive."""
+    slots = sorted(worker.slot for worker in roster if worker.serving and worker.generation >= generation)
+    return slots == list(range(workers)) and len(roster) == workers

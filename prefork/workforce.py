@@ -1,0 +1,198 @@
+"""MASTER. Its dealings with worker processes: fork them, hear them, bury them, and keep their counters.
+
+What a worker is told travels by signal (TERM, STACKS, FAULT), what it says by its pipe (channel.py), what it does by
+its rows of the scoreboard. Rows survive their owner until it is reaped; then its counters join `totals`, which never
+fall.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .actions import Spawn, Unit
+from .channel import Receiver
+from .config import Config
+from .exits import Exit
+from .listener import Listener
+from .log import Log
+from .obituary import Obituary
+from .roster import Roster, WorkerHandle
+from .scoreboard import COUNTERS, Scoreboard
+from .signals import FAULT, STACKS
+from .spawn import spawn
+from .worker import Worker
+
+ROWS_LEAST = 64
+ROWS_PER_WORKER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a worker said: `kind` is ready, failed, stacks or enough."""
+
+    worker: WorkerHandle
+    kind: str
+    fields: dict[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Workforce:
+    """MASTER. The live workers and what is known of them."""
+
+    config: Config
+    log: Log
+    listeners: Sequence[Listener]
+    drop: Callable[[], None]  # what else a child closes first
+    roster: Roster = field(default_factory=Roster)
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))  # of workers that are gone
+    board: Scoreboard = field(init=False)
+    _receivers: dict[int, Receiver] = field(default_factory=dict)  # by pid
+    _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: why it could not boot, in its words
+    _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
+    _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
+    _libc: ctypes.CDLL = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.board = Scoreboard(groups=capacity(self.config.workers), threads=self.config.threads)
+        self._lifeline = os.pipe2(os.O_CLOEXEC)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    # --- beginnings and ends
+
+    def spawn(self, order: Spawn) -> WorkerHandle | None:
+        """Fork a worker; None if there is no row for it. Raises OSError if the system has no process left."""
+        group = self.roster.free_group(self.board.groups)
+        if group is None:
+            return None
+        self.board.clear(group)
+        report, report_end = os.pipe2(os.O_CLOEXEC)
+        worker = Worker(
+            slot=order.slot,
+            generation=order.generation,
+            group=group,
+            config=self.config,
+            log=self.log,
+            board=self.board,
+            listeners=self.listeners,
+            report=report_end,
+            lifeline=self._lifeline[0],
+            master=os.getpid(),
+            drop=lambda: self._drop(report),
+            libc=self._libc,
+        )
+        try:
+            pid = spawn(worker.run)
+        except OSError:
+            os.close(report)
+            raise
+        finally:
+            os.close(report_end)
+        self._receivers[pid] = Receiver(report)
+        handle = WorkerHandle(
+            pid=pid, slot=order.slot, generation=order.generation, group=group, spawned_s=time.monotonic()
+        )
+        self.roster.add(handle)
+        return handle
+
+    def _drop(self, report: int) -> None:
+        """WORKER, first thing: close what only the master may hold."""
+        self.drop()
+        os.close(self._lifeline[1])
+        os.close(report)
+        for receiver in self._receivers.values():
+            receiver.close()
+
+    def bury(self, child: Exit) -> Obituary | None:
+        """A child was reaped. None for a stranger: an orphan that this process got as init or subreaper."""
+        worker = self.roster.remove(child.pid)
+        if worker is None:
+            return None
+        receiver = self._receivers.pop(child.pid)
+        for message in receiver.read():  # its last words
+            if message["kind"] == "failed":
+                self._failures[child.pid] = message
+        receiver.close()
+        reading = self.board.read(worker.group)
+        for name, value in reading.counters.items():
+            self.totals[name] += value
+        self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
+        self.board.clear(worker.group)
+        return Obituary(
+            worker=worker,
+            exit=child,
+            age_s=time.monotonic() - worker.spawned_s,
+            serving=reading.serving if reading.since_ns else "",
+            message=self._failures.pop(child.pid, None),
+            fault=receiver.text,
+        )
+
+    def kill_all(self) -> None:
+        """Leave no worker behind, whatever ended the master's loop."""
+        for worker in self.roster:
+            os.kill(worker.pid, signal.SIGKILL)
+        for worker in self.roster:
+            os.waitpid(worker.pid, 0)  # bounded: SIGKILL cannot be refused
+
+    # --- orders
+
+    def retire(self, worker: WorkerHandle) -> None:
+        """Tell it to finish what is in flight and exit."""
+        os.kill(worker.pid, signal.SIGTERM)
+
+    def ask_stacks(self, worker: WorkerHandle) -> None:
+        """Ask for its Python stacks; they come as a message."""
+        os.kill(worker.pid, STACKS)
+
+    def ask_fault(self, worker: WorkerHandle) -> None:
+        """Ask faulthandler, in a worker that is about to be killed."""
+        os.kill(worker.pid, FAULT)
+
+    def kill(self, worker: WorkerHandle) -> None:
+        """SIGKILL. Its pid is ours until it is reaped, so this cannot hit a stranger."""
+        os.kill(worker.pid, signal.SIGKILL)
+
+    # --- what is known
+
+    def fds(self) -> list[int]:
+        """What is readable when a worker has spoken."""
+        return [receiver.fd for receiver in self._receivers.values() if not receiver.closed]
+
+    def messages(self) -> Iterator[Message]:
+        """What workers have said since the last call. Never blocks."""
+        for pid, receiver in list(self._receivers.items()):
+            for message in receiver.read():
+                if message["kind"] == "failed":
+                    self._failures[pid] = message
+                yield Message(self.roster.workers[pid], message["kind"], message)
+
+    def units(self) -> dict[int, Unit]:
+        """By pid, what the policy judges."""
+        units = {}
+        for worker in self.roster:
+            reading = self.board.read(worker.group)
+            units[worker.pid] = Unit(since_ns=reading.since_ns, serving=reading.serving)
+        return units
+
+    def completed(self, generation: int) -> int:
+        """Units of work that the generation has completed; it never falls."""
+        readings = (self.board.read(worker.group) for worker in self.roster if worker.generation == generation)
+        return self._served.get(generation, 0) + sum(reading.counters["completed"] for reading in readings)
+
+    def counters(self) -> dict[str, int]:
+        """Everything counted so far, by the living and the dead."""
+        sums = dict(self.totals)
+        for worker in self.roster:
+            for name, value in self.board.read(worker.group).counters.items():
+                sums[name] += value
+        return sums
+
+
+def capacity(workers: int) -> int:
+    """How many workers a server started with `workers` may ever have at once: the scoreboard is of fixed size."""
+    return max(ROWS_LEAST, ROWS_PER_WORKER * workers)
