@@ -23,6 +23,14 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Preparing the generation takes too long: end it."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Spawn:
     """Fork a worker for the slot."""
 
@@ -76,4 +84,4 @@ class Abandoned:
     reason: str
 
 
-Action = Prepare | Spawn | Retire | AskStacks | AskFault | Kill | Reloaded | Abandoned
+Action = Prepare | Discard | Spawn | Retire | AskStacks | AskFault | Kill | Reloaded | Abandoned

@@ -50,6 +50,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _option(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     names = ([f"-{option.short[1:]}"] if option.short else []) + [option.flag, option.name.replace("-", "_")]
+    if option.switch:
+        return click.option(*names, is_flag=True, flag_value="yes", default=None, help=option.help)
     return click.option(
         *names,
         default=None,

@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -22,10 +23,11 @@ from .scoreboard import STOPPING, Scoreboard
 from .signals import FAULT, STACKS, SignalInbox, ignore
 
 ORPHANED = 1  # exit code; nobody is left to read it
+_ADOPTION_S = 2.0
 _STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
 # Ctrl-C and a terminal that closes signal the whole group: the master reads them and tells its workers with TERM.
-_NOT_OURS = (
+NOT_OURS = (
     signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU,
 )  # fmt: skip
 
@@ -42,7 +44,7 @@ class Life:
         self._stacks_lock = threading.Lock()
         self.told = False
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for signum in _NOT_OURS:
+        for signum in NOT_OURS:
             ignore(signum)
         signal.signal(STACKS, self._answer)
         faulthandler.enable(file=sender.fd, all_threads=True)  # the stack of a segfault reaches the master
@@ -66,6 +68,10 @@ class Life:
     def failed(self, code: int, message: str, detail: str = "") -> None:
         """Tell the master why this worker cannot boot."""
         self._sender.send("failed", code=code, message=message, detail=detail[-_STACKS_MOST:])
+
+    def enough(self, reason: str) -> None:
+        """Ask the master for a successor; it will tell this worker to retire when that one serves."""
+        self._sender.send("enough", reason=reason)
 
     def wait(self, timeout_s: float | None = None, also: int = -1) -> bool:
         """Wait for a signal, for the time, or for the descriptor `also`; return True if that one is readable."""
@@ -99,6 +105,17 @@ def stacks(own: FrameType | None = None) -> str:
         text.append(f"thread {names.get(ident, ident)}:\n")
         text += traceback.format_stack(own if ident == me and own is not None else frame)
     return "".join(text)
+
+
+def adopted(master: int) -> bool:
+    """Wait until the master is this process's parent: at once, or when the process between it and the template exits.
+
+    Returns False if that does not come: the master is gone.
+    """
+    give_up = time.monotonic() + _ADOPTION_S
+    while os.getppid() != master and time.monotonic() < give_up:
+        time.sleep(0.0002)  # there is no event to wait for; it takes one exit(2)
+    return os.getppid() == master
 
 
 def die_with_parent(parent: int, libc: Any) -> bool:

@@ -17,7 +17,7 @@ import setproctitle
 
 from . import actions as do
 from .config import Config
-from .errors import FORK_REFUSED, PreforkError
+from .errors import FORK_REFUSED, AppLoadError, BootError, PreforkError
 from .exits import Exit, reap
 from .judge import Judge
 from .listener import Listener, open_listener
@@ -26,6 +26,7 @@ from .policy import Policy
 from .roster import WorkerHandle
 from .scoreboard import STOPPING
 from .signals import TABLE, SignalInbox
+from .template_handle import TemplateHandle
 from .workforce import Message, Workforce, capacity
 
 
@@ -81,6 +82,8 @@ class Master:
             self._wait(wake_s)
             for signum in self._inbox.take():
                 self._heed(signum)
+            for generation in self._force.templates.news():
+                self._policy.rollout.prepared(generation)
             for message in self._force.messages():
                 self._hear(message)
             for child in reap():
@@ -167,6 +170,9 @@ class Master:
 
     def _bury(self, child: Exit) -> None:
         """A child has exited: say why, and let the policy decide on its slot."""
+        if template := self._force.templates.bury(child.pid):
+            self._bury_template(template, child)
+            return
         obituary = self._force.bury(child)
         if obituary is None:
             return
@@ -181,12 +187,39 @@ class Master:
         else:
             self._log.error("worker died", **obituary.fields(), respawn_in=f"{delay_s:.2f}s" if delay_s else None)
 
+    def _bury_template(self, template: TemplateHandle, child: Exit) -> None:
+        failure = template.failure or {}
+        reason = str(failure.get("message") or template.killed or f"it died of {child}")
+        detail = str(failure.get("detail") or template.receiver.text)
+        if not self._policy.booted and not self._policy.stopping:
+            fault = AppLoadError if failure else BootError
+            self._fatal = self._fatal or fault(reason if failure else f"the template cannot boot: {reason}", detail)
+            return
+        delay_s = self._policy.origin_lost(template.generation, reason, time.monotonic())
+        if template.generation >= self._policy.rollout.generation and not self._policy.stopping:
+            again = f"{delay_s:.2f}s" if delay_s else None
+            self._log.error("template died", gen=template.generation, reason=reason, again_in=again, detail=detail)
+
     # --- what is done
+
+    def _prepare(self, generation: int) -> None:
+        if not self._config.preload:
+            self._policy.rollout.prepared(generation)  # each worker loads the app by itself
+            return
+        try:
+            self._force.prepare(generation)
+        except OSError as error:
+            if error.errno not in FORK_REFUSED:
+                raise
+            self._log.error("cannot fork the template", reason=error.strerror)
+            self._policy.origin_lost(generation, str(error.strerror), time.monotonic())
 
     def _act(self, action: do.Action) -> None:
         match action:
             case do.Prepare(generation):
-                self._policy.rollout.prepared(generation)
+                self._prepare(generation)
+            case do.Discard(generation, reason):
+                self._force.templates.discard(generation, reason)
             case do.Spawn():
                 self._spawn(action)
             case do.Retire(worker, reason):
@@ -199,8 +232,11 @@ class Master:
             case do.Kill(worker, reason):
                 self._kill(worker, reason)
             case do.Reloaded(generation):
-                self._log.info("reloaded", generation=generation) if generation > 1 else None
+                self._force.templates.keep_only(generation)
+                if generation > 1:
+                    self._log.info("reloaded", generation=generation)
             case do.Abandoned(generation, reason):
+                self._force.templates.keep_only(self._policy.rollout.generation)
                 self._log.error("reload abandoned", generation=generation, reason=reason, serving="the old generation")
 
     def _kill(self, worker: WorkerHandle, reason: str) -> None:

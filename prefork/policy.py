@@ -60,6 +60,12 @@ class Policy:
         """A worker could not be forked; return the delay until the next try in seconds."""
         return self.backoff.note(now_s, self._jitter())
 
+    def origin_lost(self, generation: int, reason: str, now_s: float) -> float:
+        """The template of the generation is gone; return the delay of its successor in seconds, 0 if none is needed."""
+        if self.rollout.lost(generation, reason) and not self.stopping:
+            return self.backoff.note(now_s, self._jitter())
+        return 0.0
+
     # --- what is wanted
 
     def scale(self, workers: int) -> None:
@@ -92,6 +98,8 @@ class Policy:
             wakes.append(now_s + self.judge.boot_timeout_s)
         if self.backoff.not_before_s > now_s:
             wakes.append(self.backoff.not_before_s)
+        if self.rollout.waits_since_s is not None:
+            wakes.append(self.rollout.waits_since_s + self.judge.boot_timeout_s)
         for worker in roster:
             for verdict, wake_s in self.judge.judge(worker, units[worker.pid], now_s):
                 if verdict is not None:
@@ -103,10 +111,12 @@ class Policy:
         actions: list[Action] = [
             Retire(worker, "scale") for worker in roster if worker.slot >= self.workers and worker.serving
         ]
-        may_spawn = now_s >= self.backoff.not_before_s
-        steps = self.rollout.step(roster, self.workers)
-        actions += [step for step in steps if may_spawn or not isinstance(step, Spawn)]
-        return actions + (self._fill(roster) if may_spawn and self.rollout.generation else [])
+        if late := self.rollout.overdue(self.judge.boot_timeout_s, now_s):
+            actions.append(late)
+        if now_s < self.backoff.not_before_s:
+            return actions
+        actions += self.rollout.step(roster, self.workers, now_s)
+        return actions + (self._fill(roster) if self.rollout.can_spawn else [])
 
     def _fill(self, roster: Roster) -> list[Action]:
         spawns: list[Action] = []

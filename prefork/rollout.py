@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .actions import Abandoned, Action, Prepare, Reloaded, Retire, Spawn
+from .actions import Abandoned, Action, Discard, Prepare, Reloaded, Retire, Spawn
 from .roster import Roster, WorkerHandle
 
 PREPARING, ROLLING = "preparing", "rolling"
@@ -24,6 +24,8 @@ class Rollout:
 
     generation: int = 0
     phase: str = ""  # of a reload; "" when there is none
+    waits_since_s: float | None = None  # for a generation that is being prepared
+    _prepared: set[int] = field(default_factory=set)
     _latest: int = 0  # the highest number given out
     _previous: int = 0  # to go back to
     _again: bool = False
@@ -36,12 +38,28 @@ class Rollout:
             return
         self._latest += 1
         self.phase = PREPARING
-        self._news.append(Prepare(self._latest))
+
+    @property
+    def can_spawn(self) -> bool:
+        """True if workers of the current generation can be forked."""
+        return self.generation in self._prepared
 
     def prepared(self, generation: int) -> None:
         """Workers of the generation can be forked."""
+        self._prepared.add(generation)
+        self.waits_since_s = None
         if self.phase == PREPARING and generation == self._latest:
             self._previous, self.generation, self.phase = self.generation, generation, ROLLING
+
+    def lost(self, generation: int, reason: str) -> bool:
+        """What workers of the generation are forked from is gone, or never came; True if it is needed again."""
+        self._prepared.discard(generation)
+        if self.waits_since_s is not None:
+            self.waits_since_s = None
+        if generation == self._latest and self.phase:
+            self.abandon(reason)
+            return False
+        return generation == self.generation
 
     def abandon(self, reason: str) -> None:
         """Go back to the generation before."""
@@ -61,10 +79,22 @@ class Rollout:
         """Why the worker is to be replaced, if it is."""
         return "reload" if worker.generation < self.generation else worker.stale
 
-    def step(self, roster: Roster, workers: int) -> list[Action]:
+    def step(self, roster: Roster, workers: int, now_s: float) -> list[Action]:
         """Return what is to be done next."""
         news, self._news = self._news, []
+        wanted = self._latest if self.phase == PREPARING else self.generation
+        if wanted and wanted not in self._prepared and self.waits_since_s is None:
+            self.waits_since_s = now_s
+            news.append(Prepare(wanted))
         return news + self._replace(roster, workers) + self._finish(roster, workers)
+
+    def overdue(self, limit_s: float, now_s: float) -> Discard | None:
+        """The generation has been in preparation for longer than `limit_s`."""
+        if self.waits_since_s is None or now_s < self.waits_since_s + limit_s:
+            return None
+        self.waits_since_s = now_s  # asked for once; its end is told by lost()
+        wanted = self._latest if self.phase == PREPARING else self.generation
+        return Discard(wanted, f"not prepared within --boot-timeout {limit_s:g} s")
 
     def _replace(self, roster: Roster, workers: int) -> list[Action]:
         extra = any(worker.pending or worker.retiring_s is not None for worker in roster)
@@ -77,7 +107,7 @@ class Rollout:
             if any(other.serving for other in successors):
                 actions.append(Retire(worker, reason))
                 extra = True
-            elif not successors and not extra:
+            elif not successors and not extra and self.can_spawn:
                 cause = "reload" if reason == "reload" else "recycle"
                 actions.append(Spawn(worker.slot, self.generation, cause))
                 extra = True

@@ -18,9 +18,9 @@ from .channel import Sender
 from .config import Config
 from .engines.blocking import BlockingEngine
 from .errors import AppLoadError
-from .life import ORPHANED, Life, die_with_parent
+from .life import ORPHANED, Life, adopted, die_with_parent
 from .listener import Listener
-from .loader import load
+from .loader import App, load
 from .log import Log
 from .scoreboard import PID, Scoreboard
 
@@ -44,11 +44,12 @@ class Worker:
     master: int  # pid
     drop: Callable[[], None]  # closes what only the master may hold
     libc: ctypes.CDLL  # loaded before the fork: dlopen takes locks
+    app: App | None = None  # loaded already, by the template
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit code."""
         self.drop()
-        if not die_with_parent(self.master, self.libc):
+        if not adopted(self.master) or not die_with_parent(self.master, self.libc):
             return ORPHANED
         pid = os.getpid()
         life = Life(lifeline=self.lifeline, sender=Sender(self.report), board=self.board, title=self._title)
@@ -61,7 +62,7 @@ class Worker:
         for row in rows:
             row.cells[PID] = pid
         try:
-            app = load(self.config.app, self.config.interface)
+            app = self.app or load(self.config.app, self.config.interface)
         except AppLoadError as error:
             life.failed(APP_FAILED, str(error), error.detail)
             return APP_FAILED

@@ -26,6 +26,7 @@ from .roster import Roster, WorkerHandle
 from .scoreboard import COUNTERS, Scoreboard
 from .signals import FAULT, STACKS
 from .spawn import spawn
+from .templates import Templates
 from .worker import Worker
 
 ROWS_LEAST = 64
@@ -56,12 +57,14 @@ class Workforce:
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: why it could not boot, in its words
     _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
+    templates: Templates = field(init=False)
     _libc: ctypes.CDLL = field(init=False)
 
     def __post_init__(self) -> None:
         self.board = Scoreboard(groups=capacity(self.config.workers), threads=self.config.threads)
         self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._libc = ctypes.CDLL(None, use_errno=True)
+        self.templates = Templates(libc=self._libc)
 
     # --- beginnings and ends
 
@@ -72,22 +75,9 @@ class Workforce:
             return None
         self.board.clear(group)
         report, report_end = os.pipe2(os.O_CLOEXEC)
-        worker = Worker(
-            slot=order.slot,
-            generation=order.generation,
-            group=group,
-            config=self.config,
-            log=self.log,
-            board=self.board,
-            listeners=self.listeners,
-            report=report_end,
-            lifeline=self._lifeline[0],
-            master=os.getpid(),
-            drop=lambda: self._drop(report),
-            libc=self._libc,
-        )
+        worker = self._worker(order.slot, order.generation, group, report_end, lambda: self._drop(report))
         try:
-            pid = spawn(worker.run)
+            pid = self.templates.fork(worker) if self.config.preload else spawn(worker.run)
         except OSError:
             os.close(report)
             raise
@@ -100,11 +90,33 @@ class Workforce:
         self.roster.add(handle)
         return handle
 
-    def _drop(self, report: int) -> None:
-        """WORKER, first thing: close what only the master may hold."""
+    def prepare(self, generation: int) -> None:
+        """Fork the template of a generation. Raises OSError if the system has no process left."""
+        self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self._drop)
+
+    def _worker(self, slot: int, generation: int, group: int, report: int, drop: Callable[[], None]) -> Worker:
+        return Worker(
+            slot=slot,
+            generation=generation,
+            group=group,
+            config=self.config,
+            log=self.log,
+            board=self.board,
+            listeners=self.listeners,
+            report=report,
+            lifeline=self._lifeline[0],
+            master=os.getpid(),
+            drop=drop,
+            libc=self._libc,
+        )
+
+    def _drop(self, report: int = -1) -> None:
+        """CHILD, first thing: close what only the master may hold."""
         self.drop()
+        self.templates.drop()
         os.close(self._lifeline[1])
-        os.close(report)
+        if report >= 0:
+            os.close(report)
         for receiver in self._receivers.values():
             receiver.close()
 
@@ -134,10 +146,11 @@ class Workforce:
 
     def kill_all(self) -> None:
         """Leave no worker behind, whatever ended the master's loop."""
-        for worker in self.roster:
-            os.kill(worker.pid, signal.SIGKILL)
-        for worker in self.roster:
-            os.waitpid(worker.pid, 0)  # bounded: SIGKILL cannot be refused
+        pids = [*self.templates.pids(), *(worker.pid for worker in self.roster)]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)  # bounded: SIGKILL cannot be refused
 
     # --- orders
 
@@ -161,7 +174,7 @@ class Workforce:
 
     def fds(self) -> list[int]:
         """What is readable when a worker has spoken."""
-        return [receiver.fd for receiver in self._receivers.values() if not receiver.closed]
+        return self.templates.fds() + [each.fd for each in self._receivers.values() if not each.closed]
 
     def messages(self) -> Iterator[Message]:
         """What workers have said since the last call. Never blocks."""
@@ -191,6 +204,10 @@ class Workforce:
             for name, value in self.board.read(worker.group).counters.items():
                 sums[name] += value
         return sums
+
+
+def _nothing() -> None:
+    pass
 
 
 def capacity(workers: int) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import random
 import socket
 import socketserver
 import threading
@@ -23,11 +24,12 @@ from typing import Any
 from ..config import Config
 from ..connection import Connection, HandlerSocket, close
 from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY, LineTooLong
+from ..histogram import array_index
 from ..life import Life
 from ..listener import ACCEPT_WAIT_S, Listener, format_sockaddr, timeval
 from ..loader import App
 from ..log import Log
-from ..scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, SINCE, Row
+from ..scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row
 from .accepting import Acceptor
 from .complaints import Complaints
 
@@ -50,6 +52,8 @@ class BlockingEngine:
         self._log = log
         self._complaints = Complaints(log)
         self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
+        self._most = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)  # noqa: S311
+        self._asked_to_leave = False
         self._server = _server(self._listeners[0], app) if app.kind == "socketserver" else None
         self._handle = self._handle_request if self._server else self._handle_stream
 
@@ -114,13 +118,24 @@ class BlockingEngine:
         cells = row.cells
         cells[SINCE] = monotonic_ns()
         cells[HELD] = 1
+        before_ns = cells[BUSY_NS]
         cells[ACCEPTED] += 1
         peer = format_sockaddr(family, sockaddr)
         row.serve(peer)
         self._handle(_socket.socket(family, _socket.SOCK_STREAM, 0, fd), sockaddr, peer, row)
-        cells[BUSY_NS] += monotonic_ns() - cells[SINCE]
+        busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
+        cells[HISTOGRAM + array_index(busy_ns - before_ns)] += 1
+        cells[BUSY_NS] = busy_ns
         cells[SINCE] = 0
         cells[HELD] = 0
+        if self._most and not self._asked_to_leave:
+            self._count_requests()
+
+    def _count_requests(self) -> None:
+        """Ask to be replaced after --max-requests; the worker serves on until its successor is ready."""
+        if sum(row.cells[COMPLETED] for row in self._rows) >= self._most:
+            self._asked_to_leave = True
+            self._life.enough("max-requests")
 
     def _handle_stream(self, sock: _socket.socket, _sockaddr: Any, peer: str, row: Row) -> None:
         conn = Connection(sock, peer, row.cells, self._idle_s)
