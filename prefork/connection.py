@@ -146,6 +146,8 @@ class Connection:
         finally:
             cells[SINCE] = monotonic_ns()
         cells[BYTES_IN] += len(data)
+        if self.fate:
+            self.fate = 0  # it went on after a wait that had run out
         return data
 
     def _limit(self) -> float:

@@ -142,8 +142,8 @@ def open_listener(address: Address, *, backlog: int) -> Listener:
         _bind(sock, sockaddr, address)
         plug.prepare(sock)
         try:
-            sock.listen(backlog)
             plug.prepared(sock)
+            sock.listen(backlog)
         except OSError as error:
             raise BindError(f"cannot listen on {address}: {error.strerror}") from None
     except BaseException:

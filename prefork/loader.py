@@ -68,6 +68,10 @@ def _no_such_form(spec: str) -> str:
 
 
 def _import(spec: str, where: str) -> ModuleType:
+    if ("/" in where or where.startswith(".")) and not where.endswith(".py"):
+        raise AppLoadError(
+            f"cannot load {spec!r}: there is no module {where!r}; a file is named with its suffix, {where}.py:attribute"
+        )
     try:
         if where.endswith(".py"):
             return _import_file(spec, Path(where))
@@ -112,14 +116,22 @@ def _no_module(spec: str, where: str, missing: str) -> str:
 
 def _own_fault(spec: str, error: BaseException) -> AppLoadError:
     """The app was found, and failed by itself: show its traceback without the frames of the import machinery."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)] if own else []
-    lines += traceback.format_exception_only(type(error), error)
+    report = traceback.TracebackException.from_exception(error)
+    _leave_out_machinery(report)
+    lines = list(report.format())
     what = str(error).splitlines()[0] if str(error) else ""
     return AppLoadError(
         f"cannot load {spec!r}: it raised {type(error).__name__}" + (f": {what}" if what else ""), "".join(lines)
     )
+
+
+def _leave_out_machinery(report: traceback.TracebackException) -> None:
+    """Keep only the app's own frames, in the error and in those that led to it."""
+    own = [frame for frame in report.stack if frame.filename != __file__ and "importlib" not in frame.filename]
+    report.stack = traceback.StackSummary.from_list(own)
+    for other in (report.__cause__, report.__context__, *(report.exceptions or ())):
+        if other is not None:
+            _leave_out_machinery(other)
 
 
 def _find(spec: str, module: ModuleType, names: Sequence[str]) -> Any:
@@ -147,9 +159,10 @@ def _kind(spec: str, target: Any, interface: str) -> str:
         raise AppLoadError(f"cannot load {spec!r}: it is not callable but {_article(type(target).__name__)}")
     kind = guess(target) if interface == "auto" else interface
     if kind is None:
+        arity = _arity(target)
+        takes = f"it takes {arity} positional parameters" if arity >= 0 else "its parameters cannot be read"
         raise AppLoadError(
-            f"cannot tell what {spec!r} is: it takes {_arity(target)} positional parameters; "
-            "say it with --interface (a stream handler takes 1, the connection)"
+            f"cannot tell what {spec!r} is: {takes}; say it with --interface (a stream handler takes 1, the connection)"
         )
     if kind not in SERVED:
         raise AppLoadError(f"cannot serve {spec!r}: it is of kind {kind}; this version serves {' and '.join(SERVED)}")

@@ -84,19 +84,23 @@ class Log:
 
     def debug(self, event: str, **fields: Any) -> None:
         """Something for developers of prefork."""
-        _logger.debug(event, extra={"fields": fields})
+        self._log(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
         """Something that happened as asked."""
-        _logger.info(event, extra={"fields": fields})
+        self._log(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
         """Something that an operator should know."""
-        _logger.warning(event, extra={"fields": fields})
+        self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
         """Something that failed. `exc=` adds an exception's traceback, `detail=` lines of text, below the line."""
-        _logger.error(event, exc_info=fields.pop("exc", None), extra={"fields": fields})
+        self._log(logging.ERROR, event, fields)
+
+    def _log(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        _logger.disabled = False  # an application's logging.config.dictConfig disables the loggers it does not name
+        _logger.log(level, event, exc_info=fields.pop("exc", None), extra={"fields": fields})
 
     @property
     def dropped(self) -> int:

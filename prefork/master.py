@@ -59,8 +59,8 @@ class Master:
         finally:
             self._force.kill_all()
             for listener in self._listeners:
+                listener.unlink()  # while our socket pins its inode: a successor may bind the path at once
                 listener.close()
-                listener.unlink()
         for signum in TABLE:
             signal.signal(signum, signal.SIG_IGN)  # we leave already; the interpreter would restore their defaults
         self._log.info("stopped", uptime=f"{time.monotonic() - self._started_s:.1f}s", **self._force.totals)

@@ -4,8 +4,8 @@ close(2) on a listener resets every connection that waits in its queue, and unde
 never empty. listen(2) with a smaller backlog resets as well. What works, without privileges, on TCP:
 
 1. At the start, between bind() and listen(), give the listener a SO_REUSEPORT group with a classic BPF program that
-   always picks member 0, itself; then take the option off again, so that no other program can bind the port. Bind a
-   second socket to the address, the plug, and leave it idle (socket(7), SO_REUSEPORT, SO_ATTACH_REUSEPORT_CBPF).
+   always picks member 0, itself, and bind a second socket to the address, the plug, which stays idle (socket(7),
+   SO_REUSEPORT, SO_ATTACH_REUSEPORT_CBPF). Then take the option off again, so that no other program can join.
 2. At the stop, put the option back and let the plug listen with a backlog of 0: it joins as member 1 and gets nothing.
 3. Switch the program: one source port to member 1, all others to member 0. Connect from that port. The plug is full.
 4. Switch the program: everything to member 1. A SYN for a full queue is dropped, so newcomers wait in their own
@@ -56,7 +56,7 @@ class Plug:
             plug.close()  # an old kernel: no group with a program before listen()
 
     def prepared(self, listener: socket.socket) -> None:
-        """The listener listens, so its group exists: let no other program join it."""
+        """Just before listen(): let no other program join. listen() asks for the port anew, and forgets the option."""
         if listener.family != socket.AF_UNIX:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 

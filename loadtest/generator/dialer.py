@@ -1,0 +1,58 @@
+"""Makes connections without waiting for them.
+
+The sockets are the C ones of `_socket`: no monkey-patching, no wrapper. connect() of a non-blocking socket answers
+EINPROGRESS even where the handshake is over when it returns, as on loopback; so the caller sends at once, and only
+a send that would block must be waited for.
+
+Local ports. A connection that the client closes first keeps its local port for a minute (TIME_WAIT), and there are
+about 28,000 of them for one pair of addresses. Towards 127.0.0.0/8 every address of that net is a source, so when the
+ports of one are used up (EADDRNOTAVAIL) the next one takes its place: 253 sources last for 100,000 connections/s.
+Elsewhere the error is the caller's, with HINTS to explain it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from _socket import socket as Socket  # noqa: N812 # a class, as in the socket module
+from typing import Any
+
+from .failure import NO_FREE_PORT, TOO_MANY_FILES
+
+_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+_BIND_ADDRESS_NO_PORT = 24  # IP_BIND_ADDRESS_NO_PORT: connect() chooses the port, which may serve other destinations too
+_SOURCES = 253
+
+HINTS = {
+    NO_FREE_PORT: "every local port towards the server is in use or in TIME_WAIT (60 s after a close): keep connections "
+    "open (--exchanges), or widen net.ipv4.ip_local_port_range, or share the load among machines",
+    TOO_MANY_FILES: "this process may not open as many sockets as the load has connections: raise `ulimit -n`",
+}
+"""Cause -> what to do about it, for causes that are the generator's own limits."""
+
+
+class Dialer:
+    """Call it for a new connection to one address."""
+
+    def __init__(self, family: socket.AddressFamily, address: Any) -> None:
+        self._family = family
+        self._address = address
+        self._spreads = family == socket.AF_INET and str(address[0]).startswith("127.")
+        self._source = 0  # 0: the kernel's choice, else the last number of 127.0.0.N less one
+
+    def __call__(self) -> Socket:
+        """A connection, perhaps still in the making. Raises OSError; BlockingIOError: a Unix server's queue is full."""
+        for _ in range(_SOURCES):
+            connection = Socket(self._family, _TYPE)
+            if self._source:
+                connection.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+                connection.bind((f"127.0.0.{self._source + 1}", 0))
+            error = connection.connect_ex(self._address)
+            if not error or error == errno.EINPROGRESS:
+                return connection
+            connection.close()
+            if error != errno.EADDRNOTAVAIL or not self._spreads:
+                break
+            self._source = self._source % _SOURCES + 1
+        raise OSError(error, os.strerror(error))
