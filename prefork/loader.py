@@ -6,7 +6,6 @@ that fits no rule is an error that names `--interface`. Loading runs in a worker
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import functools
 import importlib
@@ -56,6 +55,16 @@ def load(spec: str, interface: str = "auto") -> App:
         if match[2]:
             target = _create(spec, target)
     return App(_kind(spec, target, interface), target, spec)
+
+
+def load_module(where: str) -> ModuleType:
+    """Import `module` or `path.py` by the same rules. Raises AppLoadError."""
+    return _import(where, where)
+
+
+def adopt(target: Any, name: str, interface: str = "auto") -> App:
+    """The App of an object that Python code gave. Raises AppLoadError."""
+    return App(_kind(name, target, interface), target, name)
 
 
 def _no_such_form(spec: str) -> str:
@@ -115,14 +124,16 @@ def _no_module(spec: str, where: str, missing: str) -> str:
 
 
 def _own_fault(spec: str, error: BaseException) -> AppLoadError:
-    """The app was found, and failed by itself: show its traceback without the frames of the import machinery."""
+    return fault_of(f"cannot load {spec!r}: it", error)
+
+
+def fault_of(who: str, error: BaseException) -> AppLoadError:
+    """It was found, and failed by itself: show its traceback without the frames of the import machinery."""
     report = traceback.TracebackException.from_exception(error)
     _leave_out_machinery(report)
     lines = list(report.format())
     what = str(error).splitlines()[0] if str(error) else ""
-    return AppLoadError(
-        f"cannot load {spec!r}: it raised {type(error).__name__}" + (f": {what}" if what else ""), "".join(lines)
-    )
+    return AppLoadError(f"{who} raised {type(error).__name__}" + (f": {what}" if what else ""), "".join(lines))
 
 
 def _leave_out_machinery(report: traceback.TracebackException) -> None:
@@ -174,7 +185,8 @@ def guess(target: Callable[..., Any]) -> str | None:
     if isinstance(target, type):
         if issubclass(target, socketserver.BaseRequestHandler):
             return "socketserver"
-        if issubclass(target, asyncio.BaseProtocol):
+        asyncio = sys.modules.get("asyncio")  # 20 ms of start-up; who made a Protocol class has imported it
+        if asyncio is not None and issubclass(target, asyncio.BaseProtocol):
             return "protocol"
     arity = _arity(target)
     if _is_coroutine(target):
