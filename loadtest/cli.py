@@ -100,6 +100,19 @@ _DEFAULT = Load(name="")
 @click.option("--attach", type=Value("HOST:PORT", values.endpoint), help="Measure a server that runs already.")
 @click.option("--scenario", type=Value("NAME", values.scenario), help="talkback (default), echo, nap or http.")
 @click.option("--connections", type=Value("N", values.count), help=f"Clients, all together ({_DEFAULT.connections}).")
+@click.option("--engine", type=Value("NAME", values.engine), help="Of the generator: fast (default) or readable.")
+@click.option(
+    "--rate",
+    "rate_per_s",
+    type=Value("N", values.rate_per_s),
+    help="Exchanges that come due each second, whatever the server does; latency counts from then.",
+)
+@click.option("--arrivals", type=Value("HOW", values.arrivals), help="With --rate: constant (default) or poisson.")
+@click.option(
+    "--max-in-flight",
+    type=Value("N", values.count),
+    help=f"With --rate: what comes due while so many are under way is missed ({_DEFAULT.max_in_flight}).",
+)
 @click.option(
     "--duration",
     "duration_s",

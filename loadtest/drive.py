@@ -38,15 +38,21 @@ def _options(load: Load, address: str, folder: Path) -> list[str]:
     run_time_s = math.ceil(
         load.warmup_s + load.duration_s
     )  # locust knows whole seconds only; the warm-up takes the rest
+    users = 1 if load.engine == "fast" else load.connections  # a fast user drives all connections
     options = {
         "-f": _LOCUSTFILE,
-        "--users": load.connections,
-        "--spawn-rate": load.connections,
+        "--users": users,
+        "--spawn-rate": users,
         "--run-time": f"{run_time_s}s",
         "--stop-timeout": _STOP_S,
         "--exit-code-on-error": 0,  # failed exchanges are in the result; the exit status is about the generator itself
         "--host": f"{scheme}://{address}",
         "--scenario": load.scenario,
+        "--engine": load.engine,
+        "--connections": load.connections,
+        "--rate": load.rate_per_s,
+        "--arrivals": load.arrivals,
+        "--max-in-flight": load.max_in_flight,
         "--payload": load.payload,
         "--exchanges": load.exchanges,
         "--warmup": round(run_time_s - load.duration_s, 6),

@@ -1,8 +1,10 @@
 """Load for a prefork server: `locust -f loadtest/locustfile.py`, with no other flag, against a default `prefork serve`.
 
 `--scenario talkback|echo|nap|http` or the name of a user class says what the users do, `--host` where the server is;
-the other options are locust's own. The users are in `users/`, one connection each, in plain locust style. A second
-engine, which drives many connections from one user, has its place there too, chosen like any other user class.
+most other options are locust's own. There are two engines (users/). The readable one is the default here, because with
+it a user is one client, as everywhere in locust: numbers of users and ramps mean what they say. `--engine fast` makes
+each user as many clients as `--connections` says, at the rate of a load generator written in C, and has the open model
+(`--rate`).
 
 locust runs every user class that it finds in this file, so the listener below leaves those that were asked for.
 """
@@ -24,27 +26,29 @@ if TYPE_CHECKING:
 # first entry. The packages `loadtest` and `prefork` beside this file shall win over installed ones.
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
-from loadtest.users import EchoUser, TalkbackUser, WebUser
-from loadtest.users.address import AddressError, parse
-from loadtest.users.options import SCENARIOS
+from loadtest.generator.address import AddressError, parse
+from loadtest.users import EchoUser, FastUser, TalkbackUser, WebUser
+from loadtest.users.options import FAST, protocol_of, user_class_of
 
-__all__ = ["EchoUser", "TalkbackUser", "WebUser"]
+__all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebUser"]
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]  # locust ships no types
 def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
-    """Keep the classes of the command line, else that of `--scenario`; end with exit code 2 on what cannot work."""
+    """Keep the classes of the command line, else that of the options; end with exit code 2 on what cannot work."""
     if isinstance(runner, WorkerRunner):
         return  # its master says how many users of which class
     options = environment.parsed_options
     if not options.user_classes:
-        wanted = SCENARIOS[options.scenario]
+        wanted = user_class_of(options)
         environment.user_classes[:] = [found for found in environment.user_classes if found.__name__ == wanted]
     try:
         for user_class in environment.user_classes:
-            parse(environment.host, user_class.protocol)
+            parse(environment.host, protocol_of(user_class, options), unix=user_class.unix)
     except AddressError as error:
         _usage(str(error))
+    if options.rate and any(user_class.__name__ != FAST for user_class in environment.user_classes):
+        _usage("--rate needs --engine fast: a readable user begins when its last exchange has ended")
     if options.result and not Path(options.result).parent.is_dir():
         _usage(f"--result {options.result!r}: the folder {str(Path(options.result).parent)!r} does not exist")
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 SCENARIOS = ("talkback", "echo", "nap", "http")
+ENGINES = ("fast", "readable")
+ARRIVALS = ("constant", "poisson")
 AA_MARK = "'"
 AA_MIN_ROUNDS = 6
 
@@ -42,16 +44,26 @@ class Load:
 
     name: str
     scenario: str = "talkback"
+    engine: str = "fast"  # of the generator: fast, or readable, with a locust user for each client
     connections: int = 64  # all clients together
+    rate_per_s: float = 0.0  # exchanges that come due, whatever the server does; 0: clients begin when they are done
+    arrivals: str = "constant"  # how the rate spreads them
+    max_in_flight: int = 10_000  # with a rate: under way or waiting for a connection; what comes due beyond is missed
     duration_s: float = 5.0  # the measured window
     warmup_s: float = 1.0  # before it, not counted
     payload: int = 64  # bytes of a line, or of a request's body
     exchanges: int = 10  # on one connection before it closes, where the scenario keeps connections
 
+    def __post_init__(self) -> None:
+        if self.rate_per_s and self.engine != "fast":
+            raise PlanError(f"load {self.name!r}: a rate needs the fast engine; leave out engine = {self.engine!r}")
+
     def describe(self) -> str:
         """One line for the report."""
         times = f"{self.duration_s:g} s after {self.warmup_s:g} s of warm-up"
-        return f"{self.scenario}, {self.connections} connections, {times}"
+        rate = f", {self.rate_per_s:g}/s ({self.arrivals})" if self.rate_per_s else ""
+        engine = "" if self.engine == "fast" else f", {self.engine} engine"
+        return f"{self.scenario}, {self.connections} connections{rate}, {times}{engine}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

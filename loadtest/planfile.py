@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 LOAD_KEYS: Keys = {
     "scenario": ("scenario", values.scenario),
+    "engine": ("engine", values.engine),
     "connections": ("connections", values.count),
+    "rate": ("rate_per_s", values.rate_per_s),
+    "arrivals": ("arrivals", values.arrivals),
+    "max-in-flight": ("max_in_flight", values.count),
     "duration": ("duration_s", values.duration_s),
     "warmup": ("warmup_s", values.pause_s),
     "payload": ("payload", values.count),

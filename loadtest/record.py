@@ -22,6 +22,20 @@ class RecordError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Arrivals:
+    """How the open model's schedule was kept."""
+
+    offered: int  # exchanges that came due in the window
+    missed: int  # those of them that never started
+    lag: Histogram  # how late the generator saw each
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Arrivals:
+        """Read that part of the generator's file."""
+        return cls(offered=data["offered"], missed=data["missed"], lag=Histogram.from_json(data["lag"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
     """The load generator's account of one window (the file that it writes, see users/)."""
 
@@ -35,6 +49,7 @@ class Client:
     busy_s: float  # time that connections spent inside exchanges, cut at the window's edges
     latency: Histogram
     service_time: Histogram
+    arrivals: Arrivals | None  # None in the closed model
     raw: Mapping[str, Any]  # the file as it was
 
     @property
@@ -64,6 +79,7 @@ class Client:
                 busy_s=data["busy_s"],
                 latency=Histogram.from_json(data["latency"]),
                 service_time=Histogram.from_json(data["service_time"]),
+                arrivals=Arrivals.from_json(found) if (found := data.get("arrivals")) else None,
                 raw=data,
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -10,12 +10,13 @@ import shlex
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from .plan import SCENARIOS, Pin
+from .plan import ARRIVALS, ENGINES, SCENARIOS, Pin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
+_NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|)")
 
 
@@ -61,8 +62,30 @@ def duration_s(value: object) -> float:
 
 def scenario(value: object) -> str:
     """One of the scenarios."""
-    if value not in SCENARIOS:
-        raise ValueError(f"{value!r} is not a scenario{near(str(value), SCENARIOS)}; there are {', '.join(SCENARIOS)}")
+    return _one_of(SCENARIOS, "a scenario", value)
+
+
+def engine(value: object) -> str:
+    """One of the generator's engines."""
+    return _one_of(ENGINES, "an engine", value)
+
+
+def arrivals(value: object) -> str:
+    """One of the ways to spread arrivals."""
+    return _one_of(ARRIVALS, "a way to arrive", value)
+
+
+def rate_per_s(value: object) -> float:
+    """A number per second, more than none."""
+    written = f"{value:f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    if not isinstance(written, str) or not _NUMBER.fullmatch(written) or not float(written):
+        raise ValueError(f"{value!r} is not a rate; write a number per second, such as 200 or 0.5")
+    return float(written)
+
+
+def _one_of(known: tuple[str, ...], kind: str, value: object) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r} is not {kind}{near(str(value), known)}; there are {', '.join(known)}")
     return str(value)
 
 

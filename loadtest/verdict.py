@@ -26,6 +26,9 @@ QUEUE_FULL = 0.9  # of the accept queue's limit
 QUEUE_SHARE = 0.25  # of an exchange that was spent waiting to be accepted
 SERVER_BUSY = 0.9  # of the server's CPUs, or of one core for its busiest process
 IDLE = 0.5  # of a core, both sides
+KEPT = 0.99  # of the exchanges that came due: so many at least must have ended well
+LAG_SHARE = 0.1  # of the median latency, by which 1 in 100 arrivals may be seen late
+LAG_NS = 1_000_000  # and that much in any case
 
 
 def judge(client: Client, signals: Signals, server_cpus: int) -> Verdict:
@@ -43,6 +46,25 @@ def _nothing(client: Client, _signals: Signals, _cpus: int) -> str:
 def _errors(client: Client, _signals: Signals, _cpus: int) -> str:
     share = client.failed / (client.failed + client.completed)
     return f"{share:.1%} of the exchanges failed; {_causes(client)}" if share > FAILED_SHARE else ""
+
+
+def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
+    """The open model: at a rate that is not reached the latencies are those of another load."""
+    arrivals = client.arrivals
+    if arrivals is None or client.completed >= KEPT * arrivals.offered:
+        return ""
+    missed = f"; {arrivals.missed:,} of {arrivals.offered:,} were missed" if arrivals.missed else ""
+    return f"only {client.completed / arrivals.offered:.1%} of the exchanges that came due ended well{missed}"
+
+
+def _lag(client: Client, _signals: Signals, _cpus: int) -> str:
+    """The open model: what the generator itself adds to the latency."""
+    if client.arrivals is None:
+        return ""
+    lag_ns, median_ns = client.arrivals.lag.quantile(0.99), client.latency.quantile(0.5)
+    if lag_ns <= max(LAG_NS, LAG_SHARE * median_ns):
+        return ""
+    return f"1 in 100 exchanges began {lag_ns / 1e6:.1f} ms late or more, at a median of {median_ns / 1e6:.1f} ms"
 
 
 def _little(client: Client, _signals: Signals, _cpus: int) -> str:
@@ -125,7 +147,9 @@ def _causes(client: Client) -> str:
 _RULES: tuple[tuple[str, Rule], ...] = (
     ("INVALID", _nothing),
     ("INVALID", _errors),
+    ("INVALID", _offered),
     ("INVALID", _little),
+    ("GENERATOR", _lag),
     ("GENERATOR", _generator),
     ("SHARED-CPU", _shared_cpu),
     ("BACKLOG-DROP", _drops),

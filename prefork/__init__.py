@@ -2,5 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import serve as serve
+    from .errors import PreforkError as PreforkError
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["PreforkError", "__version__", "serve"]
+
+_HOMES = {"serve": "api", "PreforkError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what the package offers when it is first used: who wants one module of it does not pay for the server."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -9,11 +9,13 @@ from typing import Any
 import click
 
 from . import __version__
-from .config import OPTIONS, Option, resolve
+from .address import Address
+from .api import run
+from .config import Config
 from .errors import PreforkError
-from .listener import Address
-from .log import open_log
-from .master import Master
+from .inspect_commands import COMMANDS as INSPECT
+from .operate import COMMANDS
+from .options import configured
 from .send import exchange, head_request
 from .units import positive_duration
 
@@ -27,7 +29,8 @@ It may be a stream handler, `def handle(conn)`, or a subclass of socketserver.Ba
   prefork serve shop.py:handle -w 4 -t 8    your handler, 32 connections at a time
   prefork serve app:Handler -b unix:/run/app.sock
 
-Every option can also be set in the environment, --threads as PREFORK_THREADS. Durations: 30, 30s, 500ms, 2m.
+Every option can also be set in the environment, --threads as PREFORK_THREADS, and in a file given with --config; a flag
+wins over the environment, that over the file. Durations: 30, 30s, 500ms, 2m.
 
 \b
 Signals to the master: TERM and INT stop gracefully, a second INT or QUIT stops at once.
@@ -41,34 +44,11 @@ def cli() -> None:
     """A pre-fork server for Python: a master listens once, its workers accept on the shared socket."""
 
 
-def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add every option of the table to a command."""
-    for option in reversed(OPTIONS):
-        command = _option(option)(command)
-    return command
-
-
-def _option(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    names = ([f"-{option.short[1:]}"] if option.short else []) + [option.flag, option.name.replace("-", "_")]
-    if option.switch:
-        return click.option(*names, is_flag=True, flag_value="yes", default=None, help=option.help)
-    return click.option(
-        *names,
-        default=None,
-        metavar=option.metavar,
-        multiple=option.many,
-        help=f"{option.help}  [default: {option.default}]",
-    )
-
-
 @cli.command(help=_SERVE_HELP)
-@click.argument("app", default="talkback")
-@_options
-def serve(app: str, **flags: Any) -> None:
+@configured
+def serve(config: Config) -> None:
     """Serve APP."""
-    config = resolve(app, {name.replace("_", "-"): value for name, value in flags.items()})
-    log = open_log(level=config.log_level, style=config.log_format)
-    sys.exit(Master(config, log).run())
+    sys.exit(run(config))
 
 
 @cli.command()
@@ -113,6 +93,10 @@ def _parsed(flag: str, text: str, parse: Callable[[str], Any]) -> Any:
         return parse(text)
     except ValueError as error:
         raise click.UsageError(f"{flag}: {error}") from None
+
+
+for _command in (*INSPECT, *COMMANDS):
+    cli.add_command(_command)
 
 
 def main() -> None:

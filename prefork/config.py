@@ -2,7 +2,7 @@
 
 `OPTIONS` is the single source: the command line, the environment, the README's table and Config's defaults come from
 it. A value is text until `resolve` parses it, so every source gives the same errors, and `sources` remembers where each
-value came from. Precedence: flag > environment (PREFORK_THREADS; lists split at blanks) > default.
+value came from. Precedence: flag > environment (PREFORK_THREADS; lists split at blanks) > file > default.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from . import log
+from .address import FORMS, Address
 from .cpus import usable_cpus
 from .errors import ConfigError
-from .listener import FORMS, Address
 from .units import count, duration, positive_duration, size, switch, umask
 
 KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi")
@@ -46,6 +46,11 @@ class Option:
         """`PREFORK_GRACEFUL_TIMEOUT`."""
         return "PREFORK_" + self.name.replace("-", "_").upper()
 
+    @property
+    def numeric(self) -> bool:
+        """True if a bare number is welcome where a source has numbers. Not for a mask: 027 is octal, 27 is not."""
+        return self.metavar in ("N", "N|auto", "DURATION", "SIZE", "USER", "GROUP")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -74,8 +79,10 @@ class Config:
     pid: str
     hooks: str
     reload: bool
+    log: str
     log_level: str
     log_format: str
+    target: Any = None  # the app itself, where it was given as an object, from Python
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -97,6 +104,19 @@ def _workers(text: str) -> int:
         raise ValueError(f"{error}; give a number from 1 up, or auto") from None
 
 
+def _path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    return text
+
+
+def _app(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty; give module:attribute, path.py:attribute or a built-in")
+    return text
+
+
+APP = Option(name="app", field="app", parse=_app, default="talkback", metavar="APP", help="What to serve.")
 OPTIONS: tuple[Option, ...] = (
     Option(name="bind", field="bind", short="-b", many=True, parse=Address.parse, default="127.0.0.1:1935",
            metavar="ADDRESS", help=f"Where to listen: {FORMS}. Repeatable."),
@@ -134,12 +154,17 @@ OPTIONS: tuple[Option, ...] = (
            help="Workers run as this group; by default the user's own."),
     Option(name="umask", field="umask", parse=umask, default="", metavar="OCTAL",
            help="File mode creation mask, also of Unix sockets; by default as it was."),
-    Option(name="chdir", field="chdir", parse=str, default="", metavar="DIR", help="Change to DIR before all else."),
-    Option(name="pid", field="pid", parse=str, default="", metavar="FILE", help="Write the master's pid to FILE, locked."),
+    Option(name="chdir", field="chdir", parse=str, default="", metavar="DIR",
+           help="Change to DIR before all else: relative paths (FILE, MODULE, Unix sockets, logs) start there."),
+    Option(name="pid", field="pid", parse=str, default="", metavar="FILE",
+           help="Write the master's pid to FILE and keep it locked; it is removed at the end."),
     Option(name="hooks", field="hooks", parse=str, default="", metavar="MODULE",
-           help="Call template_loaded(), worker_started(worker), worker_stopping(worker), worker_died(report) if MODULE has them."),
+           help="Call what MODULE (or path.py) has of template_loaded(), worker_started(worker), "
+                "worker_stopping(worker), worker_died(report)."),
     Option(name="reload", field="reload", parse=switch, default="no", metavar="", switch=True,
-           help="For development: reload when an imported file changes."),
+           help="For development: reload when a file changes that APP imported. One worker unless --workers is given."),
+    Option(name="log", field="log", parse=_path, default="-", metavar="PATH|-",
+           help="Append the log to PATH (reopened on USR1); -: standard error."),
     Option(name="log-level", field="log_level", parse=_choice(log.LEVELS), default="info", metavar="LEVEL",
            help=f"The least level that is logged: {', '.join(log.LEVELS)}."),
     Option(name="log-format", field="log_format", parse=_choice(log.FORMATS), default="text", metavar="FORMAT",
@@ -147,32 +172,87 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
-def resolve(app: str, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
-    """Make a Config of flags (by option name; None = not given), environment and defaults. Raises ConfigError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What one source says of one option: text, or texts. `where` begins the sentence about a mistake in it."""
+
+    raw: str | Sequence[str]
+    source: str
+    where: str
+
+
+def resolve(
+    app: str | None,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+    file: Mapping[str, Setting] | None = None,
+) -> Config:
+    """Make a Config of flags, environment, file and defaults. Raises ConfigError.
+
+    `flags` maps option names to text, texts, or Settings of another kind of caller; None = not given.
+    """
     environ = os.environ if environ is None else environ
+    file = file or {}
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for option in OPTIONS:
-        given = flags.get(option.name)
-        if given is not None and given != ():
-            source, raw = option.flag, given
-        elif (text := environ.get(option.variable)) is not None:
-            source, raw = option.variable, text
-        else:
-            source, raw = "default", option.default
-        values[option.field] = _parse(option, raw, source)
-        sources[option.name] = source
-    return Config(app=app, sources=sources, **values)
+    for option in (APP, *OPTIONS):
+        setting = _setting(option, app if option is APP else flags.get(option.name), environ, file)
+        values[option.field] = _parse(option, setting)
+        sources[option.name] = setting.source
+    _imply(values, sources)
+    return Config(sources=sources, **values)
 
 
-def _parse(option: Option, raw: Any, source: str) -> Any:
+def _setting(option: Option, given: Any, environ: Mapping[str, str], file: Mapping[str, Setting]) -> Setting:
+    """The setting that wins: flag > environment > file > default."""
+    if isinstance(given, Setting):
+        return given
+    if given is not None and given != ():
+        text = given if isinstance(given, str) else " ".join(given)
+        source = option.name if option is APP else option.flag
+        return Setting(raw=given, source=source, where=f"{source} {text}")
+    if (found := environ.get(option.variable)) is not None:
+        return Setting(raw=found, source=option.variable, where=option.variable)
+    if option.name in file:
+        return file[option.name]
+    return Setting(raw=option.default, source="default", where=option.name)
+
+
+def _parse(option: Option, setting: Setting) -> Any:
     try:
         if option.many:
-            texts = raw.split() if isinstance(raw, str) else raw
+            texts = setting.raw.split() if isinstance(setting.raw, str) else setting.raw
             if not texts:
                 raise ValueError("it is empty")
             return tuple(map(option.parse, texts))
-        return option.parse(raw)
+        assert isinstance(setting.raw, str)
+        return option.parse(setting.raw)
     except ValueError as error:
-        where = source if source != option.flag else f"{option.flag} {raw if isinstance(raw, str) else ' '.join(raw)}"
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{setting.where}: {error}") from None
+
+
+def _imply(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """--reload is for one developer: one worker unless said otherwise, each of which imports the app anew."""
+    if not values["reload"]:
+        return
+    if sources["workers"] == "default":
+        values["workers"], sources["workers"] = 1, "--reload"
+    if values["preload"]:
+        values["preload"], sources["preload"] = False, "--reload"
+
+
+def raw_of(option: Option, value: Any) -> str | tuple[str, ...]:
+    """A value of a source that has types, as text. Raises TypeError, which says what to give instead."""
+    if option.switch:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        raise TypeError("give true or false")
+    if isinstance(value, str | os.PathLike):
+        return str(os.fspath(value))
+    if option.many:
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise TypeError("give a string, or several in an array")
+    if option.numeric and isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    raise TypeError("give a number or a string" if option.numeric else "give a string")

@@ -45,6 +45,8 @@ class Judge:
         verdicts = []
         if worker.retiring_s is not None:
             verdicts.append(self._retiring(worker, worker.retiring_s, now_s))
+            if isinstance(verdicts[-1][0], Kill):
+                return verdicts
         if worker.pending:
             verdicts.append(self._booting(worker, now_s))
         else:

@@ -28,19 +28,28 @@ _STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
 # Ctrl-C and a terminal that closes signal the whole group: the master reads them and tells its workers with TERM.
 NOT_OURS = (
-    signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU,
+    signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU,
 )  # fmt: skip
 
 
 class Life:
     """WORKER. `told`: TERM has come."""
 
-    def __init__(self, *, lifeline: int, sender: Sender, board: Scoreboard, title: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        *,
+        lifeline: int,
+        sender: Sender,
+        board: Scoreboard,
+        title: Callable[[str], None],
+        reopen: Callable[[], None],
+    ) -> None:
         self._lifeline = lifeline
         self._sender = sender
         self._board = board
         self._title = title
-        self._inbox = SignalInbox([signal.SIGTERM])
+        self._reopen = reopen  # the log
+        self._inbox = SignalInbox([signal.SIGTERM, signal.SIGUSR1])
         self._stacks_lock = threading.Lock()
         self.told = False
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -87,7 +96,10 @@ class Life:
 
     def heed(self) -> None:
         """Act on the signals that have come."""
-        if signal.SIGTERM in self._inbox.take() and not self.told:
+        came = self._inbox.take()
+        if signal.SIGUSR1 in came:
+            self._reopen()
+        if signal.SIGTERM in came and not self.told:
             self.told = True
             self._title("draining")
 

@@ -1,90 +1,56 @@
-"""Addresses and listeners: create, bind, listen, with every failed step named.
+"""Listeners: create, bind, listen, with every failed step named; adopt what others made; tell how full the queue is.
 
 A listener is made once, by the master, and inherited by every worker. O_NONBLOCK and SO_RCVTIMEO belong to the socket
 that all processes share, so nobody may rely on how another one left them.
+
+With --accept per-worker an address has one socket for each slot, a SO_REUSEPORT group. The master makes them and keeps
+them all, so that the queue of a worker that died waits for its successor in the slot: closing one would reset it.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import socket
-import stat
 import struct
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
-from .errors import BindError
+from .address import Address, format_sockaddr
+from .binding import bound_socket, resolve
+from .errors import BindError, ConfigError
 from .plug import Plug
-
-BIND_RETRY_S = 2.0  # a predecessor that is still dying holds the port
-_RETRY_STEP_S = 0.05
 
 # How long an accept() that nobody answers holds a worker that has been told to retire (socket(7), SO_RCVTIMEO).
 ACCEPT_WAIT_S = 0.5
 
-_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
-FORMS = "HOST:PORT, [V6]:PORT, unix:PATH or fd://N"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a listener is. `family` is AF_INET, AF_INET6, AF_UNIX, or AF_UNSPEC for an inherited descriptor."""
-
-    family: socket.AddressFamily
-    host: str = ""
-    port: int = 0
-    path: str = ""
-    fd: int = -1
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read one of FORMS; ValueError says what is wrong with it."""
-        if text.startswith("unix:"):
-            return cls._unix(text.removeprefix("unix:"))
-        if text.startswith("fd://"):
-            number = text.removeprefix("fd://")
-            if not _PORT.fullmatch(number):
-                raise ValueError(f"{text!r}: {number!r} is not the number of a file descriptor")
-            return cls(socket.AF_UNSPEC, fd=int(number))
-        host, colon, port = text.rpartition(":")
-        if not colon or "/" in text or (text.startswith("[") and not host.endswith("]")):
-            raise ValueError(f"{text!r} is not an address: {FORMS}")
-        if not _PORT.fullmatch(port) or int(port) > 65535:
-            raise ValueError(f"{text!r}: {port!r} is not a port (0 to 65535)")
-        if host.startswith("[") and host.endswith("]"):
-            return cls(socket.AF_INET6, host=host[1:-1], port=int(port))
-        if ":" in host:
-            raise ValueError(f"{text!r}: write an IPv6 address in brackets, [{host}]:{port}")
-        if not host:
-            raise ValueError(f"{text!r} has no host; 0.0.0.0:{port} is every IPv4 address of this machine")
-        return cls(socket.AF_INET, host=host, port=int(port))
-
-    @classmethod
-    def _unix(cls, path: str) -> Address:
-        if not path:
-            raise ValueError("'unix:' has no path")
-        if len(os.fsencode(path)) > 107:  # sizeof(sun_path) - 1, unix(7)
-            raise ValueError(f"unix:{path!r} is longer than the 107 bytes a socket path may have")
-        return cls(socket.AF_UNIX, path=path)
-
-    def __str__(self) -> str:
-        if self.family == socket.AF_UNIX:
-            return f"unix:{self.path}"
-        if self.family == socket.AF_UNSPEC:
-            return f"fd://{self.fd}"
-        return f"[{self.host}]:{self.port}" if self.family == socket.AF_INET6 else f"{self.host}:{self.port}"
+_SO_MEMINFO = 55  # asm-generic/socket.h; the socket module has no name for it
+_DROPS = 8  # linux/sock_diag.h, SK_MEMINFO_DROPS: index of a 32-bit number
 
 
 class Listener:
-    """MASTER makes it, workers inherit it. `address` is the real one: port 0 has become a number."""
+    """MASTER makes it, workers inherit it. `address` is the real one: port 0 has become a number.
 
-    def __init__(self, sock: socket.socket, address: str, plug: Plug | None = None) -> None:
+    `bind` is how it was asked for, `slot` whose it is (None: every worker's). `owned`: made by us, so that on a stop
+    its queue is ours to drain. `borrowed`: during an upgrade it is still the other master's.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: str,
+        *,
+        plug: Plug | None = None,
+        bind: str = "",
+        slot: int | None = None,
+        owned: bool = False,
+    ) -> None:
         self.sock = sock
         self.address = address
-        self.owned = plug is not None  # made by us: on stop its queue is ours to drain
-        self._plug = plug
+        self.bind = bind or address
+        self.slot = slot
+        self.owned = owned
+        self.borrowed = False
+        self.plug = plug  # of a group, the first one has it
         self._inode = _inode(address.removeprefix("unix:")) if self.owned and sock.family == socket.AF_UNIX else None
 
     def queue(self) -> tuple[int, int] | None:
@@ -98,28 +64,79 @@ class Listener:
         waiting, limit = struct.unpack_from("=II", info, 24)
         return waiting, limit
 
+    def drops(self) -> int | None:
+        """Connections and requests for one that the kernel dropped, mostly as the queue was full; their clients retry.
+
+        None for a Unix socket: there the client is told at once.
+        """
+        if self.sock.family == socket.AF_UNIX:
+            return None
+        info = self.sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_DROPS + 1))
+        return int(struct.unpack_from("=I", info, 4 * _DROPS)[0])
+
     def waiting(self) -> bool:
         """True if connections of ours to serve are known to wait for accept()."""
-        queue = self.queue() if self.owned else None
+        queue = self.queue() if self.owned and not self.borrowed else None
         return queue is not None and queue[0] > 0
 
     def close(self) -> None:
         """Close this process's copy. Never shutdown() one of TCP: that would reset the queue of every process."""
         self.sock.close()
-        if self._plug is not None:
-            self._plug.close()
+        self.drop_plug()
+
+    def drop_plug(self) -> None:
+        """Close this process's copy of what only the master needs."""
+        if self.plug is not None:
+            self.plug.close()
 
     def hold_off(self) -> None:
         """MASTER, at the stop. Newcomers wait, then are refused; the queue stays for the workers to drain."""
-        if self._plug is not None:
+        if self.owned and not self.borrowed:
             self.sock.setblocking(False)  # for all processes: none may sleep in accept() any more
-            self._plug.engage(self.sock)
+            if self.plug is not None:
+                self.plug.engage(self.sock)
 
     def unlink(self) -> None:
         """MASTER, at the end. Remove the path of a Unix socket, unless it is another one's by now."""
         path = self.address.removeprefix("unix:")
-        if self._inode is not None and _inode(path) == self._inode:
+        if self._inode is not None and not self.borrowed and _inode(path) == self._inode:
             os.unlink(path)
+
+    # --- to the next master, in an upgrade
+
+    def bequeath(self) -> dict[str, Any]:
+        """All that `inherit` needs, as JSON can carry it; -1 is no descriptor."""
+        return {
+            "bind": self.bind,
+            "address": self.address,
+            "slot": self.slot,
+            "owned": self.owned,
+            "inode": self._inode,
+            "fd": self.sock.fileno(),
+            "plug": self.plug.bequeath() if self.plug is not None else None,
+        }
+
+    @classmethod
+    def inherit(cls, entry: dict[str, Any]) -> Listener:
+        """The next master's copy. Borrowed, until the one before has handed over. Raises OSError: no such socket."""
+        sock = socket.socket(fileno=entry["fd"])
+        sock.set_inheritable(False)
+        plug = None if entry["plug"] is None else Plug.inherit(entry["plug"])
+        listener = cls(sock, entry["address"], plug=plug, bind=entry["bind"], slot=entry["slot"], owned=entry["owned"])
+        listener._inode = tuple(entry["inode"]) if entry["inode"] else None
+        listener.borrowed = True
+        return listener
+
+
+def own_share(listeners: Sequence[Listener], slot: int, *, everything: bool) -> list[Listener]:
+    """WORKER. The listeners that a worker of the slot accepts on; the others are closed here.
+
+    `everything` is for a worker that was forked to empty the queues of a server that stops.
+    """
+    for listener in listeners:
+        if not everything and listener.slot not in (None, slot):
+            listener.close()
+    return [listener for listener in listeners if listener.sock.fileno() >= 0]
 
 
 def open_listener(address: Address, *, backlog: int) -> Listener:
@@ -129,69 +146,42 @@ def open_listener(address: Address, *, backlog: int) -> Listener:
     """
     if address.family == socket.AF_UNSPEC:
         return _adopt(address)
-    family, sockaddr = _resolve(address)
+    return _create(address, backlog, 1)[0]
+
+
+def open_group(address: Address, *, backlog: int, sockets: int) -> list[Listener]:
+    """Create one listener for each slot, all of one address. Raises BindError and ConfigError."""
+    if address.family in (socket.AF_UNIX, socket.AF_UNSPEC):
+        raise ConfigError(f"--accept per-worker needs addresses of TCP: {address} is one socket; use --accept shared")
+    return _create(address, backlog, sockets)
+
+
+def _create(address: Address, backlog: int, sockets: int) -> list[Listener]:
+    """Only the sockets after the first may share its port: if another program listens there, the first one fails."""
+    plug = Plug(members=sockets)
+    socks: list[socket.socket] = []
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise BindError(f"cannot create a socket for {address}: {error.strerror}") from None
-    plug = Plug()
-    try:
-        _set_options(sock)
-        if address.family == socket.AF_UNIX:
-            _remove_stale(address)
-        _bind(sock, sockaddr, address)
-        plug.prepare(sock)
+        socks.append(bound_socket(address, resolve(address)))
+        plug.prepare(socks[0])
+        while len(socks) < sockets:
+            socks.append(bound_socket(address, socks[0].getsockname(), join=True))
         try:
-            plug.prepared(sock)
-            sock.listen(backlog)
+            plug.prepared(socks[0])
+            for sock in socks:
+                sock.listen(backlog)
         except OSError as error:
             raise BindError(f"cannot listen on {address}: {error.strerror}") from None
     except BaseException:
-        sock.close()
+        for sock in socks:
+            sock.close()
         plug.close()
         raise
-    return Listener(sock, format_sockaddr(family, sock.getsockname()), plug)
-
-
-def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[object, ...] | str]:
-    if address.family == socket.AF_UNIX:
-        return address.family, address.path
-    try:
-        found = socket.getaddrinfo(address.host, address.port, address.family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise BindError(f"cannot resolve {address.host!r} of {address}: {reason}") from None
-    family, _type, _proto, _name, sockaddr = found[0]
-    return family, sockaddr
-
-
-def _set_options(sock: socket.socket) -> None:
-    if sock.family == socket.AF_UNIX:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a predecessor's TIME_WAITs do not hold the port
-    # Accepted sockets inherit it. Without it a greeting and a reply wait 40 ms for the client's delayed ACK.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-
-
-def _remove_stale(address: Address) -> None:
-    """Remove a socket whose server was killed: nobody answers there. A live one, or any other file, is left alone."""
-    try:
-        if not stat.S_ISSOCK(os.stat(address.path).st_mode):
-            raise BindError(f"cannot bind {address}: there is a file of that name that is not a socket")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise BindError(f"cannot bind {address}: {error.strerror}") from None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a live server with a full queue answers EAGAIN
-        try:
-            probe.connect(address.path)
-        except ConnectionRefusedError:
-            os.unlink(address.path)
-        except OSError:
-            pass  # alive, or not ours to judge: bind() will say
+    where = format_sockaddr(address.family, socks[0].getsockname())
+    listeners = [Listener(sock, where, bind=str(address), slot=slot, owned=True) for slot, sock in enumerate(socks)]
+    listeners[0].plug = plug
+    if sockets == 1:
+        listeners[0].slot = None
+    return listeners
 
 
 def _inode(path: str) -> tuple[int, int] | None:
@@ -200,28 +190,6 @@ def _inode(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-_HINTS = {
-    errno.EADDRINUSE: "another process listens there (`ss -ltnp` shows which); stop it or choose another --bind",
-    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher port or pass a listener as fd://N",
-    errno.EADDRNOTAVAIL: "no interface of this machine has that address; `ip address` lists them",
-    errno.ENOENT: "its directory does not exist; create it first",
-}
-
-
-def _bind(sock: socket.socket, sockaddr: tuple[object, ...] | str, address: Address) -> None:
-    give_up = time.monotonic() + BIND_RETRY_S
-    while True:
-        try:
-            sock.bind(sockaddr)
-            return
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE and sock.family != socket.AF_UNIX and time.monotonic() < give_up:
-                time.sleep(_RETRY_STEP_S)
-                continue
-            hint = _HINTS.get(error.errno or 0)
-            raise BindError(f"cannot bind {address}: {error.strerror}" + (f"; {hint}" if hint else "")) from None
 
 
 def _adopt(address: Address) -> Listener:
@@ -237,15 +205,8 @@ def _adopt(address: Address) -> Listener:
     if not listening or sock.type != socket.SOCK_STREAM:
         sock.close()
         raise BindError(f"cannot use {address}: it is not a listening stream socket")
-    return Listener(sock, format_sockaddr(sock.family, sock.getsockname()))
-
-
-def format_sockaddr(family: int, sockaddr: object) -> str:
-    """`127.0.0.1:1935`, `[::1]:1935`, `unix:/run/x.sock`; `unix:` for a nameless peer."""
-    if family == socket.AF_UNIX:
-        return "unix:" + (os.fsdecode(sockaddr) if isinstance(sockaddr, (str, bytes)) else "")
-    host, port = sockaddr[0], sockaddr[1]  # type: ignore[index]
-    return f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
+    os.set_inheritable(address.fd, False)  # programs that handlers start must not hold it
+    return Listener(sock, format_sockaddr(sock.family, sock.getsockname()), bind=str(address))
 
 
 def timeval(seconds: float) -> bytes:

@@ -14,6 +14,8 @@ import os
 import time
 from typing import Any
 
+from .logfile import LogFile
+
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 
@@ -75,12 +77,18 @@ class LineHandler(logging.Handler):
 class Log:
     """What one process writes to the log. Methods take an event and its facts: `log.info("ready", workers=4)`."""
 
-    def __init__(self, handler: LineHandler) -> None:
+    def __init__(self, handler: LineHandler, file: LogFile | None = None) -> None:
         self.handler = handler
+        self._file = file
 
     def identify(self, **identity: Any) -> None:
         """Say who writes from now on; a worker calls it once after the fork."""
         self.handler.identity = identity
+
+    def reopen(self, *, create: bool = False) -> None:
+        """Go on in the file that --log leads to now; the master creates it. Nothing to do for standard error."""
+        if self._file and (reason := self._file.reopen(create=create)):
+            self.warning("cannot reopen the log", reason=reason, path=self._file.path)
 
     def debug(self, event: str, **fields: Any) -> None:
         """Something for developers of prefork."""
@@ -108,15 +116,15 @@ class Log:
         return self.handler.dropped
 
 
-def open_log(*, level: str = "info", style: str = "text", fd: int = 2) -> Log:
+def open_log(*, level: str = "info", style: str = "text", fd: int = 2, file: LogFile | None = None) -> Log:
     """Attach our handler to the logger "prefork" and return the process's Log. Call once, before any fork."""
-    handler = LineHandler(fd, style)
+    handler = LineHandler(fd if file is None else file.fd, style)
     for old in _logger.handlers[:]:
         _logger.removeHandler(old)
     _logger.addHandler(handler)
     _logger.setLevel(level.upper())
     _logger.propagate = False
-    return Log(handler)
+    return Log(handler, file)
 
 
 def utc(epoch_s: float) -> str:

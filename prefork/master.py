@@ -8,7 +8,6 @@ deaths are judged: a service manager may signal the whole group, and then a deat
 from __future__ import annotations
 
 import os
-import resource
 import select
 import signal
 import time
@@ -16,70 +15,80 @@ import time
 import setproctitle
 
 from . import actions as do
+from .belongings import Belongings
 from .config import Config
+from .desk import Desk
 from .errors import FORK_REFUSED, AppLoadError, BootError, PreforkError
 from .exits import Exit, reap
+from .heir import Heir
 from .judge import Judge
-from .listener import Listener, open_listener
+from .listener import Listener
 from .log import Log
+from .memory_limit import MemoryLimit
 from .policy import Policy
+from .privileges import Place
 from .roster import WorkerHandle
-from .scoreboard import STOPPING
 from .signals import TABLE, SignalInbox
 from .template_handle import TemplateHandle
+from .tenure import Tenure
 from .workforce import Message, Workforce, capacity
 
 
 class Master:
     """MASTER. `run` serves until it is told to stop and returns the exit code."""
 
-    def __init__(self, config: Config, log: Log) -> None:
+    def __init__(self, config: Config, log: Log, belongings: Belongings, started_in: Place) -> None:
         self._config = config
+        self._belongings = belongings
         self._log = log
         self._started_s = time.monotonic()
         self._listeners: list[Listener] = []
         self._inbox = SignalInbox(TABLE)
-        self._force = Workforce(config=config, log=log, listeners=self._listeners, drop=self._drop)
+        self._force = Workforce(
+            config=config, log=log, listeners=self._listeners, drop=self._drop, terms=belongings.terms
+        )
         judge = Judge(
             timeout_s=config.timeout_s,
             graceful_timeout_s=config.graceful_timeout_s,
             boot_timeout_s=config.boot_timeout_s,
         )
-        self._policy = Policy(workers=config.workers, judge=judge)
+        heir = Heir.of(os.environ)
+        workers, generation = heir.follows(config.workers) if heir else (config.workers, 0)
+        self._policy = Policy(workers=workers, judge=judge, generation=generation)
+        self._memory = MemoryLimit(limit=config.max_memory)
         self._fatal: PreforkError | None = None  # why the start failed
+        self._desk = Desk(
+            config=config, policy=self._policy, force=self._force, log=log, scale=self.scale, stop=self._stop
+        )
+        self._tenure = Tenure(
+            config=config, log=log, policy=self._policy, board=self._force.board, belongings=belongings,
+            desk=self._desk, listeners=self._listeners, heir=heir, place=started_in, stop=self._stop,
+        )  # fmt: skip
 
     def run(self) -> int:
         """Serve. Raises BindError, BootError or AppLoadError when it cannot start."""
-        _raise_descriptor_limit()
         setproctitle.setproctitle(f"prefork: master {self._config.app}")
         self._log.identify(master=os.getpid())
         try:
-            self._listen()
+            self._tenure.open(self._force.drop_masters)
             self._loop()
+        except PreforkError as error:
+            self._tenure.failed(str(error))
+            raise
         finally:
             self._force.kill_all()
-            for listener in self._listeners:
-                listener.unlink()  # while our socket pins its inode: a successor may bind the path at once
-                listener.close()
+            self._tenure.close()
         for signum in TABLE:
             signal.signal(signum, signal.SIG_IGN)  # we leave already; the interpreter would restore their defaults
         self._log.info("stopped", uptime=f"{time.monotonic() - self._started_s:.1f}s", **self._force.totals)
         return 0
 
-    def _listen(self) -> None:
-        for address in self._config.bind:
-            listener = open_listener(address, backlog=self._config.backlog)
-            self._listeners.append(listener)
-            if len(self._config.bind) > 1 and listener.owned:
-                listener.sock.setblocking(False)  # a lost race for one must not keep a worker from the others
-            self._log.info("listening", address=listener.address)
-
     def _loop(self) -> None:
         while True:
-            wake_s = self._supervise()
-            if self._policy.stopping and not self._force.roster:
-                return
-            self._wait(wake_s)
+            wake_s = min(self._tenure.turn(), self._supervise(), self._desk.tell())
+            if self._policy.stopping and not self._force.roster and not self._tenure.upgrade.running:
+                break
+            self._wait(min(wake_s, self._memory.check(self._force.roster, time.monotonic())))
             for signum in self._inbox.take():
                 self._heed(signum)
             for generation in self._force.templates.news():
@@ -88,8 +97,11 @@ class Master:
                 self._hear(message)
             for child in reap():
                 self._bury(child)
-            if self._fatal is not None:
-                raise self._fatal
+            self._desk.hear()
+            if self._fatal is not None and not self._tenure.borrowing:
+                break
+        if self._fatal is not None:
+            raise self._fatal
 
     def _supervise(self) -> float:
         """Do what is to be done; return when to look again. Each action is asked for once, so this ends."""
@@ -106,7 +118,7 @@ class Master:
 
     def _wait(self, wake_s: float) -> None:
         poll = select.poll()
-        for fd in (self._inbox.fd, *self._force.fds()):
+        for fd in (self._inbox.fd, self._desk.fd, *self._force.fds(), *self._tenure.fds()):
             poll.register(fd, select.POLLIN)
         poll.poll(min(max(0.0, wake_s - time.monotonic()), 3600.0) * 1000)
         now_s = time.monotonic()
@@ -120,25 +132,32 @@ class Master:
             if not again:
                 self._stop(name)
             if signum == signal.SIGQUIT or (again and signum == signal.SIGINT):
+                self._tenure.upgrade.kill()
                 for worker in self._force.roster:
                     worker.killed = f"stopped at once by {name}"
                     self._force.kill(worker)
         elif signum == signal.SIGHUP and not self._policy.stopping:
             self._log.info("reloading", signal=name)
             self._policy.rollout.reload()
+        elif signum == signal.SIGUSR1:
+            self._log.reopen(create=True)  # first: workers do not create it
+            self._force.reopen_logs()
+        elif signum == signal.SIGUSR2:
+            self._tenure.begin_upgrade()
         elif signum in (signal.SIGTTIN, signal.SIGTTOU):
             wanted = self._policy.workers + (1 if signum == signal.SIGTTIN else -1)
-            self.scale(max(1, wanted))
+            if refused := self.scale(max(1, wanted)):
+                self._log.warning("scaling refused", signal=name, reason=refused)
 
     def _stop(self, why: str) -> None:
-        self._force.board.header[STOPPING] = 1  # first: a signal to the group makes workers leave by themselves
-        for listener in self._listeners:
-            listener.hold_off()
+        self._tenure.leave(why, time.monotonic())
         self._policy.stop(time.monotonic())
         self._log.info("stopping", signal=why, workers=len(self._force.roster))
 
     def scale(self, workers: int) -> str | None:
         """Want this many workers; return why not, if that cannot be."""
+        if self._config.accept == "per-worker":
+            return f"with --accept per-worker there is one socket for each of {self._policy.workers} workers: restart"
         most = capacity(self._config.workers)
         if not 0 <= workers <= most - 1:  # one row for the extra worker of a reload
             limit = f"from 0 to {most - 1}, as the server was started with {self._config.workers}"
@@ -149,6 +168,7 @@ class Master:
         return None
 
     def _hear(self, message: Message) -> None:
+        self._desk.heard(message)
         worker = message.worker
         if message.kind == "ready":
             self._policy.ready(worker, self._force.completed(worker.generation), time.monotonic())
@@ -167,18 +187,22 @@ class Master:
             self._policy.booted = True
             took_s = time.monotonic() - self._started_s
             self._log.info(f"ready workers={self._policy.workers} in={took_s:.2f}s")
+            self._tenure.ready()
 
     def _bury(self, child: Exit) -> None:
         """A child has exited: say why, and let the policy decide on its slot."""
+        if self._belongings.buried(child) or self._tenure.buried(child):
+            return
         if template := self._force.templates.bury(child.pid):
             self._bury_template(template, child)
             return
         obituary = self._force.bury(child)
         if obituary is None:
             return
+        self._desk.buried(obituary)
         worker = obituary.worker
-        if worker.pending and not self._policy.booted and not self._policy.stopping:
-            self._fatal = self._fatal or obituary.boot_failure()
+        if worker.pending and self._starting and not self._belongings.waits():
+            self._give_up(obituary.boot_failure())
             return
         reason = obituary.reason or f"it died of {child}"
         delay_s = self._policy.died(worker, self._force.completed(worker.generation), time.monotonic(), reason)
@@ -186,19 +210,31 @@ class Master:
             self._log.debug("worker retired", **worker.identity)
         else:
             self._log.error("worker died", **obituary.fields(), respawn_in=f"{delay_s:.2f}s" if delay_s else None)
+            self._belongings.mourn(obituary)
 
     def _bury_template(self, template: TemplateHandle, child: Exit) -> None:
         failure = template.failure or {}
         reason = str(failure.get("message") or template.killed or f"it died of {child}")
         detail = str(failure.get("detail") or template.receiver.text)
-        if not self._policy.booted and not self._policy.stopping:
+        if self._starting:
             fault = AppLoadError if failure else BootError
-            self._fatal = self._fatal or fault(reason if failure else f"the template cannot boot: {reason}", detail)
+            self._give_up(fault(reason if failure else f"the template cannot boot: {reason}", detail))
             return
         delay_s = self._policy.origin_lost(template.generation, reason, time.monotonic())
         if template.generation >= self._policy.rollout.generation and not self._policy.stopping:
             again = f"{delay_s:.2f}s" if delay_s else None
             self._log.error("template died", gen=template.generation, reason=reason, again_in=again, detail=detail)
+
+    def _give_up(self, error: PreforkError) -> None:
+        """The start has failed: halt. An heir lets its workers finish what they hold."""
+        if self._fatal is None:
+            self._fatal = error
+            self._policy.stop(time.monotonic())
+
+    @property
+    def _starting(self) -> bool:
+        """True if a process that fails now fails the start."""
+        return self._fatal is not None or not (self._policy.booted or self._policy.stopping)
 
     # --- what is done
 
@@ -215,6 +251,8 @@ class Master:
             self._policy.origin_lost(generation, str(error.strerror), time.monotonic())
 
     def _act(self, action: do.Action) -> None:
+        self._desk.acted(action)
+        self._tenure.acted(action)
         match action:
             case do.Prepare(generation):
                 self._prepare(generation)
@@ -233,7 +271,7 @@ class Master:
                 self._kill(worker, reason)
             case do.Reloaded(generation):
                 self._force.templates.keep_only(generation)
-                if generation > 1:
+                if generation > self._policy.first:
                     self._log.info("reloaded", generation=generation)
             case do.Abandoned(generation, reason):
                 self._force.templates.keep_only(self._policy.rollout.generation)
@@ -259,14 +297,9 @@ class Master:
             self._policy.spawn_refused(time.monotonic())  # every row has an owner: the next death frees one
         elif order.cause != "start":
             self._log.info("spawned", **worker.identity, cause=order.cause)
+            self._desk.spawned(order)
 
     def _drop(self) -> None:
         """WORKER: close what is the master's own."""
         self._inbox.close()
-
-
-def _raise_descriptor_limit() -> None:
-    """Use all descriptors that the system allows: connections are descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self._tenure.drop()

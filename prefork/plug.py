@@ -12,6 +12,8 @@ never empty. listen(2) with a smaller backlog resets as well. What works, withou
    connect(); when the sockets close at last, their next SYN is refused cleanly.
 
 At no moment can a client be in the plug's queue. Where a step fails, the stop falls back to a plain drain.
+With a socket for each of N workers the group exists anyway: its program picks one of 0..N-1 at random, the plug is
+member N, and the option has to stay on, as without it the kernel would find only one of the sockets.
 A Unix listener needs none of it: shutdown(SHUT_RD) refuses new connects and keeps the queue acceptable.
 """
 
@@ -20,21 +22,26 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
+from typing import Any
 
 _SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h; the socket module has no name for it
-_LOAD_HALF, _JUMP_EQUAL, _RETURN = 0x28, 0x15, 0x06  # linux/bpf_common.h: LD|H|ABS, JMP|JEQ|K, RET|K
+# linux/bpf_common.h: LD|W|ABS, LD|H|ABS, ALU|MOD|K, JMP|JEQ|K, RET|K, RET|A
+_LOAD_WORD, _LOAD_HALF, _MODULO, _JUMP_EQUAL, _RETURN, _RETURN_RESULT = 0x20, 0x28, 0x94, 0x15, 0x06, 0x16
 _NETWORK_HEADER = 0xFFF00000  # linux/filter.h, SKF_NET_OFF: offsets count from the IP header
+_RANDOM = 0xFFFFF000 + 56  # linux/filter.h, SKF_AD_OFF + SKF_AD_RANDOM: loads a random number
 _CONNECT_S = 1.0
 
 _Instruction = tuple[int, int, int, int]  # struct sock_filter: code, jt, jf, k
-_LISTENER: list[_Instruction] = [(_RETURN, 0, 0, 0)]
-_PLUG: list[_Instruction] = [(_RETURN, 0, 0, 1)]
 
 
 class Plug:
-    """MASTER. One per listener that we made: `prepare` between bind() and listen(), `engage` when the stop begins."""
+    """MASTER. One per address that we bound: `prepare` between bind() and listen(), `engage` when the stop begins.
 
-    def __init__(self) -> None:
+    `members` is how many sockets listen on the address.
+    """
+
+    def __init__(self, *, members: int = 1) -> None:
+        self._members = members
         self._plug: socket.socket | None = None
         self._filler: socket.socket | None = None
 
@@ -50,14 +57,14 @@ class Plug:
             if plug.family == socket.AF_INET6:
                 plug.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             plug.bind(listener.getsockname())
-            _steer(listener, _LISTENER)
+            _steer(listener, self._spread())
             self._plug = plug
         except OSError:
             plug.close()  # an old kernel: no group with a program before listen()
 
     def prepared(self, listener: socket.socket) -> None:
         """Just before listen(): let no other program join. listen() asks for the port anew, and forgets the option."""
-        if listener.family != socket.AF_UNIX:
+        if listener.family != socket.AF_UNIX and self._members == 1:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 
     def engage(self, listener: socket.socket) -> bool:
@@ -71,7 +78,7 @@ class Plug:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._plug.listen(0)
             self._fill(listener)
-            _steer(listener, _PLUG)
+            _steer(listener, self._to_plug())
         except OSError:
             return False
         return True
@@ -90,17 +97,39 @@ class Plug:
             [
                 (_LOAD_HALF, 0, 0, _NETWORK_HEADER + header),  # the TCP header begins with the source port
                 (_JUMP_EQUAL, 0, 1, source),
-                *_PLUG,
-                *_LISTENER,
+                *self._to_plug(),
+                *self._spread(),
             ],
         )
         self._filler.connect((host, port))
+
+    def _spread(self) -> list[_Instruction]:
+        """New connections to the listeners, each as often."""
+        if self._members == 1:
+            return [(_RETURN, 0, 0, 0)]
+        return [(_LOAD_WORD, 0, 0, _RANDOM), (_MODULO, 0, 0, self._members), (_RETURN_RESULT, 0, 0, 0)]
+
+    def _to_plug(self) -> list[_Instruction]:
+        return [(_RETURN, 0, 0, self._members)]
 
     def close(self) -> None:
         """Let go; whoever was held off is refused as soon as the listener is closed too."""
         for sock in (self._plug, self._filler):
             if sock is not None:
                 sock.close()
+
+    def bequeath(self) -> dict[str, Any]:
+        """All that `inherit` needs, as JSON can carry it; -1 is no descriptor."""
+        return {"members": self._members, "fd": self._plug.fileno() if self._plug is not None else -1}
+
+    @classmethod
+    def inherit(cls, entry: dict[str, Any]) -> Plug:
+        """The next master's, of the same sockets."""
+        plug = cls(members=entry["members"])
+        if entry["fd"] >= 0:
+            plug._plug = socket.socket(fileno=entry["fd"])
+            plug._plug.set_inheritable(False)
+        return plug
 
 
 def _steer(sock: socket.socket, program: list[_Instruction]) -> None:

@@ -22,10 +22,13 @@ from .roster import Roster, WorkerHandle
 class Policy:
     """MASTER. Turns what is known into what is to be done. `supervise` may be called as often as one likes."""
 
-    def __init__(self, *, workers: int, judge: Judge, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, *, workers: int, judge: Judge, generation: int = 0, jitter: Callable[[], float] = random.random
+    ) -> None:
         self.workers = workers
         self.judge = judge
-        self.rollout = Rollout()
+        self.first = generation + 1  # the generation of the start: after an upgrade the numbers go on
+        self.rollout = Rollout(_latest=generation)
         self.backoff = Backoff()
         self.stopping = False
         self.booted = False  # all workers have been ready once
@@ -98,7 +101,7 @@ class Policy:
             wakes.append(now_s + self.judge.boot_timeout_s)
         if self.backoff.not_before_s > now_s:
             wakes.append(self.backoff.not_before_s)
-        if self.rollout.waits_since_s is not None:
+        if self.rollout.waits_since_s is not None and not self.stopping:
             wakes.append(self.rollout.waits_since_s + self.judge.boot_timeout_s)
         for worker in roster:
             for verdict, wake_s in self.judge.judge(worker, units[worker.pid], now_s):

@@ -24,20 +24,31 @@ class Rollout:
 
     generation: int = 0
     phase: str = ""  # of a reload; "" when there is none
-    waits_since_s: float | None = None  # for a generation that is being prepared
     _prepared: set[int] = field(default_factory=set)
+    _asked: dict[int, float] = field(default_factory=dict)  # generations that are being prepared, and since when
     _latest: int = 0  # the highest number given out
     _previous: int = 0  # to go back to
     _again: bool = False
     _news: list[Action] = field(default_factory=list)  # for the next step
 
-    def reload(self) -> None:
-        """Begin a new generation, or note that one is wanted after the present reload."""
+    def reload(self) -> int:
+        """Begin a new generation, or note that one is wanted after the present reload; return its number."""
         if self.phase:
             self._again = True
-            return
+            return self._latest + 1
         self._latest += 1
         self.phase = PREPARING
+        return self._latest
+
+    @property
+    def _wanted(self) -> int:
+        """The generation that is needed next; 0 = none."""
+        return self._latest if self.phase == PREPARING else self.generation
+
+    @property
+    def waits_since_s(self) -> float | None:
+        """When the generation that is needed was asked for; None if it is there."""
+        return self._asked.get(self._wanted)
 
     @property
     def can_spawn(self) -> bool:
@@ -47,15 +58,14 @@ class Rollout:
     def prepared(self, generation: int) -> None:
         """Workers of the generation can be forked."""
         self._prepared.add(generation)
-        self.waits_since_s = None
+        self._asked.pop(generation, None)
         if self.phase == PREPARING and generation == self._latest:
             self._previous, self.generation, self.phase = self.generation, generation, ROLLING
 
     def lost(self, generation: int, reason: str) -> bool:
         """What workers of the generation are forked from is gone, or never came; True if it is needed again."""
         self._prepared.discard(generation)
-        if self.waits_since_s is not None:
-            self.waits_since_s = None
+        self._asked.pop(generation, None)
         if generation == self._latest and self.phase:
             self.abandon(reason)
             return False
@@ -67,10 +77,11 @@ class Rollout:
             self.generation = self._previous
         self.phase = ""
         self._news.append(Abandoned(self._latest, reason))
+        self._follow()
 
     def died_booting(self, worker: WorkerHandle, reason: str) -> bool:
         """A worker died before it was ready; True if that ended a reload."""
-        if self.phase != ROLLING or worker.generation != self.generation:
+        if self._previous == 0 or self.phase != ROLLING or worker.generation != self.generation:
             return False
         self.abandon(reason)
         return True
@@ -82,9 +93,9 @@ class Rollout:
     def step(self, roster: Roster, workers: int, now_s: float) -> list[Action]:
         """Return what is to be done next."""
         news, self._news = self._news, []
-        wanted = self._latest if self.phase == PREPARING else self.generation
-        if wanted and wanted not in self._prepared and self.waits_since_s is None:
-            self.waits_since_s = now_s
+        wanted = self._wanted
+        if wanted and wanted not in self._prepared and wanted not in self._asked:
+            self._asked[wanted] = now_s
             news.append(Prepare(wanted))
         return news + self._replace(roster, workers) + self._finish(roster, workers)
 
@@ -92,36 +103,41 @@ class Rollout:
         """The generation has been in preparation for longer than `limit_s`."""
         if self.waits_since_s is None or now_s < self.waits_since_s + limit_s:
             return None
-        self.waits_since_s = now_s  # asked for once; its end is told by lost()
-        wanted = self._latest if self.phase == PREPARING else self.generation
-        return Discard(wanted, f"not prepared within --boot-timeout {limit_s:g} s")
+        self._asked[self._wanted] = now_s  # asked for once; its end is told by lost()
+        return Discard(self._wanted, f"not prepared within --boot-timeout {limit_s:g} s")
 
     def _replace(self, roster: Roster, workers: int) -> list[Action]:
         extra = any(worker.pending or worker.retiring_s is not None for worker in roster)
         actions: list[Action] = []
+        waiting: list[tuple[WorkerHandle, str]] = []
         for worker in roster:
             reason = self.outdated(worker)
             if reason is None or worker.retiring_s is not None or worker.pending or worker.slot >= workers:
                 continue
-            successors = [other for other in roster.in_slot(worker.slot) if not self.outdated(other)]
+            mates = roster.in_slot(worker.slot)
+            successors = mates[mates.index(worker) + 1 :]
             if any(other.serving for other in successors):
                 actions.append(Retire(worker, reason))
                 extra = True
-            elif not successors and not extra and self.can_spawn:
-                cause = "reload" if reason == "reload" else "recycle"
-                actions.append(Spawn(worker.slot, self.generation, cause))
-                extra = True
+            elif not successors:
+                waiting.append((worker, reason))
+        if waiting and not extra and self.can_spawn:
+            worker, reason = waiting[0]
+            actions.append(Spawn(worker.slot, self.generation, "reload" if reason == "reload" else "recycle"))
         return actions
 
     def _finish(self, roster: Roster, workers: int) -> list[Action]:
         if self.phase != ROLLING or not settled(roster, workers, self.generation):
             return []
         self.phase = ""
-        done: list[Action] = [Reloaded(self.generation)]
+        self._follow()
+        return [Reloaded(self.generation)]
+
+    def _follow(self) -> None:
+        """Begin the reload that was asked for during the one that has ended."""
         if self._again:
             self._again = False
             self.reload()
-        return done
 
 
 def settled(roster: Roster, workers: int, generation: int) -> bool:

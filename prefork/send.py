@@ -8,8 +8,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from .address import Address
 from .errors import PreforkError
-from .listener import Address
 
 _CHUNK = 65536
 

@@ -21,8 +21,8 @@ TABLE: dict[signal.Signals, str] = {
     signal.SIGQUIT: "stop at once",
     signal.SIGCHLD: "internal: a child has exited",
     signal.SIGHUP: "reload: replace every worker by one that loads the app anew, each ready before the old one leaves",
-    signal.SIGUSR1: "ignored",
-    signal.SIGUSR2: "ignored",
+    signal.SIGUSR1: "open the log file of --log again, in the master and all workers: it was rotated",
+    signal.SIGUSR2: "upgrade: start the command anew on the same sockets; this server leaves when the new one is ready",
     signal.SIGTTIN: "one worker more",
     signal.SIGTTOU: "one worker less, down to 1",
 }

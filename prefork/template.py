@@ -25,12 +25,12 @@ from typing import Any
 
 import setproctitle
 
+from .address import format_sockaddr
 from .channel import Sender
 from .errors import AppLoadError
 from .life import NOT_OURS, ORPHANED, die_with_parent
-from .listener import format_sockaddr
-from .loader import App, load
-from .signals import ignore
+from .loader import App
+from .signals import SignalInbox, ignore
 from .spawn import spawn
 from .worker import APP_FAILED, Worker
 
@@ -50,18 +50,21 @@ class Template:
     def run(self) -> int:
         """Import the app, then fork workers until the master is gone. Returns the exit code."""
         self.drop()
+        if not self.prototype.terms.assume_identity(Sender(self.report)):
+            return APP_FAILED
         if not die_with_parent(self.prototype.master, self.prototype.libc):
             return ORPHANED
         for signum in (*NOT_OURS, signal.SIGTERM):
             ignore(signum)  # its end is the master's business
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
+        inbox = SignalInbox([signal.SIGUSR1])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         self.prototype.log.identify(template=self.generation, pid=os.getpid())
         setproctitle.setproctitle(f"prefork: template gen={self.generation}")
         sender = Sender(self.report)
         try:
-            app = load(self.prototype.config.app, self.prototype.config.interface)
+            app = self.prototype.terms.load(self.prototype.config.app, self.prototype.config.interface)
+            self.prototype.terms.hooks.template_loaded()
         except AppLoadError as error:
             sender.send("failed", code=APP_FAILED, message=str(error), detail=error.detail[-32_000:])
             return APP_FAILED
@@ -70,7 +73,7 @@ class Template:
         gc.collect()
         gc.freeze()
         sender.send("prepared", generation=self.generation)
-        return self._serve(app)
+        return self._serve(app, inbox)
 
     def _mine(self) -> set[int]:
         """Descriptors that are prefork's own."""
@@ -81,24 +84,33 @@ class Template:
             *(listener.sock.fileno() for listener in self.prototype.listeners),
         }
 
-    def _serve(self, app: App) -> int:
+    def _serve(self, app: App, inbox: SignalInbox) -> int:
         poll = select.poll()
+        poll.register(inbox.fd, select.POLLIN)
         poll.register(self.orders, select.POLLIN)
         poll.register(self.prototype.lifeline, select.POLLIN)
         while True:
             ready = {fd for fd, _events in poll.poll()}
             if self.prototype.lifeline in ready:
                 return ORPHANED
+            if signal.SIGUSR1 in inbox.take():
+                self.prototype.log.reopen()
+            if self.orders.fileno() not in ready:
+                continue
             data, fds, _flags, _address = socket.recv_fds(self.orders, ORDER_MOST, 1)
             if not data:
                 return 0  # the master closed its end
             order = json.loads(data)
-            answer = self._fork(order, fds[0], app)
+            answer = self._fork(order, fds[0], app, inbox)
             os.close(fds[0])
             self.orders.send(json.dumps(answer).encode())
 
-    def _fork(self, order: dict[str, Any], report: int, app: App) -> dict[str, int]:
-        worker = replace(self.prototype, **order, report=report, app=app, drop=self._drop_for_worker)
+    def _fork(self, order: dict[str, Any], report: int, app: App, inbox: SignalInbox) -> dict[str, int]:
+        def drop() -> None:
+            inbox.close()
+            self._drop_for_worker()
+
+        worker = replace(self.prototype, **order, report=report, app=app, drop=drop)
         answer, answer_end = os.pipe2(os.O_CLOEXEC)
 
         def between() -> int:

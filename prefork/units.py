@@ -10,6 +10,7 @@ _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)?", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,15})(k|m|g|t)?(?:i?b)?", re.ASCII | re.IGNORECASE)
 
 COUNT_MOST = 999_999_999
+ID_MOST = 0xFFFF_FFFE  # of a user or group; the number above it means "unchanged" to the kernel
 DURATION_MOST_S = 100 * 86400.0
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

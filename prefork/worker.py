@@ -18,11 +18,13 @@ from .channel import Sender
 from .config import Config
 from .engines.blocking import BlockingEngine
 from .errors import AppLoadError
+from .hooks import WorkerPlace
 from .life import ORPHANED, Life, adopted, die_with_parent
-from .listener import Listener
-from .loader import App, load
+from .listener import Listener, own_share
+from .loader import App
 from .log import Log
 from .scoreboard import PID, Scoreboard
+from .terms import Terms
 
 BOOT_FAILED = 3
 APP_FAILED = 4
@@ -44,15 +46,24 @@ class Worker:
     master: int  # pid
     drop: Callable[[], None]  # closes what only the master may hold
     libc: ctypes.CDLL  # loaded before the fork: dlopen takes locks
+    terms: Terms
     app: App | None = None  # loaded already, by the template
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit code."""
         self.drop()
+        if not self.terms.assume_identity(Sender(self.report)):
+            return BOOT_FAILED
         if not adopted(self.master) or not die_with_parent(self.master, self.libc):
             return ORPHANED
         pid = os.getpid()
-        life = Life(lifeline=self.lifeline, sender=Sender(self.report), board=self.board, title=self._title)
+        life = Life(
+            lifeline=self.lifeline,
+            sender=Sender(self.report),
+            board=self.board,
+            title=self._title,
+            reopen=self.log.reopen,
+        )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         self.log.identify(worker=self.slot, gen=self.generation, pid=pid)
         self._title("starting")
@@ -61,15 +72,19 @@ class Worker:
         rows = [self.board.row(self.group, thread) for thread in range(self.config.threads)]
         for row in rows:
             row.cells[PID] = pid
+        place = WorkerPlace(slot=self.slot, generation=self.generation, pid=pid)
         try:
-            app = self.app or load(self.config.app, self.config.interface)
+            app = self.app or self.terms.load(self.config.app, self.config.interface)
+            life.heed()
+            if life.told:
+                return 0  # told to stop while the app was loaded
+            self.terms.hooks.worker_started(place)
         except AppLoadError as error:
             life.failed(APP_FAILED, str(error), error.detail)
             return APP_FAILED
-        life.heed()
-        if life.told:
-            return 0  # told to stop while the app was loaded
-        BlockingEngine(app=app, config=self.config, listeners=self.listeners, rows=rows, life=life, log=self.log).run()
+        listeners = own_share(self.listeners, self.slot, everything=life.stopping)
+        BlockingEngine(app=app, config=self.config, listeners=listeners, rows=rows, life=life, log=self.log).run()
+        self.terms.hooks.worker_stopping(place)
         return 0
 
     def _title(self, state: str) -> None:

@@ -19,6 +19,7 @@ from .actions import Spawn, Unit
 from .channel import Receiver
 from .config import Config
 from .exits import Exit
+from .histogram import ARRAY_DIGITS, Histogram
 from .listener import Listener
 from .log import Log
 from .obituary import Obituary
@@ -27,6 +28,7 @@ from .scoreboard import COUNTERS, Scoreboard
 from .signals import FAULT, STACKS
 from .spawn import spawn
 from .templates import Templates
+from .terms import Terms
 from .worker import Worker
 
 ROWS_LEAST = 64
@@ -50,8 +52,10 @@ class Workforce:
     log: Log
     listeners: Sequence[Listener]
     drop: Callable[[], None]  # what else a child closes first
+    terms: Terms
     roster: Roster = field(default_factory=Roster)
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))  # of workers that are gone
+    latencies: Histogram = field(default_factory=lambda: Histogram(ARRAY_DIGITS))  # of workers that are gone
     board: Scoreboard = field(init=False)
     _receivers: dict[int, Receiver] = field(default_factory=dict)  # by pid
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: why it could not boot, in its words
@@ -75,7 +79,7 @@ class Workforce:
             return None
         self.board.clear(group)
         report, report_end = os.pipe2(os.O_CLOEXEC)
-        worker = self._worker(order.slot, order.generation, group, report_end, lambda: self._drop(report))
+        worker = self._worker(order.slot, order.generation, group, report_end, lambda: self.drop_masters(report))
         try:
             pid = self.templates.fork(worker) if self.config.preload else spawn(worker.run)
         except OSError:
@@ -92,7 +96,7 @@ class Workforce:
 
     def prepare(self, generation: int) -> None:
         """Fork the template of a generation. Raises OSError if the system has no process left."""
-        self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self._drop)
+        self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self.drop_masters)
 
     def _worker(self, slot: int, generation: int, group: int, report: int, drop: Callable[[], None]) -> Worker:
         return Worker(
@@ -108,9 +112,10 @@ class Workforce:
             master=os.getpid(),
             drop=drop,
             libc=self._libc,
+            terms=self.terms,
         )
 
-    def _drop(self, report: int = -1) -> None:
+    def drop_masters(self, report: int = -1) -> None:
         """CHILD, first thing: close what only the master may hold."""
         self.drop()
         self.templates.drop()
@@ -133,6 +138,7 @@ class Workforce:
         reading = self.board.read(worker.group)
         for name, value in reading.counters.items():
             self.totals[name] += value
+        self.latencies.merge(self.board.histogram(worker.group))
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         self.board.clear(worker.group)
         return Obituary(
@@ -157,6 +163,11 @@ class Workforce:
     def retire(self, worker: WorkerHandle) -> None:
         """Tell it to finish what is in flight and exit."""
         os.kill(worker.pid, signal.SIGTERM)
+
+    def reopen_logs(self) -> None:
+        """Tell everyone to go on in the new log file."""
+        for pid in (*self.templates.pids(), *(worker.pid for worker in self.roster)):
+            os.kill(pid, signal.SIGUSR1)
 
     def ask_stacks(self, worker: WorkerHandle) -> None:
         """Ask for its Python stacks; they come as a message."""

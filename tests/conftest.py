@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from hypothesis import settings
 
 from tests.support.gate import Gate
 from tests.support.server import RunningServer
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SERVERS = pytest.StashKey[list[RunningServer]]()
+
+settings.register_profile("prefork", deadline=None)  # an example may be slow on a loaded machine
+settings.load_profile("prefork")
 
 
 class Serve(Protocol):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 DEFAULT = "127.0.0.1:1935"
 
-_FORMS = {"tcp": "tcp://HOST:PORT, unix:PATH or HOST:PORT", "http": "http://HOST:PORT or HOST:PORT"}
-
 
 class AddressError(ValueError):
     """A `--host` that is no address, or one of another protocol. The message says what to write instead."""
@@ -40,40 +38,47 @@ class Address:
         return family, (str(sockaddr[0]), self.port)
 
 
-def parse(text: str, protocol: str) -> Address:
-    """Read a `--host` for a scenario that speaks `protocol` ("tcp" or "http"). Raises AddressError."""
+def parse(text: str, protocol: str, *, unix: bool = True) -> Address:
+    """Read a `--host` for a user that speaks `protocol` ("tcp" or "http"), over Unix sockets too if `unix` says so.
+
+    Raises AddressError.
+    """
+    forms = f"{protocol}://HOST:PORT, unix:PATH or HOST:PORT" if unix else f"{protocol}://HOST:PORT or HOST:PORT"
+    try:
+        return _parsed(text, protocol, unix=unix)
+    except ValueError as error:
+        raise AddressError(f"--host {text!r}: {error}; write {forms}") from None
+
+
+def _parsed(text: str, protocol: str, *, unix: bool) -> Address:
     scheme, separator, rest = text.strip().partition("://")
     if not separator:
         scheme, rest = protocol, text.strip()
         if rest.startswith("unix:"):
             scheme, rest = "unix", rest.removeprefix("unix:")
-    if scheme not in ((protocol, "unix") if protocol == "tcp" else (protocol,)):
-        raise _error(text, protocol, f"the scenario speaks {protocol}, not {scheme}")
+    if scheme not in ((protocol, "unix") if unix else (protocol,)):
+        raise ValueError(f"the scenario speaks {protocol}, not {scheme}")
     if scheme == "unix":
         if not rest:
-            raise _error(text, protocol, "the path is missing")
+            raise ValueError("the path is missing")
         return Address(path=rest)
     return _host_and_port(text, protocol, rest.removesuffix("/"))
 
 
 def _host_and_port(text: str, protocol: str, rest: str) -> Address:
     if "/" in rest:
-        raise _error(text, protocol, "an address has no path")
+        raise ValueError("an address has no path")
     host, colon, port = rest.rpartition(":")
     if not colon or (host.startswith("[") and rest.endswith("]")):  # no port, or the last colon is inside [IPv6]
         if protocol != "http" or not rest or rest == text.strip():
-            raise _error(text, protocol, "the port is missing")
+            raise ValueError("the port is missing")
         host, port = rest, "80"
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise _error(text, protocol, f"{port!r} is no port (1 to 65535)")
+        raise ValueError(f"{port!r} is no port (1 to 65535)")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise _error(text, protocol, "an IPv6 address stands in brackets, [::1]:1935")
+        raise ValueError("an IPv6 address stands in brackets, [::1]:1935")
     if not host:
-        raise _error(text, protocol, "the host is missing")
+        raise ValueError("the host is missing")
     return Address(host=host, port=int(port))
-
-
-def _error(text: str, protocol: str, why: str) -> AddressError:
-    return AddressError(f"--host {text!r}: {why}; write {_FORMS[protocol]}")

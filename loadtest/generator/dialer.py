@@ -21,12 +21,14 @@ from typing import Any
 from .failure import NO_FREE_PORT, TOO_MANY_FILES
 
 _TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-_BIND_ADDRESS_NO_PORT = 24  # IP_BIND_ADDRESS_NO_PORT: connect() chooses the port, which may serve other destinations too
+_BIND_ADDRESS_NO_PORT = (
+    24  # IP_BIND_ADDRESS_NO_PORT: connect() chooses the port, which may serve other destinations too
+)
 _SOURCES = 253
 
 HINTS = {
-    NO_FREE_PORT: "every local port towards the server is in use or in TIME_WAIT (60 s after a close): keep connections "
-    "open (--exchanges), or widen net.ipv4.ip_local_port_range, or share the load among machines",
+    NO_FREE_PORT: "every local port towards the server is in use or in TIME_WAIT (60 s after a close): keep "
+    "connections open (--exchanges), widen net.ipv4.ip_local_port_range, or share the load among machines",
     TOO_MANY_FILES: "this process may not open as many sockets as the load has connections: raise `ulimit -n`",
 }
 """Cause -> what to do about it, for causes that are the generator's own limits."""
@@ -35,8 +37,10 @@ HINTS = {
 class Dialer:
     """Call it for a new connection to one address."""
 
-    def __init__(self, family: socket.AddressFamily, address: Any) -> None:
+    def __init__(self, family: socket.AddressFamily, address: Any, *, no_delay: bool = False) -> None:
+        """`no_delay`: for requests of several segments, or the last waits for the others' acknowledgement."""
         self._family = family
+        self._no_delay = no_delay and family != socket.AF_UNIX
         self._address = address
         self._spreads = family == socket.AF_INET and str(address[0]).startswith("127.")
         self._source = 0  # 0: the kernel's choice, else the last number of 127.0.0.N less one
@@ -48,6 +52,8 @@ class Dialer:
             if self._source:
                 connection.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
                 connection.bind((f"127.0.0.{self._source + 1}", 0))
+            if self._no_delay:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             error = connection.connect_ex(self._address)
             if not error or error == errno.EINPROGRESS:
                 return connection

@@ -6,6 +6,6 @@ GREETING = b"hello from prefork\n"
 PREFIX = b"you said: "
 
 
-def line(number: int, size: int) -> bytes:
-    """The line of this number, `size` bytes without its newline; other numbers give other lines where size allows."""
-    return (b"%x " % number)[:size].ljust(size, b".")
+def numbered(number: int, size: int) -> bytes:
+    """A line of `size` bytes and its newline; other numbers give other lines, where the size allows it."""
+    return (b"%x " % number)[:size].ljust(size, b".") + b"\n"

@@ -8,8 +8,7 @@ A master that quits gives its workers half a second and then stops listening, so
 would be lost. At test_stop it therefore asks every worker for its account (_ASK) and waits, as long as a drain may
 take. The worker stops its users if that has not begun, sends locust's own statistics, then the account (_ACCOUNT).
 
-locust's tables round latencies to whole milliseconds. `fine_bucket` keeps 3 digits; it is installed by the import, so
-in master and workers alike.
+Users that record in bulk fire the event `batch` instead of `request`, and enter locust's statistics themselves.
 """
 
 from __future__ import annotations
@@ -21,46 +20,35 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import gevent
-import locust.stats
 from gevent.event import Event
 from locust import events
 from locust.event import EventHook
 from locust.exception import StopTest
 from locust.runners import STATE_CLEANUP, MasterRunner, WorkerRunner
 
-from .failure import cause_of
-from .recorder import CONNECT, Account, Recorder
+from ..generator.account import Account
+from ..generator.failure import cause_of
+from ..generator.recorder import CONNECT, Recorder
 from .result import Conclusion
 
 if TYPE_CHECKING:
     from locust.env import Environment
+
+    from prefork.histogram import Histogram
+
+    from ..generator.batch import Batch
 
 logger = logging.getLogger("loadtest")
 
 _ASK, _ACCOUNT = "prefork-ask", "prefork-account"
 _GRACE_S = 5.0  # beyond the drain, for an account to be made and sent
 
-_coarse_bucket = locust.stats.bucket_response_time
-
-
-def fine_bucket(response_time_ms: float) -> float:
-    """The key under which locust's statistics count a response time: to 10 us below 10 ms, to 3 digits below 1 s."""
-    if response_time_ms < 10:
-        return round(response_time_ms, 2)
-    if response_time_ms < 100:
-        return round(response_time_ms, 1)
-    if response_time_ms < 1000:
-        return round(response_time_ms)
-    return _coarse_bucket(response_time_ms)  # type: ignore[no-any-return]  # locust ships no types
-
-
-locust.stats.bucket_response_time = fine_bucket
-
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def install(environment: Environment, **_: object) -> None:
     """Attach to an environment; the listeners keep what is made here alive."""
     environment.events.censored = EventHook()  # ours: fired with start_ns by a user whose exchange is cut off
+    environment.events.batch = EventHook()  # also: fired with batch and latency (a Histogram) by a FastUser
     match environment.runner:
         case WorkerRunner():
             Worker(environment)
@@ -68,6 +56,8 @@ def install(environment: Environment, **_: object) -> None:
             Conclusion(environment, Master(environment))
         case _:
             Conclusion(environment, Local(environment))
+    if not isinstance(environment.runner, WorkerRunner):
+        environment.events.test_start.add_listener(share_rate)
     # Python raises Ctrl-C in whatever greenlet runs just then, often a user, which would die of it with a traceback.
     hub = gevent.get_hub()
     gevent.signal_handler(signal.SIGINT, hub.handle_system_error, KeyboardInterrupt, KeyboardInterrupt())
@@ -80,6 +70,12 @@ def install(environment: Environment, **_: object) -> None:
     hub.loop.update_now()
 
 
+def share_rate(environment: Environment, **_: object) -> None:
+    """Note each user's part of `--rate`; workers get it with the options, and do not know how many users there are."""
+    options = environment.parsed_options
+    options.rate_per_user = options.rate / (options.num_users or 1)
+
+
 class Local:
     """Records in the process that runs the users."""
 
@@ -89,7 +85,7 @@ class Local:
         self.account: Account | None = None  # of the last run, once it has ended
         self.started = False  # whether there was a run
         self.running = False  # from the first spawn until the window closes
-        self.connections = 0  # users when the window closed
+        self.connections = 0  # clients of all users when the window closed
         self._recorder: Recorder | None = None  # of this run, until its account is made
         self._cpu_s = self._wall_s = 0.0  # clocks at the first spawn, then the time spent until the window closed
         environment.events.test_start.add_listener(self.on_start)
@@ -105,6 +101,7 @@ class Local:
         if options.result:
             self._recorder = Recorder(first_spawn_ns=time.perf_counter_ns(), warmup_s=options.warmup)
             self.environment.events.request.add_listener(self.on_request)
+            self.environment.events.batch.add_listener(self.on_batch)
             self.environment.events.censored.add_listener(self.on_censored)
 
     def on_request(self, request_type: str, response_time: float, exception: BaseException | None, **_: object) -> None:
@@ -117,6 +114,11 @@ class Local:
         elif request_type != CONNECT:
             self._recorder.completed(start_ns, end_ns)
 
+    def on_batch(self, batch: Batch, latency: Histogram, **_: object) -> None:
+        """Record exchanges that went well."""
+        assert self._recorder is not None
+        self._recorder.completed_batch(batch, latency)
+
     def on_censored(self, start_ns: int, **_: object) -> None:
         """Record an exchange that is cut off now."""
         assert self._recorder is not None
@@ -127,7 +129,8 @@ class Local:
         if not self.running:
             return
         self.running = False
-        self.connections = self.runner.user_count
+        users = [greenlet.args[0] for greenlet in self.runner.user_greenlets]
+        self.connections = sum(getattr(user, "clients", 1) for user in users)
         self._cpu_s, self._wall_s = time.process_time() - self._cpu_s, time.perf_counter() - self._wall_s
         if self._recorder is not None:
             self._recorder.close(time.perf_counter_ns())
@@ -136,6 +139,7 @@ class Local:
         """Make the account, now that all users have ended."""
         if self._recorder is not None:
             self.environment.events.request.remove_listener(self.on_request)
+            self.environment.events.batch.remove_listener(self.on_batch)
             self.environment.events.censored.remove_listener(self.on_censored)
             self.account = self._recorder.account(connections=self.connections, cpu_s=self._cpu_s, wall_s=self._wall_s)
             self._recorder = None

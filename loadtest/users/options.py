@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from locust import events
 
-from .address import DEFAULT
+from ..generator.address import DEFAULT
 
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
 
 SCENARIOS = {"talkback": "TalkbackUser", "echo": "EchoUser", "nap": "TalkbackUser", "http": "WebUser"}
-"""Scenario -> the class of its user."""
+"""Scenario -> the class of its readable user."""
+
+FAST = "FastUser"
+"""The class that plays any scenario, in the fast engine."""
 
 STOP_TIMEOUT_S = 10.0
+DEADLINE_S = 10.0
+"""How long an exchange, or a connect of its own, may take in all."""
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # locust ships no types
@@ -30,6 +35,43 @@ def add_options(parser: LocustArgumentParser) -> None:
         help="What to talk to: the built-in app that the server runs, or http (default %(default)s). "
         "User classes named on the command line win.",
         include_in_web_ui=False,  # the classes are chosen at the start
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("readable", "fast"),
+        default="readable",
+        help="readable: a user is one client, in plain locust style. fast: a user is as many clients as --connections "
+        "says, at several times the rate (default %(default)s).",
+        include_in_web_ui=False,
+    )
+    parser.add_argument(
+        "--connections",
+        type=_whole(1),
+        default=64,
+        metavar="<int>",
+        help="Clients of each user of the fast engine (default %(default)s).",
+    )
+    parser.add_argument(
+        "--rate",
+        type=_number,
+        default=0.0,
+        metavar="<per second>",
+        help="Exchanges that come due each second, of all users together, however long the server takes; latency "
+        "counts from then. 0: a client begins when its last has ended (default %(default)g). Fast engine only.",
+    )
+    parser.add_argument(
+        "--arrivals",
+        choices=("constant", "poisson"),
+        default="constant",
+        help="How --rate spreads them: at equal distances, or as if by chance (default %(default)s).",
+    )
+    parser.add_argument(
+        "--max-in-flight",
+        type=_whole(1),
+        default=10_000,
+        metavar="<int>",
+        help="With --rate: how many exchanges of a user may be under way or wait for one of its connections; more are "
+        "missed (default %(default)s).",
     )
     parser.add_argument(
         "--payload",
@@ -47,7 +89,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
     parser.add_argument(
         "--warmup",
-        type=_seconds,
+        type=_number,
         default=0.0,
         metavar="<seconds>",
         help="Leave exchanges that start this soon after the first spawn out of the result file (default %(default)g).",
@@ -61,12 +103,24 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
 
 
+def user_class_of(options: argparse.Namespace) -> str:
+    """The name of the class that `--scenario` and `--engine` ask for."""
+    return FAST if options.engine == "fast" else SCENARIOS[options.scenario]
+
+
 def scenario_of(user_class: type, options: argparse.Namespace) -> str:
     """The scenario that a user class plays: `--scenario` if it can play that, else its first."""
-    played = [name for name, class_name in SCENARIOS.items() if class_name == user_class.__name__]
+    played = [name for name, class_name in SCENARIOS.items() if user_class.__name__ in (class_name, FAST)]
     if options.scenario in played:
         return str(options.scenario)
     return played[0] if played else user_class.__name__
+
+
+def protocol_of(user_class: Any, options: argparse.Namespace) -> str:
+    """What a user class speaks: "tcp" or "http"."""
+    if user_class.protocol:
+        return str(user_class.protocol)
+    return "http" if options.scenario == "http" else "tcp"
 
 
 class _whole:  # noqa: N801 # reads as a function: argparse shows its name in no message
@@ -85,11 +139,11 @@ class _whole:  # noqa: N801 # reads as a function: argparse shows its name in no
         return number
 
 
-def _seconds(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 up")
-    return seconds
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
+    return number

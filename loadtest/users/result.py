@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import locust
 
-from .options import scenario_of
-from .recorder import SCHEMA
+from ..generator.account import SCHEMA
+from .options import FAST, scenario_of
 
 if TYPE_CHECKING:
     from locust.env import Environment
 
-    from .recorder import Account
+    from ..generator.account import Account
 
 logger = logging.getLogger("loadtest")
 
@@ -70,14 +70,17 @@ class Conclusion:
         """Write the result document in one step: a reader finds all of it or nothing. Returns what went wrong."""
         options = self.environment.parsed_options
         path = Path(options.result)
-        scenarios = {scenario_of(user_class, options) for user_class in self.environment.user_classes}
+        classes = self.environment.user_classes
+        scenarios = {scenario_of(user_class, options) for user_class in classes}
+        engines = {"fast" if user_class.__name__ == FAST else "readable" for user_class in classes}
         document = {
             "schema": SCHEMA,
             "generator": {
-                "engine": "readable",
+                "engine": "+".join(sorted(engines)),
                 "locust": locust.__version__,
                 "cpu_s": account.cpu_s,
                 "wall_s": account.wall_s,
+                "max_gap_s": None if account.gap_ns is None else account.gap_ns / 1e9,
             },
             "scenario": "+".join(sorted(scenarios)),
             "address": self.environment.host,

@@ -15,22 +15,17 @@ from typing import TYPE_CHECKING
 
 from gevent import GreenletExit, Timeout
 from locust import User, constant, task
-from locust.exception import StopTest
 
-from . import address
-from .failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
-from .options import scenario_of
-from .recorder import CONNECT
+from ..generator.failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
+from ..generator.lines import GREETING, PREFIX, numbered
+from ..generator.recorder import CONNECT
+from .options import DEADLINE_S, scenario_of
+from .target import target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from locust.env import Environment
-
-GREETING = b"hello from prefork\n"
-PREFIX = b"you said: "
-DEADLINE_S = 10.0
-"""How long an exchange, or a connect of its own, may take in all."""
 
 
 class StreamUser(User):  # type: ignore[misc]  # locust ships no types
@@ -39,24 +34,19 @@ class StreamUser(User):  # type: ignore[misc]  # locust ships no types
     abstract = True
     wait_time = constant(0)
     protocol = "tcp"
+    unix = True  # whether it can speak that over a Unix socket
     deadline_s = DEADLINE_S  # like every attribute of a user class it can be set with locust's --config-users
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        try:
-            self.family, self.address = address.parse(self.host or address.DEFAULT, self.protocol).resolve()
-        except address.AddressError as error:
-            raise StopTest(str(error)) from None
-        except OSError as error:
-            raise StopTest(f"--host {self.host!r}: {error.strerror}") from None
+        _, self.family, self.address = target(self)
         self.scenario = scenario_of(type(self), environment.parsed_options)
         # No two users send the same line, so that a reply which belongs to another client is noticed.
         self.numbers = itertools.count(random.getrandbits(48))
 
     def next_line(self) -> bytes:
-        """A line of `--payload` bytes without its newline."""
-        size = self.environment.parsed_options.payload
-        return (b"%x " % next(self.numbers))[:size].ljust(size, b".")
+        """A line of `--payload` bytes and its newline."""
+        return numbered(next(self.numbers), self.environment.parsed_options.payload)
 
     def connect(self) -> socket.socket:
         """A new connection to the server."""
@@ -104,7 +94,7 @@ class TalkbackUser(StreamUser):
         self.timed("TCP", self.scenario, self._talk)
 
     def _talk(self) -> int:
-        line = self.next_line() + b"\n"
+        line = self.next_line()
         with self.connect() as connection:
             expect(connection, GREETING)
             connection.sendall(line)
@@ -143,7 +133,7 @@ class EchoUser(StreamUser):
     def _echo(self) -> int:
         assert self.connection is not None
         self.left -= 1
-        line = self.next_line() + b"\n"
+        line = self.next_line()
         self.connection.sendall(line)
         return expect(self.connection, line)
 

@@ -9,11 +9,10 @@ from gevent import GreenletExit
 from geventhttpclient._parser import HTTPParseError
 from geventhttpclient.response import HTTPConnectionClosed
 from locust import FastHttpUser, constant, task
-from locust.exception import StopTest
 
-from . import address
-from .failure import CLOSED_EARLY, RESET, WRONG_REPLY, ExchangeError, cause_of
-from .stream import DEADLINE_S
+from ..generator.failure import CLOSED_EARLY, RESET, WRONG_REPLY, ExchangeError, cause_of
+from .options import DEADLINE_S
+from .target import target
 
 if TYPE_CHECKING:
     from locust.env import Environment
@@ -28,16 +27,16 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
 
     wait_time = constant(0)
     protocol = "http"
+    unix = False
     host: str | None = None
     concurrency = 1  # one connection
     connection_timeout = network_timeout = DEADLINE_S
     default_headers = {"Accept-Encoding": "identity"}  # noqa: RUF012 # locust reads it as a class attribute
 
     def __init__(self, environment: Environment) -> None:
-        try:
-            self.host = f"http://{address.parse(self.host or address.DEFAULT, self.protocol)}"
-        except address.AddressError as error:
-            raise StopTest(str(error)) from None
+        self.environment = environment
+        address, _, _ = target(self)
+        self.host = f"http://{address}"
         super().__init__(environment)
         # geventhttpclient silently sends a request again, size + 1 times, if its connection breaks. The lab counts that
         # as what it is: a request that failed.

@@ -21,12 +21,13 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any
 
+from ..address import format_sockaddr
 from ..config import Config
 from ..connection import Connection, HandlerSocket, close
 from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY, LineTooLong
 from ..histogram import array_index
 from ..life import Life
-from ..listener import ACCEPT_WAIT_S, Listener, format_sockaddr, timeval
+from ..listener import ACCEPT_WAIT_S, Listener, timeval
 from ..loader import App
 from ..log import Log
 from ..scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row

@@ -39,6 +39,7 @@ def generator_file(**change: Any) -> dict[str, Any]:
         "busy_s": 32.0,
         "latency": latency.to_json(),
         "service_time": latency.to_json(),
+        "arrivals": None,
     } | change
 
 

@@ -79,7 +79,8 @@ def wrong_reply(peer: socket.socket) -> Iterator[None]:
 
 
 def closed_early(peer: socket.socket) -> Iterator[None]:
-    peer.sendall(GREETING[:7])
+    peer.sendall(GREETING)
+    peer.makefile("rb").readline()  # what is left unread would turn the close into a reset
     yield from ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,18 +31,32 @@ if TYPE_CHECKING:
     StartServer = Callable[[Behaviour], StandIn]
     Generate = Callable[..., Generator]
 
+ENGINES = ("readable", "fast")
 BRIEF = ("--users", "4", "--spawn-rate", "4", "--run-time", "1s")
+FAST = ("--engine", "fast", "--connections", "4", "--run-time", "1s")
 
 
-def deadline(seconds: float, user: str = "TalkbackUser") -> tuple[str, str]:
-    return "--config-users", json.dumps({"user_class_name": user, "deadline_s": seconds, "network_timeout": seconds})
+def brief(engine: str) -> tuple[str, ...]:
+    """Four clients for a second."""
+    return FAST if engine == "fast" else BRIEF
 
 
-def check_consistency(result: dict[str, Any]) -> Histogram:
-    """What must hold for every result; returns its latencies."""
+def deadline(seconds: float, user: str = "TalkbackUser", engine: str = "readable") -> tuple[str, str]:
+    config = {
+        "user_class_name": "FastUser" if engine == "fast" else user,
+        "deadline_s": seconds,
+        "network_timeout": seconds,
+    }
+    return "--config-users", json.dumps(config)
+
+
+def check_consistency(result: dict[str, Any], engine: str = "readable") -> Histogram:
+    """What must hold for every result of the closed model; returns its latencies."""
     latency = Histogram.from_json(result["latency"])
     assert result["schema"] == 1
-    assert result["generator"]["engine"] == "readable"
+    assert result["generator"]["engine"] == engine
+    assert (result["generator"]["max_gap_s"] is not None) == (engine == "fast")
+    assert result["arrivals"] is None
     assert 0 < result["generator"]["cpu_s"] < 2 * result["generator"]["wall_s"]
     assert result["completed"] == latency.n == sum(second["completed"] for second in result["per_second"])
     assert sum(result["failures"].values()) == sum(second["failed"] for second in result["per_second"])
@@ -51,17 +66,18 @@ def check_consistency(result: dict[str, Any]) -> Histogram:
     return latency
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("scenario", "behaviour"),
     [("talkback", behave.talkback), ("nap", behave.slow(0.005)), ("echo", behave.echo), ("http", behave.web)],
 )
 def test_each_scenario_talks_its_protocol(
-    scenario: str, behaviour: Behaviour, stand_in: StartServer, generate: Generate
+    scenario: str, behaviour: Behaviour, engine: str, stand_in: StartServer, generate: Generate
 ) -> None:
     server = stand_in(behaviour)
-    run = generate("--host", server.address, "--scenario", scenario, *BRIEF).wait()
+    run = generate("--host", server.address, "--scenario", scenario, *brief(engine)).wait()
     result = run.result()
-    latency = check_consistency(result)
+    latency = check_consistency(result, engine)
     assert (result["scenario"], result["connections"], result["address"]) == (scenario, 4, server.address)
     assert (result["failures"], result["censored"], result["warmup_s"]) == ({}, 0, 0.0)
     assert result["completed"] > 10
@@ -77,6 +93,45 @@ def test_each_scenario_talks_its_protocol(
         assert "CONNECT  echo " in run.log
     if scenario == "http":
         assert server.connections == 4  # kept alive
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_locusts_own_table_counts_every_exchange(engine: str, stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.slow(0.003))
+    run = generate("--host", server.address, *brief(engine)).wait()
+    row = re.search(r"^TCP +talkback +(\d+) +(\d+)\(0.00%\) \| +(\d+) +(\d+)", run.log, re.MULTILINE)
+    assert row is not None, run.log
+    requests, failures, average_ms, fastest_ms = map(int, row.groups())
+    assert requests == server.answered
+    assert failures == 0
+    assert average_ms >= fastest_ms >= 3
+
+
+def test_each_fast_user_is_several_clients(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.slow(0.01))
+    options = ("--engine", "fast", "-u", "2", "-r", "2", "--connections", "3", "-t", "1s")
+    result = generate("--host", server.address, *options).wait().result()
+    check_consistency(result, "fast")
+    assert result["connections"] == 6
+    assert 3 < result["busy_s"] / result["duration_s"] <= 6.01
+
+
+def test_the_open_model_offers_its_rate_and_counts_latency_from_the_schedule(
+    stand_in: StartServer, generate: Generate
+) -> None:
+    server = stand_in(behave.slow(0.02))
+    options = ("--engine", "fast", "--connections", "2", "--rate", "120", "--arrivals", "poisson", "-t", "2s")
+    result = generate("--host", server.address, *options).wait().result()
+    latency, service = (Histogram.from_json(result[clock]) for clock in ("latency", "service_time"))
+    assert latency.n == service.n == result["completed"]
+    assert service.min_ns >= 20_000_000
+    # Two connections serve at most 100 of the 120 exchanges that come due in a second; the others wait for them.
+    assert latency.quantile(0.9) > service.quantile(0.9) + 50_000_000
+    arrivals = result["arrivals"]
+    assert arrivals["offered"] == result["completed"]  # those that waited were served in the drain
+    assert 120 * result["duration_s"] == pytest.approx(arrivals["offered"], rel=0.4)  # five standard deviations
+    assert (arrivals["missed"], result["failures"], result["censored"]) == (0, {}, 0)
+    assert Histogram.from_json(arrivals["lag"]).n == arrivals["offered"]
 
 
 def test_a_class_name_wins_over_the_scenario(stand_in: StartServer, generate: Generate) -> None:
@@ -107,7 +162,8 @@ def test_the_line_has_the_length_of_the_payload_and_users_send_different_ones(
     assert server.connections >= server.answered / 3
 
 
-def test_failures_are_counted_by_cause(stand_in: StartServer, generate: Generate) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_failures_are_counted_by_cause(engine: str, stand_in: StartServer, generate: Generate) -> None:
     server = stand_in(
         behave.in_turn(
             behave.talkback,
@@ -117,9 +173,9 @@ def test_failures_are_counted_by_cause(stand_in: StartServer, generate: Generate
             behave.closed_early,
         )
     )
-    run = generate("--host", server.address, *deadline(0.2), *BRIEF).wait(exit_code=1)
+    run = generate("--host", server.address, *deadline(0.2, engine=engine), *brief(engine)).wait(exit_code=1)
     result = run.result()
-    check_consistency(result)
+    check_consistency(result, engine)
     assert set(result["failures"]) == {"timeout", "reset", "wrong reply", "closed early"}
     assert result["completed"] > 0
     assert server.answered >= result["completed"]
@@ -127,17 +183,20 @@ def test_failures_are_counted_by_cause(stand_in: StartServer, generate: Generate
         assert f"TCP talkback: {cause} " in run.log
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("scenario", ["talkback", "echo", "http"])
-def test_refused_connections_are_counted(scenario: str, refusing_address: str, generate: Generate) -> None:
-    run = generate("--host", refusing_address, "--scenario", scenario, "-u", "1", "-t", "1s").wait(exit_code=1)
+def test_refused_connections_are_counted(scenario: str, engine: str, refusing_address: str, generate: Generate) -> None:
+    options = ("--scenario", scenario, "--engine", engine, "-u", "1", "--connections", "2", "-t", "1s")
+    run = generate("--host", refusing_address, *options).wait(exit_code=1)
     result = run.result()
-    check_consistency(result)
+    check_consistency(result, engine)
     assert set(result["failures"]) == {"refused"}
     assert result["completed"] == 0
     assert result["per_second"][0]["p50_ns"] is None
 
 
-def test_http_failures_are_counted_by_cause(stand_in: StartServer, generate: Generate) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_http_failures_are_counted_by_cause(engine: str, stand_in: StartServer, generate: Generate) -> None:
     server = stand_in(
         behave.in_turn(
             behave.responding(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", once=True),
@@ -148,38 +207,44 @@ def test_http_failures_are_counted_by_cause(stand_in: StartServer, generate: Gen
             behave.hang,
         )
     )
-    run = generate("--host", f"http://{server.address}", "WebUser", *BRIEF, *deadline(0.2, "WebUser")).wait(exit_code=1)
+    options = ("--scenario", "http", *brief(engine), *deadline(0.2, "WebUser", engine))
+    run = generate("--host", f"http://{server.address}", *options).wait(exit_code=1)
     result = run.result()
-    check_consistency(result)
+    check_consistency(result, engine)
     assert set(result["failures"]) == {"status 503", "status 302", "closed early", "wrong reply", "reset", "timeout"}
     assert result["completed"] == 0
 
 
-def test_an_exchange_that_ends_in_the_drain_counts_whole(stand_in: StartServer, generate: Generate) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_exchange_that_ends_in_the_drain_counts_whole(
+    engine: str, stand_in: StartServer, generate: Generate
+) -> None:
     server = stand_in(behave.slow(1.6))
-    result = generate("--host", server.address, *BRIEF).wait().result()
-    latency = check_consistency(result)
+    result = generate("--host", server.address, *brief(engine)).wait().result()
+    latency = check_consistency(result, engine)
     assert (result["completed"], result["censored"]) == (4, 0)
     assert latency.min_ns >= 1_600_000_000
     assert result["busy_s"] <= 4 * result["duration_s"] < 4 * 1.6
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_exchange_that_is_cut_off_is_censored_and_nothing_measured_is_an_error(
-    stand_in: StartServer, generate: Generate
+    engine: str, stand_in: StartServer, generate: Generate
 ) -> None:
     server = stand_in(behave.hang)
-    run = generate("--host", server.address, *BRIEF, "--stop-timeout", "0").wait(exit_code=1)
+    run = generate("--host", server.address, *brief(engine), "--stop-timeout", "0").wait(exit_code=1)
     result = run.result()
-    check_consistency(result)
+    check_consistency(result, engine)
     assert (result["completed"], result["failures"], result["censored"]) == (0, {}, 4)
     assert 3 < result["busy_s"] / result["duration_s"] <= 4.01
     assert f"no exchange ended on {server.address}: the run was too short, or the server does not answer" in run.log
 
 
-def test_the_warm_up_is_left_out(stand_in: StartServer, generate: Generate) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_warm_up_is_left_out(engine: str, stand_in: StartServer, generate: Generate) -> None:
     server = stand_in(behave.slow(0.05))
-    result = generate("--host", server.address, *BRIEF, "--warmup", "0.7").wait().result()
-    check_consistency(result)
+    result = generate("--host", server.address, *brief(engine), "--warmup", "0.7").wait().result()
+    check_consistency(result, engine)
     assert result["duration_s"] < result["generator"]["wall_s"] - 0.65
     assert 0 < result["completed"] <= server.answered - 4 * 5  # at the very least; 0.7 s hold about 13 exchanges a user
 
@@ -227,7 +292,12 @@ def test_a_second_ctrl_c_ends_the_drain(stand_in: StartServer, generate: Generat
         (["--result", "no/such/folder/r.json"], "the folder 'no/such/folder' does not exist"),
         (["--scenario", "chat"], "invalid choice: 'chat'"),
         (["--payload", "-1"], "'-1' is not a whole number from 0 up"),
-        (["--warmup", "soon"], "'soon' is not a number of seconds from 0 up"),
+        (["--warmup", "soon"], "'soon' is not a number from 0 up"),
+        (["--engine", "faster"], "invalid choice: 'faster'"),
+        (["--connections", "0"], "'0' is not a whole number from 1 up"),
+        (["--rate", "100"], "--rate needs --engine fast"),
+        (["--rate", "100", "--engine", "fast", "TalkbackUser"], "--rate needs --engine fast"),
+        (["--scenario", "http", "--host", "unix:/x"], "the scenario speaks http, not unix"),
     ],
 )
 def test_what_cannot_work_is_refused_with_one_line(args: list[str], message: str, generate: Generate) -> None:
@@ -266,13 +336,27 @@ def test_the_packages_beside_the_locustfile_are_the_ones_that_run(
 
 
 @pytest.mark.slow
-def test_processes_share_the_users_and_their_measurements_are_merged(stand_in: StartServer, generate: Generate) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_processes_share_the_users_and_their_measurements_are_merged(
+    engine: str, stand_in: StartServer, generate: Generate
+) -> None:
     server = stand_in(behave.slow(0.7))  # longer than a master waits by itself for the last words of its workers
-    result = generate("--host", server.address, *BRIEF, "--processes", "2").wait().result()
-    check_consistency(result)
+    users = ("--engine", "fast", "--connections", "2", "-u", "2", "-r", "2") if engine == "fast" else BRIEF
+    result = generate("--host", server.address, *users, "-t", "1s", "--processes", "2").wait().result()
+    check_consistency(result, engine)
     assert result["connections"] == 4
     assert result["failures"] == {}
     assert 4 <= result["completed"] <= server.answered <= result["completed"] + 4
+
+
+@pytest.mark.slow
+def test_processes_share_the_rate(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.slow(0.01))
+    options = ("--engine", "fast", "--connections", "8", "--rate", "100", "-u", "2", "-r", "2", "-t", "2s")
+    result = generate("--host", server.address, *options, "--processes", "2").wait().result()
+    assert result["connections"] == 16
+    assert result["completed"] == result["arrivals"]["offered"]
+    assert 100 * result["duration_s"] == pytest.approx(result["arrivals"]["offered"], rel=0.2)
 
 
 @pytest.mark.slow
@@ -289,9 +373,12 @@ def test_a_worker_that_dies_leaves_no_result(stand_in: StartServer, generate: Ge
 
 
 @pytest.mark.slow
-def test_the_web_page_starts_and_stops_a_run(stand_in: StartServer, generate: Generate, free_port: int) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_web_page_starts_and_stops_a_run(
+    engine: str, stand_in: StartServer, generate: Generate, free_port: int
+) -> None:
     server = stand_in(behave.talkback)
-    options = ("--web-host", "127.0.0.1", "--web-port", str(free_port), "--host", "127.0.0.1:1")
+    options = ("--web-host", "127.0.0.1", "--web-port", str(free_port), "--host", "127.0.0.1:1", "--engine", engine)
     run = generate(*options, headless=False)
 
     def ask(path: str, **form: object) -> Any:
@@ -304,7 +391,8 @@ def test_the_web_page_starts_and_stops_a_run(stand_in: StartServer, generate: Ge
 
     page = eventually(lambda: ask("/"), within_s=20, what="the web page")
     assert "127.0.0.1:1" in page
-    assert json.loads(ask("/swarm", user_count=3, spawn_rate=3, host=f"tcp://{server.address}", payload=8))["success"]
+    form = {"user_count": 3, "spawn_rate": 3, "host": f"tcp://{server.address}", "payload": 8, "connections": 2}
+    assert json.loads(ask("/swarm", **form))["success"]
     eventually(lambda: server.answered > 50, within_s=20, what="50 answers")
     stats = json.loads(ask("/stats/requests"))["stats"]
     talked = next(entry for entry in stats if entry["name"] == "talkback")
@@ -313,6 +401,6 @@ def test_the_web_page_starts_and_stops_a_run(stand_in: StartServer, generate: Ge
     assert json.loads(ask("/stop", now=1))["success"]
     run.interrupt()
     result = run.wait().result()
-    check_consistency(result)
-    assert result["connections"] == 3
+    check_consistency(result, engine)
+    assert result["connections"] == (6 if engine == "fast" else 3)
     assert result["address"] == f"tcp://{server.address}"

@@ -1,44 +1,22 @@
-"""The pure modules of the users' package: the window's arithmetic, the forms of --host, the causes of failures.
-
-They are loaded by their path, because importing their package imports locust, which monkey-patches the process.
-"""
+"""What an exchange counts for: the window's arithmetic, one by one and in batches, and accounts that are merged."""
 
 from __future__ import annotations
 
-import errno
-import importlib.util
 import json
 import math
-import socket
-import sys
 from collections import Counter
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.generator.account import Account
+from loadtest.generator.batch import Batch
+from loadtest.generator.recorder import Recorder
 from prefork.histogram import Histogram
 
-USERS = Path(__file__).resolve().parents[2] / "loadtest" / "users"
 SECOND_NS = 1_000_000_000
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"tests_loadtest_{name}", USERS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-address = load("address")
-failure = load("failure")
-recorder = load("recorder")
 
 # (start, length, outcome) in ns after the first spawn; the outcome is a cause, "" for success or None for censored
 EXCHANGES = st.lists(
@@ -55,7 +33,7 @@ FIRST_SPAWN_NS = 10**15
 
 def replay(exchanges: list[tuple[int, int, str | None]], warmup_s: float, closes_ns: int) -> Any:
     """Let exchanges end in the order of time, with the window closing between them."""
-    made = recorder.Recorder(first_spawn_ns=FIRST_SPAWN_NS, warmup_s=warmup_s)
+    made = Recorder(first_spawn_ns=FIRST_SPAWN_NS, warmup_s=warmup_s)
     ends = [(start + length, 1, start, outcome) for start, length, outcome in exchanges]
     for end, is_exchange, start, outcome in sorted([*ends, (closes_ns, 0, 0, "")], key=lambda found: found[:3]):
         times = FIRST_SPAWN_NS + start, FIRST_SPAWN_NS + end
@@ -83,7 +61,7 @@ def test_an_exchange_belongs_to_the_window_in_which_it_starts(
     assert Histogram.from_json(result["latency"]) == expected
     assert result["completed"] == expected.n
     assert result["failures"] == Counter(outcome for _, _, outcome in inside if outcome)
-    assert result["censored"] == sum(outcome is None for _, _, outcome in exchanges)
+    assert result["censored"] == sum(outcome is None for _, _, outcome in inside)
     assert result["window_start_ns"] == FIRST_SPAWN_NS + opens_ns
     assert result["duration_s"] == length_ns / 1e9
     overlaps = [min(start + length, closes_ns) - max(start, opens_ns) for start, length, _ in exchanges]
@@ -103,8 +81,8 @@ def test_merged_processes_equal_one_that_did_it_all(
 ) -> None:
     closes_ns = 4 * SECOND_NS
     accounts = [replay(part, warmup_s, closes_ns) for part in parts]
-    sent = [recorder.Account.from_message(json.loads(json.dumps(account.to_message()))) for account in accounts]
-    merged = recorder.Account.merged(sent).to_result()
+    sent = [Account.from_message(json.loads(json.dumps(account.to_message()))) for account in accounts]
+    merged = Account.merged(sent).to_result()
     alone = replay([exchange for part in parts for exchange in part], warmup_s, closes_ns).to_result()
     assert merged.pop("busy_s") == pytest.approx(alone.pop("busy_s"))
     assert merged.pop("connections") == 3 * len(parts)
@@ -112,73 +90,87 @@ def test_merged_processes_equal_one_that_did_it_all(
     assert merged == alone
 
 
+def latency_of(batch: Batch) -> Histogram:
+    made = Histogram()
+    made.record_many([end - start for start, end in zip(batch.start_ns, batch.end_ns, strict=True)])
+    return made
+
+
+# (due, wait before the send, length from the send) in ns after the first spawn
+WELL = st.lists(
+    st.tuples(st.integers(0, 5 * SECOND_NS), st.integers(0, SECOND_NS), st.integers(0, 2 * SECOND_NS)), max_size=60
+)
+
+
+def in_batches(exchanges: list[tuple[int, int, int]], size: int, closes_ns: int, *, is_open: bool) -> Recorder:
+    """Record exchanges in the order of their ends, `size` at once; the window closes between two batches."""
+    made = Recorder(first_spawn_ns=FIRST_SPAWN_NS, warmup_s=0.5)
+    ended = sorted(exchanges, key=lambda found: found[0] + found[1] * is_open + found[2])
+    for first in range(0, len(ended), size):
+        batch = Batch()
+        for due, wait, length in ended[first : first + size]:
+            sent_ns = FIRST_SPAWN_NS + due + (wait if is_open else 0)
+            batch.sent_ns.append(sent_ns)
+            batch.end_ns.append(sent_ns + length)
+            if is_open:
+                batch.due_ns.append(FIRST_SPAWN_NS + due)
+                batch.offered.append((FIRST_SPAWN_NS + due, 7))
+        if batch.end_ns[-1] >= FIRST_SPAWN_NS + closes_ns:
+            made.close(FIRST_SPAWN_NS + closes_ns)
+        made.completed_batch(batch, latency_of(batch))
+    made.close(FIRST_SPAWN_NS + closes_ns)
+    return made
+
+
+@given(exchanges=WELL, size=st.integers(1, 30), closes_ns=st.integers(SECOND_NS, 6 * SECOND_NS))
+def test_batches_record_what_one_by_one_would(exchanges: list[tuple[int, int, int]], size: int, closes_ns: int) -> None:
+    alone = replay([(due, length, "") for due, _, length in exchanges], 0.5, closes_ns).to_result()
+    made = in_batches(exchanges, size, closes_ns, is_open=False)
+    batched = made.account(connections=3, cpu_s=0.5, wall_s=2.0).to_result()
+    assert batched == alone
+    assert batched["arrivals"] is None
+
+
+@given(exchanges=WELL, size=st.integers(1, 30), closes_ns=st.integers(SECOND_NS, 6 * SECOND_NS))
+def test_in_the_open_model_latency_counts_from_when_an_exchange_was_due(
+    exchanges: list[tuple[int, int, int]], size: int, closes_ns: int
+) -> None:
+    made = in_batches(exchanges, size, closes_ns, is_open=True)
+    account = made.account(connections=3, cpu_s=0.5, wall_s=2.0)
+    result = Account.from_message(json.loads(json.dumps(account.to_message()))).to_result()
+    assert result == account.to_result()
+    inside = [found for found in exchanges if SECOND_NS // 2 <= found[0] < closes_ns]
+    corrected, service = Histogram(), Histogram()
+    corrected.record_many([wait + length for _, wait, length in inside])
+    service.record_many([length for _, _, length in inside])
+    assert Histogram.from_json(result["latency"]) == corrected
+    assert Histogram.from_json(result["service_time"]) == service
+    if exchanges:
+        assert result["arrivals"]["offered"] == len(inside)
+        assert result["arrivals"]["missed"] == 0
+        assert Histogram.from_json(result["arrivals"]["lag"]).n == len(inside)
+
+
 @pytest.mark.parametrize(
-    ("text", "protocol", "expected"),
+    ("began_ns", "length_ns", "inside_ns"),
     [
-        ("127.0.0.1:1935", "tcp", "127.0.0.1:1935"),
-        ("127.0.0.1:1935", "http", "127.0.0.1:1935"),
-        ("tcp://localhost:1", "tcp", "localhost:1"),
-        ("tcp://[::1]:65535/", "tcp", "[::1]:65535"),
-        ("unix:/run/a b.sock", "tcp", "unix:/run/a b.sock"),
-        ("unix:///run/x", "tcp", "unix:/run/x"),
-        ("http://example.org", "http", "example.org:80"),
-        ("http://[::1]", "http", "[::1]:80"),
-        ("http://h:8080/", "http", "h:8080"),
+        (2 * SECOND_NS, 10, 10),
+        (0, 10, 0),  # in the warm-up
+        (SECOND_NS - 10, 30, 20),
+        (3 * SECOND_NS - 10, 30, 10),  # locust holds everybody up when it begins to stop
+        (4 * SECOND_NS, 10, 0),
     ],
 )
-def test_the_forms_of_an_address(text: str, protocol: str, expected: str) -> None:
-    assert str(address.parse(text, protocol)) == expected
+def test_only_gaps_in_the_window_count(began_ns: int, length_ns: int, inside_ns: int) -> None:
+    made = Recorder(first_spawn_ns=0, warmup_s=1.0)
+    made.close(3 * SECOND_NS)
+    made.completed_batch(Batch(gap_ns=length_ns, gap_at_ns=began_ns), Histogram())
+    assert made.account(connections=1, cpu_s=0, wall_s=1).gap_ns == inside_ns
 
 
-@pytest.mark.parametrize(
-    ("text", "protocol", "why"),
-    [
-        ("http://h:1", "tcp", "speaks tcp, not http; write tcp://HOST:PORT, unix:PATH or HOST:PORT"),
-        ("tcp://h:1", "http", "speaks http, not tcp; write http://HOST:PORT"),
-        ("unix:/run/x", "http", "speaks http, not unix"),
-        ("ftp://h:1", "tcp", "not ftp"),
-        ("localhost", "tcp", "the port is missing"),
-        ("localhost", "http", "the port is missing"),
-        ("tcp://[::1]", "tcp", "the port is missing"),
-        ("h:0", "tcp", "'0' is no port"),
-        ("h:65536", "tcp", "no port"),
-        ("h:\N{SUPERSCRIPT TWO}", "tcp", "no port"),
-        (":1935", "tcp", "the host is missing"),
-        ("::1:1935", "tcp", "in brackets"),
-        ("http://h:1/path", "http", "has no path"),
-        ("unix:", "tcp", "the path is missing"),
-        ("", "http", "the port is missing"),
-    ],
-)
-def test_what_is_no_address_is_refused_with_the_reason(text: str, protocol: str, why: str) -> None:
-    with pytest.raises(address.AddressError, match="--host") as caught:
-        address.parse(text, protocol)
-    assert why in str(caught.value)
-
-
-def test_an_address_is_resolved_to_what_connect_takes() -> None:
-    assert address.parse("127.0.0.1:7", "tcp").resolve() == (socket.AF_INET, ("127.0.0.1", 7))
-    assert address.parse("[::1]:7", "tcp").resolve() == (socket.AF_INET6, ("::1", 7))
-    assert address.parse("unix:/x", "tcp").resolve() == (socket.AF_UNIX, "/x")
-
-
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), "refused"),
-        (ConnectionResetError(errno.ECONNRESET, "x"), "reset"),
-        (BrokenPipeError(errno.EPIPE, "x"), "reset"),
-        (TimeoutError(), "timeout"),
-        (OSError(errno.ETIMEDOUT, "x"), "timeout"),
-        (FileNotFoundError(errno.ENOENT, "x"), "no socket file"),
-        (OSError(errno.EADDRNOTAVAIL, "x"), "no free port"),
-        (OSError(errno.EMFILE, "x"), "too many open files"),
-        (OSError(errno.ENETUNREACH, "x"), "ENETUNREACH"),
-        (socket.gaierror(-2, "x"), "unknown host"),
-        (failure.ExchangeError("wrong reply"), "wrong reply"),
-        (KeyError("x"), "KeyError"),
-    ],
-)
-def test_errors_have_a_short_cause(error: Exception, cause: str) -> None:
-    assert failure.cause_of(error) == cause
-    assert repr(failure.ExchangeError(cause)) == cause
+def test_arrivals_of_several_processes_are_added_up() -> None:
+    parts = [in_batches([(SECOND_NS, 1, 2)] * count, 10, 2 * SECOND_NS, is_open=True) for count in (3, 4)]
+    accounts = [part.account(connections=1, cpu_s=0, wall_s=1) for part in parts]
+    merged = Account.merged(accounts)
+    assert merged.arrivals is not None
+    assert (merged.arrivals.offered, merged.arrivals.lag.n, merged.arrivals.service.n) == (7, 7, 7)

@@ -60,6 +60,20 @@ def test_barren_deaths_delay_the_next_spawn_and_one_success_clears_that(
     eventually(lambda: len(server.worker_pids()) == 2 and server.worker_pids() != before, within_s=3)
 
 
+def test_a_worker_that_dies_of_its_first_client_was_ready_and_is_no_boot_failure(
+    serve: Serve, app: AppWriter, tmp_path: Path
+) -> None:
+    """Its `ready` and its death may reach the master together: the first must be heard all the same."""
+    broken = tmp_path / "broken"
+    target = app(FRAGILE.format(folder=str(tmp_path)))
+    for _ in range(5):
+        broken.touch()
+        server = serve(target, "--workers", "1", ready=False)
+        assert exchange(server.address, b"") == b""  # it connects before the worker is there
+        broken.unlink()
+        assert exchange(server.address, b"") == b"fine\n"
+
+
 def test_each_attempt_is_logged_with_its_delay(serve: Serve, app: AppWriter, tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     server = serve(app(FRAGILE.format(folder=str(tmp_path))), "--workers", "1")

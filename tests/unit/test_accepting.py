@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.address import Address, format_sockaddr
 from prefork.engines.accepting import Acceptor
-from prefork.listener import ACCEPT_WAIT_S, Address, Listener, format_sockaddr, open_listener, timeval
+from prefork.listener import ACCEPT_WAIT_S, Listener, open_listener, timeval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -214,7 +215,7 @@ def test_the_last_descriptor_is_not_needed_to_wait(opened: Callable[..., Listene
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        with pytest.raises(OSError, match="Too many open files|Resource temporarily unavailable"):
+        with pytest.raises(OSError, match=r"Too many open files|Resource temporarily unavailable"):
             acceptor.take()
         acceptor.ran_out()
         with pytest.raises(BlockingIOError):

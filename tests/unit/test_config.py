@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.config import OPTIONS, Config, resolve
+from prefork.address import Address
+from prefork.config import OPTIONS, Config, Setting, resolve
 from prefork.cpus import usable_cpus
 from prefork.errors import ConfigError
-from prefork.listener import Address
 
 BY_NAME = {option.name: option for option in OPTIONS}
 # A text that each option takes and that is not its default.
@@ -24,6 +24,20 @@ OTHER = {
     "interface": "stream",
     "backlog": "64",
     "timeout": "90s",
+    "max-requests": "1000",
+    "max-requests-jitter": "50",
+    "max-memory": "200m",
+    "preload": "yes",
+    "accept": "per-worker",
+    "control": "none",
+    "user": "nobody",
+    "group": "nogroup",
+    "umask": "027",
+    "chdir": "/srv",
+    "pid": "/run/app.pid",
+    "hooks": "shop.hooks",
+    "reload": "yes",
+    "log": "/var/log/app.log",
     "graceful-timeout": "5s",
     "boot-timeout": "2m",
     "idle-timeout": "500ms",
@@ -46,12 +60,12 @@ def test_defaults() -> None:
         30, 30, 60, 60,
     )  # fmt: skip
     assert (config.interface, config.log_level, config.log_format) == ("auto", "info", "text")
-    assert set(config.sources.values()) == {"default"}
+    assert {name: source for name, source in config.sources.items() if source != "default"} == {"app": "app"}
 
 
 def test_every_option_is_a_field_of_the_configuration_and_the_other_way_round() -> None:
-    fields = {field.name for field in dataclasses.fields(Config)} - {"app", "sources"}
-    assert {option.field for option in OPTIONS} >= fields
+    fields = {field.name for field in dataclasses.fields(Config)} - {"app", "target", "sources"}
+    assert {option.field for option in OPTIONS} == fields
     assert OTHER.keys() == BY_NAME.keys()  # a new option is tested like the others
     assert len({option.flag for option in OPTIONS}) == len({option.variable for option in OPTIONS}) == len(OPTIONS)
     shorts = [option.short for option in OPTIONS if option.short]
@@ -60,19 +74,43 @@ def test_every_option_is_a_field_of_the_configuration_and_the_other_way_round() 
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))
-def test_a_flag_wins_over_the_environment_and_that_over_the_default(name: str) -> None:
+def test_a_flag_wins_over_the_environment_that_over_the_file_and_that_over_the_default(name: str) -> None:
     option, text = BY_NAME[name], OTHER[name]
     default = getattr(config_of(), option.field)
     expected = (option.parse(text),) if option.many else option.parse(text)
     assert expected != default
+    good = {name: Setting(raw=text, source="app.toml:3", where="app.toml:3: " + name)}
+    bad = {name: Setting(raw="\0", source="app.toml:3", where="app.toml:3: " + name)}
 
-    variable = config_of({option.variable: text})
-    assert getattr(variable, option.field) == expected
-    assert variable.sources[name] == option.variable
+    file = resolve("talkback", {}, {}, good)
+    assert (getattr(file, option.field), file.sources[name]) == (expected, "app.toml:3")
 
-    flag = resolve("talkback", {name: (text,) if option.many else text}, {option.variable: "nonsense"})
-    assert getattr(flag, option.field) == expected
-    assert flag.sources[name] == option.flag
+    variable = resolve("talkback", {}, {option.variable: text}, bad)
+    assert (getattr(variable, option.field), variable.sources[name]) == (expected, option.variable)
+
+    flag = resolve("talkback", {name: (text,) if option.many else text}, {option.variable: "\0"}, bad)
+    assert (getattr(flag, option.field), flag.sources[name]) == (expected, option.flag)
+
+
+def test_a_mistake_in_the_file_names_its_place() -> None:
+    file = {"threads": Setting(raw="0", source="app.toml:3", where="app.toml:3: threads")}
+    with pytest.raises(ConfigError, match=r"^app\.toml:3: threads: '0' is too small: at least 1$"):
+        resolve("talkback", {}, {}, file)
+
+
+def test_the_app_has_a_default_and_the_same_sources() -> None:
+    assert resolve(None, {}, {}).app == "talkback"
+    assert resolve(None, {}, {"PREFORK_APP": "echo"}).app == "echo"
+    assert resolve("nap", {}, {"PREFORK_APP": "echo"}).app == "nap"
+    with pytest.raises(ConfigError, match="give module:attribute"):
+        resolve("", {}, {})
+
+
+def test_reloading_for_development_is_one_worker_that_imports_anew() -> None:
+    config = config_of(reload="yes", preload="yes")
+    assert (config.workers, config.preload) == (1, False)
+    assert (config.sources["workers"], config.sources["preload"]) == ("--reload", "--reload")
+    assert config_of(reload="yes", workers="3").workers == 3
 
 
 def test_the_names_of_an_option_on_each_source() -> None:

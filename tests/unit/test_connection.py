@@ -15,9 +15,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefork import connection
+from prefork.address import Address, format_sockaddr
 from prefork.connection import Connection, HandlerSocket, close
 from prefork.errors import LineTooLong
-from prefork.listener import Address, format_sockaddr, open_listener, timeval
+from prefork.listener import open_listener, timeval
 from prefork.scoreboard import (
     BUSY_NS,
     BYTES_IN,
@@ -229,6 +230,14 @@ def test_a_deadline_ends_a_wait_before_the_idle_timeout(pair: Pair, deadline_in_
     with pytest.raises(TimeoutError):
         pair.conn.recv()
     assert deadline_in_s - 0.01 <= time.monotonic() - began_s < LIMIT_S
+
+
+def test_a_deadline_ends_a_reply_to_a_client_that_does_not_read(pair: Pair) -> None:
+    began_s = time.monotonic()
+    pair.conn.deadline = began_s + 0.05
+    with pytest.raises(TimeoutError):
+        pair.conn.sendall(b"x" * (32 << 20))
+    assert time.monotonic() - began_s < LIMIT_S
 
 
 def test_a_deadline_that_is_far_leaves_the_idle_timeout() -> None:

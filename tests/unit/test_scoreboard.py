@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.listener import format_sockaddr
+from prefork.address import format_sockaddr
 from prefork.scoreboard import CELLS, COUNTERS, HELD, PEER_LENGTH, PID, SINCE, Scoreboard
 
 LARGEST = 2**63 - 1

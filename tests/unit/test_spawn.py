@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from textwrap import dedent
@@ -25,6 +26,7 @@ def run(script: str, **options: object) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=30,
         text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         **({"capture_output": True} | options),
     )
     assert done.returncode == 0, done.stderr

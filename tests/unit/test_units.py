@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.units import count, count_or_none, duration, positive_duration, size
+from prefork.units import count, count_or_none, duration, positive_duration, size, switch, umask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ def test_a_count_that_is_too_large_is_not_called_something_else(parse: Callable[
         parse("4294967296")
 
 
-@given(ms=st.integers(0, 10_000_000))
+@given(ms=st.integers(0, 2400))
 def test_the_same_duration_in_every_unit(ms: int) -> None:
     seconds = pytest.approx(ms / 1000)
     assert duration(f"{ms}ms") == seconds
@@ -73,6 +73,13 @@ def test_the_same_duration_in_every_unit(ms: int) -> None:
     assert duration(f"{ms / 1000:.3f}s") == seconds
     assert duration(f"{ms}m") == pytest.approx(ms * 60)
     assert duration(f"{ms}h") == pytest.approx(ms * 3600)
+
+
+@pytest.mark.parametrize("text", ["2401h", "144001m", "999999999", "8640000001ms"])
+def test_a_duration_is_bounded(text: str) -> None:
+    """Beyond it, system calls refuse the time with errors of their own."""
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        duration(text)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30", 30), ("0", 0), (" 10s ", 10), ("500ms", 0.5), ("1.5m", 90)])
@@ -108,3 +115,32 @@ def test_sizes_are_powers_of_1024_in_either_case(number: int, power: int) -> Non
 def test_what_is_no_size_is_told_the_forms(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{text!r} is not a size: plain bytes, or 64k, 10m, 1g")):
         size(text)
+
+
+@pytest.mark.parametrize("word", ["yes", "true", "on", "1"])
+@pytest.mark.parametrize("form", [str, str.upper, str.title, " {} ".format])
+def test_a_switch_is_on(word: str, form: Callable[[str], str]) -> None:
+    assert switch(form(word)) is True
+
+
+@pytest.mark.parametrize("word", ["no", "false", "off", "0"])
+@pytest.mark.parametrize("form", [str, str.upper, str.title, " {} ".format])
+def test_a_switch_is_off(word: str, form: Callable[[str], str]) -> None:
+    assert switch(form(word)) is False
+
+
+@pytest.mark.parametrize("text", ["", "y", "2", "01", "yes!", "oui", "\u0661"])
+def test_what_is_no_switch(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{text!r} is neither yes nor no")):
+        switch(text)
+
+
+@pytest.mark.parametrize(("text", "mask"), [("", None), ("027", 0o27), ("27", 0o27), ("0", 0), ("0777", 0o777)])
+def test_a_mask_is_octal(text: str, mask: int | None) -> None:
+    assert umask(text) == mask
+
+
+@pytest.mark.parametrize("text", ["8", "0o27", "1777", "-1", "\u0667", "u=rwx", " 027"])
+def test_what_is_no_mask(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        umask(text)

@@ -1,0 +1,151 @@
+"""What generator processes recorded: sent from one to another, merged, made into the result document."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefork.histogram import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrivals:
+    """The open model's schedule, as it was kept: exchanges that came due in the window."""
+
+    offered: int  # all of them
+    missed: int  # those that never started
+    lag: Histogram  # how late the generator saw each of them
+    service: Histogram  # of those that went well: the time from the send
+
+    def to_message(self) -> dict[str, Any]:
+        """The arrivals as plain numbers and lists."""
+        plain = {"offered": self.offered, "missed": self.missed}
+        return {**plain, "lag": self.lag.to_json(), "service": self.service.to_json()}
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> Arrivals:
+        """The arrivals that `to_message` made."""
+        histograms = {name: Histogram.from_json(message[name]) for name in ("lag", "service")}
+        return cls(offered=message["offered"], missed=message["missed"], **histograms)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Arrivals]) -> Arrivals:
+        """Several schedules together."""
+        return cls(
+            offered=sum(part.offered for part in parts),
+            missed=sum(part.missed for part in parts),
+            lag=_merged(part.lag for part in parts),
+            service=_merged(part.service for part in parts),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What one process, or several together, recorded."""
+
+    connections: int  # users when the window closed
+    cpu_s: float  # CPU time from the first spawn to the window's end
+    wall_s: float  # the same span by the clock
+    gap_ns: int | None  # the longest time that sockets were not looked at; None for users that wait for one each
+    opens_ns: int  # when the window opened, CLOCK_MONOTONIC: the first one of several processes
+    duration_s: float  # length of the window
+    busy_s: float
+    censored: int
+    failures: Counter[str]
+    latencies: list[Histogram]  # one for each second of the window
+    failed: list[int]  # also
+    arrivals: Arrivals | None  # None in the closed model
+
+    def to_message(self) -> dict[str, Any]:
+        """The account as plain lists and numbers, as one process sends it to another."""
+        return {
+            **{name: getattr(self, name) for name in _NUMBERS},
+            "failures": dict(self.failures),
+            "latencies": [histogram.to_json() for histogram in self.latencies],
+            "failed": self.failed,
+            "arrivals": self.arrivals.to_message() if self.arrivals else None,
+        }
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> Account:
+        """The account that `to_message` made."""
+        values = {
+            **message,
+            "failures": Counter(message["failures"]),
+            "latencies": [Histogram.from_json(found) for found in message["latencies"]],
+            "arrivals": Arrivals.from_message(found) if (found := message["arrivals"]) else None,
+        }
+        return cls(**values)
+
+    @classmethod
+    def merged(cls, accounts: Sequence[Account]) -> Account:
+        """The account of processes that ran side by side: their exchanges together, over the mean of their windows."""
+        seconds = max(len(account.latencies) for account in accounts)
+        latencies = [Histogram() for _ in range(seconds)]
+        failed = [0] * seconds
+        for account in accounts:
+            for number, latency in enumerate(account.latencies):
+                latencies[number].merge(latency)
+                failed[number] += account.failed[number]
+        gaps_ns = [account.gap_ns for account in accounts if account.gap_ns is not None]
+        arrivals = [account.arrivals for account in accounts if account.arrivals]
+        return cls(
+            connections=sum(account.connections for account in accounts),
+            cpu_s=sum(account.cpu_s for account in accounts),
+            gap_ns=max(gaps_ns, default=None),
+            arrivals=Arrivals.merged(arrivals) if arrivals else None,
+            wall_s=max(account.wall_s for account in accounts),
+            opens_ns=min(account.opens_ns for account in accounts),
+            duration_s=sum(account.duration_s for account in accounts) / len(accounts),
+            busy_s=sum(account.busy_s for account in accounts),
+            censored=sum(account.censored for account in accounts),
+            failures=sum((account.failures for account in accounts), Counter()),
+            latencies=latencies,
+            failed=failed,
+        )
+
+    def to_result(self) -> dict[str, Any]:
+        """The measured part of the result document, for `json.dumps`."""
+        latency = _merged(self.latencies)
+        # The closed model sends as soon as it may: both clocks start together.
+        arrivals = self.arrivals.to_message() if self.arrivals else None
+        service = arrivals.pop("service") if arrivals else latency.to_json()
+        return {
+            "connections": self.connections,
+            "window_start_ns": self.opens_ns,
+            "duration_s": self.duration_s,
+            "completed": latency.n,
+            "failures": dict(self.failures.most_common()),
+            "censored": self.censored,
+            "latency": latency.to_json(),
+            "service_time": service,
+            "arrivals": arrivals,
+            "per_second": [
+                {
+                    "t_s": number,
+                    "span_s": min(1.0, self.duration_s - number),
+                    "completed": second.n,
+                    "failed": failed,
+                    "p50_ns": second.quantile(0.5) if second.n else None,
+                    "p99_ns": second.quantile(0.99) if second.n else None,
+                }
+                for number, (second, failed) in enumerate(zip(self.latencies, self.failed, strict=True))
+            ],
+            "busy_s": self.busy_s,
+        }
+
+
+_NUMBERS = ("connections", "cpu_s", "wall_s", "gap_ns", "opens_ns", "duration_s", "busy_s", "censored")
+
+
+def _merged(histograms: Iterable[Histogram]) -> Histogram:
+    whole = Histogram()
+    for histogram in histograms:
+        whole.merge(histogram)
+    return whole

@@ -1,0 +1,151 @@
+"""The fast engine: many clients in one thread, on one epoll that is asked in a loop.
+
+The loop gives way: `run` is an iterator that yields after 10 ms at the latest, with the number of seconds for which it
+has nothing to do, or 0 when it wants to go on at once. So it can live in a greenlet among others, whose heartbeats and
+timers need their turn, without knowing of them. Before it says that it has nothing to do it waits `patience_s` in the
+epoll itself, which is several times cheaper than to give way and come back. Nobody else runs meanwhile, so patience
+has to be 0 where others cannot be some ms late.
+
+Exchanges that went well are noted in a Batch, which is reported four times a second or when it holds 2,000: sorting
+2,000 into a histogram takes half a millisecond, in which no socket is looked at. The longest time without a look is
+in the batch too (gap_ns). Failures are reported one by one; they are meant to be rare.
+
+What links do is in link.py, when they do it in model.py.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns as clock
+from typing import TYPE_CHECKING, Protocol
+
+from .batch import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .dialer import Dialer
+    from .link import Link
+    from .model import Model
+
+PATIENCE_S = 0.004
+_SLICE_NS = 10_000_000
+_REPORT_NS = 250_000_000
+_REPORT_SIZE = 2000
+_RETRY_S = 0.001  # before what could not go on is tried again
+_EVENTS = 256  # to take from the epoll at once
+_IMPRECISE_NS = 2_000_000  # a wait elsewhere may take so much longer than it should
+
+
+class Poller(Protocol):
+    """What is needed of select.epoll."""
+
+    def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
+        """Wait for events, for so many seconds, to the millisecond."""
+
+    def register(self, fd: int, eventmask: int) -> None:
+        """Watch a descriptor."""
+
+    def modify(self, fd: int, eventmask: int) -> None:
+        """Watch it for other events."""
+
+
+class Witness(Protocol):
+    """Who is told what happened."""
+
+    def on_batch(self, batch: Batch) -> None:
+        """These exchanges went well."""
+
+    def on_failure(self, start_ns: int, cause: str, *, connecting: bool) -> None:
+        """An exchange failed just now, or a connect that has a clock of its own."""
+
+
+class Engine:
+    """Drives links. Make it, fill `links`, set `model`, then iterate over `run`."""
+
+    model: Model
+
+    def __init__(
+        self, *, poller: Poller, wait: Callable[[float], object], dialer: Dialer, deadline_s: float, witness: Witness
+    ) -> None:
+        """`wait` waits until the poller has events, for so many seconds, to the microsecond."""
+        self.dialer = dialer
+        self.patience_s = 0.0
+        self.links: list[Link] = []
+        self.handlers: dict[int, Callable[[int], None]] = {}  # by descriptor; those of closed ones stay, unused
+        self.register = poller.register
+        self.modify = poller.modify
+        self.again: list[Callable[[], None]] = []  # what could not go on, to be tried once more
+        self.batch = Batch()
+        self._poller = poller
+        self._wait = wait
+        self._deadline_ns = round(deadline_s * 1e9)
+        self._witness = witness
+        self._check_ns = 0  # when to report, and to look for exchanges that take too long
+
+    def failed(self, link: Link, sent_ns: int, cause: str, *, connecting: bool) -> None:
+        """The link's exchange failed now. It goes on a moment later: what fails, fails at once the next time too."""
+        self._witness.on_failure(link.due_ns or sent_ns, cause, connecting=connecting)
+        self.again.append(lambda: self.model.go_on(link))
+
+    def run(self) -> Iterator[float]:
+        """Drive the links until the model has ended."""
+        handlers, again, model, poll = self.handlers, self.again, self.model, self._poller.poll
+        model.start()
+        now_ns = clock()
+        while not model.ended:
+            patience_s, slice_ns = self.patience_s, now_ns + _SLICE_NS
+            busy = True
+            while busy and now_ns < slice_ns:
+                left_s = _RETRY_S if again else (model.next_ns - now_ns) / 1e9
+                if left_s < patience_s:
+                    self._wait(max(0.0, left_s))
+                    ready = poll(0, _EVENTS)
+                else:
+                    ready = poll(patience_s, _EVENTS)
+                looked_ns = clock()
+                for fd, mask in ready:
+                    handlers[fd](mask)
+                if again:
+                    self._try_again()
+                if model.next_ns <= looked_ns:
+                    model.arrive(looked_ns)
+                busy = bool(ready)
+                now_ns = self._note_gap(looked_ns)
+            self._check(now_ns)
+            yield 0.0 if busy else self._idle_s(now_ns)
+            now_ns = self._note_gap(looked_ns) if busy else clock()
+
+    def report(self) -> None:
+        """Report what has been noted since the last time."""
+        batch, self.batch = self.batch, Batch()
+        self._witness.on_batch(batch)
+
+    def _try_again(self) -> None:
+        todo = self.again[:]
+        self.again.clear()
+        for action in todo:
+            action()
+
+    def _note_gap(self, looked_ns: int) -> int:
+        """Note the time since the sockets were looked at; return the time."""
+        now_ns = clock()
+        if now_ns - looked_ns > self.batch.gap_ns:
+            self.batch.gap_ns, self.batch.gap_at_ns = now_ns - looked_ns, looked_ns
+        return now_ns
+
+    def _check(self, now_ns: int) -> None:
+        """Do what is due some times a second."""
+        if now_ns >= self._check_ns:
+            self._check_ns = now_ns + min(_REPORT_NS, self._deadline_ns // 4)
+            for link in self.links:
+                if 0 < link.sent_ns < now_ns - self._deadline_ns:
+                    link.expire()
+            self.report()
+        elif len(self.batch.end_ns) >= _REPORT_SIZE:
+            self.report()
+
+    def _idle_s(self, now_ns: int) -> float:
+        """For how long there is nothing to do unless a connection has something to tell."""
+        if self.again:
+            return _RETRY_S
+        return max(0, min(self._check_ns, self.model.next_ns - _IMPRECISE_NS) - now_ns) / 1e9

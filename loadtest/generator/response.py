@@ -1,0 +1,146 @@
+"""Reads one HTTP/1.1 response from pieces of bytes: where it ends, its status, and whether the connection goes on.
+
+Bytes in, nothing out but that: bodies are counted, not kept. A body ends by Content-Length, by the last chunk, or, with
+neither, by the end of the stream. Interim responses (100, 103) are passed over. What no server should send (a length
+that is no number, a chunk without its line end, bytes after the end) is a wrong reply; a lab has to notice it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError
+
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
+_LENGTH = re.compile(rb"[0-9]{1,19}")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?")
+_MOST_HEAD = 65536  # bytes of a head, of a chunk's line, of a trailer's
+_TO_THE_END = -1
+_BODILESS = (101, 204, 304)
+
+
+class Response:
+    """`feed` it what was received until it is `complete`."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.keeps_alive = False
+        self.complete = False
+        self._state = self._head
+        self._buffer = b""  # what came and is not understood yet: a part of a line
+        self._left = 0  # bytes of the body, or of the chunk with its line end, still to come; or _TO_THE_END
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes. Returns whether the response is complete. Raises ExchangeError ("wrong reply")."""
+        self._buffer += data
+        while not self.complete and self._state():
+            pass
+        if self.complete and self._buffer:
+            raise ExchangeError(WRONG_REPLY)
+        return self.complete
+
+    def end(self) -> None:
+        """The stream has ended. Raises ExchangeError ("closed early") unless that is where the body ends."""
+        if self._left != _TO_THE_END:
+            raise ExchangeError(CLOSED_EARLY)
+        self.complete = True
+
+    def _head(self) -> bool:
+        """Read the head. Like all states: returns whether it went a step, so that another may be possible."""
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return self._incomplete()
+        lines = self._buffer[:end].split(b"\r\n")
+        self._buffer = self._buffer[end + 4 :]
+        match = _STATUS.fullmatch(lines[0])
+        if match is None:
+            raise ExchangeError(WRONG_REPLY)
+        self.status = int(match[2])
+        if 100 <= self.status < 200 and self.status != 101:
+            return True
+        self._body(_fields(lines[1:]), minor=int(match[1]))
+        return True
+
+    def _body(self, fields: dict[bytes, bytes], minor: int) -> None:
+        tokens = [token.strip() for token in fields.get(b"connection", b"").lower().split(b",")]
+        self.keeps_alive = b"close" not in tokens and (minor == 1 or b"keep-alive" in tokens)
+        coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+        if self.status in _BODILESS:
+            self.complete = True
+        elif coding is not None:
+            if coding.lower() != b"chunked" or length is not None:
+                raise ExchangeError(WRONG_REPLY)
+            self._state = self._chunk_line
+        elif length is not None:
+            if not _LENGTH.fullmatch(length):
+                raise ExchangeError(WRONG_REPLY)
+            self._left = int(length)
+            self.complete = not self._left
+            self._state = self._sized
+        else:
+            self.keeps_alive = False
+            self._left = _TO_THE_END
+            self._state = self._endless
+
+    def _sized(self) -> bool:
+        took = min(self._left, len(self._buffer))
+        self._buffer = self._buffer[took:]
+        self._left -= took
+        self.complete = not self._left
+        return False
+
+    def _endless(self) -> bool:
+        self._buffer = b""
+        return False
+
+    def _chunk_line(self) -> bool:
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            return self._incomplete()
+        match = _CHUNK.fullmatch(self._buffer[:end])
+        if match is None:
+            raise ExchangeError(WRONG_REPLY)
+        self._buffer = self._buffer[end + 2 :]
+        size = int(match[1], 16)
+        self._left = size + 2 if size else 0
+        self._state = self._chunk if size else self._trailer
+        return True
+
+    def _chunk(self) -> bool:
+        """Pass over the chunk, and check the line end that it comes with."""
+        took = min(self._left - 2, len(self._buffer))
+        self._buffer = self._buffer[took:]
+        self._left -= took
+        if self._left > 2 or len(self._buffer) < 2:
+            return False
+        if not self._buffer.startswith(b"\r\n"):
+            raise ExchangeError(WRONG_REPLY)
+        self._buffer = self._buffer[2:]
+        self._left = 0
+        self._state = self._chunk_line
+        return True
+
+    def _trailer(self) -> bool:
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            return self._incomplete()
+        self._buffer = self._buffer[end + 2 :]
+        self.complete = end == 0
+        return True
+
+    def _incomplete(self) -> bool:
+        if len(self._buffer) > _MOST_HEAD:
+            raise ExchangeError(WRONG_REPLY)
+        return False
+
+
+def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
+    """The fields by their lower-case names; of one that comes several times all values, with commas between them."""
+    found: dict[bytes, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        if not colon or not name or name.strip(b" \t") != name:
+            raise ExchangeError(WRONG_REPLY)
+        found[name] = found[name] + b", " + value if name in found else value
+    return found

@@ -1,0 +1,187 @@
+"""The user of the fast engine: `--connections` clients in one greenlet.
+
+Every other user is one client; this one is as many as the engine drives for it (generator/engine.py), and that engine
+works with sockets and an epoll that gevent has not patched. What is left here is the life of a locust user around it:
+to give way to other greenlets, to stop, to be killed, and to tell locust's statistics and the recorder what happened.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import resource
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.hub import Waiter
+from gevent.monkey import get_original
+from locust import User, constant, task
+from locust.exception import StopTest, StopUser
+from locust.user.users import LOCUST_STATE_STOPPING
+
+from ..generator import model
+from ..generator.dialer import HINTS, Dialer
+from ..generator.engine import PATIENCE_S, Engine
+from ..generator.failure import ExchangeError
+from ..generator.line_links import EchoLink, TalkbackLink
+from ..generator.lines import numbered
+from ..generator.recorder import CONNECT
+from ..generator.web_link import WebLink, get
+from .bulk import log_batch
+from .options import DEADLINE_S, scenario_of
+from .target import target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from locust.env import Environment
+
+    from ..generator.batch import Batch
+    from ..generator.link import Link
+
+logger = logging.getLogger("loadtest")
+
+_OTHER_FILES = 64  # descriptors that are not connections
+
+
+class FastUser(User):  # type: ignore[misc]  # locust ships no types
+    """Plays `--scenario` on `--connections` connections; with `--rate`, by a schedule of its own."""
+
+    wait_time = constant(0)
+    protocol = ""  # the scenario's
+    unix = True
+    deadline_s = DEADLINE_S  # like every attribute of a user class it can be set with locust's --config-users
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.options = environment.parsed_options
+        self.scenario = scenario_of(type(self), self.options)
+        self.request_type = "GET" if self.scenario == "http" else "TCP"
+        self.name = "/" if self.scenario == "http" else self.scenario
+        self.address, self.family, self.socket_address = target(self)
+        self.clients = self.options.connections
+        self._hinted: set[str] = set()
+        _allow_open_files(self.clients + _OTHER_FILES)
+
+    @task  # type: ignore[untyped-decorator]
+    def drive(self) -> None:
+        """Drive the clients until this user is asked to stop and all exchanges have ended, or it is killed."""
+        gc.collect()
+        gc.freeze()  # a collection that walks through all of locust's modules would be a pause of 50 ms
+        with closing(get_original("select", "epoll")()) as poller:
+            engine = self._engine(poller)
+            try:
+                self._run(engine, GiveWay(poller.fileno()))
+            finally:
+                engine.report()
+                for start_ns in engine.model.unfinished_ns():
+                    self.environment.events.censored.fire(start_ns=start_ns)
+                for link in engine.links:
+                    link.drop()
+        raise StopUser
+
+    def _run(self, engine: Engine, give_way: GiveWay) -> None:
+        for idle_s in engine.run():
+            give_way(idle_s)
+            engine.patience_s = PATIENCE_S if self.environment.runner.user_count <= 1 else 0.0
+            if self._state == LOCUST_STATE_STOPPING and not engine.model.stopping:
+                engine.model.stop()
+
+    def _engine(self, poller: Any) -> Engine:
+        select = get_original("select", "select")
+        requests = list(self._requests())
+        engine = Engine(
+            poller=poller,
+            wait=lambda seconds: select([poller], (), (), seconds),
+            dialer=Dialer(self.family, self.socket_address, no_delay=max(map(len, requests)) > 1000),
+            deadline_s=self.deadline_s,
+            witness=self,
+        )
+        engine.links = [self._link(engine, request) for request in requests]
+        rate_per_s = self.options.rate_per_user
+        if rate_per_s:
+            arrivals = {"constant": model.constant, "poisson": model.poisson}[self.options.arrivals]
+            # Schedules of several users must not beat in time.
+            start_ns = time.perf_counter_ns() + round(random.random() * 1e9 / rate_per_s)  # noqa: S311 # no secret
+            schedule = arrivals(start_ns, rate_per_s)
+            engine.model = model.OpenModel(engine, schedule, self.options.max_in_flight)
+        else:
+            engine.model = model.ClosedModel(engine)
+        return engine
+
+    def _requests(self) -> Iterator[bytes]:
+        """The request of each client. No two send the same line, so that another's reply is noticed."""
+        first = random.getrandbits(48)
+        for number in range(self.clients):
+            if self.scenario == "http":
+                yield get(str(self.address) if self.address.port else "localhost")
+            else:
+                yield numbered(first + number, self.options.payload)
+
+    def _link(self, engine: Engine, request: bytes) -> Link:
+        match self.scenario:
+            case "http":
+                return WebLink(engine, request)
+            case "echo":
+                return EchoLink(engine, request, self.options.exchanges)
+            case _:
+                return TalkbackLink(engine, request)
+
+    def on_batch(self, batch: Batch) -> None:
+        """Exchanges went well."""
+        latency = log_batch(self.environment.stats, self.request_type, self.name, batch)
+        self.environment.events.batch.fire(batch=batch, latency=latency)
+
+    def on_failure(self, start_ns: int, cause: str, *, connecting: bool) -> None:
+        """An exchange failed, or a connect that has a clock of its own."""
+        elapsed_ns = time.perf_counter_ns() - start_ns
+        self.environment.events.request.fire(
+            request_type=CONNECT if connecting else self.request_type,
+            name=self.name,
+            response_time=elapsed_ns / 1e6,
+            response_length=0,
+            exception=ExchangeError(cause),
+            context={},
+            start_time=time.time() - elapsed_ns / 1e9,
+        )
+        if cause in HINTS and cause not in self._hinted:
+            self._hinted.add(cause)
+            logger.warning("%s: %s", cause, HINTS[cause])
+
+
+class GiveWay:
+    """Lets other greenlets run: for one turn of gevent's loop, or until the epoll has events or time is up."""
+
+    def __init__(self, fd: int) -> None:
+        self._hub = gevent.get_hub()
+        self._events = self._hub.loop.io(fd, 1)
+
+    def __call__(self, idle_s: float) -> None:
+        """`idle_s`: how long there is nothing to do but for events; 0: only let the others have their turn."""
+        waiter = Waiter(self._hub)
+        # A timer also for no time at all: callbacks, as gevent.sleep(0) uses, would run before timers and sockets do.
+        timer = self._hub.loop.timer(idle_s)
+        timer.start(waiter.switch, None)
+        try:
+            if idle_s:
+                self._events.start(waiter.switch, None)
+            waiter.get()
+        finally:
+            self._events.stop()
+            timer.stop()
+            timer.close()
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit to that. Raises StopTest if it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if count <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise StopTest(
+            f"--connections: {count} open files needed, {hard} allowed: raise `ulimit -Hn`, or use --processes"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -1,0 +1,28 @@
+"""Where the server of a user is: its `--host`, or else a default server's address."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from locust.exception import StopTest
+
+from ..generator import address
+from .options import protocol_of
+
+if TYPE_CHECKING:
+    import socket
+
+    from locust import User
+
+
+def target(user: User) -> tuple[address.Address, socket.AddressFamily, Any]:
+    """The address, its family, and what connect() takes. Raises StopTest, which ends the run with the reason."""
+    try:
+        found = address.parse(
+            user.host or address.DEFAULT, protocol_of(type(user), user.environment.parsed_options), unix=user.unix
+        )
+        return found, *found.resolve()
+    except address.AddressError as error:
+        raise StopTest(str(error)) from None
+    except OSError as error:
+        raise StopTest(f"--host {user.host!r}: {error.strerror}") from None

@@ -1,0 +1,108 @@
+"""CLIENT. The commands that talk to a running server: status, reload, scale, stop, stack."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .remote import ask, find, printable, wait_gone
+from .status import cell, table
+
+_CONTROL_HELP = "The server's control socket; by default that of the only server that you are running."
+_EXITS = "Exit codes: 0 done, 1 refused or abandoned (and why), 6 no server."
+
+
+def _talks(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what every command has that talks to a server."""
+    return click.option(
+        "--control", "place", default="auto", envvar="PREFORK_CONTROL", metavar="PATH", help=_CONTROL_HELP
+    )(command)
+
+
+@click.command(epilog=_EXITS)
+@_talks
+@click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
+def status(place: str, as_json: bool) -> None:
+    """Show what a running server and its workers are doing."""
+    document = ask(find(place), {"command": "status"}, progress=_ignore)
+    click.echo(json.dumps(document, indent=2) if as_json else printable(table(document)))
+
+
+@click.command(epilog=_EXITS)
+@_talks
+def reload(place: str) -> None:
+    """Replace every worker by one that loads the app anew, each ready before the old one leaves; wait until done."""
+    answer = _watch(place, {"command": "reload"})
+    workers = _workers(answer["workers"])
+    click.echo(f"reloaded: generation {answer['generation']}, {workers}, in {answer['took_s']:.1f} s")
+
+
+@click.command(epilog=_EXITS)
+@click.argument("workers", type=click.IntRange(min=0))
+@_talks
+def scale(place: str, workers: int) -> None:
+    """Run WORKERS worker processes from now on; 0 leaves clients waiting until there are more. Wait until done."""
+    answer = _watch(place, {"command": "scale", "workers": workers})
+    click.echo(f"scaled: {_workers(answer['workers'])} (before: {answer['before']}), in {answer['took_s']:.1f} s")
+
+
+@click.command(epilog=_EXITS)
+@_talks
+def stop(place: str) -> None:
+    """Stop the server gracefully, as SIGTERM does; wait until it has ended."""
+    answer = _watch(place, {"command": "stop"})
+    wait_gone(answer["pid"])
+    click.echo(f"stopped in {answer['took_s']:.1f} s")
+
+
+@click.command(epilog=_EXITS)
+@click.argument("slot", type=click.IntRange(min=0), required=False)
+@_talks
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def stack(place: str, slot: int | None, as_json: bool) -> None:
+    """Show the Python stacks of every live worker, or of the one in SLOT."""
+    answer = ask(find(place), {"command": "stack", "slot": slot}, progress=_ignore)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    for number, entry in enumerate(answer["workers"]):
+        click.echo(printable(("\n" if number else "") + _stacks(entry)))
+
+
+def _stacks(entry: dict[str, Any]) -> str:
+    facts = [f"worker {entry['slot']}  pid {entry['pid']}  generation {entry['generation']}"]
+    facts += [entry["state"]] if entry.get("state") else []
+    facts += [f"serving {entry['serving']}"] if entry.get("serving") else []
+    facts += [f"for {cell('busy_s', entry['busy_s'])}"] if entry.get("busy_s") is not None else []
+    lines = (entry["stacks"] or entry["reason"] or "").rstrip().split("\n")
+    return "\n".join(["  ".join(facts), *(f"  {line}" for line in lines)])
+
+
+COMMANDS = (status, reload, scale, stop, stack)
+
+
+def _watch(place: str, request: dict[str, Any]) -> Any:
+    """Ask for something that takes time, and show on a terminal how far it is."""
+    terminal = sys.stderr.isatty()
+
+    def show(text: str) -> None:
+        if terminal:
+            click.echo(f"\r\x1b[K{printable(text)}", err=True, nl=False)
+
+    try:
+        return ask(find(place), request, progress=show)
+    finally:
+        if terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
+def _ignore(_text: str) -> None:
+    pass

@@ -1,0 +1,221 @@
+"""MASTER. Its time in office: what it takes over, what the service manager hears of it, and to whom it hands over.
+
+A master begins with what it finds (an heir with its estate, others with nothing), opens the pid file and the
+listeners, and ends by giving them up. In between two masters may be there: from USR2 until the hand-over the old one
+owns everything, the heir's listeners are `borrowed`. The two protocols are in upgrade.py (old) and heir.py (new).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+
+from .actions import Abandoned, Action, Prepare, Reloaded
+from .belongings import Belongings
+from .config import Config
+from .desk import Desk
+from .errors import FORK_REFUSED
+from .exits import Exit
+from .heir import Heir
+from .listener import Listener
+from .log import Log
+from .opening import open_listeners
+from .policy import Policy
+from .privileges import Place
+from .scoreboard import STOPPING, Scoreboard
+from .systemd import Notifier
+from .upgrade import Taken, Upgrade
+
+
+class Tenure:
+    """MASTER. `open` when it starts, `turn` with each turn of its loop, `close` at the end."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        log: Log,
+        policy: Policy,
+        board: Scoreboard,
+        belongings: Belongings,
+        desk: Desk,
+        listeners: list[Listener],
+        heir: Heir | None,
+        place: Place,
+        stop: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._log = log
+        self._policy = policy
+        self._board = board
+        self._belongings = belongings
+        self._desk = desk
+        self._listeners = listeners  # the workforce has the same list
+        self._heir = heir
+        self._stop = stop
+        self._reloading = False  # the service manager has been told so
+        self.notifier = Notifier(os.environ)
+        self.upgrade = Upgrade(
+            log=log,
+            place=place,
+            notifier=self.notifier,
+            boot_timeout_s=config.boot_timeout_s,
+            graceful_timeout_s=config.graceful_timeout_s,
+        )
+
+    @property
+    def borrowing(self) -> bool:
+        """True while everything is still the old master's."""
+        return self._heir is not None and not self._heir.owner
+
+    # --- taking over
+
+    def open(self, drop: Callable[[], None]) -> None:
+        """Lock the pid file and open the listeners. Raises PreforkError: which, and why not."""
+        _raise_descriptor_limit()
+        heir = self._heir
+        self._belongings.open(drop, heir.take_pid_file(self._config.pid) if heir else None)
+        for listener in open_listeners(self._config, self._log, heir, os.environ):
+            self._listeners.append(listener)
+        if heir:
+            heir.leave_the_rest()
+            self.notifier.silence(True)
+        else:
+            self._desk.open()
+
+    def ready(self) -> None:
+        """All workers serve for the first time."""
+        if self._heir and self.borrowing:
+            self._heir.ready()
+        else:
+            self.notifier.ready(self._status())
+
+    def failed(self, reason: str) -> None:
+        """The start has failed: tell the old master, if there is one, before the process ends."""
+        if self._heir and self.borrowing:
+            self._heir.failed(reason)
+
+    def _own(self, heir: Heir) -> None:
+        """The old master has handed over, or died."""
+        for listener in self._listeners:
+            listener.borrowed = False
+        if self._belongings.pidfile is not None:
+            self._belongings.pidfile.write()
+        self._desk.open()
+        self.notifier.silence(False)
+        self.notifier.ready(self._status())
+        self._log.info("took over", predecessor=heir.predecessor, generation=self._policy.rollout.generation)
+        if self._policy.stopping:  # it was told to stop in between
+            self.hold_off()
+
+    # --- in office
+
+    def fds(self) -> list[int]:
+        """What is readable when the other master has spoken."""
+        return self.upgrade.fds() + (self._heir.fds() if self._heir else [])
+
+    def turn(self) -> float:
+        """Hear the other master, keep deadlines, feed the watchdog. Returns when to come again (monotonic seconds)."""
+        now_s = time.monotonic()
+        if self._heir and self._heir.granted():
+            self._own(self._heir)
+        if taken := self.upgrade.step(now_s):
+            self._hand_over(taken)
+        return min(self.upgrade.wake_s, self.notifier.tick(now_s))
+
+    def acted(self, action: Action) -> None:
+        """The master did what the policy wanted: does the service manager want to know?"""
+        if isinstance(action, Prepare) and self._policy.booted:
+            self._reloading = True
+            self.notifier.reloading()
+        elif isinstance(action, (Reloaded, Abandoned)) and self._reloading:
+            self._reloading = False
+            why = f"; the last reload was abandoned: {action.reason}" if isinstance(action, Abandoned) else ""
+            self.notifier.ready(self._status() + why)
+
+    def buried(self, child: Exit) -> bool:
+        """A child was reaped; True if it was the new master."""
+        return self.upgrade.buried(child)
+
+    def _status(self) -> str:
+        addresses = dict.fromkeys(listener.address for listener in self._listeners)
+        return f"{self._policy.workers} workers serve {self._config.app} on {', '.join(addresses)}"
+
+    # --- handing over
+
+    def begin_upgrade(self) -> None:
+        """Start a new master, or say why not."""
+        refusal = self.upgrade.refusal(
+            ready=self._policy.booted,
+            stopping=self._policy.stopping,
+            reloading=bool(self._policy.rollout.phase),
+            from_python=self._config.target is not None,
+        )
+        if refusal:
+            self._log.warning("upgrade refused", reason=refusal)
+            return
+        try:
+            self.upgrade.begin(
+                self._listeners,
+                self._belongings.pidfile,
+                generation=self._policy.rollout.generation,
+                configured=self._config.workers,
+                workers=self._policy.workers,
+            )
+        except OSError as error:
+            if error.errno not in FORK_REFUSED:
+                raise
+            self._log.error("upgrade failed", reason=f"cannot fork: {error.strerror}", serving="the old version")
+
+    def _hand_over(self, taken: Taken) -> None:
+        """The new master is ready: give it what it took, keep what it has no use for, and go."""
+        for listener in list(self._listeners):
+            if listener.sock.fileno() in taken.fds:
+                self._listeners.remove(listener)
+                listener.close()
+        if self._belongings.pidfile is not None and self._belongings.pidfile.fd in taken.fds:
+            self._belongings.hand_over_pidfile()
+        self._desk.leave()
+        self.upgrade.grant()
+        self._stop("upgrade")
+
+    def hold_off(self) -> None:
+        """The server stops: no newcomers, and what waits is for the workers to serve, unless it is another master's."""
+        mine = [listener for listener in self._listeners if not listener.borrowed]
+        self._board.header[STOPPING] = bool(mine)  # first: a signal to the group makes workers leave by themselves
+        for listener in mine:
+            listener.hold_off()
+
+    def leave(self, why: str, now_s: float) -> None:
+        """The server stops, and an upgrade with it."""
+        self.hold_off()
+        self.notifier.stopping(f"stopping: {why}")
+        if not self.upgrade.done:
+            self.upgrade.cancel("the server stops", now_s)
+
+    def close(self) -> None:
+        """Every worker has gone: remove what is ours."""
+        for listener in self._listeners:
+            listener.unlink()  # while our socket pins its inode: a successor may bind the path at once
+            listener.close()
+        self._belongings.close()
+        self._desk.close()
+
+    def drop(self) -> None:
+        """CHILD: close what only the master may hold."""
+        self._belongings.drop()
+        self._desk.drop()
+        self.upgrade.drop()
+        if self._heir:
+            self._heir.drop()
+        for listener in self._listeners:
+            listener.drop_plug()
+
+
+def _raise_descriptor_limit() -> None:
+    """Use all descriptors that the system allows: connections are descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,49 @@
+"""What holds for every worker of a server and is known before the first fork, besides its Config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .channel import Sender
+from .errors import AppLoadError, BootError
+from .hooks import Hooks
+from .imports import Imports
+from .loader import App, load
+from .privileges import Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """MASTER makes it, workers and templates inherit it."""
+
+    hooks: Hooks
+    identity: Identity | None = None  # to assume; None = stay who you are
+    app: App | None = None  # given as an object, from Python: there is nothing to import
+    imports: Imports | None = None  # with --reload: whom to tell
+
+    def assume_identity(self, sender: Sender) -> bool:
+        """WORKER and TEMPLATE, before anything of the app runs. False if that failed; the master knows why."""
+        if self.identity is None:
+            return True
+        try:
+            self.identity.assume()
+        except OSError as error:
+            reason = f"cannot become uid {self.identity.uid}, gid {self.identity.gid}: {error.strerror}"
+            sender.send("failed", code=BootError.exit_code, message=reason, detail="")
+            return False
+        return True
+
+    def load(self, spec: str, interface: str) -> App:
+        """WORKER and TEMPLATE. Import the app, unless it was given. Raises AppLoadError."""
+        if self.app is not None:
+            return self.app
+        if self.imports is None:
+            return load(spec, interface)
+        self.imports.expect(spec)
+        try:
+            app = load(spec, interface)
+        except AppLoadError as error:
+            self.imports.failed(error)
+            raise
+        self.imports.loaded()
+        return app

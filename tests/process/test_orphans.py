@@ -1,0 +1,135 @@
+"""The master is SIGKILLed at any moment: a second later nothing of its server is alive, and the address is free."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.client import dial, exchange
+from tests.support.load import Load, fresh
+from tests.support.processes import children, session_members
+from tests.support.server import APPS
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import AppWriter, Serve
+    from tests.support.gate import Gate
+    from tests.support.server import RunningServer
+
+KILLED = -signal.SIGKILL
+GONE_WITHIN_S = 1.0
+
+HOW = pytest.mark.parametrize("how", [[], ["--preload"]], ids=["each-imports", "preload"])
+
+
+def kill_master(server: RunningServer) -> None:
+    """Send SIGKILL; nobody is left after a second, and the address can be bound."""
+    server.signal(signal.SIGKILL)
+    eventually(lambda: not session_members(server.pid), within_s=GONE_WITHIN_S, what="every process of the server gone")
+    host, _, port = server.address.rpartition(":")
+    socket.create_server((host, int(port))).close()
+
+
+@HOW
+def test_while_idle(serve: Serve, how: list[str]) -> None:
+    server = serve("talkback", "--workers", "3", *how, expected_exit=KILLED)
+    assert len(children(server.pid)) == 3 + len(how)
+    kill_master(server)
+
+
+@HOW
+def test_under_load(serve: Serve, how: list[str]) -> None:
+    server = serve("nap", "--workers", "3", "--threads", "2", *how, expected_exit=KILLED)
+    with Load(server.address, fresh(8)) as load:
+        load.wait_more(50)
+        kill_master(server)
+
+
+@HOW
+def test_while_the_application_is_imported(serve: Serve, app: AppWriter, gate: Gate, how: list[str]) -> None:
+    source = f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\ngated.pass_gate()\nhandle = gated.handle\n"
+    server = serve(app(source), "--workers", "2", *how, env=gate.env, ready=False, expected_exit=KILLED)
+    _ = server.address
+    gate.wait_entered(1)
+    kill_master(server)
+
+
+@HOW
+def test_while_an_import_sits_in_c(serve: Serve, app: AppWriter, gate: Gate, how: list[str]) -> None:
+    """No Python code of the child runs any more: only the kernel can end it."""
+    source = "import ctypes, os, socket\nhost, _, port = os.environ['GATE_ADDRESS'].rpartition(':')\n"
+    source += "said = socket.create_connection((host, int(port)))\nctypes.PyDLL(None).sleep(600)\n"
+    server = serve(app(source), "--workers", "2", *how, env=gate.env, ready=False, expected_exit=KILLED)
+    _ = server.address
+    gate.wait_entered(1)
+    kill_master(server)
+
+
+@HOW
+def test_during_a_reload(serve: Serve, how: list[str]) -> None:
+    server = serve("talkback", "--workers", "2", *how, expected_exit=KILLED)
+    server.signal(signal.SIGHUP)
+    server.wait_log("spawned .*gen=2")
+    kill_master(server)
+
+
+@HOW
+def test_respawned_workers_and_a_second_template(serve: Serve, how: list[str]) -> None:
+    server = serve("talkback", "--workers", "2", *how, expected_exit=KILLED)
+    before = children(server.pid)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    eventually(
+        lambda: len(children(server.pid)) == len(before) and not children(server.pid) & before,
+        within_s=10,
+        what="all of them replaced",
+    )
+    kill_master(server)
+
+
+def test_a_worker_that_drains_holds_on_to_nothing(serve: Serve) -> None:
+    server = serve("echo", "--workers", "1", "--log-level", "debug", expected_exit=KILLED)
+    with dial(server.address) as client:
+        client.sendall(b"one\n")
+        assert client.recv(4)
+        server.signal(signal.SIGHUP)
+        server.wait_log("retiring .*reason=reload")
+        kill_master(server)
+
+
+def test_while_the_master_is_stopped_and_its_workers_die(serve: Serve) -> None:
+    """SIGSTOP, then a worker dies: the killed master has not buried it, and nobody needs to."""
+    server = serve("talkback", "--workers", "2", "--preload", expected_exit=KILLED)
+    exchange(server.address)
+    server.signal(signal.SIGSTOP)
+    os.kill(min(children(server.pid)), signal.SIGKILL)
+    kill_master(server)
+
+
+@pytest.mark.slow
+@HOW
+def test_twenty_times_at_any_moment(serve: Serve, how: list[str]) -> None:
+    choose = random.Random(23)
+    moments: list[Callable[[RunningServer], object]] = [
+        lambda server: server.wait_ready(),
+        lambda server: server.signal(signal.SIGHUP),
+        lambda server: (server.wait_ready(), server.signal(signal.SIGHUP), server.wait_log("reloading")),
+        lambda server: (server.wait_ready(), server.signal(signal.SIGTTIN), server.wait_log("scaling")),
+        lambda server: (server.wait_ready(), server.signal(signal.SIGTERM)),
+        lambda server: (server.wait_ready(), os.kill(max(children(server.pid)), signal.SIGKILL)),
+        lambda server: None,
+    ]
+    for number in range(20):
+        server = serve("talkback", "--workers", "4", *how, ready=False, expected_exit=KILLED)
+        _ = server.address
+        moments[number % len(moments)](server)
+        for _ in range(choose.randrange(3)):
+            server.signal(signal.SIGCHLD)
+        kill_master(server)
