@@ -49,9 +49,10 @@ class Configuration:
     rate_per_s: float | None
     latency: Percentiles
     service_time: Percentiles
-    failures: (
-        Mapping[str, int] | None
-    )  # cause -> exchanges, INVALID rounds included; None when no load was ever put on it
+    offered: int | None  # the open model: exchanges that came due; None in the closed one
+    missed: int | None  # those of them that never started
+    lag_p99_ns: int | None  # how late the generator saw 99 of 100 of them at most
+    failures: Mapping[str, int] | None  # cause -> exchanges, INVALID rounds too; None when no load was ever put on it
     cpu_per_request_us: float | None
     pss_bytes: float | None
     verdict: str  # the most frequent of its rounds, or INVALID when none is valid
@@ -161,6 +162,8 @@ def _configuration(name: str, load: str, group: Sequence[Round]) -> Configuratio
     failures = sum((Counter(causes) for causes in driven), Counter())
     cpu_ns = _median(cpu_per_request_ns(done) for done in valid)
     verdicts = Counter(done.verdict.name for done in (valid or group))
+    arrivals = [client.arrivals for client in clients if client.arrivals]
+    lag = _percentiles([found.lag for found in arrivals])
     return Configuration(
         name=name,
         load=load,
@@ -169,6 +172,9 @@ def _configuration(name: str, load: str, group: Sequence[Round]) -> Configuratio
         rate_per_s=_median(client.rate_per_s for client in clients),
         latency=_percentiles([client.latency for client in clients]),
         service_time=_percentiles([client.service_time for client in clients]),
+        offered=sum(found.offered for found in arrivals) if arrivals else None,
+        missed=sum(found.missed for found in arrivals) if arrivals else None,
+        lag_p99_ns=lag.p99_ns,
         failures=dict(sorted(failures.items())) if driven else None,
         cpu_per_request_us=None if cpu_ns is None else cpu_ns / 1e3,
         pss_bytes=_median(done.signals.pss_bytes if done.signals else None for done in valid),

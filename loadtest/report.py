@@ -35,6 +35,7 @@ _HEADERS = (
     "verdict",
 )
 _METRICS = (("rate", "requests/s"), ("p50", "p50"), ("p99", "p99"), ("cpu", "CPU/request"))
+_BESIDE = ("p50_ns", "p90_ns", "p99_ns")
 _TABLES = {"text": "simple", "github": "github"}
 
 
@@ -56,7 +57,7 @@ class Report:
         parts = []
         for load in loads:
             parts += [_title(load, form)] if len(loads) > 1 else []
-            parts += [self._table(load, form), self._ratios(load, form)]
+            parts += [self._table(load, form), self._schedule(load, form), self._ratios(load, form)]
         lines = [("- " if form == "github" else "") + line for line in self._notes()]
         return "\n\n".join([part for part in parts if part] + ["\n".join(lines)]) + "\n"
 
@@ -89,6 +90,24 @@ class Report:
             found.verdict,
             self._against(self.comparison.contrast(found), found.load, "rate"),
         ]
+
+    def _schedule(self, load: str, form: str) -> str:
+        """The open model: what users feel beside what the server took, and how the schedule was kept."""
+        found = [each for each in self.comparison.configurations if each.load == load and each.offered is not None]
+        rows = [
+            [
+                each.name,
+                f"{each.offered:,}",
+                f"{each.missed:,}",
+                figures.duration(each.lag_p99_ns),
+                *(figures.duration(getattr(each.latency, name)) for name in _BESIDE),
+                *(figures.duration(getattr(each.service_time, name)) for name in _BESIDE),
+            ]
+            for each in found
+        ]
+        columns = [f"{clock} {name[:3]}" for clock in ("from due", "from send") for name in _BESIDE]
+        headers = ["by schedule", "came due", "missed", "lag p99", *columns]
+        return tabulate(rows, headers, _TABLES[form], disable_numparse=True, colalign=_align(headers)) if rows else ""
 
     def _ratios(self, load: str, form: str) -> str:
         """Every configuration against the baseline, by more than its rate."""

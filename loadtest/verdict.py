@@ -1,9 +1,10 @@
 """What bounded a round: pure rules over its figures, the first that applies, with the number that decided.
 
-Order: first whether the figures can be believed at all (INVALID), then whether the lab itself was the limit
-(GENERATOR, SHARED-CPU), then the server's accept queue where it overflowed, its CPU, and the accept queue where
-exchanges spend their time in it although CPU is left (too few workers for handlers that wait). A queue in front of a
-busy CPU is the CPU's doing, hence SERVER-CPU comes before that last rule.
+Order: first whether the figures can be believed at all (INVALID; in the open model that includes whether its rate was
+reached), then whether the lab itself was the limit (GENERATOR: its lag behind the schedule, or its CPU; SHARED-CPU),
+then the server's accept queue where it overflowed, its CPU, and the accept queue where exchanges spend their time in it
+although CPU is left (too few workers for handlers that wait). A queue in front of a busy CPU is the CPU's doing, hence
+SERVER-CPU comes before that last rule.
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ def _queueing(client: Client, signals: Signals, _cpus: int) -> str:
 
 
 def _idle(client: Client, signals: Signals, _cpus: int) -> str:
-    if signals.server is None or signals.generator is None:
-        return ""
+    if signals.server is None or signals.generator is None or client.arrivals is not None:
+        return ""  # an open model that asks for little is no limit of the lab
     server, load = signals.server.cores(client.duration_s), signals.generator.cores(client.duration_s)
     if max(server, load) >= IDLE:
         return ""

@@ -28,7 +28,7 @@ from .loader import fault_of, load_module
 from .log import Log
 
 PARAMETERS = {"template_loaded": 0, "worker_started": 1, "worker_stopping": 1, "worker_died": 1}
-_NEAR = 0.85  # difflib's ratio: worker_start and on_worker_died are near, worker_state is not
+_NEAR = 0.85  # difflib's ratio: worker_start and on_worker_died are near, worker is not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +124,18 @@ def _find(module: ModuleType, who: str) -> dict[str, Callable[..., object]]:
         if name in PARAMETERS:
             _check(name, value, who)
             found[name] = value
-        elif inspect.isfunction(value) and (near := difflib.get_close_matches(name, PARAMETERS, n=1, cutoff=_NEAR)):
-            raise ConfigError(f"{who} has a function {name}(), which is no hook; did you mean {near[0]}()?")
+        elif inspect.isfunction(value) and value.__module__ == module.__name__ and (near := _misspelt(name)):
+            rest = "if it is a function of your own, begin its name with _"
+            raise ConfigError(f"{who}: {name}() is no hook; did you mean {near}()? {rest}")
     if not found:
         raise ConfigError(f"{who} has none of the hooks: {', '.join(PARAMETERS)}")
     return found
+
+
+def _misspelt(name: str) -> str | None:
+    """The hook that the name is nearly that of."""
+    near = difflib.get_close_matches(name, PARAMETERS, n=1, cutoff=_NEAR)
+    return near[0] if near and not name.startswith("_") else None
 
 
 def _check(name: str, value: Any, who: str) -> None:

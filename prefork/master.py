@@ -22,7 +22,6 @@ from .errors import FORK_REFUSED, AppLoadError, BootError, PreforkError
 from .exits import Exit, reap
 from .heir import Heir
 from .judge import Judge
-from .listener import Listener
 from .log import Log
 from .memory_limit import MemoryLimit
 from .policy import Policy
@@ -42,11 +41,8 @@ class Master:
         self._belongings = belongings
         self._log = log
         self._started_s = time.monotonic()
-        self._listeners: list[Listener] = []
         self._inbox = SignalInbox(TABLE)
-        self._force = Workforce(
-            config=config, log=log, listeners=self._listeners, drop=self._drop, terms=belongings.terms
-        )
+        self._force = Workforce(config=config, log=log, listeners=[], drop=self._drop, terms=belongings.terms)
         judge = Judge(
             timeout_s=config.timeout_s,
             graceful_timeout_s=config.graceful_timeout_s,
@@ -55,14 +51,15 @@ class Master:
         heir = Heir.of(os.environ)
         workers, generation = heir.follows(config.workers) if heir else (config.workers, 0)
         self._policy = Policy(workers=workers, judge=judge, generation=generation)
+        self._policy.rollout.patient = belongings.waits()
         self._memory = MemoryLimit(limit=config.max_memory)
         self._fatal: PreforkError | None = None  # why the start failed
         self._desk = Desk(
             config=config, policy=self._policy, force=self._force, log=log, scale=self.scale, stop=self._stop
         )
         self._tenure = Tenure(
-            config=config, log=log, policy=self._policy, board=self._force.board, belongings=belongings,
-            desk=self._desk, listeners=self._listeners, heir=heir, place=started_in, stop=self._stop,
+            force=self._force, policy=self._policy, belongings=belongings, desk=self._desk,
+            heir=heir, place=started_in, stop=self._stop,
         )  # fmt: skip
 
     def run(self) -> int:
@@ -76,10 +73,10 @@ class Master:
             self._tenure.failed(str(error))
             raise
         finally:
+            for signum in TABLE.keys() - {signal.SIGCHLD}:
+                signal.signal(signum, signal.SIG_IGN)  # we leave already; the interpreter would restore their defaults
             self._force.kill_all()
             self._tenure.close()
-        for signum in TABLE:
-            signal.signal(signum, signal.SIG_IGN)  # we leave already; the interpreter would restore their defaults
         self._log.info("stopped", uptime=f"{time.monotonic() - self._started_s:.1f}s", **self._force.totals)
         return 0
 
@@ -98,15 +95,17 @@ class Master:
             for child in reap():
                 self._bury(child)
             self._desk.hear()
-            if self._fatal is not None and not self._tenure.borrowing:
-                break
+            if self._fatal is not None and not self._policy.stopping:
+                if not self._tenure.borrowing:
+                    break
+                self._policy.stop(time.monotonic())  # the listeners serve on: finish what our workers hold
         if self._fatal is not None:
             raise self._fatal
 
     def _supervise(self) -> float:
         """Do what is to be done; return when to look again. Each action is asked for once, so this ends."""
         while True:
-            queued = self._policy.stopping and any(listener.waiting() for listener in self._listeners)
+            queued = self._policy.stopping and any(listener.waiting() for listener in self._force.listeners)
             units = self._force.units()
             actions, wake_s = self._policy.supervise(self._force.roster, units, time.monotonic(), queued=queued)
             if not actions:
@@ -196,13 +195,15 @@ class Master:
         if template := self._force.templates.bury(child.pid):
             self._bury_template(template, child)
             return
+        for message in self._force.words(child.pid):
+            self._hear(message)
         obituary = self._force.bury(child)
         if obituary is None:
             return
         self._desk.buried(obituary)
         worker = obituary.worker
-        if worker.pending and self._starting and not self._belongings.waits():
-            self._give_up(obituary.boot_failure())
+        if worker.pending and not self._policy.booted and not self._policy.stopping and not self._belongings.waits():
+            self._fatal = self._fatal or obituary.boot_failure()
             return
         reason = obituary.reason or f"it died of {child}"
         delay_s = self._policy.died(worker, self._force.completed(worker.generation), time.monotonic(), reason)
@@ -216,25 +217,14 @@ class Master:
         failure = template.failure or {}
         reason = str(failure.get("message") or template.killed or f"it died of {child}")
         detail = str(failure.get("detail") or template.receiver.text)
-        if self._starting:
+        if not self._policy.booted and not self._policy.stopping:
             fault = AppLoadError if failure else BootError
-            self._give_up(fault(reason if failure else f"the template cannot boot: {reason}", detail))
+            self._fatal = self._fatal or fault(reason if failure else f"the template cannot boot: {reason}", detail)
             return
         delay_s = self._policy.origin_lost(template.generation, reason, time.monotonic())
         if template.generation >= self._policy.rollout.generation and not self._policy.stopping:
             again = f"{delay_s:.2f}s" if delay_s else None
             self._log.error("template died", gen=template.generation, reason=reason, again_in=again, detail=detail)
-
-    def _give_up(self, error: PreforkError) -> None:
-        """The start has failed: halt. An heir lets its workers finish what they hold."""
-        if self._fatal is None:
-            self._fatal = error
-            self._policy.stop(time.monotonic())
-
-    @property
-    def _starting(self) -> bool:
-        """True if a process that fails now fails the start."""
-        return self._fatal is not None or not (self._policy.booted or self._policy.stopping)
 
     # --- what is done
 
@@ -275,7 +265,8 @@ class Master:
                     self._log.info("reloaded", generation=generation)
             case do.Abandoned(generation, reason):
                 self._force.templates.keep_only(self._policy.rollout.generation)
-                self._log.error("reload abandoned", generation=generation, reason=reason, serving="the old generation")
+                serving = "the old generation" if self._policy.rollout.generation else "nobody, until a file changes"
+                self._log.error("reload abandoned", generation=generation, reason=reason, serving=serving)
 
     def _kill(self, worker: WorkerHandle, reason: str) -> None:
         threads = f"{self._config.threads} connections" if self._config.threads > 1 else None

@@ -24,6 +24,7 @@ class Rollout:
 
     generation: int = 0
     phase: str = ""  # of a reload; "" when there is none
+    patient: bool = False  # a failed start is abandoned like a failed reload, and waits for the next one
     _prepared: set[int] = field(default_factory=set)
     _asked: dict[int, float] = field(default_factory=dict)  # generations that are being prepared, and since when
     _latest: int = 0  # the highest number given out
@@ -66,10 +67,15 @@ class Rollout:
         """What workers of the generation are forked from is gone, or never came; True if it is needed again."""
         self._prepared.discard(generation)
         self._asked.pop(generation, None)
-        if generation == self._latest and self.phase:
+        if generation == self._latest and self.phase and not self._nowhere_to_go:
             self.abandon(reason)
             return False
         return generation == self.generation
+
+    @property
+    def _nowhere_to_go(self) -> bool:
+        """True while the first generation is spread: there is none to go back to, so it is tried again."""
+        return self.phase == ROLLING and self._previous == 0 and not self.patient
 
     def abandon(self, reason: str) -> None:
         """Go back to the generation before."""
@@ -81,7 +87,7 @@ class Rollout:
 
     def died_booting(self, worker: WorkerHandle, reason: str) -> bool:
         """A worker died before it was ready; True if that ended a reload."""
-        if self._previous == 0 or self.phase != ROLLING or worker.generation != self.generation:
+        if self._nowhere_to_go or self.phase != ROLLING or worker.generation != self.generation:
             return False
         self.abandon(reason)
         return True

@@ -14,19 +14,17 @@ from collections.abc import Callable
 
 from .actions import Abandoned, Action, Prepare, Reloaded
 from .belongings import Belongings
-from .config import Config
 from .desk import Desk
 from .errors import FORK_REFUSED
 from .exits import Exit
 from .heir import Heir
-from .listener import Listener
-from .log import Log
 from .opening import open_listeners
 from .policy import Policy
 from .privileges import Place
-from .scoreboard import STOPPING, Scoreboard
+from .scoreboard import STOPPING
 from .systemd import Notifier
 from .upgrade import Taken, Upgrade
+from .workforce import Workforce
 
 
 class Tenure:
@@ -35,24 +33,21 @@ class Tenure:
     def __init__(
         self,
         *,
-        config: Config,
-        log: Log,
+        force: Workforce,
         policy: Policy,
-        board: Scoreboard,
         belongings: Belongings,
         desk: Desk,
-        listeners: list[Listener],
         heir: Heir | None,
         place: Place,
         stop: Callable[[str], None],
     ) -> None:
-        self._config = config
-        self._log = log
+        self._config = config = force.config
+        self._log = log = force.log
+        self._listeners = force.listeners  # one list: what is handed over, the workforce has no longer
+        self._board = force.board
         self._policy = policy
-        self._board = board
         self._belongings = belongings
         self._desk = desk
-        self._listeners = listeners  # the workforce has the same list
         self._heir = heir
         self._stop = stop
         self._reloading = False  # the service manager has been told so

@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class Workforce:
 
     config: Config
     log: Log
-    listeners: Sequence[Listener]
+    listeners: list[Listener]
     drop: Callable[[], None]  # what else a child closes first
     terms: Terms
     roster: Roster = field(default_factory=Roster)
@@ -131,9 +131,6 @@ class Workforce:
         if worker is None:
             return None
         receiver = self._receivers.pop(child.pid)
-        for message in receiver.read():  # its last words
-            if message["kind"] == "failed":
-                self._failures[child.pid] = message
         receiver.close()
         reading = self.board.read(worker.group)
         for name, value in reading.counters.items():
@@ -189,7 +186,12 @@ class Workforce:
 
     def messages(self) -> Iterator[Message]:
         """What workers have said since the last call. Never blocks."""
-        for pid, receiver in list(self._receivers.items()):
+        for pid in list(self._receivers):
+            yield from self.words(pid)
+
+    def words(self, pid: int) -> Iterator[Message]:
+        """What one worker has said; the last are to be heard before it is judged: it may have been ready."""
+        if receiver := self._receivers.get(pid):
             for message in receiver.read():
                 if message["kind"] == "failed":
                     self._failures[pid] = message

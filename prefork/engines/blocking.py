@@ -69,9 +69,9 @@ class BlockingEngine:
             threading.Thread(target=self._thread, args=(row,), name=f"serve-{number}", daemon=True)
             for number, row in enumerate(self._rows)
         ]
+        self._life.ready(self._app.kind, self.name)  # before the first handler may end the process
         for thread in threads:
             thread.start()
-        self._life.ready(self._app.kind, self.name)
         while not self._life.retiring:
             self._life.wait()
         self._finish(len(threads))

@@ -43,6 +43,13 @@ def generator_file(**change: Any) -> dict[str, Any]:
     } | change
 
 
+def arrivals(*, lag_ns: int = 50_000, **change: Any) -> dict[str, Any]:
+    """The open model's part of that file: all that came due was seen 50 us late, and sent."""
+    lag = Histogram()
+    lag.record(lag_ns, change.get("offered", 2000))
+    return {"offered": 2000, "missed": 0, "lag": lag.to_json()} | change
+
+
 def client(**change: Any) -> Client:
     return Client.from_json(generator_file(**change))
 

@@ -394,8 +394,11 @@ def test_the_web_page_starts_and_stops_a_run(
     form = {"user_count": 3, "spawn_rate": 3, "host": f"tcp://{server.address}", "payload": 8, "connections": 2}
     assert json.loads(ask("/swarm", **form))["success"]
     eventually(lambda: server.answered > 50, within_s=20, what="50 answers")
-    stats = json.loads(ask("/stats/requests"))["stats"]
-    talked = next(entry for entry in stats if entry["name"] == "talkback")
+
+    def talked_so_far() -> list[Any]:
+        return [entry for entry in json.loads(ask("/stats/requests"))["stats"] if entry["name"] == "talkback"]
+
+    (talked,) = eventually(talked_so_far, within_s=5, what="the row of the table")
     assert talked["num_requests"] > 0
     assert talked["num_failures"] == 0
     assert json.loads(ask("/stop", now=1))["success"]

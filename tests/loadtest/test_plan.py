@@ -73,6 +73,13 @@ def test_a_file_sets_what_the_flags_set_and_flags_win(tmp_path: Path) -> None:
     assert (many.connections, many.duration_s, many.warmup_s) == (200, 9.0, 0.25)
 
 
+def test_a_load_by_schedule(tmp_path: Path) -> None:
+    text = SERVER + "[[load]]\nname = 'l'\nrate = 12.5\narrivals = 'poisson'\nmax-in-flight = 7\nconnections = 3\n"
+    (load,) = read(tmp_path, text).loads
+    assert (load.rate_per_s, load.arrivals, load.max_in_flight, load.engine) == (12.5, "poisson", 7, "fast")
+    assert load.describe() == "talkback, 3 connections, 12.5/s (poisson), 5 s after 1 s of warm-up"
+
+
 @pytest.mark.parametrize("path", sorted(PLANS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_plans_that_ship_can_be_read(path: Path) -> None:
     plan = planfile.read(path, {})
@@ -103,6 +110,10 @@ def test_the_plans_that_ship_can_be_read(path: Path) -> None:
             "plan.toml:1: scenario: 'talkbak' is not a scenario (did you mean 'talkback'?)",
         ),
         ("pin = '0'\n" + SERVER, "plan.toml:1: pin: '0' is not SERVER_CPUS:LOAD_CPUS; for example 0:1"),
+        ("engine = 'quick'\n" + SERVER, "plan.toml:1: engine: 'quick' is not an engine; there are fast, readable"),
+        ("rate = 0\n" + SERVER, "plan.toml:1: rate: 0 is not a rate; write a number per second, such as 200 or 0.5"),
+        ("rate = 9\nengine = 'readable'\n" + SERVER, "plan.toml: load 'talkback': a rate needs the fast engine"),
+        ("rate = 9\narrivals = 'posson'\n" + SERVER, "plan.toml:2: arrivals: 'posson' is not a way to arrive (did you"),
         (SERVER.replace("{port}", "80"), "plan.toml:3: command: 'serve 80' says nowhere which port to serve on"),
         (SERVER + SERVER, "plan.toml: server 'one' is there twice"),
         ("baseline = 'two'\n" + SERVER, "plan.toml: baseline 'two' is not one of the servers: one"),

@@ -3,13 +3,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 from loadtest import figures
 from loadtest.compare import compare
 from loadtest.plan import Load, Pin, Plan, Server
 from loadtest.report import FORMATS, Report
+from prefork.histogram import Histogram
 
-from .records import client, failed, measured
+from .records import arrivals, client, failed, measured
 
 PLAN = Plan(
     name="threads",
@@ -65,13 +67,26 @@ def test_the_markdown_has_the_same_cells() -> None:
     assert ["- four: OK: because"] in cells
 
 
+def test_the_open_model_shows_latency_from_the_schedule_beside_service_time() -> None:
+    service = Histogram()
+    service.record(2_000_000, 2000)
+    by_schedule = client(arrivals=arrivals(missed=3), service_time=service.to_json())
+    rounds = [measured("one", cycle, client=by_schedule) for cycle in range(6)]
+    report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds))
+    table = report.render("text").split("\n\n")[1].splitlines()
+    head = ["by schedule", "came due", "missed", "lag p99", "from due p50", "from due p90", "from due p99"]
+    assert re.split(" {2,}", table[0]) == [*head, "from send p50", "from send p90", "from send p99"]
+    row = ["one", "12,000", "18", "50.0 µs", *["16.0 ms"] * 3, *["2.00 ms"] * 3]
+    assert re.split(" {2,}", table[2]) == row
+
+
 def test_the_json_has_the_agreed_keys_and_null_for_what_is_unknown() -> None:
     document = json.loads(REPORT.render("json"))
     assert document["schema"] == 1
     one, four, _, gone = document["configurations"]
     assert set(one) == {
         "name", "load", "rounds", "invalid", "rate_per_s", "latency", "service_time", "failures", "cpu_per_request_us",
-        "pss_bytes", "verdict",
+        "pss_bytes", "verdict", "offered", "missed", "lag_p99_ns",
     }  # fmt: skip
     assert set(one["latency"]) == {"n", "p50_ns", "p90_ns", "p99_ns", "p99_9_ns", "max_ns"} == set(one["service_time"])
     assert (four["rate_per_s"], four["latency"]["n"], four["cpu_per_request_us"]) == (4000, 48_000, 125)

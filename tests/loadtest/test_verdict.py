@@ -6,7 +6,7 @@ import pytest
 
 from loadtest.verdict import judge
 
-from .records import client, queue, signals, usage
+from .records import arrivals, client, queue, signals, usage
 
 SECOND = 1_000_000_000
 
@@ -34,6 +34,27 @@ SECOND = 1_000_000_000
             "1.90 of its 2 cores",
         ),
         ({}, {"server": usage(cpu_ns=SECOND // 5), "generator": usage(cpu_ns=SECOND // 5)}, "IDLE-LIMITED", "10%"),
+        ({"arrivals": arrivals()}, {}, "OK", "nothing"),
+        ({"arrivals": arrivals(offered=2020)}, {}, "OK", "nothing"),
+        (
+            {"arrivals": arrivals(offered=2500, missed=400)},
+            {},
+            "INVALID",
+            "only 80.0% of the exchanges that came due ended well; 400 of 2,500 were missed",
+        ),
+        ({"arrivals": arrivals(lag_ns=1_500_000)}, {}, "OK", "nothing"),  # a tenth of the median is 1.6 ms
+        (
+            {"arrivals": arrivals(lag_ns=1_800_000)},
+            {},
+            "GENERATOR",
+            "1.8 ms late or more, at a median of 16.0 ms",
+        ),
+        (
+            {"arrivals": arrivals()},
+            {"server": usage(cpu_ns=SECOND // 5), "generator": usage(cpu_ns=SECOND // 5)},
+            "OK",
+            "nothing",
+        ),
         ({}, {"server": None, "queue": None, "generator": usage(cpu_ns=0)}, "OK", "nothing"),
     ],
 )

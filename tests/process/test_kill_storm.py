@@ -1,4 +1,4 @@
-"""Workers SIGKILLed at random under load: each death costs at most what the worker held, and is made good in no time."""
+"""Workers SIGKILLed at random under load: a death costs at most what the worker held, and is made good in no time."""
 
 from __future__ import annotations
 

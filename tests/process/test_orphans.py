@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import socket
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,11 +32,34 @@ HOW = pytest.mark.parametrize("how", [[], ["--preload"]], ids=["each-imports", "
 
 
 def kill_master(server: RunningServer) -> None:
-    """Send SIGKILL; nobody is left after a second, and the address can be bound."""
+    """Send SIGKILL; within a second nobody is left, and the address can be bound."""
     server.signal(signal.SIGKILL)
-    eventually(lambda: not session_members(server.pid), within_s=GONE_WITHIN_S, what="every process of the server gone")
-    host, _, port = server.address.rpartition(":")
-    socket.create_server((host, int(port))).close()
+    ends_s = time.monotonic() + GONE_WITHIN_S
+    try:
+        eventually(lambda: not session_members(server.pid), within_s=GONE_WITHIN_S)
+    except AssertionError:
+        left = {pid: title(pid) for pid in session_members(server.pid)}
+        raise AssertionError(f"alive {GONE_WITHIN_S:g} s after the master's death: {left}") from None
+    # A process counts as dead with its first thread; its sockets are closed with the last.
+    eventually(lambda: bindable(server.address), within_s=ends_s - time.monotonic(), what="the address free")
+
+
+def title(pid: int) -> str:
+    """Read what a process calls itself."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return "gone meanwhile"
+
+
+def bindable(address: str) -> bool:
+    """Listen there for a moment, as the next server would."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except OSError:
+        return False
+    return True
 
 
 @HOW
@@ -132,4 +157,14 @@ def test_twenty_times_at_any_moment(serve: Serve, how: list[str]) -> None:
         moments[number % len(moments)](server)
         for _ in range(choose.randrange(3)):
             server.signal(signal.SIGCHLD)
+        kill_master(server)
+
+
+@pytest.mark.slow
+def test_twenty_times_while_the_template_forks_a_worker(serve: Serve) -> None:
+    """The worker is nobody's child for a moment: it looks for a master that is dead by then."""
+    for _ in range(20):
+        server = serve("talkback", "--workers", "2", "--preload", expected_exit=KILLED)
+        server.signal(signal.SIGTTIN)
+        server.wait_log("scaling")
         kill_master(server)

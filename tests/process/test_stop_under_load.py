@@ -85,3 +85,21 @@ def test_of_sixty_clients_in_each_of_twenty_stops_hardly_one_is_reset(serve: Ser
         total += stop_under(serve(*args, "--workers", "4"), clients=CLIENTS)
     print(f"{stops} stops under {CLIENTS} clients, {' '.join(args)}: {dict(total)}")
     assert lost(total) <= stops * CLIENTS / 500, dict(total)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["--preload"]], ids=["each-imports", "preload"])
+@pytest.mark.parametrize(
+    "moment", ["reloading", "spawned .*gen=2", "worker ready .*gen=2", "retiring", "worker retired"]
+)
+def test_a_stop_at_any_moment_of_a_reload_loses_nobody(serve: Serve, how: list[str], moment: str) -> None:
+    """A successor may have begun to serve before the master knows of it."""
+    for _ in range(6):
+        server = serve("talkback", "--workers", "2", "--log-level", "debug", *how)
+        with Load(server.address, Crew(clients=20, leaves=True)) as load:
+            load.wait_more(50)
+            server.signal(signal.SIGHUP)
+            server.wait_log(moment)
+            assert server.stop(within_s=SOON_S) == 0
+            load.wait_left()
+        assert lost(load.counts) == 0, load.failed

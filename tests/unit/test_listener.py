@@ -399,7 +399,7 @@ def test_a_successor_may_take_the_path_while_the_queue_drains(
 def test_a_path_that_is_anothers_by_now_is_not_removed(opened: Callable[..., Listener], tmp_path: Path) -> None:
     path = tmp_path / "app.sock"
     first = opened(f"unix:{path}")
-    first.close()
+    first.hold_off()  # it lives, and refuses newcomers
     second = opened(f"unix:{path}")
     first.unlink()
     assert path.exists()
