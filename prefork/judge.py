@@ -16,6 +16,7 @@ from .roster import Hang, WorkerHandle
 
 STACKS_WAIT_S = 0.25
 GRACE_MARGIN_S = 1.0
+BOOTING_GRACE_S = 0.5  # it may have accepted already, with its `ready` on the way; else it serves nobody
 SUSPENDED_S = 1.0
 
 _NEVER = float("inf")
@@ -60,6 +61,9 @@ class Judge:
         return kill(worker, f"still busy {now_s - since_s:.1f} s after it was told to stop"), _NEVER
 
     def _booting(self, worker: WorkerHandle, now_s: float) -> Verdict:
+        if worker.retiring_s is not None:
+            limit_s = worker.retiring_s + BOOTING_GRACE_S
+            return (None, limit_s) if now_s < limit_s else (kill(worker, "stopped while it booted"), _NEVER)
         limit_s = max(worker.spawned_s + self.boot_timeout_s, self.lenient_until_s)
         if now_s < limit_s:
             return None, limit_s

@@ -119,14 +119,16 @@ def stacks(own: FrameType | None = None) -> str:
     return "".join(text)
 
 
-def adopted(master: int) -> bool:
+def adopted(master: int, lifeline: int) -> bool:
     """Wait until the master is this process's parent: at once, or when the process between it and the template exits.
 
     Returns False if that does not come: the master is gone.
     """
     give_up = time.monotonic() + _ADOPTION_S
-    while os.getppid() != master and time.monotonic() < give_up:
-        time.sleep(0.0002)  # there is no event to wait for; it takes one exit(2)
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    while os.getppid() != master and time.monotonic() < give_up and not poll.poll(1):
+        pass  # there is no event to wait for but the master's death; it takes one exit(2)
     return os.getppid() == master
 
 

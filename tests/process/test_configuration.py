@@ -1,0 +1,160 @@
+"""Where values come from: shown by `prefork config`, obeyed by `prefork serve`; and what `prefork check` finds."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.client import exchange, talkback_reply
+from tests.support.processes import thread_count
+from tests.support.server import clean_environment, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import AppWriter, Serve
+
+BAD_USAGE, CANNOT_BOOT, CANNOT_LOAD = 2, 3, 4
+
+
+def with_environment(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefork", *args]
+    env = clean_environment(environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env=env)
+
+
+def test_each_value_is_shown_with_its_source(tmp_path: Path) -> None:
+    file = tmp_path / "prefork.toml"
+    file.write_text("threads = 2\nworkers = 5\ntimeout = '2m'\nmax-memory = '64m'\nlog-level = 'debug'\n")
+    args = ("config", "-c", str(file), "echo", "--log-level", "error", "--umask", "27", "-b", "[::1]:80")
+    done = with_environment(*args, "--json", PREFORK_WORKERS="3")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = {
+        "app": {"value": "echo", "source": "app"},
+        "bind": {"value": ["[::1]:80"], "source": "--bind"},
+        "workers": {"value": 3, "source": "PREFORK_WORKERS"},
+        "threads": {"value": 2, "source": f"{file}:1"},
+        "timeout": {"value": 120.0, "source": f"{file}:3"},
+        "max-memory": {"value": 64 << 20, "source": f"{file}:4"},
+        "log-level": {"value": "error", "source": "--log-level"},
+        "umask": {"value": "027", "source": "--umask"},
+        "preload": {"value": False, "source": "default"},
+    }
+    assert {name: found[name] for name in expected} == expected
+
+    table = with_environment(*args, PREFORK_WORKERS="3").stdout.splitlines()
+    assert table[0].split() == ["option", "value", "source"]
+    assert len(table) == len(found) + 2
+    rows = {tuple(line.split()) for line in table}
+    assert {("workers", "3", "PREFORK_WORKERS"), ("timeout", "120s", f"{file}:3"), ("preload", "no", "default")} <= rows
+
+
+def test_a_switch_of_the_file_can_be_turned_off_by_a_flag(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text("preload = true\n")
+    done = run("config", "-c", "p.toml", "--no-preload", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["preload"] == {"value": False, "source": "--preload"}
+
+
+def test_a_server_is_what_its_file_says(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('app = "nap"\nworkers = 2\nthreads = 3\nlog-format = "json"\n')
+    server = serve("--config", "p.toml", "-w", "1", cwd=tmp_path, ready=False)
+    server.wait_log('"event": "ready workers=1 ')
+    listening = json.loads(server.wait_log(r"^.*\"event\": \"listening\".*$")[0])
+    assert exchange(listening["address"]) == talkback_reply(b"hello")
+    (worker,) = server.worker_pids()
+    assert thread_count(worker) == 3 + 1
+
+
+@pytest.mark.parametrize("command", ["serve", "config", "check"])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("\nwokers = 4", "p.toml:2: there is no option 'wokers'; did you mean 'workers'?"),
+        ("threads = yes", "p.toml:1: this is not TOML"),
+        ("threads = 0", "p.toml:1: threads: '0' is too small"),
+    ],
+    ids=["key", "syntax", "value"],
+)
+def test_a_mistake_in_the_file_ends_every_command_alike(tmp_path: Path, command: str, text: str, sentence: str) -> None:
+    (tmp_path / "p.toml").write_text(text)
+    done = run(command, "-c", "p.toml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (BAD_USAGE, "")
+    assert done.stderr.startswith(f"prefork: {sentence}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_folder_comes_before_all_else(serve: Serve, tmp_path: Path) -> None:
+    """File, app, socket, pid file and log: what is relative stands in the folder of --chdir."""
+    folder = tmp_path / "service"
+    folder.mkdir()
+    (folder / "p.toml").write_text('app = "shop:handle"\npid = "shop.pid"\nlog = "shop.log"\n')
+    (folder / "shop.py").write_text("def handle(conn): conn.sendall(b'open')\n")
+    server = serve("--chdir", str(folder), "-c", "p.toml", "-w", "1", bind="unix:shop.sock", ready=False)
+    server.wait_workers(1)
+    assert exchange(f"unix:{folder}/shop.sock", b"") == b"open"
+    assert (folder / "shop.pid").read_text() == f"{server.pid}\n"
+    assert "listening address=unix:shop.sock" in (folder / "shop.log").read_text()
+    server.stop()
+    assert not (folder / "shop.pid").exists()
+    assert not (folder / "shop.sock").exists()
+
+
+def test_a_folder_that_does_not_exist_is_named() -> None:
+    done = run("serve", "--chdir", "/no/such/folder")
+    assert done.returncode == BAD_USAGE
+    assert done.stderr == "prefork: --chdir: cannot change to '/no/such/folder': No such file or directory\n"
+
+
+# --- check
+
+
+def test_check_says_what_the_app_is(app: AppWriter) -> None:
+    stream = app("def handle(conn): ...")
+    done = run("check", stream)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{stream} kind=stream engine=blocking\n")
+    classic = app("import socketserver\nclass Handler(socketserver.BaseRequestHandler): ...", attribute="Handler")
+    assert "kind=socketserver engine=blocking" in run("check", classic).stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "words"),
+    [
+        ("def other(conn): ...", CANNOT_LOAD, "has no attribute 'handle'"),
+        ("def handle(:", CANNOT_LOAD, "it raised SyntaxError"),
+        ("import sys; sys.exit('no database')", CANNOT_LOAD, "it raised SystemExit: no database"),
+        ("import os; os._exit(7)", CANNOT_BOOT, "the process ended, by exit code 7"),
+        ("import os; os.kill(os.getpid(), 11)", CANNOT_BOOT, "Segmentation fault"),
+        ("import threading; threading.Event().wait()", CANNOT_BOOT, "not done within --boot-timeout 0.5 s"),
+    ],
+    ids=["attribute", "syntax", "exit", "os-exit", "segfault", "hang"],
+)
+def test_check_says_why_an_app_cannot_be_served(app: AppWriter, source: str, code: int, words: str) -> None:
+    timeout = "0.5" if "wait()" in source else "20"
+    done = run("check", app(source), "--boot-timeout", timeout)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert "prefork/check.py" not in done.stderr or code == CANNOT_BOOT  # our own frames are no help
+
+
+def test_check_touches_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run("check", "-b", address, "--pid", "x.pid", "--log", "x.log", "-b", "unix:x.sock", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "option", [("--user", "no-such-user"), ("--group", "no-such-group"), ("--workers", "0"), ("--chdir", "/nowhere")]
+)
+def test_check_finds_bad_options(option: tuple[str, str]) -> None:
+    done = run("check", *option)
+    assert done.returncode == BAD_USAGE
+    assert option[0] in done.stderr
