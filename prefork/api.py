@@ -59,7 +59,11 @@ def run(config: Config) -> int:
     identity = identity_of(config.user, config.group, config.sources)
     file = LogFile(config.log, identity) if config.log != "-" else None
     log = open_log(level=config.log_level, style=config.log_format, file=file)
-    return Master(config, log, Belongings(config, log, identity), started_in).run()
+    try:
+        return Master(config, log, Belongings(config, log, identity), started_in).run()
+    finally:
+        if file:
+            file.close()
 
 
 def _refuse_company() -> None:

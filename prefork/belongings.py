@@ -25,11 +25,13 @@ class Belongings:
         self._config = config
         self._log = log
         self._pidfile: PidFile | None = None
+        hooks = load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"])
+        app = adopt(config.target, config.app, config.interface) if config.target is not None else None
         self._watch = Watch(log) if config.reload else None
         self.terms = Terms(
-            hooks=load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"]),
+            hooks=hooks,
             identity=identity,
-            app=adopt(config.target, config.app, config.interface) if config.target is not None else None,
+            app=app,
             imports=Imports(self._watch.reports) if self._watch else None,
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,8 @@ def read(path: str, folder: Path = Path()) -> dict[str, Setting]:
 
 def _check(text: str, path: str) -> None:
     """Raise ConfigError, with the line, if the text is not TOML."""
+    import tomllib  # noqa: PLC0415 - 5 ms of start-up that only a file is worth
+
     try:
         tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of too many digits
@@ -73,6 +74,8 @@ def _check(text: str, path: str) -> None:
 
 def _statements(text: str) -> Iterator[tuple[int, str, Any]]:
     """Each key with its value and the number of its first line. The text is TOML."""
+    import tomllib  # noqa: PLC0415 - as above
+
     run: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
         run.append(line)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import sysconfig
 import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .watch import send_report, sources_in
@@ -85,13 +85,16 @@ def _places(error: BaseException) -> Iterator[str]:
         seen = seen.__cause__ or seen.__context__
 
 
-_NOT_THE_USERS = tuple(
-    os.path.join(os.path.realpath(folder), "")
-    for folder in {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), os.path.dirname(__file__)}
-)
+@cache
+def _not_the_users() -> tuple[str, ...]:
+    import sysconfig  # noqa: PLC0415 - 5 ms of start-up that only --reload is worth
+
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = {*map(sysconfig.get_path, names), os.path.dirname(__file__)}
+    return tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
 
 
 def _users(path: str) -> Iterator[str]:
     """The path, absolute, if the file is the user's; `<string>` and its like are no files."""
-    if not path.startswith("<") and not os.path.realpath(path).startswith(_NOT_THE_USERS):
+    if not path.startswith("<") and not os.path.realpath(path).startswith(_not_the_users()):
         yield os.path.abspath(path)

@@ -38,6 +38,10 @@ class LogFile:
         os.close(fd)
         return None
 
+    def close(self) -> None:
+        """At the end of the server."""
+        os.close(self.fd)
+
     def _open(self, *, create: bool) -> int:
         # Where the user who owns the log could put a link in its place, root must not follow it.
         flags = _APPEND | (os.O_NOFOLLOW if self._owner and os.geteuid() == 0 else 0)

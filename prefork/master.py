@@ -77,6 +77,8 @@ class Master:
                 signal.signal(signum, signal.SIG_IGN)  # we leave already; the interpreter would restore their defaults
             self._force.kill_all()
             self._tenure.close()
+            self._force.close()
+            self._inbox.close()
         self._log.info("stopped", uptime=f"{time.monotonic() - self._started_s:.1f}s", **self._force.totals)
         return 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .channel import Receiver
 
-ANSWER_S = 5.0  # a double fork takes 4 to 7 ms; a template that does not answer for this long is stuck
+ANSWER_S = 1.0  # the master waits meanwhile. A double fork takes 4 to 7 ms; who takes longer than this is stuck
 
 
 @dataclass(slots=True, kw_only=True)

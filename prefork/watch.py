@@ -86,15 +86,18 @@ class Sources:
     imported: set[str] = field(default_factory=set)
     loaded: bool = False  # the last app that was tried could be loaded
 
-    def learn(self, *, files: dict[str, int], folders: Iterable[str], imported: Iterable[str], loaded: bool) -> None:
-        """Add what a worker tells. A time that is known stays: it is the older one, so no change is missed."""
+    def learn(self, *, files: dict[str, int], folders: Iterable[str], imported: bool, loaded: bool) -> None:
+        """Add what a worker tells: all that its folders hold, or the files that it has imported.
+
+        A time that is known stays: it is the older one, so no change is missed.
+        """
         for path, time_ns in files.items():
             self.seen.setdefault(path, time_ns)
-        new = set(folders) - self.folders
-        for path, time_ns in times(sources_in(new)).items():
-            self.seen.setdefault(path, time_ns)
-        self.folders |= new
-        self.imported.update(imported)
+        if imported:
+            self.imported.update(files)
+            for path, time_ns in times(sources_in(set(folders) - self.folders)).items():
+                self.seen.setdefault(path, time_ns)  # they lie beside it: only what comes later is new
+        self.folders.update(folders)
         self.loaded = loaded
 
     def changes(self) -> list[str]:
@@ -118,8 +121,6 @@ class Watcher:
 
     def run(self) -> int:
         """Returns the exit code, if the master is gone already; else runs until it is killed."""
-        import watchfiles  # noqa: PLC0415 - it starts threads, and only this process wants them
-
         for signum in TABLE:
             ignore(signum)  # its end is the master's business
         signal.set_wakeup_fd(-1)
@@ -128,6 +129,8 @@ class Watcher:
             return ORPHANED
         self.log.identify(watcher=os.getpid())
         setproctitle.setproctitle("prefork: watcher")
+        import watchfiles  # noqa: PLC0415 - it starts threads, and only this process wants them
+
         self.inbox.setblocking(False)
         while os.getppid() == self.master:
             folders = set(filter(os.path.isdir, self.sources.folders)) or {os.curdir}
@@ -183,9 +186,7 @@ def send_report(
     known = sorted(times(files).items())
     for start in range(0, max(1, len(known)), _FILES_MOST):
         part = dict(known[start : start + _FILES_MOST])
-        text = json.dumps(
-            {"files": part, "folders": sorted(folders), "imported": [*part] if imported else [], "loaded": loaded}
-        )
+        text = json.dumps({"files": part, "folders": sorted(folders), "imported": imported, "loaded": loaded})
         try:
             reports.send(text.encode())
         except OSError:

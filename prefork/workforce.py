@@ -155,6 +155,14 @@ class Workforce:
         for pid in pids:
             os.waitpid(pid, 0)  # bounded: SIGKILL cannot be refused
 
+    def close(self) -> None:
+        """After the last worker: a caller in Python may start another server."""
+        for fd in self._lifeline:
+            os.close(fd)
+        for receiver in self._receivers.values():
+            receiver.close()
+        self.templates.drop()
+
     # --- orders
 
     def retire(self, worker: WorkerHandle) -> None:

@@ -47,18 +47,33 @@ class Dialer:
 
     def __call__(self) -> Socket:
         """A connection, perhaps still in the making. Raises OSError; BlockingIOError: a Unix server's queue is full."""
-        for _ in range(_SOURCES):
-            connection = Socket(self._family, _TYPE)
-            if self._source:
-                connection.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
-                connection.bind((f"127.0.0.{self._source + 1}", 0))
-            if self._no_delay:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            error = connection.connect_ex(self._address)
-            if not error or error == errno.EINPROGRESS:
-                return connection
+        connection = Socket(self._family, _TYPE)
+        if self._no_delay or self._source:
+            self._prepare(connection)
+        error = connection.connect_ex(self._address)
+        if error == errno.EADDRNOTAVAIL and self._spreads:
+            connection, error = self._from_elsewhere(connection)
+        if error and error != errno.EINPROGRESS:
             connection.close()
-            if error != errno.EADDRNOTAVAIL or not self._spreads:
-                break
+            raise OSError(error, os.strerror(error))
+        return connection
+
+    def _from_elsewhere(self, connection: Socket) -> tuple[Socket, int]:
+        """Try the other sources in turn, and stay with the first that has a free port."""
+        error = errno.EADDRNOTAVAIL
+        for _ in range(_SOURCES):
+            connection.close()
+            connection = Socket(self._family, _TYPE)
             self._source = self._source % _SOURCES + 1
-        raise OSError(error, os.strerror(error))
+            self._prepare(connection)
+            error = connection.connect_ex(self._address)
+            if error != errno.EADDRNOTAVAIL:
+                break
+        return connection, error
+
+    def _prepare(self, connection: Socket) -> None:
+        if self._no_delay:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._source:
+            connection.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+            connection.bind((f"127.0.0.{self._source + 1}", 0))

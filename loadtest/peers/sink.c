@@ -2,8 +2,8 @@
  *
  *   sink HOST PORT
  *
- * One process, one epoll, keep-alive connections. A request ends at the first empty line; what a body would hold is not looked
- * at, so it serves requests without one (GET). Every call is checked; there are no timeouts and no limits.
+ * One process, one epoll, keep-alive connections until a request says "Connection: close". A request ends at the first empty
+ * line; what a body would hold is not looked at, so it serves requests without one (GET). No timeouts, no limits.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define REPLY "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 14\r\n\r\nHello, world!\n"
+#define LAST "\r\nConnection: close\r\n"
 #define EVENTS 256
 #define DESCRIPTORS 65536
 
@@ -87,6 +88,8 @@ static void serve(int fd) {
             close(fd); /* a client that does not read */
             return;
         }
+    if (memmem(request, (size_t)got, LAST, sizeof LAST - 1) != NULL)
+        close(fd);
 }
 
 int main(int argc, char **argv) {

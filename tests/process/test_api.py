@@ -15,10 +15,13 @@ from tests.support.processes import open_fds
 from tests.support.server import clean_environment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import Serve
     from tests.support.server import RunningServer
+
+    Start = Callable[..., RunningServer]
 
 MISTAKE = """
 import prefork
@@ -30,7 +33,7 @@ except prefork.PreforkError as error:
 
 
 @pytest.fixture
-def start(serve: Serve, tmp_path: Path) -> object:
+def start(serve: Serve, tmp_path: Path) -> Start:
     """Run a script that serves, and wait until it does."""
 
     def run_script(source: str, **kwargs: object) -> RunningServer:
@@ -55,8 +58,8 @@ def mistake(tmp_path: Path, arguments: str, before: str = "") -> str:
     return output(tmp_path, f"import sys\n{before}\n" + MISTAKE.format(arguments=arguments)).strip()
 
 
-def test_a_function_is_served_and_the_script_goes_on_afterwards(start: object) -> None:
-    server = start(  # type: ignore[operator]
+def test_a_function_is_served_and_the_script_goes_on_afterwards(start: Start) -> None:
+    server = start(
         """
 import os, signal, prefork
 mine = signal.signal(signal.SIGUSR1, lambda *_: print("mine", flush=True))
@@ -77,9 +80,9 @@ print("returned", code, before == after, flush=True)
     assert server.log.endswith("mine\nreturned 0 True\n")
 
 
-def test_a_text_names_the_app_as_on_the_command_line(start: object, tmp_path: Path) -> None:
+def test_a_text_names_the_app_as_on_the_command_line(start: Start, tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text("def handle(conn): conn.sendall(b'open')")
-    server = start("import prefork\nprefork.serve('shop:handle', workers=1, bind=['127.0.0.1:0'])")  # type: ignore[operator]
+    server = start("import prefork\nprefork.serve('shop:handle', workers=1, bind=['127.0.0.1:0'])")
     assert exchange(server.address, b"") == b"open"
     (tmp_path / "shop.py").write_text("def handle(conn): conn.sendall(b'closed now')")
     server.signal(signal.SIGHUP)
@@ -87,8 +90,8 @@ def test_a_text_names_the_app_as_on_the_command_line(start: object, tmp_path: Pa
     assert exchange(server.address, b"") == b"closed now"
 
 
-def test_a_reload_of_a_function_forks_again_and_imports_nothing(start: object) -> None:
-    server = start(  # type: ignore[operator]
+def test_a_reload_of_a_function_forks_again_and_imports_nothing(start: Start) -> None:
+    server = start(
         """
 import os, prefork
 print("IMPORTED", flush=True)
@@ -104,18 +107,18 @@ prefork.serve(Shop(), workers=2, bind="127.0.0.1:0")
     assert server.log.count("IMPORTED") == 1
 
 
-def test_a_function_cannot_be_upgraded_by_exec(start: object) -> None:
-    server = start("import prefork\nprefork.serve(lambda conn: conn.sendall(b'x'), workers=1, bind='127.0.0.1:0')")  # type: ignore[operator]
+def test_a_function_cannot_be_upgraded_by_exec(start: Start) -> None:
+    server = start("import prefork\nprefork.serve(lambda conn: conn.sendall(b'x'), workers=1, bind='127.0.0.1:0')")
     server.signal(signal.SIGUSR2)
     server.wait_log("upgrade refused|cannot upgrade")
     assert exchange(server.address, b"") == b"x"
 
 
 def test_a_file_the_environment_and_arguments_have_the_same_order_as_for_the_command(
-    start: object, tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "p.toml").write_text("app = 'echo'\nworkers = 7\nthreads = 5\nbind = '127.0.0.1:0'\nbacklog = 64\n")
-    server = start(  # type: ignore[operator]
+    server = start(
         """
 import prefork
 from pathlib import Path
@@ -229,8 +232,8 @@ def test_the_package_offers_little_and_loads_it_late(tmp_path: Path) -> None:
     assert said == f"{names} False serve\nmodule 'prefork' has no attribute 'serv'\n"
 
 
-def test_a_worker_never_returns_into_the_script(start: object) -> None:
-    server = start(  # type: ignore[operator]
+def test_a_worker_never_returns_into_the_script(start: Start) -> None:
+    server = start(
         """
 import atexit, os, prefork
 atexit.register(lambda: print("AT EXIT OF", os.getpid(), flush=True))

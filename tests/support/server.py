@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -32,10 +33,15 @@ LISTENING = r"listening address=(\S+)"
 READY = r"ready workers=(\d+) in=(\S+)s"
 
 
+# Control sockets of killed masters stay behind; here they go with the tests.
+RUNTIME = tempfile.TemporaryDirectory(prefix="pf-")
+
+
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this environment without what would configure a server, plus `extra`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFORK_", "LISTEN_"))}
-    return kept | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"} | dict(extra or {})
+    ours = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "XDG_RUNTIME_DIR": RUNTIME.name}
+    return kept | ours | dict(extra or {})
 
 
 def run(
