@@ -28,7 +28,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from loadtest.generator.address import AddressError, parse
 from loadtest.users import EchoUser, FastUser, TalkbackUser, WebUser
-from loadtest.users.options import FAST, protocol_of, user_class_of
+from loadtest.users.options import engine_of, protocol_of, user_class_of
 
 __all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebUser"]
 
@@ -47,7 +47,7 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
             parse(environment.host, protocol_of(user_class, options), unix=user_class.unix)
     except AddressError as error:
         _usage(str(error))
-    if options.rate and any(user_class.__name__ != FAST for user_class in environment.user_classes):
+    if options.rate and any(engine_of(user_class) != "fast" for user_class in environment.user_classes):
         _usage("--rate needs --engine fast: a readable user begins when its last exchange has ended")
     if options.result and not Path(options.result).parent.is_dir():
         _usage(f"--result {options.result!r}: the folder {str(Path(options.result).parent)!r} does not exist")

@@ -24,6 +24,12 @@ class Backoff:
         self.noted_s, self.not_before_s = now_s, now_s + delay_s
         return delay_s
 
+    def wait(self, now_s: float, jitter: float) -> float:
+        """Wait for the first delay only: the system refused, and trying again costs it nothing."""
+        delay_s = FIRST_S * (0.8 + 0.4 * jitter)
+        self.not_before_s = max(self.not_before_s, now_s + delay_s)
+        return delay_s
+
     def clear(self) -> None:
         """Work was completed: the application works."""
         self.barren, self.not_before_s = 0, 0.0

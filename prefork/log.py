@@ -2,19 +2,19 @@
 
 Built on the standard `logging` (logger "prefork"), so an application can add handlers of its own. Our handler writes
 each line with one write(2): lines of several processes do not mix, and no lock is held across a fork. A line that
-cannot be written (disk full, pipe closed) is dropped and counted, and the next line that can be written says how many
-were lost: logging never fails a request.
+cannot be written (disk full, pipe closed, reader stuck) is dropped and counted, and the next line that can be written
+says how many were lost: logging never fails a request.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from typing import Any
 
 from .logfile import LogFile
+from .outlet import Outlet
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -27,7 +27,7 @@ class LineHandler(logging.Handler):
 
     def __init__(self, fd: int, style: str) -> None:
         super().__init__()
-        self.fd = fd
+        self._out = Outlet(fd)
         self.json = style == "json"
         self.identity: dict[str, Any] = {}
         self.dropped = 0
@@ -43,7 +43,7 @@ class LineHandler(logging.Handler):
         data = memoryview((b"\n" if self._torn else b"") + line.encode("utf-8", "backslashreplace"))
         try:
             while data:
-                written = os.write(self.fd, data)
+                written = self._out.write(data, patient=not self.dropped)
                 data, self._torn = data[written:], True
             self.dropped, self._torn = 0, False
         except OSError:  # ENOSPC, EPIPE, EBADF, EAGAIN: the log's trouble must not become the service's

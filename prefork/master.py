@@ -158,7 +158,7 @@ class Master:
     def scale(self, workers: int) -> str | None:
         """Want this many workers; return why not, if that cannot be."""
         if self._config.accept == "per-worker":
-            return f"with --accept per-worker there is one socket for each of {self._policy.workers} workers: restart"
+            return "--accept per-worker has one socket for each worker: restart with another --workers"
         most = capacity(self._config.workers)
         if not 0 <= workers <= most - 1:  # one row for the extra worker of a reload
             limit = f"from 0 to {most - 1}, as the server was started with {self._config.workers}"
@@ -277,6 +277,8 @@ class Master:
         self._force.kill(worker)
 
     def _spawn(self, order: do.Spawn) -> None:
+        if time.monotonic() < self._policy.backoff.not_before_s:
+            return  # refused a moment ago, for another slot
         try:
             worker = self._force.spawn(order)
         except OSError as error:

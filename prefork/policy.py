@@ -61,7 +61,7 @@ class Policy:
 
     def spawn_refused(self, now_s: float) -> float:
         """A worker could not be forked; return the delay until the next try in seconds."""
-        return self.backoff.note(now_s, self._jitter())
+        return self.backoff.wait(now_s, self._jitter())
 
     def origin_lost(self, generation: int, reason: str, now_s: float) -> float:
         """The template of the generation is gone; return the delay of its successor in seconds, 0 if none is needed."""

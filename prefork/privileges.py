@@ -115,10 +115,13 @@ class Place:
         os.umask(umask)
         named = os.environ.get("PWD", "")
         try:
-            folder = named if os.path.isabs(named) and os.path.samefile(named, ".") else os.getcwd()
+            same = os.path.isabs(named) and os.path.samefile(named, ".")
         except OSError:
-            folder = ""
-        return cls(folder=folder, umask=umask)
+            same = False  # the variable is not of this process's making
+        try:
+            return cls(folder=named if same else os.getcwd(), umask=umask)
+        except FileNotFoundError:
+            return cls(folder="", umask=umask)
 
     def restore(self) -> None:
         """Go back there. Raises OSError if the folder is gone."""

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from .actions import Abandoned, Action, Prepare, Reloaded
 from .belongings import Belongings
 from .desk import Desk
-from .errors import FORK_REFUSED
 from .exits import Exit
 from .heir import Heir
 from .opening import open_listeners
@@ -159,9 +158,7 @@ class Tenure:
                 configured=self._config.workers,
                 workers=self._policy.workers,
             )
-        except OSError as error:
-            if error.errno not in FORK_REFUSED:
-                raise
+        except OSError as error:  # no process, memory or descriptor left: whatever it is, it is no reason to stop
             self._log.error("upgrade failed", reason=f"cannot fork: {error.strerror}", serving="the old version")
 
     def _hand_over(self, taken: Taken) -> None:

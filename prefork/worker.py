@@ -17,7 +17,7 @@ import setproctitle
 from .channel import Sender
 from .config import Config
 from .engines.blocking import BlockingEngine
-from .errors import AppLoadError
+from .errors import AppLoadError, BootError
 from .hooks import WorkerPlace
 from .life import ORPHANED, Life, adopted, die_with_parent
 from .listener import Listener, own_share
@@ -79,11 +79,11 @@ class Worker:
             if life.told:
                 return 0  # told to stop while the app was loaded
             self.terms.hooks.worker_started(place)
-        except AppLoadError as error:
-            life.failed(APP_FAILED, str(error), error.detail)
-            return APP_FAILED
-        listeners = own_share(self.listeners, self.slot, everything=life.stopping)
-        BlockingEngine(app=app, config=self.config, listeners=listeners, rows=rows, life=life, log=self.log).run()
+            listeners = own_share(self.listeners, self.slot, everything=life.stopping)
+            BlockingEngine(app=app, config=self.config, listeners=listeners, rows=rows, life=life, log=self.log).run()
+        except (AppLoadError, BootError) as error:
+            life.failed(error.exit_code, str(error), error.detail)
+            return error.exit_code
         self.terms.hooks.worker_stopping(place)
         return 0
 

@@ -36,7 +36,11 @@ class TalkbackLink(Link):
     def ready(self, mask: int) -> None:
         """The end of the stream has come; or something unusual."""
         if mask == HUNG_UP and not self._rest:
-            got = self.connection.recv(len(self._expected) + 1)
+            try:
+                got = self.connection.recv(len(self._expected) + 1)
+            except OSError as error:
+                self.fail(cause_of(error))
+                return
             if got == self._expected and not self._got:
                 self.note(len(got))
                 self.connection.close()
@@ -54,11 +58,12 @@ class TalkbackLink(Link):
                 self._got += piece
                 if not self._expected.startswith(self._got):
                     break
-            self._ended()
         except BlockingIOError:
             pass  # there is more to come
         except OSError as error:
             self.fail(cause_of(error))
+        else:
+            self._ended()
 
     def _ended(self) -> None:
         """All has come, or too much."""
@@ -99,16 +104,16 @@ class EchoLink(Link):
         """Start an exchange now. A connect that it needs first has a clock of its own."""
         self.sent_ns = clock()
         if self._left:
-            self.send()
+            super().send()
         else:
             self.connecting = True
             self.connect()
 
     def send(self) -> None:
-        """Send the line. On a new connection its clock starts here, if the handshake is over."""
+        """Send the line on a new connection: its clock starts now, if the handshake is over."""
         now_ns = clock()
         super().send()
-        if self.connecting and self.sent_ns and len(self._rest) < len(self.request):
+        if self.sent_ns and len(self._rest) < len(self.request):
             self._connected(now_ns)
 
     def _connected(self, now_ns: int) -> None:

@@ -7,12 +7,12 @@ to give way to other greenlets, to stop, to be killed, and to tell locust's stat
 
 from __future__ import annotations
 
-import gc
 import logging
 import random
 import resource
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -51,6 +51,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
     """Plays `--scenario` on `--connections` connections; with `--rate`, by a schedule of its own."""
 
     wait_time = constant(0)
+    engine = "fast"
     protocol = ""  # the scenario's
     unix = True
     deadline_s = DEADLINE_S  # like every attribute of a user class it can be set with locust's --config-users
@@ -69,8 +70,6 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
     @task  # type: ignore[untyped-decorator]
     def drive(self) -> None:
         """Drive the clients until this user is asked to stop and all exchanges have ended, or it is killed."""
-        gc.collect()
-        gc.freeze()  # a collection that walks through all of locust's modules would be a pause of 50 ms
         with closing(get_original("select", "epoll")()) as poller:
             engine = self._engine(poller)
             try:
@@ -104,6 +103,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         rate_per_s = self.options.rate_per_user
         if rate_per_s:
             arrivals = {"constant": model.constant, "poisson": model.poisson}[self.options.arrivals]
+            _want_precise_timers()
             # Schedules of several users must not beat in time.
             start_ns = time.perf_counter_ns() + round(random.random() * 1e9 / rate_per_s)  # noqa: S311 # no secret
             schedule = arrivals(start_ns, rate_per_s)
@@ -185,3 +185,11 @@ def _allow_open_files(count: int) -> None:
             f"--connections: {count} open files needed, {hard} allowed: raise `ulimit -Hn`, or use --processes"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def _want_precise_timers() -> None:
+    """Have this thread's waits end when they should: by default the kernel adds up to 50 us to save wake-ups."""
+    try:
+        Path("/proc/thread-self/timerslack_ns").write_text("1")
+    except OSError:
+        pass  # a sandbox that hides /proc: the lag shows it

@@ -110,17 +110,22 @@ def user_class_of(options: argparse.Namespace) -> str:
 
 def scenario_of(user_class: type, options: argparse.Namespace) -> str:
     """The scenario that a user class plays: `--scenario` if it can play that, else its first."""
-    played = [name for name, class_name in SCENARIOS.items() if user_class.__name__ in (class_name, FAST)]
+    if engine_of(user_class) == "fast":
+        return str(options.scenario)
+    played = [name for name, class_name in SCENARIOS.items() if class_name == user_class.__name__]
     if options.scenario in played:
         return str(options.scenario)
     return played[0] if played else user_class.__name__
 
 
+def engine_of(user_class: type) -> str:
+    """The engine of a user class; whoever says nothing is a user as locust's usually are."""
+    return str(getattr(user_class, "engine", "readable"))
+
+
 def protocol_of(user_class: Any, options: argparse.Namespace) -> str:
     """What a user class speaks: "tcp" or "http"."""
-    if user_class.protocol:
-        return str(user_class.protocol)
-    return "http" if options.scenario == "http" else "tcp"
+    return str(user_class.protocol) or ("http" if options.scenario == "http" else "tcp")
 
 
 class _whole:  # noqa: N801 # reads as a function: argparse shows its name in no message

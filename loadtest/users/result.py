@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import locust
 
 from ..generator.account import SCHEMA
-from .options import FAST, scenario_of
+from .options import engine_of, scenario_of
 
 if TYPE_CHECKING:
     from locust.env import Environment
@@ -72,7 +72,7 @@ class Conclusion:
         path = Path(options.result)
         classes = self.environment.user_classes
         scenarios = {scenario_of(user_class, options) for user_class in classes}
-        engines = {"fast" if user_class.__name__ == FAST else "readable" for user_class in classes}
+        engines = {engine_of(user_class) for user_class in classes}
         document = {
             "schema": SCHEMA,
             "generator": {

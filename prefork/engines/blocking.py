@@ -24,7 +24,7 @@ from typing import Any
 from ..address import format_sockaddr
 from ..config import Config
 from ..connection import Connection, HandlerSocket, close
-from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY, LineTooLong
+from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY, BootError, LineTooLong
 from ..histogram import array_index
 from ..life import Life
 from ..listener import ACCEPT_WAIT_S, Listener, timeval
@@ -52,6 +52,7 @@ class BlockingEngine:
         self._life = life
         self._log = log
         self._complaints = Complaints(log)
+        self._go = threading.Event()  # the master knows that this worker is ready
         self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
         self._most = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)  # noqa: S311
         self._asked_to_leave = False
@@ -59,7 +60,7 @@ class BlockingEngine:
         self._handle = self._handle_request if self._server else self._handle_stream
 
     def run(self) -> None:
-        """Accept until told to retire, finish what is in flight, return. Raises nothing that is the app's fault."""
+        """Accept until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
         for listener in self._listeners:
             # Accepted sockets inherit both; Connection continues a wait that runs out.
             wait = timeval(min(ACCEPT_WAIT_S, self._idle_s))
@@ -69,9 +70,15 @@ class BlockingEngine:
             threading.Thread(target=self._thread, args=(row,), name=f"serve-{number}", daemon=True)
             for number, row in enumerate(self._rows)
         ]
-        self._life.ready(self._app.kind, self.name)  # before the first handler may end the process
-        for thread in threads:
-            thread.start()
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as error:  # EAGAIN of clone(2): a limit on processes counts threads too
+            raise BootError(
+                f"cannot start {len(threads)} threads: {error} (ulimit -u, or the control group's pids)"
+            ) from None
+        self._life.ready(self._app.kind, self.name)  # before the first handler, which may end the process
+        self._go.set()
         while not self._life.retiring:
             self._life.wait()
         self._finish(len(threads))
@@ -87,6 +94,7 @@ class BlockingEngine:
             self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
 
     def _thread(self, row: Row) -> None:
+        self._go.wait()
         try:
             self._serve(row)
         except BaseException as error:  # noqa: BLE001 - the worker border: our own fault, say it and let the master respawn

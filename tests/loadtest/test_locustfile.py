@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     StartServer = Callable[[Behaviour], StandIn]
     Generate = Callable[..., Generator]
 
+SLOW = pytest.mark.slow
 ENGINES = ("readable", "fast")
+# Where the other engine goes through the same code, or has tests of its own (test_engine.py), it takes its turn among
+# the slow tests.
+READABLE_FIRST = ("readable", pytest.param("fast", marks=SLOW))
+FAST_FIRST = (pytest.param("readable", marks=SLOW), "fast")
 BRIEF = ("--users", "4", "--spawn-rate", "4", "--run-time", "1s")
 FAST = ("--engine", "fast", "--connections", "4", "--run-time", "1s")
 
@@ -66,10 +71,18 @@ def check_consistency(result: dict[str, Any], engine: str = "readable") -> Histo
     return latency
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("scenario", "behaviour"),
-    [("talkback", behave.talkback), ("nap", behave.slow(0.005)), ("echo", behave.echo), ("http", behave.web)],
+    ("scenario", "behaviour", "engine"),
+    [
+        ("talkback", behave.talkback, "readable"),
+        ("nap", behave.slow(0.005), "readable"),
+        ("echo", behave.echo, "readable"),
+        ("http", behave.web, "readable"),
+        ("talkback", behave.talkback, "fast"),
+        pytest.param("nap", behave.slow(0.005), "fast", marks=SLOW),
+        pytest.param("echo", behave.echo, "fast", marks=SLOW),
+        ("http", behave.web, "fast"),
+    ],
 )
 def test_each_scenario_talks_its_protocol(
     scenario: str, behaviour: Behaviour, engine: str, stand_in: StartServer, generate: Generate
@@ -95,7 +108,7 @@ def test_each_scenario_talks_its_protocol(
         assert server.connections == 4  # kept alive
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", FAST_FIRST)
 def test_locusts_own_table_counts_every_exchange(engine: str, stand_in: StartServer, generate: Generate) -> None:
     server = stand_in(behave.slow(0.003))
     run = generate("--host", server.address, *brief(engine)).wait()
@@ -183,7 +196,7 @@ def test_failures_are_counted_by_cause(engine: str, stand_in: StartServer, gener
         assert f"TCP talkback: {cause} " in run.log
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", READABLE_FIRST)
 @pytest.mark.parametrize("scenario", ["talkback", "echo", "http"])
 def test_refused_connections_are_counted(scenario: str, engine: str, refusing_address: str, generate: Generate) -> None:
     options = ("--scenario", scenario, "--engine", engine, "-u", "1", "--connections", "2", "-t", "1s")
@@ -195,7 +208,7 @@ def test_refused_connections_are_counted(scenario: str, engine: str, refusing_ad
     assert result["per_second"][0]["p50_ns"] is None
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", READABLE_FIRST)
 def test_http_failures_are_counted_by_cause(engine: str, stand_in: StartServer, generate: Generate) -> None:
     server = stand_in(
         behave.in_turn(
@@ -215,7 +228,7 @@ def test_http_failures_are_counted_by_cause(engine: str, stand_in: StartServer, 
     assert result["completed"] == 0
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", FAST_FIRST)
 def test_an_exchange_that_ends_in_the_drain_counts_whole(
     engine: str, stand_in: StartServer, generate: Generate
 ) -> None:
@@ -240,7 +253,7 @@ def test_an_exchange_that_is_cut_off_is_censored_and_nothing_measured_is_an_erro
     assert f"no exchange ended on {server.address}: the run was too short, or the server does not answer" in run.log
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", READABLE_FIRST)
 def test_the_warm_up_is_left_out(engine: str, stand_in: StartServer, generate: Generate) -> None:
     server = stand_in(behave.slow(0.05))
     result = generate("--host", server.address, *brief(engine), "--warmup", "0.7").wait().result()
@@ -287,17 +300,14 @@ def test_a_second_ctrl_c_ends_the_drain(stand_in: StartServer, generate: Generat
     ("args", "message"),
     [
         (["--host", "http://127.0.0.1:1"], "the scenario speaks tcp, not http; write tcp://HOST:PORT"),
-        (["--host", "tcp://127.0.0.1:1", "--scenario", "http"], "the scenario speaks http, not tcp"),
-        (["--host", "127.0.0.1"], "the port is missing"),
+        pytest.param(
+            ["--host", "tcp://127.0.0.1:1", "--scenario", "http"], "the scenario speaks http, not tcp", marks=SLOW
+        ),
+        pytest.param(["--host", "127.0.0.1"], "the port is missing", marks=SLOW),
         (["--result", "no/such/folder/r.json"], "the folder 'no/such/folder' does not exist"),
-        (["--scenario", "chat"], "invalid choice: 'chat'"),
-        (["--payload", "-1"], "'-1' is not a whole number from 0 up"),
-        (["--warmup", "soon"], "'soon' is not a number from 0 up"),
-        (["--engine", "faster"], "invalid choice: 'faster'"),
-        (["--connections", "0"], "'0' is not a whole number from 1 up"),
         (["--rate", "100"], "--rate needs --engine fast"),
-        (["--rate", "100", "--engine", "fast", "TalkbackUser"], "--rate needs --engine fast"),
         (["--scenario", "http", "--host", "unix:/x"], "the scenario speaks http, not unix"),
+        pytest.param(["--rate", "100", "--engine", "fast", "TalkbackUser"], "--rate needs --engine fast", marks=SLOW),
     ],
 )
 def test_what_cannot_work_is_refused_with_one_line(args: list[str], message: str, generate: Generate) -> None:
@@ -306,6 +316,32 @@ def test_what_cannot_work_is_refused_with_one_line(args: list[str], message: str
     assert not run.has_result
 
 
+PARSE = """
+import contextlib, io, json, sys
+import loadtest.users
+from locust.argument_parser import get_parser
+for args in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        get_parser().parse_args(args)
+    print(said.getvalue().splitlines()[-1])
+"""
+
+
+def test_an_option_that_cannot_be_read_is_refused_with_one_line(tmp_path: Path) -> None:
+    mistakes = {
+        ("--scenario", "chat"): "invalid choice: 'chat'",
+        ("--payload", "-1"): "'-1' is not a whole number from 0 up",
+        ("--warmup", "soon"): "'soon' is not a number from 0 up",
+        ("--engine", "faster"): "invalid choice: 'faster'",
+        ("--connections", "0"): "'0' is not a whole number from 1 up",
+    }
+    argv = [sys.executable, "-c", PARSE, json.dumps(list(mistakes))]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20)
+    for line, message in zip(done.stdout.splitlines(), mistakes.values(), strict=True):
+        assert message in line
+
+
+@pytest.mark.slow
 def test_an_unknown_host_ends_the_run_with_the_reason(generate: Generate) -> None:
     run = generate("--host", "no-such-host.invalid:1935", *BRIEF).wait(exit_code=1)
     assert "--host 'no-such-host.invalid:1935': " in run.log

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.client import exchange, talkback_reply
+from tests.support.client import dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import thread_count
 from tests.support.server import clean_environment, run
 
@@ -97,7 +97,8 @@ def test_the_folder_comes_before_all_else(serve: Serve, tmp_path: Path) -> None:
     (folder / "shop.py").write_text("def handle(conn): conn.sendall(b'open')\n")
     server = serve("--chdir", str(folder), "-c", "p.toml", "-w", "1", bind="unix:shop.sock", ready=False)
     server.wait_workers(1)
-    assert exchange(f"unix:{folder}/shop.sock", b"") == b"open"
+    with dial(f"unix:{folder}/shop.sock") as client:
+        assert read_to_end(client) == b"open"
     assert (folder / "shop.pid").read_text() == f"{server.pid}\n"
     assert "listening address=unix:shop.sock" in (folder / "shop.log").read_text()
     server.stop()

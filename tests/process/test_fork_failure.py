@@ -36,9 +36,9 @@ needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="needs stra
 
 
 @contextmanager
-def failing(pid: int, calls: str, error: str, count: int) -> Iterator[None]:
-    """Make so many of these system calls of a process (of each of its threads) fail."""
-    command = ["strace", "-q", "-f", "-p", str(pid), "-e", f"trace={calls}", "-o", "/dev/null"]
+def failing(pid: int, calls: str, error: str, count: int, *, threads: bool = False) -> Iterator[None]:
+    """Make so many of these system calls of a process fail; with `threads` as many of each of its threads."""
+    command = ["strace", "-q", "-p", str(pid), "-e", f"trace={calls}", "-o", "/dev/null", *(["-f"] if threads else [])]
     command += ["-e", f"inject={calls}:error={error}:when=1..{count}"]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -197,6 +197,24 @@ def test_without_room_for_a_process_the_rest_serves_and_room_is_used_at_once(
     assert server.stop() == 0, "the group is removed with the test"
 
 
+@pytest.mark.slow
+def test_a_reload_without_room_for_a_thread_costs_nobody(serve: Serve, group: Path) -> None:
+    """The successor's process can be born, its thread cannot: it must not be called ready."""
+    wrapper = ["sh", "-c", 'echo 0 > "$0" && exec "$@"', str(group / "cgroup.procs")]
+    server = serve("talkback", "--workers", "2", "--log-level", "debug", wrapper=wrapper, expect_traceback=True)
+    before = workers_of(server)
+    used = int((group / "pids.current").read_text())
+    (group / "pids.max").write_text(str(used + 1))
+    with Load(server.address, fresh(2, pause_s=0.005)) as load:
+        server.signal(signal.SIGHUP)
+        server.wait_log("reload abandoned", within_s=10)
+        load.wait_more(20)
+    assert load.failed == {}
+    assert workers_of(server) == before
+    (group / "pids.max").write_text("max")
+    assert server.stop() == 0, "the group is removed with the test"
+
+
 # --- descriptors
 
 
@@ -244,6 +262,6 @@ def test_an_accept_that_fails_kills_nobody(serve: Serve, error: str) -> None:
     """What accept(2) may say of a client that has gone, of the network, of the firewall, and of the whole system."""
     server = serve_talkback(serve, 1)
     workers = workers_of(server)
-    with failing(min(workers), "accept,accept4", error, 3):
+    with failing(min(workers), "accept,accept4", error, 3, threads=True):
         assert [exchange(server.address, b"hi\n") for _ in range(10)] == [HI] * 10
     assert workers_of(server) == workers

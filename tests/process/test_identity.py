@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.client import exchange, talkback_reply
+from tests.support.client import dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import alive, open_fds, session_members
 from tests.support.server import run
 from tests.support.wait import eventually
@@ -170,4 +170,5 @@ def test_the_mask_holds_for_sockets_files_and_workers(serve: Serve, tmp_path: Pa
     serve(f"{tmp_path}/mask.py:handle", *args, bind=f"unix:{tmp_path}/s")
     assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == mode
     assert stat.S_IMODE((tmp_path / "pid").stat().st_mode) == 0o644 & ~int(mask, 8)
-    assert exchange(f"unix:{tmp_path}/s", b"") == mask.encode()
+    with dial(f"unix:{tmp_path}/s") as client:
+        assert read_to_end(client) == mask.encode()

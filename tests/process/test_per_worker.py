@@ -115,8 +115,9 @@ def test_under_constant_connections_the_end_comes_and_hardly_anyone_is_reset(ser
     assert hammer.outcomes[Outcome.RESET] <= 2
 
 
-def test_a_reload_loses_nobody(serve: Serve) -> None:
-    server = serve("talkback", "--workers", "2", *PER_WORKER)
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["each-imports", "preload"])
+def test_a_reload_loses_nobody(serve: Serve, options: tuple[str, ...]) -> None:
+    server = serve("talkback", "--workers", "2", *PER_WORKER, *options)
     with Hammer(server.address) as hammer:
         hammer.wait_more(50)
         for generation in (2, 3):
@@ -130,7 +131,9 @@ def test_scaling_is_refused_with_the_reason(serve: Serve) -> None:
     server = serve("--workers", "2", *PER_WORKER)
     before = server.worker_pids()
     server.signal(signal.SIGTTIN)
-    server.wait_log(r"scaling refused.*--accept per-worker there is one socket for each of 2 workers")
+    server.wait_log(
+        r"scaling refused.*--accept per-worker has one socket for each worker: restart with another --workers"
+    )
     assert server.worker_pids() == before
     assert attempt(server.address, b"hi\n", HI) is Outcome.OK
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.address import FORMS, Address, format_sockaddr
-from prefork.errors import BindError
-from prefork.listener import Listener, open_listener, timeval
+from prefork.errors import BindError, ConfigError
+from prefork.listener import Listener, open_group, open_listener, own_share, timeval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,6 +195,19 @@ def test_the_queue_is_what_waits_for_accept(
     assert listener.queue() == (2, 7)
 
 
+def test_drops_are_counted_while_the_queue_is_full(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket]
+) -> None:
+    listener = opened("127.0.0.1:0", backlog=1)
+    for _ in range(2):  # so many fit into a queue of 1
+        clients(listener.address)
+    assert listener.drops() == 0
+    with socket.socket() as late:
+        late.setblocking(False)
+        late.connect_ex(("127.0.0.1", port_of(listener)))
+        assert (listener.drops() or 0) >= 1
+
+
 def test_ipv6(opened: Callable[..., Listener], clients: Callable[[str], socket.socket]) -> None:
     try:
         listener = opened("[::1]:0")
@@ -338,6 +351,78 @@ def test_at_the_stop_a_unix_listener_keeps_its_queue_and_refuses_newcomers(
     assert early.recv(100) == b"served"
 
 
+# --- one socket for each worker
+
+
+@pytest.fixture
+def group() -> Iterator[list[Listener]]:
+    """Three listeners of one address."""
+    made = open_group(Address.parse("127.0.0.1:0"), backlog=64, sockets=3)
+    yield made
+    for listener in made:
+        listener.close()
+
+
+def test_a_group_has_one_address_and_a_slot_for_each(group: list[Listener]) -> None:
+    assert len({listener.address for listener in group}) == 1
+    assert [listener.slot for listener in group] == [0, 1, 2]
+    assert all(listener.owned for listener in group)
+
+
+def test_a_group_shares_connections_by_chance(group: list[Listener], clients: Callable[[str], socket.socket]) -> None:
+    for _ in range(60):
+        clients(group[0].address)
+    waiting = [listener.queue() for listener in group]
+    assert sum(count for count, _limit in waiting if count) == 60  # type: ignore[misc]
+    assert all(listener.waiting() for listener in group)  # none has none but once in 10^10 runs
+
+
+def test_a_group_is_held_off_as_one(group: list[Listener], clients: Callable[[str], socket.socket]) -> None:
+    early = [clients(group[0].address) for _ in range(12)]
+    for listener in group:
+        listener.hold_off()
+    newcomer = socket.socket()
+    newcomer.setblocking(False)
+    assert newcomer.connect_ex(("127.0.0.1", port_of(group[0]))) == errno.EINPROGRESS
+    served = 0
+    for listener in group:
+        while listener.waiting():
+            with listener.sock.accept()[0] as sock:
+                sock.sendall(b"served")
+            served += 1
+    assert served == 12
+    assert [client.recv(10) for client in early] == [b"served"] * 12
+    assert select.select([], [newcomer], [], 0)[1] == []
+    newcomer.close()
+
+
+def test_a_group_takes_no_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also not one that would share it."""
+    monkeypatch.setattr("prefork.binding.BIND_RETRY_S", 0.0)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        address = Address.parse(format_sockaddr(other.family, other.getsockname()))
+        with pytest.raises(BindError, match="Address already in use"):
+            open_group(address, backlog=1, sockets=2)
+
+
+@pytest.mark.parametrize("text", ["unix:/tmp/never-made.sock", "fd://0"])
+def test_what_is_one_socket_cannot_be_a_group(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"needs addresses of TCP: {text} is one socket; use --accept shared"):
+        open_group(Address.parse(text), backlog=1, sockets=2)
+
+
+def test_a_worker_keeps_the_listeners_of_its_slot_and_those_of_all(
+    opened: Callable[..., Listener], group: list[Listener]
+) -> None:
+    shared = opened("127.0.0.1:0")
+    assert own_share([shared, *group], 1, everything=True) == [shared, *group]
+    assert own_share([shared, *group], 1, everything=False) == [shared, group[1]]
+    assert [listener.sock.fileno() >= 0 for listener in group] == [False, True, False]
+
+
 # --- Unix sockets
 
 
@@ -349,7 +434,7 @@ def test_a_unix_listener(
     assert listener.address == f"unix:{path}"
     assert listener.owned
     clients(listener.address)
-    assert (listener.queue(), listener.waiting()) == (None, False)  # the kernel does not tell
+    assert (listener.queue(), listener.waiting(), listener.drops()) == (None, False, None)  # the kernel does not tell
     sock, peer = listener.sock.accept()
     sock.close()
     assert format_sockaddr(sock.family, peer) == "unix:"

@@ -40,6 +40,7 @@ class Written:
         self._read_end, self.fd = os.pipe()
         os.set_blocking(self._read_end, False)
         self.log = open_log(style=style, level=level, fd=self.fd)
+        self.sink = self.log.handler._out._fd  # its own description of the pipe
 
     def text(self) -> str:
         """What was written since the last call."""
@@ -229,12 +230,12 @@ def test_an_event_is_no_format(event: str) -> None:
 
 def test_a_full_disk_loses_lines_and_the_next_one_says_how_many() -> None:
     with written() as out, open("/dev/full", "wb") as full:
-        pipe = os.dup(out.fd)
-        os.dup2(full.fileno(), out.fd)
+        pipe = os.dup(out.sink)
+        os.dup2(full.fileno(), out.sink)
         for number in range(1, 4):
             out.log.info("lost")
             assert out.log.dropped == number
-        os.dup2(pipe, out.fd)
+        os.dup2(pipe, out.sink)
         os.close(pipe)
         out.log.info("back again")
         lost, back = out.text().splitlines()
@@ -247,11 +248,11 @@ def test_a_full_disk_loses_lines_and_the_next_one_says_how_many() -> None:
 
 def test_the_loss_is_an_object_in_json() -> None:
     with written("json") as out, open("/dev/full", "wb") as full:
-        pipe = os.dup(out.fd)
-        os.dup2(full.fileno(), out.fd)
+        pipe = os.dup(out.sink)
+        os.dup2(full.fileno(), out.sink)
         out.log.identify(pid=7)
         out.log.info("lost")
-        os.dup2(pipe, out.fd)
+        os.dup2(pipe, out.sink)
         os.close(pipe)
         out.log.info("back")
         lost, back = map(json.loads, out.text().splitlines())
@@ -263,7 +264,7 @@ def test_a_closed_pipe_is_no_error() -> None:
     with written() as out:
         read_end, write_end = os.pipe()
         os.close(read_end)
-        os.dup2(write_end, out.fd)
+        os.dup2(write_end, out.sink)
         os.close(write_end)
         for _ in range(5):
             out.log.info("to nobody")
@@ -292,7 +293,7 @@ def test_a_line_is_one_write(tmp_path: Path) -> None:
     """Long ones too: lines of several processes do not mix in a file opened for appending."""
     path = tmp_path / "log"
     with path.open("ab", buffering=0) as file, path.open("ab", buffering=0) as other, written() as out:
-        os.dup2(file.fileno(), out.fd)
+        os.dup2(file.fileno(), out.sink)
         out.log.error("first", detail="x" * 100_000)
         os.write(other.fileno(), b"from another process\n")
         out.log.info("second")
