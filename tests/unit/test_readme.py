@@ -8,7 +8,11 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -21,6 +25,7 @@ import loadtest.cli
 import loadtest.report
 import loadtest.verdict
 import prefork.cli
+import prefork.status
 from loadtest.compare import compare
 from loadtest.plan import Load
 from loadtest.planfile import LOAD_KEYS, PLAN_KEYS
@@ -30,6 +35,7 @@ from prefork.config import OPTIONS
 from prefork.errors import PreforkError
 from prefork.signals import TABLE
 from tests.support.client import exchange
+from tests.support.server import clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,9 +224,8 @@ def test_every_test_that_is_named_exists() -> None:
 @pytest.mark.parametrize("package", ["prefork", "loadtest"])
 def test_every_module_has_its_place_in_the_reading_order(package: str) -> None:
     """By its name, or by that of its folder."""
-    listed = Counter(
-        re.findall(r"`([\w/]+(?:\.py|/))`", "\n".join(line.split("|")[1] for line in table(f"### {package}/")))
-    )
+    rows = [line for line in section(f"### {package}/").splitlines() if line.startswith("|")]  # of several tables
+    listed = Counter(re.findall(r"`([\w/]+(?:\.py|/))`", "\n".join(line.split("|")[1] for line in rows)))
     faults = [f"is listed twice: {name}" for name, count in listed.items() if count > 1]
     faults += [f"does not exist: {name}" for name in listed if not (ROOT / package / name).exists()]
     for path in sorted((ROOT / package).rglob("*.py")):
@@ -296,6 +301,48 @@ def test_the_handlers_of_the_page_answer_as_it_says(serve: Serve, tmp_path: Path
     assert sent
     server = serve(app[1], "--workers", "1", cwd=tmp_path)
     assert exchange(server.address, sent[1].encode() + b"\n", half_close=True) == sent[2].encode()
+
+
+def test_the_script_of_the_page_serves(serve: Serve, tmp_path: Path) -> None:
+    (code,) = (body for _, body in FENCE.findall(section("## From Python")) if "prefork.serve(" in body)
+    assert "127.0.0.1:1935" in code
+    (tmp_path / file_name(code)).write_text(code.replace("127.0.0.1:1935", "127.0.0.1:0"))
+    server = serve(wrapper=[sys.executable, file_name(code)], bind=None, cwd=tmp_path)
+    assert exchange(server.address, b"good morning\n", half_close=True) == b"GOOD MORNING\n"
+
+
+def test_the_hooks_of_the_page_are_hooks(serve: Serve, tmp_path: Path) -> None:
+    (code,) = (body for _, body in FENCE.findall(section("### Hooks")))
+    (tmp_path / file_name(code)).write_text(code)
+    server = serve("talkback", "--workers", "1", "--hooks", file_name(code), cwd=tmp_path)
+    server.wait_log("worker 0 opens its own connections")
+    (worker,) = server.worker_pids()
+    os.kill(worker, signal.SIGKILL)
+    server.wait_log("^worker 0 died: SIGKILL, .*, serving nobody")
+    server.wait_workers(1, without={worker})
+
+
+def test_the_configuration_of_the_page_is_shown_as_it_says(tmp_path: Path) -> None:
+    code, shown = (body for language, body in FENCE.findall(section("## Configure"))[:2] if language)
+    (tmp_path / file_name(code)).write_text(code)
+    command, _, wanted = shown.partition("\n")
+    setting, _, arguments = command.removeprefix("$ ").removesuffix(" | head -10").partition(" prefork ")
+    name, _, value = setting.partition("=")
+    done = subprocess.run(
+        [sys.executable, "-m", "prefork", *arguments.split()], capture_output=True, text=True, timeout=20, check=True,
+        cwd=tmp_path, env=clean_environment({name: value}),
+    )  # fmt: skip
+    assert done.stdout.splitlines()[:10] == wanted.splitlines()
+
+
+def test_the_columns_of_the_status() -> None:
+    """Those that explain themselves need no row."""
+    plain = {"SLOT", "PID", "GEN", "AGE", "CPU"}
+    explained = set(re.findall(r"`([A-Z0-9 ]+)`", "\n".join(line.split("|")[1] for line in table("## Operate")[2:])))
+    assert explained | plain == set(prefork.status._COLUMNS)
+    (shown,) = (body for _, body in FENCE.findall(section("## Operate")) if body.startswith("$ prefork status"))
+    heading = next(line for line in shown.splitlines() if line.startswith("SLOT"))
+    assert re.split(r" {2,}", heading.strip()) == list(prefork.status._COLUMNS)
 
 
 def test_there_are_examples_of_both_kinds() -> None:
