@@ -234,16 +234,26 @@ def _run(store: Store, base: Path) -> int:
     rounds = store.rounds()
     if rounds:
         report = _report(store)
-        (store.folder / "report.md").write_text(report.render("github"), encoding="utf-8")
         click.echo(report.render("text"), nl=False)
-    click.echo(f"{len(rounds)} rounds are in {store.folder}", err=True)
+        try:
+            (store.folder / "report.md").write_text(report.render("github"), encoding="utf-8")
+        except OSError as error:
+            click.echo(f"report.md cannot be written: {error.strerror}", err=True)
+    click.echo(f"{_rounds(len(rounds))} in {store.folder}", err=True)
+    if outcome.unkept:
+        click.echo(f"the run has ended: {outcome.unkept}", err=True)
+        return EXIT_FAILED
     if outcome.interrupted:
         click.echo("interrupted: the finished rounds are kept; run again with the same --out to add more", err=True)
         return EXIT_INTERRUPTED
     if outcome.failed:
-        click.echo(f"{outcome.failed} rounds failed; their logs are in {store.folder / 'rounds'}", err=True)
+        click.echo(f"{_rounds(outcome.failed)} failed; logs are in {store.folder / 'rounds'}", err=True)
         return EXIT_FAILED
     return EXIT_OK
+
+
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
 
 
 @main.command("report")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .interrupt import Interrupted
 from .round import measure
+from .store import StoreError
 
 if TYPE_CHECKING:
     from .interrupt import Interrupt
@@ -23,6 +24,7 @@ class Outcome:
     measured: int = 0
     failed: int = 0
     interrupted: bool = False
+    unkept: str = ""  # why the last round could not be kept, which ended the run
     dropped: set[tuple[str, str]] = field(default_factory=set)  # (server, load) that are not tried again
 
 
@@ -57,6 +59,8 @@ def run(store: Store, progress: Progress, interrupt: Interrupt, *, base: Path) -
                 outcome.dropped.add(key)
     except Interrupted:
         outcome.interrupted = True
+    except StoreError as error:
+        outcome.unkept = str(error)
     return outcome
 
 

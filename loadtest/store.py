@@ -71,7 +71,10 @@ class Store:
         """The number of the next round and a folder for its logs."""
         number = max((int(path.stem) for path in self._files()), default=-1) + 1
         folder = self.folder / "rounds" / f"{number:03}"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be made: {error.strerror}") from None
         return number, folder
 
     def add(self, done: Round) -> None:
@@ -100,8 +103,12 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
     """Replace the file in one step. A line for each of the top keys: short to read, and short to store."""
     part = path.with_name(path.name + ".part")
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
-    with part.open("w", encoding="utf-8") as file:
-        file.write("{\n" + lines + "\n}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write("{\n" + lines + "\n}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written: {error.strerror}") from None

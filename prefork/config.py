@@ -86,6 +86,10 @@ class Config:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
+WORKERS_MOST = 4096
+THREADS_MOST = 1024
+
+
 def _choice(choices: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -99,7 +103,7 @@ def _workers(text: str) -> int:
     if text == "auto":
         return usable_cpus()
     try:
-        return count(text)
+        return count(text, most=WORKERS_MOST)
     except ValueError as error:
         raise ValueError(f"{error}; give a number from 1 up, or auto") from None
 
@@ -122,8 +126,8 @@ OPTIONS: tuple[Option, ...] = (
            metavar="ADDRESS", help=f"Where to listen: {FORMS}. Repeatable."),
     Option(name="workers", field="workers", short="-w", parse=_workers, default="auto", metavar="N|auto",
            help="Worker processes. auto: the processors that this process may use (cgroup quota, else affinity)."),
-    Option(name="threads", field="threads", short="-t", parse=count, default="1", metavar="N",
-           help="Threads per worker; each serves one connection at a time."),
+    Option(name="threads", field="threads", short="-t", parse=partial(count, most=THREADS_MOST), default="1",
+           metavar="N", help="Threads per worker; each serves one connection at a time."),
     Option(name="interface", field="interface", parse=_choice(KINDS), default="auto", metavar="KIND",
            help=f"What APP is, when it cannot be told from its parameters: {', '.join(KINDS)}."),
     Option(name="backlog", field="backlog", parse=count, default="2048", metavar="N",

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from time import monotonic, monotonic_ns
 from typing import Any
 
-from .errors import CLIENT_GONE, LineTooLong
+from .errors import CLIENT_GONE, NOT_OPEN, LineTooLong
 from .listener import timeval
 from .scoreboard import BUSY_NS, BYTES_IN, BYTES_OUT, GONE, IDLE_CLOSED, SINCE, TOO_LONG
 
@@ -235,7 +235,11 @@ def close(sock: _socket.socket) -> None:
             _linger(sock)
     except OSError:
         pass  # reset meanwhile: nobody reads the reply
-    sock.close()
+    try:
+        sock.close()
+    except OSError as error:
+        if error.errno not in NOT_OPEN:
+            raise
 
 
 def _unread(sock: _socket.socket) -> int:

@@ -85,5 +85,8 @@ CLIENT_GONE = frozenset({
     errno.EHOSTUNREACH, errno.ENETUNREACH,
 })  # fmt: skip
 
+# close(2) and the like: the handler closed the descriptor behind our back, `os.close(conn.fileno())`.
+NOT_OPEN = frozenset({errno.EBADF, errno.ENOTSOCK})
+
 # fork(2): too many processes, or no memory. Both pass; the master keeps what it has and tries again.
 FORK_REFUSED = frozenset({errno.EAGAIN, errno.ENOMEM})

@@ -56,10 +56,11 @@ class Heir:
     def follows(self, configured: int) -> tuple[int, int]:
         """How many workers to have, and the generation to count on from.
 
-        The workers are as configured, unless that is as it was and the old master was scaled.
+        The workers are as configured, unless that is as it was and the old master was scaled. At least one, else nobody
+        would see whether the new version serves.
         """
         before, now = self._scaled
-        return (now if configured == before else configured), self._generation
+        return (max(1, now) if configured == before else configured), self._generation
 
     def take(self, bind: str) -> list[Listener]:
         """The listeners that were asked for by these words: one, or one a slot; none if the old master had none."""

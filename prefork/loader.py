@@ -184,7 +184,7 @@ def guess(target: Callable[..., Any]) -> str | None:
     """The kind of a callable, or None if no rule fits."""
     if isinstance(target, type):
         if issubclass(target, socketserver.BaseRequestHandler):
-            return "socketserver"
+            return None if issubclass(target, socketserver.DatagramRequestHandler) else "socketserver"
         asyncio = sys.modules.get("asyncio")  # 20 ms of start-up; who made a Protocol class has imported it
         if asyncio is not None and issubclass(target, asyncio.BaseProtocol):
             return "protocol"

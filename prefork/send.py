@@ -5,6 +5,7 @@ Every step that fails says which step, on which address, and the system's reason
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 
@@ -12,6 +13,9 @@ from .address import Address
 from .errors import PreforkError
 
 _CHUNK = 65536
+
+# The server closed before it had read all of the request: what it sent before that can still be read.
+CLOSED_EARLY = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 
 
 class SendError(PreforkError):
@@ -30,7 +34,7 @@ def exchange(
 
     `timeout_s` bounds each step. `tell` narrates. Raises SendError.
     """
-    step = "create a socket for"
+    step, closed_early = "create a socket for", False
     try:
         with socket.socket(_family(address), socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout_s)
@@ -38,17 +42,23 @@ def exchange(
             step = "connect to"
             sock.connect(address.path or (address.host, address.port))
             tell(f"connected to {address} from {_name(sock)}")
-            step = f"write {len(request)} bytes to"
-            sock.sendall(request)
-            tell(f"wrote {len(request)} bytes")
-            step = "half-close"
-            sock.shutdown(socket.SHUT_WR)
-            tell("half-closed: no more to send")
+            try:
+                step = f"write {len(request)} bytes to"
+                sock.sendall(request)
+                tell(f"wrote {len(request)} bytes")
+                step = "half-close"
+                sock.shutdown(socket.SHUT_WR)
+                tell("half-closed: no more to send")
+            except OSError as error:
+                if error.errno not in CLOSED_EARLY:
+                    raise
+                tell(f"the server has closed already: {error.strerror}")  # its reply may be there all the same
+                closed_early = True
             step = "read from"
             size = 0
-            while chunk := sock.recv(_CHUNK):
+            while chunk := _receive(sock, reset_is_end=closed_early and size > 0):
                 size += len(chunk)
-                received(chunk)
+                _pass_on(chunk, received)
             tell(f"read {size} bytes to the end")
         tell("closed")
     except OSError as error:
@@ -59,6 +69,25 @@ def exchange(
     except UnicodeError as error:
         raise SendError(f"cannot {step} {address}: {error}") from None
     return size
+
+
+def _receive(sock: socket.socket, *, reset_is_end: bool) -> bytes:
+    """Read a piece. After a server closed without reading all, the reset behind its reply is the reply's end."""
+    try:
+        return sock.recv(_CHUNK)
+    except OSError as error:
+        if reset_is_end and error.errno in CLOSED_EARLY:
+            return b""
+        raise
+
+
+def _pass_on(chunk: bytes, received: Callable[[bytes], None]) -> None:
+    try:
+        received(chunk)
+    except BrokenPipeError:
+        raise SystemExit(1) from None  # whoever read our output has gone
+    except OSError as error:
+        raise SendError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def _family(address: Address) -> socket.AddressFamily:

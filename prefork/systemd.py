@@ -92,6 +92,11 @@ class Notifier:
         self._say(f"MAINPID={pid}")
         self._silent = True
 
+    def staying(self) -> None:
+        """That other process is gone: this one is the main one after all."""
+        self._silent = False
+        self._say(f"MAINPID={os.getpid()}")
+
     def tick(self, now_s: float) -> float:
         """Say that the loop turns, if the manager wants to know (WatchdogSec=); return when to come again."""
         self._flush()

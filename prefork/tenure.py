@@ -163,14 +163,16 @@ class Tenure:
 
     def _hand_over(self, taken: Taken) -> None:
         """The new master is ready: give it what it took, keep what it has no use for, and go."""
+        self._desk.leave()  # first: the new one may make its control socket at the same place
+        if not self.upgrade.grant():
+            self._desk.open()
+            return
         for listener in list(self._listeners):
             if listener.sock.fileno() in taken.fds:
                 self._listeners.remove(listener)
                 listener.close()
         if self._belongings.pidfile is not None and self._belongings.pidfile.fd in taken.fds:
             self._belongings.hand_over_pidfile()
-        self._desk.leave()
-        self.upgrade.grant()
         self._stop("upgrade")
 
     def hold_off(self) -> None:

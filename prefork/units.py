@@ -17,14 +17,14 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def count(text: str, *, least: int = 1) -> int:
-    """A whole number, at least `least`."""
-    if not _COUNT.fullmatch(text):
+def count(text: str, *, least: int = 1, most: int = COUNT_MOST) -> int:
+    """A whole number from `least` to `most`."""
+    if not _COUNT.fullmatch(text.removeprefix("-")):
         raise ValueError(f"{text!r} is not a whole number")
-    if (number := int(text)) < least:
+    if (number := int(text)) < least or text.startswith("-"):
         raise ValueError(f"{text!r} is too small: at least {least}")
-    if number > COUNT_MOST:
-        raise ValueError(f"{text!r} is too large: at most {COUNT_MOST}")
+    if number > most:
+        raise ValueError(f"{text!r} is too large: at most {most}")
     return number
 
 

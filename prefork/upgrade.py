@@ -169,18 +169,20 @@ class Upgrade:
             self._until_s = _NEVER
             os.kill(self.successor, signal.SIGKILL)
 
-    def grant(self) -> None:
-        """Hand over: the new master is told, and from now on this one is as good as gone."""
+    def grant(self) -> bool:
+        """Hand over: the new master is told, and from now on this one is as good as gone. False if it just died."""
         assert self.successor is not None
-        self.notifier.handing_over(self.successor)  # first: the new one's own words are heard only after that
         assert self._channel is not None
+        self.notifier.handing_over(self.successor)  # first: the new one's own words are heard only after that
         try:
             self._channel.send(b"yours")
         except OSError:
-            pass  # it died this moment: too late to take back, as much as if it had died a moment later
+            self.notifier.staying()
+            return False
         self._close()
         self.done = True
         self.log.info("handed over", successor=self.successor)
+        return True
 
     def buried(self, child: Exit) -> bool:
         """A child was reaped; True if it was the new master."""

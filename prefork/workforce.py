@@ -18,6 +18,7 @@ from typing import Any
 from .actions import Spawn, Unit
 from .channel import Receiver
 from .config import Config
+from .errors import PreforkError
 from .exits import Exit
 from .histogram import ARRAY_DIGITS, Histogram
 from .listener import Listener
@@ -65,7 +66,11 @@ class Workforce:
     _libc: ctypes.CDLL = field(init=False)
 
     def __post_init__(self) -> None:
-        self.board = Scoreboard(groups=capacity(self.config.workers), threads=self.config.threads)
+        groups, threads = capacity(self.config.workers), self.config.threads
+        try:
+            self.board = Scoreboard(groups=groups, threads=threads)
+        except OSError as error:
+            raise PreforkError(f"no memory for {groups} workers of {threads} threads: {error.strerror}") from None
         self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.templates = Templates(libc=self._libc)

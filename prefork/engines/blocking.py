@@ -24,7 +24,7 @@ from typing import Any
 from ..address import format_sockaddr
 from ..config import Config
 from ..connection import Connection, HandlerSocket, close
-from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY, BootError, LineTooLong
+from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPEN, QUEUE_EMPTY, BootError, LineTooLong
 from ..histogram import array_index
 from ..life import Life
 from ..listener import ACCEPT_WAIT_S, Listener, timeval
@@ -166,7 +166,12 @@ class BlockingEngine:
             self._account(request.fate, row)
         if request.fileno() >= 0:  # else the handler closed it itself
             # A bare socket again: files made by makefile() and not closed would delay close().
-            close(_socket.socket(request.family, request.type, request.proto, request.detach()))
+            family, kind, proto = int(request.family), int(request.type), request.proto
+            try:
+                close(_socket.socket(family, kind, proto, request.detach()))
+            except OSError as error:
+                if error.errno not in NOT_OPEN:
+                    raise
 
     def _account(self, fate: int, row: Row, error: BaseException | None = None) -> None:
         """Count what became of the connection in one counter, before its end reaches the client."""

@@ -86,6 +86,7 @@ def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
     client, seen = first["client"], first["signals"]
     assert 0 < client["completed"] <= 2 / 0.005 * client["duration_s"] * 1.1  # two workers, 5 ms each
     assert client["failures"] == {}
+    assert (client["generator"]["engine"], client["connections"]) == ("fast", 4)
     assert seen["server"]["processes"] == 3  # master and two workers
     assert 0 < seen["server"]["cpu_ns"] < 2 * client["duration_s"] * 1e9 * os.cpu_count()
     assert seen["generator"]["cpu_ns"] > 0
@@ -95,6 +96,28 @@ def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
     assert "| good" in (lab.out / "report.md").read_text()
     assert "stopped" in (lab.out / "rounds" / "000" / "server.log").read_text()
     assert not [line for line in servers_left() if str(lab.folder) in line]
+
+
+@pytest.mark.slow
+def test_a_run_by_schedule_shows_both_clocks(lab: Lab) -> None:
+    done = lab.run("--server", GOOD, *QUICK, "--rate", "100", "--arrivals", "poisson")
+    assert done.returncode == 0, done.stderr
+    (kept,) = lab.rounds()
+    client = kept["client"]
+    assert client["generator"]["engine"] == "fast"
+    assert client["arrivals"]["offered"] == client["completed"]
+    row = next(line for line in done.stdout.split("by schedule")[1].splitlines() if line.startswith("good"))
+    assert row.split()[1:3] == [str(client["completed"]), "0"]
+    assert "4 connections, 100/s (poisson)" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_readable_engine_measures_the_same_server(lab: Lab) -> None:
+    done = lab.run("--server", GOOD, *QUICK, "--engine", "readable")
+    assert done.returncode == 0, done.stderr
+    (kept,) = lab.rounds()
+    assert (kept["client"]["generator"]["engine"], kept["client"]["connections"]) == ("readable", 4)
+    assert "readable engine" in done.stdout
 
 
 @pytest.mark.slow

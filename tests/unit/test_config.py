@@ -148,7 +148,7 @@ def bind_or_sentence(text: str) -> tuple[Address, ...] | str:
     [
         ({"workers": "0"}, "--workers 0: '0' is too small: at least 1; give a number from 1 up, or auto"),
         ({"workers": "four"}, "--workers four: 'four' is not a whole number; give a number from 1 up, or auto"),
-        ({"workers": "-2"}, "--workers -2: '-2' is not a whole number; give a number from 1 up, or auto"),
+        ({"workers": "-2"}, "--workers -2: '-2' is too small: at least 1; give a number from 1 up, or auto"),
         ({"workers": ""}, "--workers : '' is not a whole number; give a number from 1 up, or auto"),
         ({"threads": "0"}, "--threads 0: '0' is too small: at least 1"),
         ({"timeout": "0"}, "--timeout 0: '0' is too short: more than 0"),

@@ -88,6 +88,14 @@ def test_after_the_hand_over_only_the_new_process_speaks(manager: Manager) -> No
     assert manager.heard() == ["MAINPID=4242"]
 
 
+def test_if_the_new_process_dies_at_the_hand_over_the_old_one_stays(manager: Manager) -> None:
+    notifier = Notifier(environment(manager))
+    notifier.handing_over(4242)
+    notifier.staying()
+    notifier.stopping("later")
+    assert manager.heard() == ["MAINPID=4242", f"MAINPID={ME}", "STOPPING=1\nSTATUS=later"]
+
+
 def test_an_heir_is_silent_until_it_owns_the_estate(manager: Manager) -> None:
     notifier = Notifier(environment(manager))
     notifier.silence(True)

@@ -97,7 +97,7 @@ def test_an_estate_with_parts_missing_is_ignored() -> None:
 
 @pytest.mark.parametrize(
     ("configured", "now", "before", "workers"),
-    [(4, 4, 4, 4), (4, 6, 4, 6), (8, 4, 4, 8), (8, 6, 4, 8), (4, 0, 4, 0)],
+    [(4, 4, 4, 4), (4, 6, 4, 6), (8, 4, 4, 8), (8, 6, 4, 8), (4, 0, 4, 1)],
     ids=["as ever", "scaled", "configured anew", "both", "scaled to none"],
 )
 def test_how_many_workers_to_have(family: Family, configured: int, now: int, before: int, workers: int) -> None:
