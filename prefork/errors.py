@@ -88,5 +88,6 @@ CLIENT_GONE = frozenset({
 # close(2) and the like: the handler closed the descriptor behind our back, `os.close(conn.fileno())`.
 NOT_OPEN = frozenset({errno.EBADF, errno.ENOTSOCK})
 
-# fork(2): too many processes, or no memory. Both pass; the master keeps what it has and tries again.
-FORK_REFUSED = frozenset({errno.EAGAIN, errno.ENOMEM})
+# fork(2) and the pipes around it: too many processes, no memory, no descriptors. All pass; the master keeps what it has
+# and tries again.
+FORK_REFUSED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})

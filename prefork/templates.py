@@ -28,8 +28,13 @@ class Templates:
     def prepare(self, generation: int, prototype: Worker, drop: Callable[[], None]) -> None:
         """Fork a template. Raises OSError if the system has no process left."""
         self.libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        orders, orders_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         report, report_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            orders, orders_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            os.close(report)
+            os.close(report_end)
+            raise
 
         def drop_all() -> None:
             drop()
