@@ -12,6 +12,7 @@ import click
 
 from . import planfile, session, values
 from .compare import across, compare
+from .flags import Value, load_flags
 from .interrupt import Interrupt
 from .plan import Load, Plan, PlanError, Server
 from .progress import Progress
@@ -22,23 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-
-
-class Value(click.ParamType[Any]):
-    """A flag's value, read by the same parser as the plan's key of that name."""
-
-    def __init__(self, name: str, parse: Callable[[Any], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The parsed value, or click's usage error."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -85,9 +69,6 @@ def _pairs(lines: Sequence[str]) -> list[Server]:
     return servers
 
 
-_DEFAULT = Load(name="")
-
-
 @main.command()
 @click.argument("plan", type=click.Path(path_type=Path), required=False)
 @click.option(
@@ -98,41 +79,7 @@ _DEFAULT = Load(name="")
     help="A server to measure; repeat to compare. COMMAND may use {address} {host} {port} {python}.",
 )
 @click.option("--attach", type=Value("HOST:PORT", values.endpoint), help="Measure a server that runs already.")
-@click.option("--scenario", type=Value("NAME", values.scenario), help="talkback (default), echo, nap or http.")
-@click.option("--connections", type=Value("N", values.count), help=f"Clients, all together ({_DEFAULT.connections}).")
-@click.option("--engine", type=Value("NAME", values.engine), help="Of the generator: fast (default) or readable.")
-@click.option(
-    "--rate",
-    "rate_per_s",
-    type=Value("N", values.rate_per_s),
-    help="Exchanges that come due each second, whatever the server does; latency counts from then.",
-)
-@click.option("--arrivals", type=Value("HOW", values.arrivals), help="With --rate: constant (default) or poisson.")
-@click.option(
-    "--max-in-flight",
-    type=Value("N", values.count),
-    help=f"With --rate: what comes due while so many are under way is missed ({_DEFAULT.max_in_flight}).",
-)
-@click.option(
-    "--duration",
-    "duration_s",
-    type=Value("TIME", values.duration_s),
-    help=f"Measured time of a round ({_DEFAULT.duration_s:g}s).",
-)
-@click.option(
-    "--warmup",
-    "warmup_s",
-    type=Value("TIME", values.pause_s),
-    help=f"Load before it, not counted ({_DEFAULT.warmup_s:g}s).",
-)
-@click.option(
-    "--payload", type=Value("BYTES", values.count), help=f"Length of a line that a client sends ({_DEFAULT.payload})."
-)
-@click.option(
-    "--exchanges",
-    type=Value("N", values.count),
-    help=f"Exchanges on one connection, where it is kept ({_DEFAULT.exchanges}).",
-)
+@load_flags
 @click.option("--rounds", type=Value("N", values.count), help="Rounds of each configuration (6).")
 @click.option(
     "--pin",
@@ -199,7 +146,7 @@ def _plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: di
     fields = {field for field, _ in planfile.LOAD_KEYS.values()}
     load = {name: value for name, value in flags.items() if name in fields}
     rest = {name: value for name, value in flags.items() if name not in fields}
-    name = load.get("scenario", _DEFAULT.scenario)
+    name = load.get("scenario", Load(name="").scenario)
     return Plan(name=name, servers=tuple(servers), loads=(Load(name=name, **load),), **rest)
 
 

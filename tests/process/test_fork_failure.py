@@ -218,16 +218,51 @@ def test_a_reload_without_room_for_a_thread_costs_nobody(serve: Serve, group: Pa
 # --- descriptors
 
 
+@contextmanager
+def without_descriptors(pid: int) -> Iterator[None]:
+    """Let a process open nothing more, until the end of the context."""
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = open_fds(pid)
+    free = next(fd for fd in range(len(used) + 1) if fd not in used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, usual[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+
+
+@HOW
+def test_a_master_without_descriptors_lives_and_recovers(serve: Serve, how: list[str]) -> None:
+    """A worker needs a pipe to tell its master of itself."""
+    server = serve_talkback(serve, 2, *how)
+    victim = min(workers_of(server))
+    with without_descriptors(server.pid):
+        os.kill(victim, signal.SIGKILL)
+        server.wait_log("cannot .*reason=.*open files")
+        assert exchange(server.address, b"hi\n") == HI
+    eventually(lambda: len(workers_of(server)) == 2, within_s=FULL_WITHIN_S, what="full strength")
+
+
+@HOW
+def test_a_reload_without_descriptors_costs_nobody(serve: Serve, how: list[str]) -> None:
+    server = serve_talkback(serve, 1, *how)
+    before = workers_of(server)
+    with without_descriptors(server.pid), Load(server.address, fresh(2, pause_s=0.005)) as load:
+        server.signal(signal.SIGHUP)
+        server.wait_log("cannot .*reason=.*open files")
+        load.wait_more(20)
+        assert workers_of(server) == before
+    assert load.failed == {}
+    server.wait_log("reloaded generation=2|reload abandoned")
+
+
 @pytest.mark.slow
 def test_ten_seconds_without_descriptors_cost_neither_workers_nor_cpu(serve: Serve) -> None:
     server = serve_talkback(serve, 4)
     workers = workers_of(server)
-    usual = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in workers}
-    for pid in workers:
-        used = open_fds(pid)
-        free = next(fd for fd in range(len(used) + 1) if fd not in used)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, usual[pid][1]))
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as shortage:
+        for pid in workers:
+            shortage.enter_context(without_descriptors(pid))
         clients = [stack.enter_context(dial(server.address)) for _ in range(40)]
         for client in clients:
             client.sendall(b"waiting\n")
@@ -238,8 +273,7 @@ def test_ten_seconds_without_descriptors_cost_neither_workers_nor_cpu(serve: Ser
             clients[-1].recv(1)
         busy = (cpu_s(server, workers) - before_s) / (time.monotonic() - began_s)
         print(f"without descriptors for 10 s: {busy:.1%} of a processor")
-        for pid in workers:
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, usual[pid])
+        shortage.close()
         for client in clients:
             client.settimeout(10)
             assert read_to_end(client) == talkback_reply(b"waiting")

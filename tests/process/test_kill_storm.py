@@ -166,3 +166,25 @@ def test_kills_of_workers_with_threads_cost_at_most_a_connection_a_thread(serve:
     with Load(server.address, fresh(16)) as load:
         seen = storm(server, load, 40, seed=8)
     assert_cheap(server, load, seen, held_each=4)
+
+
+@pytest.mark.slow
+@HOW
+def test_kills_in_the_midst_of_reloads_cost_what_was_held(serve: Serve, how: list[str]) -> None:
+    """Any child may be hit, the template and a successor that is not ready included; then that reload is abandoned."""
+    server = serve("nap", *DEBUG, *how)
+    choose = random.Random(31)
+    kills = 15
+    with Load(server.address, fresh(8)) as load:
+        for number in range(kills):
+            server.signal(signal.SIGHUP)
+            server.wait_log("reloading", count=number + 1)
+            load.wait_more(choose.randint(1, 60))
+            os.kill(choose.choice(sorted(children(server.pid))), signal.SIGKILL)
+            ends = "reloaded generation=|reload abandoned"
+            server.wait_log(ends, count=number + 1, within_s=20)
+        load.wait_more(50)
+        eventually(lambda: len(children(server.pid)) == WORKERS + len(how), within_s=10, what="full strength")
+    print(f"{kills} kills amid reloads: {dict(load.counts)}")
+    assert sum(load.failed.values()) <= kills, load.failed
+    assert Outcome.REFUSED not in load.counts

@@ -117,6 +117,9 @@ def test_recycling_under_load_loses_nothing(serve: Serve, how: list[str]) -> Non
         server.wait_log("worker retired", count=3)
         load.wait_more(50)
     assert load.failed == {}
+    assert server.stop() == 0
+    (said,) = events(server.log, "stopped")
+    assert int(said.fields["completed"]) == load.counts[Outcome.OK], "what the retired have done is counted too"
 
 
 @pytest.mark.slow

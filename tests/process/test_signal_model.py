@@ -56,7 +56,10 @@ def expected(workers: int, generation: int, how: tuple[str, ...]) -> list[str]:
 
 
 def asleep(pid: int) -> bool:
-    """A signal makes the master runnable before kill(2) returns; it sleeps again when it has dealt with it."""
+    """A signal makes the master runnable before kill(2) returns; when it sleeps again, it has probably dealt with it.
+
+    Probably: it also sleeps while it waits for the template's answer.
+    """
     seen = stat(pid)
     return seen is not None and seen.state == "S"
 
@@ -127,7 +130,13 @@ class Model(RuleBasedStateMachine):
         for _ in range(4 * len(workers)):
             exchange(self.server.address)
         if workers:
-            os.kill(workers[number % len(workers)], signal.SIGKILL)
+            victim = workers[number % len(workers)]
+            try:
+                os.kill(victim, signal.SIGKILL)
+            except ProcessLookupError:
+                return  # it was about to leave anyway
+            # Reaped: until its last thread is gone, a connection may still be given to it.
+            eventually(lambda: not Path(f"/proc/{victim}").exists(), within_s=5, what="the victim buried")
 
     @rule()
     def settle(self) -> None:
@@ -147,11 +156,11 @@ class Model(RuleBasedStateMachine):
         assert exchange(self.server.address, b"hi\n").endswith(b"hi\n")
 
     def teardown(self) -> None:
-        self.server.expected_exit = 0
         try:
             self.settle()
         finally:
             self.server.close()  # TERM, exit 0, nobody left, no traceback
+            print(self.server.log)  # shown when the test fails
 
 
 def run(how: tuple[str, ...], examples: int, steps: int) -> None:
@@ -173,7 +182,7 @@ def run(how: tuple[str, ...], examples: int, steps: int) -> None:
 
 @HOW
 def test_a_few_signals_lead_where_the_model_says(how: tuple[str, ...]) -> None:
-    run(how, 2, 6)
+    run(how, 2, 4)
 
 
 @pytest.mark.slow
@@ -187,15 +196,13 @@ def test_many_signals_lead_where_the_model_says(how: tuple[str, ...]) -> None:
 def test_after_a_storm_the_server_is_what_it_says(serve: Serve, count: int, how: tuple[str, ...]) -> None:
     server = serve("talkback", "--workers", str(START), *how)
     storm(server, count)
-    scaled = events(server.log, "scaling")
-    workers = int(scaled[-1].fields["workers"]) if scaled else START
 
     def settled() -> bool:
-        wanted = expected(workers, reloaded(server), how)
+        wanted = expected(int(events(server.log, "scaling")[-1].fields["workers"]), reloaded(server), how)
         return titles(server.pid) == wanted and asleep(server.pid)
 
     with Load(server.address, fresh(2, pause_s=0.005)) as load:
-        eventually(settled, within_s=SETTLED_WITHIN_S, what=f"{workers} workers")
+        eventually(settled, within_s=SETTLED_WITHIN_S, what="as many workers as it said last")
         load.wait_more(20)
     assert load.failed == {}
     assert len(re.findall("reloading", server.log)) >= 1
@@ -215,6 +222,8 @@ def test_a_stop_amid_a_storm_is_clean(serve: Serve, seed: int, how: tuple[str, .
 def storm(server: RunningServer, count: int, *, seed: int = 29) -> None:
     """Send so many signals at random, a little more often one worker less than one more."""
     choose = random.Random(seed)
-    for signum in choose.choices(ALL, weights=[1, 1, 1.2, 1, 1], k=count):
+    for number, signum in enumerate(choose.choices(ALL, weights=[1, 1, 1.2, 1, 1], k=count)):
         server.signal(signum)
+        if number % 10 == 0:  # else the kernel would merge nearly all of them
+            eventually(lambda: asleep(server.pid), within_s=10, what="the signals dealt with")
     eventually(lambda: asleep(server.pid), within_s=10, what="the storm is over")
