@@ -67,7 +67,10 @@ class BlockingEngine:
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._idle_s))
         threads = [
-            threading.Thread(target=self._thread, args=(row,), name=f"serve-{number}", daemon=True)
+            # Each with its acceptor, made now: it needs a descriptor, and those may be out once clients are served.
+            threading.Thread(
+                target=self._thread, args=(row, Acceptor(self._listeners)), name=f"serve-{number}", daemon=True
+            )
             for number, row in enumerate(self._rows)
         ]
         try:
@@ -93,17 +96,16 @@ class BlockingEngine:
         if cut:
             self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
 
-    def _thread(self, row: Row) -> None:
+    def _thread(self, row: Row, acceptor: Acceptor) -> None:
         self._go.wait()
         try:
-            self._serve(row)
+            self._serve(row, acceptor)
         except BaseException as error:  # noqa: BLE001 - the worker border: our own fault, say it and let the master respawn
             self._log.error("engine failed", exc=error)
             os._exit(1)
         os.eventfd_write(self._left, 1)
 
-    def _serve(self, row: Row) -> None:
-        acceptor = Acceptor(self._listeners)
+    def _serve(self, row: Row, acceptor: Acceptor) -> None:
         life = self._life
         while not life.retiring:
             try:
