@@ -188,7 +188,7 @@ def test_a_few_signals_lead_where_the_model_says(how: tuple[str, ...]) -> None:
 @pytest.mark.slow
 @HOW
 def test_many_signals_lead_where_the_model_says(how: tuple[str, ...]) -> None:
-    run(how, 15, 20)
+    run(how, 10, 20)
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(5_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
