@@ -72,8 +72,8 @@ def test_the_old_generation_serves_on_and_the_log_says_why(
     serve: Serve, app: AppWriter, how: list[str], kind: str
 ) -> None:
     fault = BROKEN[kind]
-    args = ["--workers", "2", "--boot-timeout", f"{BOOT_S:g}", "--log-level", "debug", *how]
-    server = serve(app(WORKS), *args, expect_traceback=True)
+    limit = ["--boot-timeout", f"{fault.after_s:g}"] if fault.after_s else []
+    server = serve(app(WORKS), "--workers", "2", *limit, "--log-level", "debug", *how, expect_traceback=True)
     before = children(server.pid)
     with Load(server.address, fresh(2, pause_s=0.002)) as load:
         load.wait_more(20)

@@ -37,20 +37,30 @@ def imports(path: Path) -> list[int]:
 
 
 def template_of(server: RunningServer) -> int:
-    """Find the template among the master's children, by its title."""
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children(server.pid)}
-    (template,) = (pid for pid, title in titles.items() if title.startswith("prefork: template"))
-    return template
+    """Find the template among the master's children, by its title; a worker has it too for a moment."""
+
+    def look() -> list[int]:
+        titles = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children(server.pid)}
+        return [pid for pid, title in titles.items() if title.startswith("prefork: template")]
+
+    eventually(lambda: len(look()) == 1, within_s=5, what="one template")
+    return look()[0]
 
 
 def test_the_application_is_imported_once_and_never_by_the_master(serve: Serve, app: AppWriter, tmp_path: Path) -> None:
     log = tmp_path / "imports"
     server = serve(app(WITNESS), "--workers", "3", "--preload", env={"IMPORTS": str(log)})
     assert imports(log) == [template_of(server)]
-    answers = {tuple(map(int, exchange(server.address, b"").split())) for _ in range(30)}
-    workers = {pid for pid, _parent in answers}
-    assert {parent for _pid, parent in answers} == {server.pid}, "the master itself can wait for its workers"
-    assert workers == children(server.pid) - {template_of(server)}
+    answers: dict[int, int] = {}
+
+    def ask() -> bool:
+        pid, parent = map(int, exchange(server.address, b"").split())
+        answers[pid] = parent
+        return len(answers) == 3
+
+    eventually(ask, within_s=10, what="an answer of each worker")
+    assert set(answers.values()) == {server.pid}, "the master itself can wait for its workers"
+    assert answers.keys() == children(server.pid) - {template_of(server)}
 
 
 def test_respawn_and_scaling_import_nothing(serve: Serve, app: AppWriter, tmp_path: Path) -> None:

@@ -206,7 +206,11 @@ class Clients:
 
     def _visit(self, crew: Crew, counter: Counter[Outcome]) -> Outcome:
         """Do one talkback exchange over a connection of its own."""
-        outcome = self._note(counter, attempt(self._address, b"hi\n", talkback_reply(b"hi")))
+        try:
+            outcome = attempt(self._address, b"hi\n", talkback_reply(b"hi"))
+        except FileNotFoundError:  # a Unix socket that is unlinked: nobody listens
+            outcome = Outcome.REFUSED
+        self._note(counter, outcome)
         self._stopping.wait(crew.pause_s)
         return outcome
 
