@@ -30,7 +30,7 @@ class Obituary:
     @property
     def reason(self) -> str | None:
         """What is known beyond the exit status."""
-        if self.worker.killed:
+        if self.worker.killed and self.exit.signum == signal.SIGKILL:
             return self.worker.killed
         if self.message:
             return str(self.message["message"])
