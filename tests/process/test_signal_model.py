@@ -52,7 +52,7 @@ def titles(pid: int) -> list[str]:
 def expected(workers: int, generation: int, how: tuple[str, ...]) -> list[str]:
     """Say what the titles should be when nothing is going on."""
     template = [f"prefork: template gen={generation}"] if how else []
-    return template + [f"prefork: worker {slot} gen={generation} serving" for slot in range(workers)]
+    return sorted(template + [f"prefork: worker {slot} gen={generation} serving" for slot in range(workers)])
 
 
 def asleep(pid: int) -> bool:
@@ -197,12 +197,18 @@ def test_after_a_storm_the_server_is_what_it_says(serve: Serve, count: int, how:
     server = serve("talkback", "--workers", str(START), *how)
     storm(server, count)
 
+    def wanted() -> list[str]:
+        return expected(int(events(server.log, "scaling")[-1].fields["workers"]), reloaded(server), how)
+
     def settled() -> bool:
-        wanted = expected(int(events(server.log, "scaling")[-1].fields["workers"]), reloaded(server), how)
-        return titles(server.pid) == wanted and asleep(server.pid)
+        return titles(server.pid) == wanted() and asleep(server.pid)
 
     with Load(server.address, fresh(2, pause_s=0.005)) as load:
-        eventually(settled, within_s=SETTLED_WITHIN_S, what="as many workers as it said last")
+        try:
+            eventually(settled, within_s=SETTLED_WITHIN_S)
+        except AssertionError:
+            assert titles(server.pid) == wanted(), "it is not what it said last"
+            raise
         load.wait_more(20)
     assert load.failed == {}
     assert len(re.findall("reloading", server.log)) >= 1

@@ -98,7 +98,7 @@ def judge(got: bytes, expected: bytes) -> Outcome:
 def outcome_of(error: OSError) -> Outcome:
     """Name the failure of a client; an error that no outcome stands for is raised again."""
     match error:
-        case ConnectionRefusedError():
+        case ConnectionRefusedError() | FileNotFoundError():  # the path of a Unix socket is gone with its server
             return Outcome.REFUSED
         case ConnectionResetError() | BrokenPipeError():
             return Outcome.RESET
