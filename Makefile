@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PEERS  := .venv-peers
 
-.PHONY: help demo test test-all soak lint format clean
+.PHONY: help demo peers test test-all soak fuzz lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -19,6 +20,15 @@ $(READY): pyproject.toml
 demo: $(READY)   ## measure 1 worker against 4 and print the table (under 90 s after installing)
 	$(BIN)/loadtest run loadtest/plans/demo.toml
 
+peers: $(PEERS)/.ready ## install the servers that plans compare with, into a venv of their own
+
+$(PEERS)/.ready: loadtest/peers/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	grep -v '^#' $< | while read peer; do \
+	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check "$$peer" || \
+	    echo "$$peer cannot be installed, so its rows will be left out (uWSGI needs gcc, bjoern also libev-dev)" >&2; done
+	touch $@
+
 test: $(READY)   ## the fast tests (under 5 minutes; needs only Python and make)
 	$(BIN)/python -m pytest
 
@@ -27,6 +37,9 @@ test-all: $(READY) ## all tests but the soak, slow fault and load tests included
 
 soak: $(READY)   ## the long tests; results go to results/
 	$(BIN)/python -m pytest -m soak
+
+fuzz: $(READY)   ## a million inputs for the HTTP parser; INPUTS=n SECONDS=s for other amounts
+	$(BIN)/python -m tests.http.fuzz --inputs $(or $(INPUTS),1000000) --seconds $(or $(SECONDS),0)
 
 lint: $(READY)   ## ruff, mypy strict, and the import rules
 	$(BIN)/ruff check .
@@ -39,4 +52,4 @@ format: $(READY) ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .
 
 clean:           ## remove the venv and every cache
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -21,12 +21,13 @@ from typing import Any
 import setproctitle
 
 from .belongings import Belongings
-from .config import OPTIONS, Config, Setting, raw_of
+from .config import Config, Setting, raw_of
 from .configfile import configure
 from .errors import ConfigError
 from .log import open_log
 from .logfile import LogFile
 from .master import Master
+from .option import OPTIONS
 from .privileges import Place, identity_of, move
 from .signals import TABLE
 

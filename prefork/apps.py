@@ -1,9 +1,10 @@
-"""The built-in stream applications: the life cycle of a socket server in a few lines each."""
+"""The built-in applications: the life cycle of a socket server in a few lines each, and a greeting over WSGI."""
 
 from __future__ import annotations
 
 import time
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from .connection import Connection
 from .errors import LineTooLong
@@ -31,6 +32,12 @@ def echo(conn: Connection) -> None:
         _refuse(conn, error)
 
 
+def hello(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Greet over HTTP, whatever is asked (WSGI)."""
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(GREETING)))])
+    return [GREETING]
+
+
 def _talkback(conn: Connection, nap_s: float) -> None:
     conn.sendall(GREETING)
     try:
@@ -49,4 +56,4 @@ def _refuse(conn: Connection, error: LineTooLong) -> NoReturn:
     raise error
 
 
-BUILTINS = {"talkback": talkback, "echo": echo, "nap": nap}
+BUILTINS: dict[str, Callable[..., Any]] = {"talkback": talkback, "echo": echo, "nap": nap, "hello": hello}

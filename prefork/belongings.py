@@ -1,19 +1,21 @@
-"""MASTER. What a server has besides listeners and workers: pid file, log file, hooks, and the watcher of --reload."""
+"""MASTER. What a server has besides listeners and workers: pid file, access log, TLS, hooks, watcher of --reload."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from .config import Config
+from .errors import ConfigError
 from .exits import Exit
 from .hooks import DeathReport, load_hooks
 from .imports import Imports
 from .loader import adopt
 from .log import Log
+from .logfile import LogFile
 from .obituary import Obituary
 from .pidfile import PidFile
 from .privileges import Identity
-from .terms import Terms
+from .terms import Terms, tls_of
 from .watch import Watch
 
 
@@ -25,6 +27,9 @@ class Belongings:
         self._config = config
         self._log = log
         self._pidfile: PidFile | None = None
+        if config.proxy_protocol and set(config.trusted_proxies) == {"none"}:
+            source = config.sources["proxy-protocol"]
+            raise ConfigError(f"{source}: nobody may send a PROXY header; say who, --trusted-proxies NETWORK")
         hooks = load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"])
         app = adopt(config.target, config.app, config.interface) if config.target is not None else None
         self._watch = Watch(log) if config.reload else None
@@ -33,7 +38,16 @@ class Belongings:
             identity=identity,
             app=app,
             imports=Imports(self._watch.reports) if self._watch else None,
+            tls=tls_of(config),
+            access_log=self._access_log(identity),
         )
+
+    def _access_log(self, identity: Identity | None) -> int:
+        if self._config.access_log in ("", "-"):
+            return 1 if self._config.access_log else -1
+        file = LogFile(self._config.access_log, identity)
+        self._log.also(file)
+        return file.fd
 
     @property
     def pidfile(self) -> PidFile | None:

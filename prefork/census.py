@@ -13,12 +13,13 @@ from typing import Any
 
 from . import __version__
 from .actions import Abandoned, Action, Reloaded, Spawn
-from .config import OPTIONS, Config
+from .config import Config
 from .histogram import ARRAY_DIGITS, Histogram
 from .listener import Listener
 from .log import utc
 from .memory import PssCache, cpu_s
 from .obituary import Obituary
+from .option import OPTIONS
 from .policy import Policy
 from .roster import WorkerHandle
 from .scoreboard import BUSY_NS, SINCE

@@ -13,18 +13,15 @@ from typing import Any
 
 from .channel import Receiver, Sender
 from .config import Config
-from .engines.blocking import BlockingEngine
+from .engines import ENGINES
 from .errors import AppLoadError, BootError
 from .exits import Exit
 from .hooks import load_hooks
 from .life import ORPHANED, die_with_parent
-from .loader import SERVED
 from .log import open_log
 from .privileges import identity_of, move
 from .spawn import spawn
-from .terms import Terms
-
-_ENGINES = dict.fromkeys(SERVED, BlockingEngine.name)
+from .terms import Terms, tls_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +39,7 @@ def check(config: Config) -> Finding:
     terms = Terms(
         hooks=load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"]),
         identity=identity_of(config.user, config.group, config.sources),
+        tls=tls_of(config),
     )
     report, report_end = os.pipe2(os.O_CLOEXEC)
     child = _Child(config=config, terms=terms, report=report_end, parent=os.getpid(), libc=ctypes.CDLL(None))
@@ -61,7 +59,7 @@ def check(config: Config) -> Finding:
     if answer["kind"] == "failed":
         fault = AppLoadError if answer["code"] == AppLoadError.exit_code else BootError
         raise fault(answer["message"], answer["detail"])
-    return Finding(kind=answer["app_kind"], engine=_ENGINES[answer["app_kind"]])
+    return Finding(kind=answer["app_kind"], engine=ENGINES[answer["app_kind"]])
 
 
 def _wait(receiver: Receiver, limit_s: float) -> dict[str, Any] | None:

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import APP, OPTIONS, Config, Option, Setting, raw_of, resolve
+from .config import Config, Setting, raw_of, resolve
 from .errors import ConfigError
+from .option import APP, OPTIONS, Option
 
 _KNOWN = {option.name: option for option in (APP, *OPTIONS)}
 _AT_LINE = re.compile(r" \(at line (\d+), column \d+\)$| \(at end of document\)$")

@@ -54,6 +54,10 @@ class LineTooLong(PreforkError):  # noqa: N818 - reads as what happened, like th
         self.limit = limit
 
 
+class PlainHttpError(OSError):
+    """A client speaks HTTP on a port for TLS; it has been told."""
+
+
 # accept(2), "Error handling": errors of the connection, not of the listener. The next one may be fine.
 ACCEPT_IGNORED = frozenset({
     errno.EAGAIN,        # SO_RCVTIMEO ran out, or another process made the shared listener non-blocking

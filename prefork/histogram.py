@@ -133,10 +133,15 @@ class Histogram:
 
     def quantile(self, q: float) -> int:
         """The value in ns that a share `q` (0 to 1) of the samples does not exceed; 0 without samples."""
-        if not 0 <= q <= 1:
-            raise ValueError(f"a quantile lies between 0 and 1, not at {q}")
+        return self.quantiles([q])[0]
+
+    def quantiles(self, qs: Sequence[float]) -> list[int]:
+        """`quantile` of each of `qs`, which ascend, in one pass."""
+        for q in qs:
+            if not 0 <= q <= 1:
+                raise ValueError(f"a quantile lies between 0 and 1, not at {q}")
         # The rounding keeps 0.07 * 100 == 7.000000000000001 from becoming rank 8.
-        return self._at_ranks([max(1, math.ceil(round(q * self.n, 6)))])[0] if self.n else 0
+        return self._at_ranks([max(1, math.ceil(round(q * self.n, 6))) for q in qs]) if self.n else [0] * len(qs)
 
     def quantile_interval(self, q: float) -> tuple[int, int] | None:
         """The 95 % interval in ns of the quantile `q` by order statistics; None if n is too small (see `estimable`).

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from .check import check as check_app
-from .config import APP, OPTIONS, Config, Option
+from .config import Config
+from .option import APP, OPTIONS, Option
 from .options import configured
 
 

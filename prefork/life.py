@@ -82,15 +82,26 @@ class Life:
         """Ask the master for a successor; it will tell this worker to retire when that one serves."""
         self._sender.send("enough", reason=reason)
 
+    @property
+    def fds(self) -> tuple[int, int]:
+        """What an event loop watches for input: call `attend` with the one that has some."""
+        return self._inbox.fd, self._lifeline
+
+    def attend(self, fd: int) -> None:
+        """One of `fds` is readable."""
+        if fd == self._lifeline:
+            os._exit(ORPHANED)
+        self.heed()
+
     def wait(self, timeout_s: float | None = None, also: int = -1) -> bool:
         """Wait for a signal, for the time, or for the descriptor `also`; return True if that one is readable."""
         poll = select.poll()
-        for fd in (self._inbox.fd, self._lifeline, also):
+        for fd in (*self.fds, also):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
         ready = {fd for fd, _events in poll.poll(None if timeout_s is None else min(timeout_s, 3600.0) * 1000)}
         if self._lifeline in ready:
-            os._exit(ORPHANED)
+            self.attend(self._lifeline)
         self.heed()
         return also in ready
 

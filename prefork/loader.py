@@ -22,9 +22,8 @@ from types import ModuleType
 from typing import Any
 
 from .apps import BUILTINS
+from .engines import ENGINES
 from .errors import AppLoadError
-
-SERVED = ("stream", "socketserver")  # the kinds that an engine exists for
 
 _ATTRIBUTE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(\(\))?")
 
@@ -175,8 +174,8 @@ def _kind(spec: str, target: Any, interface: str) -> str:
         raise AppLoadError(
             f"cannot tell what {spec!r} is: {takes}; say it with --interface (a stream handler takes 1, the connection)"
         )
-    if kind not in SERVED:
-        raise AppLoadError(f"cannot serve {spec!r}: it is of kind {kind}; this version serves {' and '.join(SERVED)}")
+    if kind not in ENGINES:
+        raise AppLoadError(f"cannot serve {spec!r}: it is of kind {kind}; this version serves {' and '.join(ENGINES)}")
     return kind
 
 

@@ -27,6 +27,7 @@ class LineHandler(logging.Handler):
 
     def __init__(self, fd: int, style: str) -> None:
         super().__init__()
+        self.fd = fd
         self._out = Outlet(fd)
         self.json = style == "json"
         self.identity: dict[str, Any] = {}
@@ -79,16 +80,21 @@ class Log:
 
     def __init__(self, handler: LineHandler, file: LogFile | None = None) -> None:
         self.handler = handler
-        self._file = file
+        self._files = [file] if file else []
 
     def identify(self, **identity: Any) -> None:
         """Say who writes from now on; a worker calls it once after the fork."""
         self.handler.identity = identity
 
     def reopen(self, *, create: bool = False) -> None:
-        """Go on in the file that --log leads to now; the master creates it. Nothing to do for standard error."""
-        if self._file and (reason := self._file.reopen(create=create)):
-            self.warning("cannot reopen the log", reason=reason, path=self._file.path)
+        """Go on in the files that --log and the like lead to now; the master creates them. Not for standard error."""
+        for file in self._files:
+            if reason := file.reopen(create=create):
+                self.warning("cannot reopen the log", reason=reason, path=file.path)
+
+    def also(self, file: LogFile) -> None:
+        """Reopen this one too. Before any fork."""
+        self._files.append(file)
 
     def debug(self, event: str, **fields: Any) -> None:
         """Something for developers of prefork."""

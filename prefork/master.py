@@ -209,7 +209,7 @@ class Master:
             return
         reason = obituary.reason or f"it died of {child}"
         delay_s = self._policy.died(worker, self._force.completed(worker.generation), time.monotonic(), reason)
-        if obituary.expected:
+        if obituary.expected or (child.clean and self._policy.stopping):  # it saw the stop before it was told
             self._log.debug("worker retired", **worker.identity)
         else:
             self._log.error("worker died", **obituary.fields(), respawn_in=f"{delay_s:.2f}s" if delay_s else None)
@@ -231,16 +231,10 @@ class Master:
     # --- what is done
 
     def _prepare(self, generation: int) -> None:
-        if not self._config.preload:
+        if reason := self._force.prepare(generation):
+            self._policy.origin_lost(generation, reason, time.monotonic())
+        elif not self._config.preload:
             self._policy.rollout.prepared(generation)  # each worker loads the app by itself
-            return
-        try:
-            self._force.prepare(generation)
-        except OSError as error:
-            if error.errno not in FORK_REFUSED:
-                raise
-            self._log.error("cannot fork the template", reason=error.strerror)
-            self._policy.origin_lost(generation, str(error.strerror), time.monotonic())
 
     def _act(self, action: do.Action) -> None:
         self._desk.acted(action)

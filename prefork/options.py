@@ -1,4 +1,4 @@
-"""The options of `prefork serve` for click, made of config.OPTIONS, and for every command that takes the same ones."""
+"""The options of `prefork serve` for click, made of option.OPTIONS, and for every command that takes the same ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from .config import OPTIONS, Option
 from .configfile import configure
+from .option import OPTIONS, Option
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:

@@ -32,6 +32,7 @@ BUSY_NS = 11  # time inside units of work
 PEER_LENGTH = 12  # bytes of the peer's address that follow
 _PEER = 13
 _PEER_CELLS = 10
+_PEER_MOST = 8 * _PEER_CELLS  # bytes
 HISTOGRAM = _PEER + _PEER_CELLS + 1  # from here on: units by their busy time, histogram.array_index numbers the cells
 CELLS = HISTOGRAM + BUCKETS
 
@@ -58,20 +59,26 @@ class Scoreboard:
     def __init__(self, *, groups: int, threads: int) -> None:
         self.groups = groups
         self.threads = threads
-        self._memory = mmap.mmap(-1, 8 * (_HEADER_CELLS + groups * threads * CELLS))
+        self._rows_at = _HEADER_CELLS + 2 * groups
+        self._memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
         self._cells = memoryview(self._memory).cast("q")
         self.header = self._cells[:_HEADER_CELLS]
+        # Of event loops, side by side, as each reads all of them before it takes a connection (engines/balance.py):
+        # one more than the connections held, 0 = takes none; and since when it is out of epoll_wait (ns), 0 = inside.
+        self.open_cells = self._cells[_HEADER_CELLS : _HEADER_CELLS + groups]
+        self.awake_cells = self._cells[_HEADER_CELLS + groups : self._rows_at]
         self._zeros = memoryview(bytes(8 * CELLS)).cast("q")
 
     def row(self, group: int, thread: int = 0) -> Row:
         """The row of one thread. Index it with the cell constants."""
         if not (0 <= group < self.groups and 0 <= thread < self.threads):
             raise IndexError(f"row {group}.{thread} of {self.groups}.{self.threads}")
-        start = _HEADER_CELLS + (group * self.threads + thread) * CELLS
+        start = self._rows_at + (group * self.threads + thread) * CELLS
         return Row(self._cells[start : start + CELLS])
 
     def clear(self, group: int) -> None:
         """Forget the last owner. Only the master calls it, when no process owns the group."""
+        self.open_cells[group] = self.awake_cells[group] = 0
         for thread in range(self.threads):
             row = self.row(group, thread)
             row.cells[:] = self._zeros
@@ -108,9 +115,14 @@ class Row:
 
     def serve(self, peer: str) -> None:
         """Note who is being served; what is too long is cut."""
-        text = peer.encode("utf-8", "backslashreplace")[: _PEER_CELLS * 8]
-        size = len(text)
-        self._text[:size] = text
+        self.note(peer.encode("utf-8", "backslashreplace"))
+
+    def note(self, peer: bytes) -> None:
+        """The same, of a peer whose text was encoded before."""
+        size = len(peer)
+        if size > _PEER_MOST:
+            peer, size = peer[:_PEER_MOST], _PEER_MOST
+        self._text[:size] = peer
         self.cells[PEER_LENGTH] = size
 
     @property

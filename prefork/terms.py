@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .channel import Sender
-from .errors import AppLoadError, BootError
+from .errors import AppLoadError, BootError, ConfigError
 from .hooks import Hooks
 from .imports import Imports
 from .loader import App, load
 from .privileges import Identity
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .tls import Tls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +26,8 @@ class Terms:
     identity: Identity | None = None  # to assume; None = stay who you are
     app: App | None = None  # given as an object, from Python: there is nothing to import
     imports: Imports | None = None  # with --reload: whom to tell
+    tls: Tls | None = None  # with --tls-cert
+    access_log: int = -1  # descriptor for a line a request; -1 = none
 
     def assume_identity(self, sender: Sender) -> bool:
         """WORKER and TEMPLATE, before anything of the app runs. False if that failed; the master knows why."""
@@ -47,3 +55,13 @@ class Terms:
             raise
         self.imports.loaded()
         return app
+
+
+def tls_of(config: Config) -> Tls | None:
+    """What --tls-cert asks for. Raises ConfigError."""
+    if config.tls_cert:
+        made: Tls = importlib.import_module(".tls", __package__).Tls(config.tls_cert, config.tls_key)
+        return made
+    if config.tls_key:
+        raise ConfigError(f"{config.sources['tls-key']}: a key alone is no use; give its certificate, --tls-cert")
+    return None

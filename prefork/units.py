@@ -57,6 +57,19 @@ def size(text: str) -> int:
     return int(match[1]) * _BYTES[(match[2] or "").lower()]
 
 
+def network(text: str) -> str:
+    """`10.0.0.0/8`, `::1`, `unix:` for whoever may connect to a Unix socket, `none` for nobody."""
+    if text not in ("unix:", "none"):
+        import ipaddress  # noqa: PLC0415 - 5 ms of start-up, and rarely needed
+
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            reason = "it has host bits set" if "host bits" in str(error) else "no address or network"
+            raise ValueError(f"{text!r}: {reason}; give one such as 10.0.0.0/8, ::1, unix: or none") from None
+    return text
+
+
 def switch(text: str) -> bool:
     """True of yes, true, on, 1; False of no, false, off, 0."""
     if (word := text.strip().lower()) in _WORDS:

@@ -16,7 +16,8 @@ import setproctitle
 
 from .channel import Sender
 from .config import Config
-from .engines.blocking import BlockingEngine
+from .engines import engine_of
+from .engines.station import Station
 from .errors import AppLoadError, BootError
 from .hooks import WorkerPlace
 from .life import ORPHANED, Life, adopted, die_with_parent
@@ -40,6 +41,7 @@ class Worker:
     config: Config
     log: Log
     board: Scoreboard
+    nudge: int  # eventfd of all workers (engines/balance.py)
     listeners: Sequence[Listener]
     report: int  # write end of the pipe to the master
     lifeline: int  # read end of the pipe whose EOF is the master's death
@@ -80,7 +82,11 @@ class Worker:
                 return 0  # told to stop while the app was loaded
             self.terms.hooks.worker_started(place)
             listeners = own_share(self.listeners, self.slot, everything=life.stopping)
-            BlockingEngine(app=app, config=self.config, listeners=listeners, rows=rows, life=life, log=self.log).run()
+            station = Station(
+                app=app, config=self.config, listeners=listeners, rows=rows, board=self.board, group=self.group,
+                nudge=self.nudge, terms=self.terms, life=life, log=self.log,
+            )  # fmt: skip
+            engine_of(app.kind)(station).run()
         except (AppLoadError, BootError) as error:
             life.failed(error.exit_code, str(error), error.detail)
             return error.exit_code

@@ -18,7 +18,7 @@ from typing import Any
 from .actions import Spawn, Unit
 from .channel import Receiver
 from .config import Config
-from .errors import PreforkError
+from .errors import FORK_REFUSED, ConfigError, PreforkError
 from .exits import Exit
 from .histogram import ARRAY_DIGITS, Histogram
 from .listener import Listener
@@ -62,6 +62,7 @@ class Workforce:
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: why it could not boot, in its words
     _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
+    _nudge: int = field(init=False)  # eventfd through which workers wake each other
     templates: Templates = field(init=False)
     _libc: ctypes.CDLL = field(init=False)
 
@@ -72,6 +73,7 @@ class Workforce:
         except OSError as error:
             raise PreforkError(f"no memory for {groups} workers of {threads} threads: {error.strerror}") from None
         self._lifeline = os.pipe2(os.O_CLOEXEC)
+        self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.templates = Templates(libc=self._libc)
 
@@ -99,9 +101,21 @@ class Workforce:
         self.roster.add(handle)
         return handle
 
-    def prepare(self, generation: int) -> None:
-        """Fork the template of a generation. Raises OSError if the system has no process left."""
-        self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self.drop_masters)
+    def prepare(self, generation: int) -> str:
+        """Get ready what workers of a generation are made from: with --preload, a template; return why not, if so."""
+        try:
+            if self.terms.tls and generation > 1:
+                self.terms.tls.renew()
+            if self.config.preload:
+                self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self.drop_masters)
+        except ConfigError as error:
+            return str(error)
+        except OSError as error:
+            if error.errno not in FORK_REFUSED:
+                raise
+            self.log.error("cannot fork the template", reason=error.strerror)
+            return str(error.strerror)
+        return ""
 
     def _worker(self, slot: int, generation: int, group: int, report: int, drop: Callable[[], None]) -> Worker:
         return Worker(
@@ -111,6 +125,7 @@ class Workforce:
             config=self.config,
             log=self.log,
             board=self.board,
+            nudge=self._nudge,
             listeners=self.listeners,
             report=report,
             lifeline=self._lifeline[0],
@@ -162,7 +177,7 @@ class Workforce:
 
     def close(self) -> None:
         """After the last worker: a caller in Python may start another server."""
-        for fd in self._lifeline:
+        for fd in (*self._lifeline, self._nudge):
             os.close(fd)
         for receiver in self._receivers.values():
             receiver.close()

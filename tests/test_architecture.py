@@ -35,7 +35,8 @@ IMPURE_MODULES = {
     "selectors", "signal", "socket", "subprocess", "threading", "time",
 }  # fmt: skip
 NO_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
-MAY_IMPORT_LOCUST = ("loadtest.locustfile", "loadtest.users")
+PROGRAMS = ("loadtest.peers", "loadtest.handlers")  # started, or loaded by a server; nothing of ours imports them
+MAY_IMPORT_LOCUST = ("loadtest.locustfile", "loadtest.users", *PROGRAMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +158,10 @@ def test_locust_and_gevent_are_imported_only_by_the_locustfile_and_the_users() -
     assert not bad
 
 
+def test_nothing_imports_the_programs_that_are_measured() -> None:
+    assert not [at(m, i.line) for m, i in found_imports() if within(i.target, PROGRAMS)]
+
+
 def test_no_module_of_the_lab_is_named_like_one_of_the_standard_library() -> None:
     """locust puts the folder of its locustfile first on sys.path."""
     names = {m.path.stem for m in MODULES.values() if m.path.parent == Path("loadtest")}
@@ -188,11 +193,23 @@ def test_what_calls_itself_pure_is_pure() -> None:
 
 
 def test_http_is_bytes_only() -> None:
+    """No sockets, no processes, no log, no clock; an application's file is asked what it is, which needs `os`."""
     bad = [
         f"{at(m, i.line)} {i.target}"
         for m, i in found_imports(types_too=False)
         if within(m.name, ("prefork.http",))
-        and i.target.partition(".")[0] in IMPURE_MODULES - {"time", "os", "pathlib"}
+        and i.target.partition(".")[0] in IMPURE_MODULES - ({"os"} if m.path.stem == "file_part" else set())
+    ]
+    assert not bad
+
+
+def test_http_knows_only_of_itself() -> None:
+    bad = [
+        f"{at(m, i.line)} {target}"
+        for m, i in found_imports()
+        if within(m.name, ("prefork.http",))
+        and within(target := own_module(i.target) or "", ("prefork",))
+        and not within(target, ("prefork.http",))
     ]
     assert not bad
 

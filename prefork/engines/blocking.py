@@ -17,22 +17,19 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any
 
 from ..address import format_sockaddr
-from ..config import Config
 from ..connection import Connection, HandlerSocket, close
 from ..errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPEN, QUEUE_EMPTY, BootError, LineTooLong
 from ..histogram import array_index
-from ..life import Life
 from ..listener import ACCEPT_WAIT_S, Listener, timeval
 from ..loader import App
-from ..log import Log
 from ..scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row
 from .accepting import Acceptor
 from .complaints import Complaints
+from .station import Station
 
 
 class BlockingEngine:
@@ -40,18 +37,20 @@ class BlockingEngine:
 
     name = "blocking"
 
-    def __init__(
-        self, *, app: App, config: Config, listeners: Sequence[Listener], rows: Sequence[Row], life: Life, log: Log
-    ) -> None:
+    def __init__(self, station: Station) -> None:
+        app, config = station.app, station.config
+        if station.terms.tls or config.proxy_protocol:
+            what = "--tls-cert" if station.terms.tls else "--proxy-protocol"
+            raise BootError(f"{what} is for HTTP, but {config.app!r} is a {app.kind} handler; leave it out")
         self._app = app
         self._config = config
-        self._listeners = list(listeners)
-        self._rows = list(rows)
+        self._listeners = list(station.listeners)
+        self._rows = list(station.rows)
         self._idle_s = config.idle_timeout_s
-        self._drains = all(listener.owned for listener in listeners)  # the accept queue is ours alone
-        self._life = life
-        self._log = log
-        self._complaints = Complaints(log)
+        self._drains = all(listener.owned for listener in self._listeners)  # the accept queue is ours alone
+        self._life = station.life
+        self._log = station.log
+        self._complaints = Complaints(station.log)
         self._go = threading.Event()  # the master knows that this worker is ready
         self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
         self._most = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)  # noqa: S311
@@ -203,3 +202,6 @@ def _server(listener: Listener, app: App) -> _Server:
     server = _Server(listener.sock.getsockname(), app.target)
     server.socket = listener.sock  # type: ignore[attr-defined] # as TCPServer has it
     return server
+
+
+ENGINE = BlockingEngine

@@ -24,8 +24,8 @@ class Complaints:
         """A handler raised: log its traceback, unless one was logged within the last second."""
         self.note("handler failed", exc=error, peer=peer, error=type(error).__name__)
 
-    def note(self, event: str, *, exc: BaseException | None = None, **fields: Any) -> None:
-        """Log one event as an error with these fields, at most once a second."""
+    def note(self, event: str, *, exc: BaseException | None = None, ours: bool = True, **fields: Any) -> None:
+        """Log one event with these fields, at most once a second: an error, or, if not `ours`, a warning."""
         with self._lock:
             now_s = time.monotonic()
             if now_s < self._next_s.get(event, 0.0):
@@ -33,4 +33,5 @@ class Complaints:
                 return
             self._next_s[event] = now_s + _EVERY_S
             also = self._held_back.pop(event, 0)
-        self._log.error(event, exc=exc, also=also or None, **fields)
+        write = self._log.error if ours else self._log.warning
+        write(event, exc=exc, also=also or None, **fields)

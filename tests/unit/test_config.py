@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.address import Address
-from prefork.config import OPTIONS, Config, Setting, resolve
+from prefork.config import Config, Setting, resolve
 from prefork.cpus import usable_cpus
 from prefork.errors import ConfigError
+from prefork.option import OPTIONS
 
 BY_NAME = {option.name: option for option in OPTIONS}
 # A text that each option takes and that is not its default.
@@ -41,6 +42,15 @@ OTHER = {
     "graceful-timeout": "5s",
     "boot-timeout": "2m",
     "idle-timeout": "500ms",
+    "keep-alive": "75s",
+    "header-timeout": "3s",
+    "max-body": "10m",
+    "max-connections": "20000",
+    "tls-cert": "cert.pem",
+    "tls-key": "key.pem",
+    "trusted-proxies": "10.0.0.0/8",
+    "proxy-protocol": "yes",
+    "access-log": "-",
     "log-level": "debug",
     "log-format": "json",
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,6 +64,12 @@ def test_a_quantile_is_the_nearest_rank_within_the_relative_error(values: list[i
     exact = sorted(values)[max(1, math.ceil(round(q * len(values), 6))) - 1]
     found = histogram_of(values, digits).quantile(q)
     assert exact <= found <= exact * (1 + 10**-digits)
+
+
+@given(values=SAMPLES, qs=st.lists(st.floats(0, 1)).map(sorted))
+def test_several_quantiles_at_once_are_each_what_it_is_alone(values: list[int], qs: list[float]) -> None:
+    made = histogram_of(values)
+    assert made.quantiles(qs) == [made.quantile(q) for q in qs]
 
 
 @given(values=SAMPLES)
@@ -150,6 +158,31 @@ def test_the_interval_of_a_quantile_holds_the_true_one_95_times_of_100(q: float,
     assert low <= made.quantile(q) <= high
     chance = _binomial_cdf(high - 1, n, q) - _binomial_cdf(low - 1, n, q)
     assert 0.95 <= chance < 0.985
+
+
+@given(
+    parts=st.lists(st.lists(LATENCIES, max_size=40), min_size=1, max_size=4),
+    digits=DIGITS,
+    q=st.sampled_from([0.1, 0.5, 0.9, 0.95]),
+)
+def test_the_interval_of_merged_parts_is_that_of_the_sorted_list(parts: list[list[int]], digits: int, q: float) -> None:
+    """Its ends are the two samples between which, by the exact binomial distribution, the quantile lies."""
+    merged = Histogram(digits)
+    for part in parts:
+        merged.merge(histogram_of(part, digits))
+    values = sorted(value for part in parts for value in part)
+    n = len(values)
+    interval = merged.quantile_interval(q)
+    if not estimable(q, n):
+        assert interval is None
+        return
+    assert interval is not None
+    chances = [math.comb(n, k) * Fraction(q) ** k * (1 - Fraction(q)) ** (n - k) for k in range(n)]
+    at_most = list(itertools.accumulate(chances))  # so many of the samples lie below the quantile
+    first = sum(chance <= Fraction("0.025") for chance in at_most) - 1
+    last = sum(chance < Fraction("0.975") for chance in at_most)
+    for found, exact in zip(interval, (values[first], values[last]), strict=True):
+        assert exact <= found <= exact * (1 + 10**-digits)
 
 
 def _binomial_cdf(k: int, n: int, p: float) -> float:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.apps import BUILTINS
-from prefork.config import KINDS
+from prefork.engines import ENGINES
 from prefork.errors import AppLoadError
-from prefork.loader import SERVED, App, guess, load
+from prefork.loader import App, guess, load
+from prefork.option import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +112,8 @@ def refused(spec: str, interface: str = "auto") -> AppLoadError:
 
 @pytest.mark.parametrize("name", BUILTINS)
 def test_the_built_ins(name: str) -> None:
-    assert load(name) == App("stream", BUILTINS[name], name)
+    kind = "wsgi" if name == "hello" else "stream"
+    assert load(name) == App(kind, BUILTINS[name], name)
 
 
 def test_a_module_of_the_current_folder(folder: Path) -> None:
@@ -268,9 +270,9 @@ def test_what_has_no_signature_is_not_said_to_take_a_negative_number(folder: Pat
     assert "-1" not in sentence
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"auto", *SERVED}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"auto", *ENGINES}))
 def test_a_kind_without_an_engine_is_refused(folder: Path, kind: str) -> None:
-    expected = f"it is of kind {kind}; this version serves {' and '.join(SERVED)}"
+    expected = f"it is of kind {kind}; this version serves {' and '.join(ENGINES)}"
     assert str(refused("apps:handle", kind)).endswith(expected)
 
 

@@ -27,13 +27,15 @@ import loadtest.verdict
 import prefork.cli
 import prefork.status
 from loadtest.compare import compare
-from loadtest.plan import Load
+from loadtest.plan import Load, Plan, Server
 from loadtest.planfile import LOAD_KEYS, PLAN_KEYS
+from loadtest.record import Worker
 from loadtest.report import Report
 from loadtest.store import Store
-from prefork.config import OPTIONS
 from prefork.errors import PreforkError
+from prefork.option import OPTIONS
 from prefork.signals import TABLE
+from tests.loadtest import records
 from tests.support.client import exchange
 from tests.support.server import clean_environment
 
@@ -47,10 +49,23 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 DEMO = ROOT / "results" / "demo"
+RUNS = sorted(path.parent.name for path in (ROOT / "results").glob("*/session.json"))
+QUOTES = {  # the heading over a table of figures: the run and the load that it quotes
+    "## A real run": ("demo", "nap"),
+    "### Beside other stream servers": ("peers-stream", "talkback"),
+    "#### accept, 3 clients": ("accept", "3 clients"),
+    "#### accept, 256 clients": ("accept", "256 clients"),
+    "#### workers-io": ("workers-io", "nap"),
+    "#### workers-cpu": ("workers-cpu", "talkback"),
+    "#### backlog": ("backlog", "nap"),
+}
 WIDTH = 120
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROSE = FENCE.sub(lambda found: "\n" * found[0].count("\n"), README)  # line by line as README
-FOREIGN_FLAGS = {"--headless", "--users", "--run-time", "--host"}  # locust's own
+FOREIGN_FLAGS = {  # locust's own
+    "--headless", "--users", "--run-time", "--host", "--csv", "--html", "--json-file", "--processes", "--master",
+    "--master-host", "--worker", "--expect-workers",
+}  # fmt: skip
 
 
 def section(heading: str) -> str:
@@ -172,6 +187,23 @@ def test_the_columns_of_the_lab() -> None:
     assert cells("### What a row means") == [*loadtest.report._HEADERS[1:], "vs BASELINE"]
 
 
+def test_the_columns_about_workers() -> None:
+    rest = section("### What a row means").partition("Where a server has several workers")[2].splitlines()
+    rows = [line for line in rest if line.startswith("| `")]
+    assert [line.split("|")[1].strip().strip("`") for line in rows] == list(loadtest.report.SHARING)
+
+
+def test_the_placeholders_of_a_command() -> None:
+    source = (ROOT / "loadtest" / "server.py").read_text("utf-8")
+    names = set(re.findall(r"\"(\w+)\"(?=: |\] = )", source[source.index("def _argv") : source.index("def __enter__")]))
+    shown = re.findall(r"`\{(\w+)\}`", "\n".join(line.split("|")[1] for line in table("#### Placeholders")[2:]))
+    assert sorted(shown) == sorted(names)
+
+
+def test_the_plans_that_ship() -> None:
+    assert set(cells("### What the plans show")) == {path.stem for path in (ROOT / "loadtest/plans").glob("*.toml")}
+
+
 def test_every_flag_that_is_shown_exists() -> None:
     known = {"--help", "--version"} | FOREIGN_FLAGS
     for command in (*prefork.cli.cli.commands.values(), *loadtest.cli.main.commands.values()):
@@ -193,6 +225,32 @@ def test_every_make_target_that_is_shown_exists() -> None:
     shown = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", README, re.MULTILINE))
     assert shown
     assert shown <= targets
+
+
+def test_the_json_of_the_lab() -> None:
+    """Every key that a report has; `service_time` and `sharing` are explained as a whole."""
+    workers = tuple(Worker(slot=slot, cpu_ns=1, accepted=1, requests=1, connections=1.0) for slot in (0, 1))
+    rounds = [records.measured("one", 0, signals=records.signals(workers=workers)), records.measured("two", 0)]
+    servers = tuple(Server(name=name, command="x {port}") for name in ("one", "two"))
+    plan = Plan(name="p", servers=servers, loads=(Load(name="nap"),))
+    document = Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)).to_json()
+    found = {re.sub(r"(service_time|sharing)\..*", r"\1", place) for place in places(json.loads(json.dumps(document)))}
+    found = {place.replace(".nap.", ".LOAD.") for place in found}
+    found = {re.sub(r"(ratios|LOAD)\.(rate|p50|p99|cpu)", r"\1.METRIC", place) for place in found}
+    shown = re.findall(r"`([^`]+)`", " ".join(line.split("|")[1] for line in table("#### The JSON")[2:]))
+    assert sorted(set(shown) - {"contrasts[].ratios.METRIC"}) == sorted(found)
+
+
+def places(data: Any, at: str = "") -> Iterator[str]:
+    """The places of all values; `[]` stands for every item of a list, and a table that may be empty for itself."""
+    if isinstance(data, dict) and data:
+        for key, value in data.items():
+            yield from places(value, f"{at}.{key}" if at else key)
+    elif isinstance(data, list) and data:
+        for value in data:
+            yield from places(value, f"{at}[]")
+    else:
+        yield at
 
 
 # --- what lies in the repository
@@ -240,15 +298,37 @@ def test_every_module_has_its_place_in_the_reading_order(package: str) -> None:
 # --- the figures
 
 
-def test_the_table_of_the_demo_is_what_its_rounds_say() -> None:
-    store = Store.open(DEMO)
+def read_run(name: str) -> Report:
+    store = Store.open(ROOT / "results" / name)
     rounds = store.rounds()
-    report = Report(plan=store.plan, rounds=rounds, comparison=compare(store.plan, rounds)).render("github")
-    if (DEMO / "report.md").read_text("utf-8") != report:
-        pytest.fail(f"results/demo/report.md is to be\n\n{report}", pytrace=False)
-    wanted = report.partition("\n\n")[0]
-    if "\n".join(table("## A real run")) != wanted:
-        pytest.fail(f"README.md, '## A real run': replace its table by\n\n{wanted}\n", pytrace=False)
+    return Report(plan=store.plan, rounds=rounds, comparison=compare(store.plan, rounds))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_report_of_a_run_is_what_its_rounds_say(name: str) -> None:
+    report = read_run(name).render("github")
+    if (ROOT / "results" / name / "report.md").read_text("utf-8") != report:
+        pytest.fail(f"results/{name}/report.md is to be\n\n{report}", pytrace=False)
+
+
+@pytest.mark.parametrize("heading", QUOTES)
+def test_a_table_of_figures_is_what_its_run_says(heading: str) -> None:
+    """The page chooses the columns, of any of the report's tables; the rows are all there are."""
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(heading)]
+    columns = shown[0][1:] if shown else ["requests/s", "p50", "p99", "CPU/request", "verdict"]
+    name, load = QUOTES[heading]
+    figures: dict[str, dict[str, str]] = {}
+    for part in read_run(name).tables(load):
+        for row in part.rows:
+            for title, cell in zip(part.headers[1:], row[1:], strict=True):
+                figures.setdefault(row[0].text, {}).setdefault(title, cell.text)
+    assert figures
+    unknown = set(columns) - {title for row in figures.values() for title in row}
+    assert not unknown, f"{heading}: the report of {name} has no column {unknown}"
+    rows = [(name, *(row.get(title, "-") for title in columns)) for name, row in figures.items()]
+    if shown[:1] + shown[2:] != [["configuration", *columns], *map(list, rows)]:
+        wanted = "\n".join(written(("configuration", *columns), rows))
+        pytest.fail(f"README.md, {heading!r}: replace its table by\n\n{wanted}\n", pytrace=False)
 
 
 def test_the_figure_in_the_prose_about_the_demo_is_that_of_its_report() -> None:
@@ -259,10 +339,10 @@ def test_the_figure_in_the_prose_about_the_demo_is_that_of_its_report() -> None:
 
 
 def test_the_results_name_no_path_of_the_machine_they_come_from() -> None:
-    documents = [json.loads(path.read_bytes()) for path in DEMO.rglob("*.json")]
+    documents = [json.loads(path.read_bytes()) for name in RUNS for path in (ROOT / "results" / name).rglob("*.json")]
     assert documents
     words = {word for text in texts(documents) for word in re.split(r"[\s=:,'\"]+", text)}
-    assert not [word for word in words if word.startswith(("/", "~")) and not word.startswith("//")]
+    assert not [word for word in words - {"/"} if word.startswith(("/", "~")) and not word.startswith("//")]
 
 
 def texts(data: Any) -> Iterator[str]:

@@ -1,0 +1,71 @@
+"""WORKER. Who takes the next connection: the event loops' way to share listeners evenly.
+
+Left alone, the kernel asks the first registered worker that waits, and one takes nearly all. Two rules mend it:
+
+- Rotation: after each accept the listener is removed from the worker's epoll and added again, at the tail. With
+  EPOLLEXCLUSIVE a connection wakes one worker, and never one that is busy outside epoll_wait.
+- Balance: a worker that holds more than the mean plus half a connection stays off, for OFF_NS at a time. The mean is
+  over the workers that could take one: not draining, full or paused, and inside epoll_wait or out of it only just.
+
+A worker that was woken takes what waits until the queue is empty or it holds its share; in the second case the rest
+would lie there unnoticed, as their arrival has woken only this one. So it nudges another through an eventfd that all
+workers have in their epoll, exclusively as well.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic_ns
+
+from ..scoreboard import Scoreboard
+
+OFF_NS = 5_000_000  # how long a worker that holds too many leaves connections to the others
+ASLEEP_NS = 2_000_000  # out of epoll_wait for longer, a worker does not count as one that could take a connection
+
+
+class Balance:
+    """WORKER. Its own line among those of all workers, in shared memory; each writes its own only.
+
+    `fd`: readable when another worker has left a connection.
+    """
+
+    def __init__(self, board: Scoreboard, group: int, nudge: int) -> None:
+        self._open, self._awake = board.open_cells, board.awake_cells
+        self._group = group
+        self.fd = nudge
+
+    def publish(self, held: int, *, able: bool) -> None:
+        """Say how many connections this worker holds, and whether it would take another."""
+        self._open[self._group] = held + 1 if able else 0
+
+    def woke(self) -> None:
+        """The loop has left epoll_wait."""
+        self._awake[self._group] = monotonic_ns()
+
+    def sleeps(self) -> None:
+        """The loop is about to enter epoll_wait."""
+        self._awake[self._group] = 0
+
+    def may_take(self, held: int) -> bool:
+        """Whether one more is this worker's share."""
+        late_ns = monotonic_ns() - ASLEEP_NS
+        total = others = 0
+        for opened, awake_ns in zip(self._open.tolist(), self._awake.tolist(), strict=True):
+            if opened and (not awake_ns or awake_ns > late_ns):
+                total += opened - 1
+                others += 1
+        return not others or held <= total / others + 0.5
+
+    def leave(self) -> None:
+        """A connection waits that this worker does not take: wake another."""
+        try:
+            os.eventfd_write(self.fd, 1)
+        except BlockingIOError:
+            pass  # 2^64 nudges that nobody has read
+
+    def heard(self) -> None:
+        """Take one nudge."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass  # another was faster

@@ -1,0 +1,81 @@
+"""The `environ` of PEP 3333, in three steps: what holds for a listener, for a connection, for a request.
+
+All CGI variables are native strings: bytes as they came, decoded as latin-1. There is a key for each field, with two
+exceptions that names.py makes: HTTP_PROXY, which would tell the application's own HTTP client where to go, and
+Transfer-Encoding, since the body that is read here is decoded.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import IO, Any, TextIO
+from urllib.parse import unquote_to_bytes
+
+from .body import BodyBuffer
+from .file_part import FileWrapper
+from .request import Request
+
+Environ = dict[str, Any]
+
+
+def for_listener(
+    *, name: str, port: int, scheme: str, errors: TextIO | IO[str], multithread: bool, multiprocess: bool
+) -> Environ:
+    """Prepare what is the same for all requests of a listener.
+
+    `name` and `port`: where it listens; "" and 0 for a Unix socket, which stands for the local host here, since
+    neither may be empty. `scheme`: http or https. `errors`: takes any text.
+    """
+    environ = {
+        "SCRIPT_NAME": "",
+        "QUERY_STRING": "",
+        "SERVER_NAME": name or "localhost",
+        "SERVER_PORT": str(port or (443 if scheme == "https" else 80)),
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_SOFTWARE": "prefork",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.errors": errors,
+        "wsgi.multithread": multithread,
+        "wsgi.multiprocess": multiprocess,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": FileWrapper,
+        "wsgi.input_terminated": True,  # the input ends with the body: an application may read to its end
+    }
+    if scheme == "https":
+        environ["HTTPS"] = "on"
+    return environ
+
+
+def for_connection(listener: Environ, address: str, port: int | str) -> Environ:
+    """Add the client. Those of a Unix socket have neither, which is said by ""."""
+    return {**listener, "REMOTE_ADDR": address, "REMOTE_PORT": str(port)}
+
+
+def for_request(connection: Environ, request: Request, body: BodyBuffer | None = None) -> Environ:
+    """Return a new environ for one request whose body, if there is one, is complete."""
+    environ = connection.copy()
+    environ["REQUEST_METHOD"] = request.method
+    environ["RAW_URI"] = request.target.decode("latin1")
+    path = request.path
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    # `OPTIONS *` asks about the server as a whole: no path, not one that is called "*".
+    environ["PATH_INFO"] = path.decode("latin1") if path != b"*" else ""
+    if request.query:
+        environ["QUERY_STRING"] = request.query.decode("latin1")
+    if not request.minor:
+        environ["SERVER_PROTOCOL"] = "HTTP/1.0"
+    for name, value in request.fields:
+        key = name.cgi
+        if key not in environ:
+            environ[key] = value.decode("latin1")
+        else:  # RFC 9110 5.3, RFC 9113 8.2.3
+            environ[key] += ("; " if key == "HTTP_COOKIE" else ", ") + value.decode("latin1")
+    environ.pop("", None)  # what must not be seen; cheaper than a look at each
+    if body is None:
+        environ["wsgi.input"] = BytesIO()
+    else:
+        environ["wsgi.input"] = body.input()
+        environ["CONTENT_LENGTH"] = str(body.size)  # of a chunked body too: many applications read nothing without it
+    return environ

@@ -1,0 +1,131 @@
+"""Field lines: from bytes to (Name, value), each judged by itself; what they mean together is in framing.py. Pure.
+
+    field-line = field-name ":" OWS field-value OWS      (RFC 9112 5)
+
+No blank before the colon, no folded line (5.2), no control character but the tab in a value (RFC 9110 5.5). A value
+that has to be of one kind is judged here as well, so that a line once judged is judged for good.
+
+Clients repeat themselves: of a browser's ten lines, eight are the same in each of its requests and for all with the
+same browser. A FieldTable remembers lines, so that these cost a lookup (measured: 0.06 us instead of 0.7). It
+remembers only names that are not secret and do repeat (names.py), short lines, and few: when it is full it starts
+anew, so whoever fills it on purpose takes the speed away, but only while he goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .authority import is_authority
+from .names import CONTENT_LENGTH, EXPECT, FRAMING, HOST, TOKEN, TRANSFER_ENCODING, USUAL, Name
+from .refusal import RefusalError, quoted
+from .request import Field
+
+if TYPE_CHECKING:
+    from .limits import Limits
+
+_MOST_LINES = 1024
+_MOST_LINE = 200  # bytes
+_MOST_NAMES = 1024
+_MOST_NAME = 64  # bytes
+_TEXT = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
+_LENGTH = re.compile(rb"[0-9]{1,19}")  # bytes: int() takes signs, blanks and "_", and str's digits are of any script
+_CODINGS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE)
+
+
+class FieldTable(dict[bytes, Field]):
+    """Field lines, without their line ends, and what they say: `table[line]`. Raises RefusalError.
+
+    One for each worker, shared by the parsers of its connections; never grows beyond its bounds.
+    """
+
+    __slots__ = ("_names",)
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, Name] = {}  # made up by clients; full, it stays as it is
+
+    def __missing__(self, line: bytes) -> Field:
+        raw, colon, value = line.partition(b":")
+        name = USUAL.get(raw) or self._names.get(raw) or self._learn(raw, line)
+        if not colon:
+            raise RefusalError(400, f"field line without a colon: {quoted(line)}")
+        if value.translate(None, _TEXT):
+            raise RefusalError(400, f"control character in a field: {quoted(line)}")
+        value = value.strip(b" \t")
+        if name.role:
+            _judge(name.role, value)
+        field = (name, value)
+        if name.repeats and len(line) <= _MOST_LINE:
+            if len(self) >= _MOST_LINES:
+                self.clear()
+            self[line] = field
+        return field
+
+    def _learn(self, raw: bytes, line: bytes) -> Name:
+        if not TOKEN.fullmatch(raw):
+            what = "folded line" if line[:1] in (b" ", b"\t") else "field name"
+            raise RefusalError(400, f"{what}: {quoted(line)}")
+        name = Name(raw)
+        if len(self._names) < _MOST_NAMES and len(raw) <= _MOST_NAME:
+            self._names[raw] = name
+        return name
+
+
+def _judge(role: int, value: bytes) -> None:
+    """Check a value that has to be of one kind."""
+    if role == HOST:
+        if value and not is_authority(value):  # an empty one is legal at times: framing.py
+            raise RefusalError(400, f"Host: {quoted(value)}")
+    elif role == CONTENT_LENGTH:
+        # RFC 9112 6.3 would let "5, 5" pass as 5. No client sends it but to see what comes of it.
+        if not _LENGTH.fullmatch(value):
+            raise RefusalError(400, f"Content-Length: {quoted(value)}")
+    elif role == TRANSFER_ENCODING:
+        if value.lower() != b"chunked":
+            # RFC 9112 6.1: 501 for a coding that we do not know. 6.3: 400 if it leaves open where the body ends.
+            known_end = _CODINGS.fullmatch(value) and b"chunked" not in value.lower()[:-7]
+            raise RefusalError(501 if known_end else 400, f"Transfer-Encoding: {quoted(value)}")
+    elif role == EXPECT and value.lower() != b"100-continue":  # RFC 9110 10.1.1
+        raise RefusalError(417, f"Expect: {quoted(value)}")
+
+
+class FieldSection:
+    """Field lines as they come, up to the empty one: those of a head, or of trailers. Bounded in number and size."""
+
+    __slots__ = ("_bytes", "_limits", "_table", "fields")
+
+    def __init__(self, limits: Limits, table: FieldTable) -> None:
+        self._limits = limits
+        self._table = table
+        self._bytes = 0
+        self.fields: list[Field] = []
+
+    def check(self, line: bytes) -> None:
+        """Judge the length of a line, which need not be complete. Raises RefusalError."""
+        if self._bytes + len(line) > self._limits.header_bytes:
+            raise RefusalError(431, f"more than {self._limits.header_bytes} bytes of fields")
+
+    def take(self, line: bytes) -> bool:
+        """Take a complete line; returns whether it was the empty one, the last. Raises RefusalError."""
+        self.check(line)
+        self._bytes += len(line)
+        text = without_end(line)
+        if not text:
+            return True
+        if len(self.fields) >= self._limits.fields:
+            raise RefusalError(431, f"more than {self._limits.fields} fields")
+        self.fields.append(self._table[text])
+        return False
+
+    def check_trailers(self) -> None:
+        """Refuse trailers that would have said where the message ends or whom it is for (RFC 9110 6.5.1)."""
+        for name, _ in self.fields:
+            if name.role & FRAMING:
+                raise RefusalError(400, f"trailer that decides on framing: {quoted(name.lower)}")
+
+
+def without_end(line: bytes) -> bytes:
+    """Cut the CRLF off a line that ends in LF. Raises RefusalError for LF alone (RFC 9112 2.2 would let it pass)."""
+    if line[-2:] != b"\r\n":
+        raise RefusalError(400, f"line that ends in a bare LF: {quoted(line)}")
+    return line[:-2]

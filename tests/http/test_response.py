@@ -1,0 +1,272 @@
+"""Heads: what is refused before a byte leaves, and how a body's end is marked."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.http import response
+from prefork.http.response import (
+    CHUNKED,
+    DATE,
+    LENGTH,
+    NO_BODY,
+    SERVER,
+    SIZED,
+    TO_THE_END,
+    ResponseError,
+    error_response,
+    frame,
+    persistence,
+    read_head,
+    stamp,
+    without,
+)
+
+STAMP = b"Date: Tue, 14 Nov 2023 22:13:20 GMT\r\nServer: prefork\r\n\r\n"
+CONTROLS = [chr(code) for code in (*range(0x20), 0x7F)]
+
+
+def test_a_head_is_written_as_it_was_given() -> None:
+    headers = [("Content-Type", "text/plain"), ("content-length", "13"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
+    code, raw, length, given = read_head("200 OK", headers)
+    assert (code, length, given) == (200, 13, LENGTH)
+    lines = [
+        b"HTTP/1.1 200 OK",
+        b"Content-Type: text/plain",
+        b"content-length: 13",
+        b"Set-Cookie: a=1",
+        b"Set-Cookie: b=2",
+    ]
+    assert raw == b"\r\n".join([*lines, b""])
+
+
+def test_a_head_without_fields() -> None:
+    assert read_head("404 Not Found", []) == (404, b"HTTP/1.1 404 Not Found\r\n", None, 0)
+
+
+def test_bytes_that_are_not_ascii_pass_as_latin1() -> None:
+    assert (
+        read_head("200 Tr\xe8s bien", [("X", "caf\xe9 \xa0\x80")])[1]
+        == b"HTTP/1.1 200 Tr\xe8s bien\r\nX: caf\xe9 \xa0\x80\r\n"
+    )
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=repr)
+def test_no_control_character_gets_into_a_head(control: str) -> None:
+    for text in (f"a{control}b", f"{control}", f"a{control}", f"a\r{control}\nb"):
+        with pytest.raises(ResponseError, match="the status "):
+            read_head(f"200 {text}", [])
+        with pytest.raises(ResponseError, match="the header name"):
+            read_head("200 OK", [(text, "value")])
+        with pytest.raises(ResponseError, match=r"the value .* of the header 'X' has a control character"):
+            read_head("200 OK", [("A", "b"), ("X", text), ("Y", "z")])
+
+
+@given(
+    st.text(st.characters(max_codepoint=0x100), max_size=20), st.text(st.characters(max_codepoint=0x100), max_size=20)
+)
+def test_whatever_the_name_and_value_a_head_has_one_line_for_each(name: str, value: str) -> None:
+    try:
+        _, raw, _, _ = read_head("200 OK", [("A", "b"), (name, value)])
+    except ResponseError:
+        return
+    lines = raw.split(b"\r\n")
+    assert lines[2].decode("latin1") == f"{name}: {value}"
+    assert len(lines) == 4
+    assert not set(raw.replace(b"\r\n", b"")) & {*range(0x20), 0x7F}
+
+
+@pytest.mark.parametrize(
+    "status",
+    ["200", "200OK", " 200 OK", "2000 OK", "99 Low", "1000 High", "600 Odd", "000 Nothing", "20\xb2 OK",
+     "\uff12\uff10\uff10 OK", "OK", "", "-20 OK", "200 OK\n", "200 \u2713", "200\tOK"],
+)  # fmt: skip
+def test_a_status_that_is_none(status: str) -> None:
+    with pytest.raises(ResponseError, match="is not of the form '200 OK'"):
+        read_head(status, [])
+
+
+@pytest.mark.parametrize("status", ["100 Continue", "101 Switching Protocols", "103 Early Hints", "199 "])
+def test_an_interim_status_is_no_answer(status: str) -> None:
+    with pytest.raises(ResponseError, match="interim"):
+        read_head(status, [])
+
+
+def test_an_empty_phrase_is_one() -> None:
+    assert read_head("299 ", [])[:2] == (299, b"HTTP/1.1 299 \r\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a:", "a: b", "Content-Length: 5, X", "caf\xe9", "a(b)", "\u2713", "X-A ", "a/b", "{}"]
+)
+def test_a_name_that_is_no_token(name: str) -> None:
+    with pytest.raises(ResponseError, match="is not a token"):
+        read_head("200 OK", [(name, "value")])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Connection", "connection", "KEEP-ALIVE", "Transfer-Encoding", "Upgrade", "TE", "Trailer", "Trailers",
+     "Proxy-Authenticate", "Proxy-Authorization"],
+)  # fmt: skip
+def test_the_servers_own_fields_are_refused_each_time(name: str) -> None:
+    for _ in range(2):
+        with pytest.raises(ResponseError, match=f"the header '{name}' is the server's own"):
+            read_head("200 OK", [("A", "b"), (name, "close")])
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (200, [], "the status 200 is an int, not a str"),
+        (b"200 OK", [], "the status b'200 OK' is a bytes, not a str"),
+        (None, [], "the status None is a NoneType"),
+        (["200 OK"], [], "the status ['200 OK'] is a list"),
+        ("200 OK", None, "the headers are a NoneType, not a list"),
+        ("200 OK", {"A": "b"}, "the headers are a dict, not a list"),
+        ("200 OK", (("A", "b"),), "the headers are a tuple, not a list"),
+        ("200 OK", iter([("A", "b")]), "the headers are a list_iterator, not a list"),
+        ("200 OK", ["A: b"], "the header 'A: b' is not a (name, value) tuple"),
+        ("200 OK", [("A", "b", "c")], "the header ('A', 'b', 'c') is not a (name, value) tuple"),
+        ("200 OK", [None], "the header None is not a (name, value) tuple"),
+        ("200 OK", [("A", "b"), (b"C", "d")], "the header name b'C' is a bytes, not a str"),
+        ("200 OK", [(1, "d")], "the header name 1 is an int, not a str"),
+        ("200 OK", [(["A"], "d")], "the header name ['A'] is a list, not a str"),
+        ("200 OK", [("C", b"d")], "the value b'd' of the header 'C' is a bytes, not a str"),
+        ("200 OK", [("C", 5)], "the value 5 of the header 'C' is an int, not a str"),
+        ("200 OK", [("C", None)], "the value None of the header 'C' is a NoneType, not a str"),
+        ("200 OK", [("Content-Length", 5)], "the value 5 of the header 'Content-Length' is an int, not a str"),
+        ("200 OK", [("C", "\u20ac")], "the value '€' of the header 'C' has a control character, or one that is not"),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_is_named(status: object, headers: object, said: str) -> None:
+    with pytest.raises(ResponseError) as caught:
+        read_head(status, headers)  # type: ignore[arg-type]
+    assert said in str(caught.value)
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 - just not StrEnum, which prints its value
+    """In an f-string, a member of such a class is its name or its value, as the version of Python likes."""
+
+    NAME = "X-Kind"
+    VALUE = "text"
+    STATUS = "200 OK"
+
+
+def test_subclasses_of_str_are_their_text() -> None:
+    for _ in range(2):
+        assert read_head(Kind.STATUS, [(Kind.NAME, Kind.VALUE)])[1] == b"HTTP/1.1 200 OK\r\nX-Kind: text\r\n"
+
+
+@pytest.mark.parametrize(
+    "value", ["", " 5", "5 ", "+5", "-1", "0x5", "1_0", "5.0", "\xb2", "1" * 20, "1" * 5000, "5, 5", "five"]
+)
+def test_a_content_length_that_is_no_number(value: str) -> None:
+    with pytest.raises(ResponseError, match=r"the Content-Length .* is not a number of bytes"):
+        read_head("200 OK", [("Content-Length", value)])
+
+
+@pytest.mark.parametrize("second", ["5", "6"])
+def test_two_content_lengths(second: str) -> None:
+    with pytest.raises(ResponseError, match="more than one Content-Length"):
+        read_head("200 OK", [("Content-Length", "5"), ("content-length", second)])
+
+
+@pytest.mark.parametrize(
+    ("status", "length", "kept"),
+    [("204 No Content", 5, False), ("205 Reset Content", 5, False), ("304 Not Modified", 5, True)],
+)
+def test_where_a_content_length_stands(status: str, length: int, kept: bool) -> None:
+    _, raw, found, given = read_head(status, [("A", "b"), ("Content-Length", str(length)), ("C", "d")])
+    assert found == length
+    assert (b"Content-Length: 5\r\n" in raw, bool(given & LENGTH)) == (kept, kept)
+    assert raw.endswith(b"\r\nC: d\r\n")
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    for number in range(3000):
+        raw = b"HTTP/1.1 299 %d\r\nX-%d: a\r\n" % (number, number)
+        assert read_head(f"299 {number}", [(f"X-{number}", "a")])[1] == raw
+    assert len(response._names) <= 1024
+    assert len(response._statuses) <= 1024
+
+
+# --- framing
+
+
+@pytest.mark.parametrize(
+    ("code", "given", "length", "head", "minor", "mode", "field"),
+    [
+        (200, LENGTH, 5, False, 1, SIZED, b""),
+        (200, LENGTH, 5, False, 0, SIZED, b""),
+        (200, LENGTH, 0, False, 1, SIZED, b""),
+        (200, 0, 5, False, 1, SIZED, b"Content-Length: 5\r\n"),
+        (200, 0, 0, False, 1, SIZED, b"Content-Length: 0\r\n"),
+        (200, 0, None, False, 1, CHUNKED, b"Transfer-Encoding: chunked\r\n"),
+        (200, 0, None, False, 0, TO_THE_END, b""),
+        (200, LENGTH, 5, True, 1, NO_BODY, b""),
+        (200, 0, 5, True, 0, NO_BODY, b"Content-Length: 5\r\n"),
+        (200, 0, None, True, 1, NO_BODY, b""),
+        (204, 0, None, False, 1, NO_BODY, b""),
+        (204, 0, 5, False, 1, NO_BODY, b""),
+        (205, 0, 5, False, 1, NO_BODY, b"Content-Length: 0\r\n"),
+        (304, LENGTH, 5, False, 1, NO_BODY, b""),
+        (304, 0, 5, False, 0, NO_BODY, b""),
+        (500, 0, None, False, 1, CHUNKED, b"Transfer-Encoding: chunked\r\n"),
+    ],
+)
+def test_how_a_body_ends(
+    code: int, given: int, length: int | None, head: bool, minor: int, mode: int, field: bytes
+) -> None:
+    assert frame(code, given, length, head=head, minor=minor) == (mode, field)
+
+
+def test_persistence_is_said_where_it_does_not_go_without_saying() -> None:
+    said = {
+        (keep, minor): persistence(keep_alive=keep, minor=minor)
+        for keep, minor in itertools.product((True, False), (0, 1))
+    }
+    close = b"Connection: close\r\n"
+    assert said == {(True, 1): b"", (True, 0): b"Connection: keep-alive\r\n", (False, 1): close, (False, 0): close}
+
+
+# --- the end of every head
+
+
+def test_the_stamp() -> None:
+    assert stamp(1_700_000_000.9) == STAMP
+    assert stamp(1_700_000_000, b"else") == STAMP.replace(b"prefork", b"else")
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        (DATE, b"Server: prefork\r\n\r\n"),
+        (SERVER, b"Date: Tue, 14 Nov 2023 22:13:20 GMT\r\n\r\n"),
+        (DATE | SERVER, b"\r\n"),
+        (LENGTH, STAMP),
+    ],
+)
+def test_the_stamp_without_what_the_application_gave(given: int, left: bytes) -> None:
+    assert without(STAMP, given) == left
+
+
+# --- error pages
+
+
+@pytest.mark.parametrize("html", [False, True])
+@pytest.mark.parametrize("status", [400, 408, 413, 414, 431, 500, 501, 503, 505])
+def test_an_error_response_is_whole_and_closes(status: int, html: bool) -> None:
+    raw = error_response(status, STAMP, html=html)
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nConnection: close\r\n" in head
+    assert b"\r\nContent-Length: %d\r\n" % len(body) in head
+    assert head.endswith(STAMP[:-4])
+    assert (b"text/html" in head) == (b"<h1>" in body) == html
+    assert error_response(status, STAMP, html=html, head=True) == head + b"\r\n\r\n"
