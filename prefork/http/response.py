@@ -4,7 +4,7 @@ A head is made in two steps, because an application may take back its first one 
 `read_head` checks status and fields (at once, while the application still runs and can see the error), `frame` decides
 how the body's end is marked. The end of every head, `stamp`, is the same for all responses of a second.
 
-Rules: the server owns the framing, so Transfer-Encoding, Connection and the other hop-by-hop fields are refused. No
+Rules: the server owns the framing, so Transfer-Encoding and the other hop-by-hop fields are refused. No
 control character gets into a head; that is one look at the whole, not one for each field. What is known of a name or a
 status line is remembered, within a bound.
 """
@@ -28,9 +28,14 @@ TO_THE_END: Final = 4  # the connection is closed behind it: HTTP/1.0 without Co
 LENGTH: Final = 1
 DATE: Final = 2
 SERVER: Final = 4
-_REFUSED = 8
-_MEANING = {"content-length": LENGTH, "date": DATE, "server": SERVER} | dict.fromkeys(
-    ("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "trailers",
+CLOSE: Final = 8  # Connection: close
+_REFUSED = 16
+# PEP 3333 forbids these two as well, but streaming recipes have them: left out, and `close` is heard.
+_HOP = 32
+_MEANING = {
+    "content-length": LENGTH, "date": DATE, "server": SERVER, "connection": _HOP, "keep-alive": _HOP,
+} | dict.fromkeys(
+    ("proxy-authenticate", "proxy-authorization", "te", "trailer", "trailers",
      "transfer-encoding", "upgrade"), _REFUSED,
 )  # fmt: skip
 _MOST_REMEMBERED = 1024  # names, and status lines
@@ -86,7 +91,7 @@ def read_head(status: str, headers: list[tuple[str, str]]) -> tuple[int, bytes, 
     """Check what was given to start_response.
 
     Returns the status as a number; the status line and the fields as they are sent; the Content-Length, None without
-    one; and the set of those of LENGTH, DATE and SERVER that were given. Raises ResponseError.
+    one; and the set of those of LENGTH, DATE, SERVER and CLOSE that were given. Raises ResponseError.
     """
     try:
         code, text = _statuses[status]
@@ -103,6 +108,10 @@ def read_head(status: str, headers: list[tuple[str, str]]) -> tuple[int, bytes, 
                     if code in (204, 205):  # RFC 9110 8.6: not with 204; 205 is always 0, and says so by itself
                         lines -= 1
                         continue
+                elif meaning == _HOP:
+                    given |= CLOSE if value.strip().lower() == "close" else 0
+                    lines -= 1
+                    continue
                 given |= meaning
             # str.__str__: of a subclass its text, however it prints itself; a TypeError for what is no str.
             text += f"{beginning}{value if type(value) is str else str.__str__(value)}\r\n"

@@ -29,6 +29,7 @@ from .iterable import BLOCK_BYTES, check, read
 from .request import Request
 from .response import (
     CHUNKED,
+    CLOSE,
     DATE,
     LENGTH,
     NO_BODY,
@@ -247,9 +248,9 @@ class WsgiCall:
         if self._length is None and (known or not head):  # no bytes for HEAD say nothing about those for GET
             self._length = known
         self._mode, framing = frame(self.status, self._given, self._length, head=head, minor=request.minor)
-        if self._mode == TO_THE_END:
+        if self._mode == TO_THE_END or self._given & CLOSE:
             self.keep_alive = False
-        elif self._mode == SIZED and known is not None and known != self._length:
+        if self._mode == SIZED and known is not None and known != self._length:
             self._mismatch(known)
         stamp = without(self._stamp, self._given) if self._given & (DATE | SERVER) else self._stamp
         return self._head + framing + persistence(keep_alive=self.keep_alive, minor=request.minor) + stamp

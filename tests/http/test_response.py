@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from prefork.http import response
 from prefork.http.response import (
     CHUNKED,
+    CLOSE,
     DATE,
     LENGTH,
     NO_BODY,
@@ -111,7 +112,7 @@ def test_a_name_that_is_no_token(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Connection", "connection", "KEEP-ALIVE", "Transfer-Encoding", "Upgrade", "TE", "Trailer", "Trailers",
+    ["Transfer-Encoding", "Upgrade", "TE", "Trailer", "Trailers",
      "Proxy-Authenticate", "Proxy-Authorization"],
 )  # fmt: skip
 def test_the_servers_own_fields_are_refused_each_time(name: str) -> None:
@@ -270,3 +271,13 @@ def test_an_error_response_is_whole_and_closes(status: int, html: bool) -> None:
     assert head.endswith(STAMP[:-4])
     assert (b"text/html" in head) == (b"<h1>" in body) == html
     assert error_response(status, STAMP, html=html, head=True) == head + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(("name", "value", "close"), [
+    ("Connection", "close", True), ("connection", "Close", True), ("Connection", "keep-alive", False),
+    ("Keep-Alive", "timeout=5", False),
+])  # fmt: skip
+def test_what_an_application_says_of_the_connection_is_not_sent_but_heard(name: str, value: str, close: bool) -> None:
+    _, head, _, given = read_head("200 OK", [("A", "1"), (name, value), ("B", "2")])
+    assert head == b"HTTP/1.1 200 OK\r\nA: 1\r\nB: 2\r\n"
+    assert bool(given & CLOSE) is close
