@@ -172,7 +172,8 @@ def _kind(spec: str, target: Any, interface: str) -> str:
         arity = _arity(target)
         takes = f"it takes {arity} positional parameters" if arity >= 0 else "its parameters cannot be read"
         raise AppLoadError(
-            f"cannot tell what {spec!r} is: {takes}; say it with --interface (a stream handler takes 1, the connection)"
+            f"cannot tell what {spec!r} is: {takes}; say it with --interface "
+            "(stream takes 1, the connection; wsgi takes 2, environ and start_response)"
         )
     if kind not in ENGINES:
         raise AppLoadError(f"cannot serve {spec!r}: it is of kind {kind}; this version serves {' and '.join(ENGINES)}")

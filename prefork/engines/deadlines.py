@@ -11,7 +11,7 @@ import heapq
 from typing import Any, Generic, Protocol, TypeVar
 
 NEVER = 1 << 62  # ns
-_FEW = 512  # entries that are not worth clearing away
+_FEW = 16  # dead entries that are not worth clearing away
 
 
 class Bounded(Protocol):
@@ -45,7 +45,7 @@ class Deadlines(Generic[Thing]):
         """The thing has no deadline any more."""
         self._drop(thing)
         thing.deadline_ns = thing.watched_ns = NEVER
-        if self._dead > _FEW and 2 * self._dead > len(self._heap):
+        if self._dead > _FEW + len(self._heap) // 2:
             self._heap = [entry for entry in self._heap if entry[2] is not None]
             heapq.heapify(self._heap)
             self._dead = 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ..histogram import array_index
 from ..http.access_log import AccessLog
-from ..http.environ import Environ, for_listener, for_request
+from ..http.environ import Environ, for_listener
 from ..http.fields import FieldTable
 from ..http.forwarded import find_origin
 from ..http.limits import Limits
@@ -57,7 +57,8 @@ class HttpSite:
         self._access_out = Outlet(station.terms.access_log) if station.terms.access_log >= 0 else None
         self.busy_ns = 0  # spent in the application, in all
         self._second = 0
-        self._stamp = b""
+        self._stamp = b""  # the end of every head of this second
+        self.tick()
 
     def deadline_ns(self, since_ns: int, moved: int, now_ns: int) -> int:
         """When a body or a response is late that began then, and of which so many bytes have moved, the last ones now.
@@ -76,10 +77,10 @@ class HttpSite:
 
     def call(self, peer: Peer, request: Request, body: BodyBuffer | None) -> WsgiCall:
         """The application's answer to one request, not begun yet."""
-        environ = for_request(peer.environ, request, body)
+        environ = peer.environs.of(request, body)
         if peer.trusted:
             self._see_through(peer, request, environ)
-        call = WsgiCall(self._app, environ, request, self._now(), body, sendfile=self._sendfile)
+        call = WsgiCall(self._app, environ, request, self._stamp, body, self._sendfile)
         if self.draining:
             call.keep_alive = False
         return call
@@ -89,46 +90,37 @@ class HttpSite:
         self._complaints.note(
             "request refused", ours=False, peer=peer.text, status=refusal.status, reason=refusal.reason
         )
-        response = error_response(refusal.status, self._now())
+        response = error_response(refusal.status, self._stamp)
         if self._access_out:
             size = len(response.partition(b"\r\n\r\n")[2])
             self._log(self._access.line(time(), peer.address, None, refusal.status, size, 0))
         return response
 
     def run(self, peer: Peer, call: WsgiCall, row: Row) -> bytes | FilePart:
-        """Let the application go on until it has something to send, on the row of the thread that does it."""
+        """Let the application go on until it has something to send, on the row of the thread that does it.
+
+        What is done is counted before its last bytes leave.
+        """
         cells = row.cells
         cells[SINCE] = began_ns = monotonic_ns()
         row.note(peer.mark)
         part = call.step()
         took_ns = monotonic_ns() - began_ns
         cells[SINCE] = 0
-        call.busy_ns += took_ns
         self.busy_ns += took_ns
+        call.busy_ns += took_ns
         if call.done:
-            self._account(peer, call, row)
+            cells[BUSY_NS] += call.busy_ns
+            cells[HISTOGRAM + array_index(call.busy_ns)] += 1
+            cells[COMPLETED if call.error is None else ERRORS] += 1
+            if call.error is not None or self._access_out is not None:
+                self._tell(peer, call)
         return part
-
-    def _account(self, peer: Peer, call: WsgiCall, row: Row) -> None:
-        """A call is done; the last bytes of its response have not left yet."""
-        cells, busy_ns = row.cells, call.busy_ns
-        cells[BUSY_NS] += busy_ns
-        cells[HISTOGRAM + array_index(busy_ns)] += 1
-        if call.error is None:
-            cells[COMPLETED] += 1
-        else:
-            cells[ERRORS] += 1
-            self._complaints.add(call.error, peer.text)
-        if self._access_out:
-            self._tell(peer, call)
 
     def abandon(self, peer: Peer, call: WsgiCall) -> None:
         """The client left before the response was complete: let the application close it."""
         call.close()
-        if call.error is not None:
-            self._complaints.add(call.error, peer.text)
-        if self._access_out:
-            self._tell(peer, call)
+        self._tell(peer, call)
 
     def complain(self, error: BaseException, peer: Peer) -> None:
         """Something went wrong on the way to a client."""
@@ -148,6 +140,11 @@ class HttpSite:
             environ["HTTP_HOST"] = origin.host.decode("latin1")
 
     def _tell(self, peer: Peer, call: WsgiCall) -> None:
+        """Log what went wrong, and the access."""
+        if call.error is not None:
+            self._complaints.add(call.error, peer.text)
+        if self._access_out is None:
+            return
         client = peer.address
         if peer.trusted:
             client = find_origin(call.request.fields, client, peer.port, self.trusted).address
@@ -160,13 +157,12 @@ class HttpSite:
         except OSError as error:  # ENOSPC, EPIPE, EAGAIN: the log's trouble must not become the request's
             self._complaints.note("access log line lost", reason=error.strerror)
 
-    def _now(self) -> bytes:
-        """The end of every head of this second."""
+    def tick(self) -> None:
+        """In each turn of the loop: heads end with the date, which is made once a second."""
         second = int(time())
         if second != self._second:
             self._second = second
             self._stamp = stamp(second)
-        return self._stamp
 
 
 def _environ(listener: Listener, station: Station, errors: ErrorStream) -> Environ:

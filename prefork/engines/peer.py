@@ -6,8 +6,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ..address import format_sockaddr
-from ..http.environ import Environ, for_connection
+from ..http.environ import Environ, Environs, for_connection
 from ..http.trusted import UNIX
+from ..scoreboard import mark
 
 if TYPE_CHECKING:
     from ..http.proxy_protocol import End
@@ -16,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class Peer:
-    """WORKER. `text` is for people, `mark` for the scoreboard, `environ` for the application.
+    """WORKER. `text` is for people, `mark` for the scoreboard, `environs` for the application.
 
     `trusted`: what it says of others is believed.
     """
 
-    __slots__ = ("address", "environ", "mark", "port", "text", "trusted")
+    __slots__ = ("address", "environs", "mark", "port", "text", "trusted")
 
     def __init__(self, text: str, address: str, port: int, environ: Environ, *, trusted: bool) -> None:
         self.text = text
-        self.mark = text.encode("utf-8", "backslashreplace")
+        self.mark = mark(text)
         self.address = address  # `unix:` on a Unix socket
         self.port = port
         self.trusted = trusted
-        self.environ = for_connection(environ, "" if address == UNIX else address, port or "")
+        self.environs = Environs(for_connection(environ, "" if address == UNIX else address, port or ""))
 
     @classmethod
     def of(cls, listener: Listener, sockaddr: Any, environ: Environ, trusted: Trusted) -> Peer:

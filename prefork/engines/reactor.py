@@ -102,6 +102,7 @@ class Reactor:
         events = self._epoll.poll(wait_s, _EVENTS)
         self._balance.woke()
         now_ns = self.now_ns = self._clock_ns()
+        self.site.tick()
         clients, ready = self._clients, []
         for fd, mask in events:
             client = clients.get(fd)
@@ -200,6 +201,8 @@ class Reactor:
         """Have the application do the next part of the client's response."""
         if self._pool:
             self._pool.put(client)
+            if self._pool.full:
+                self._announce()
             return
         client.stepped(client.step(self._row))
 
@@ -209,9 +212,12 @@ class Reactor:
 
     def _results(self, _fd: int, _now_ns: int) -> None:
         assert self._pool is not None
+        was_full = self._pool.full
         for client, part in self._pool.take():
             assert isinstance(client, HttpClient)
             client.stepped(part)
+        if was_full:
+            self._announce()
 
     def _room(self) -> bool:
         return len(self._clients) < self._most_clients and not (self._pool and self._pool.full)

@@ -35,6 +35,30 @@ def whole(head: bytes, table: FieldTable, limits: Limits) -> Request | None:
         return None
 
 
+def can_repeat(request: Request) -> bool:
+    """Whether the same fields behind another request line would mean the same: nothing but them decides anything."""
+    return (
+        request.complete
+        and request.keep_alive
+        and request.minor == 1
+        and request.target[:1] == b"/"
+        and not request.upgrade
+    )
+
+
+def again(line: bytes, usual: Request) -> Request | None:
+    """Read a request line, followed by the fields of an earlier request that can_repeat; None if it is no usual one."""
+    try:
+        request = read(line)
+    except RefusalError:
+        return None
+    if not request.minor or request.authority:
+        return None
+    request.fields = usual.fields
+    request.authority = usual.authority
+    return request
+
+
 class HeadReader:
     """A head, line by line."""
 

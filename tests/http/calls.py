@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefork.http.body import BodyBuffer
-from prefork.http.environ import for_connection, for_listener, for_request
+from prefork.http.environ import Environs, for_connection, for_listener
 from prefork.http.file_part import FilePart
 from prefork.http.limits import Limits
 from prefork.http.parser import END, RequestParser
@@ -95,7 +95,7 @@ def compose(method: str = "GET", target: str = "/", *fields: str, minor: int = 1
 
 def environ_of(data: bytes, **settings: Any) -> dict[str, Any]:
     """Return the environ of a request in bytes. `settings`: of the listener; `client`: address and port."""
-    return for_request(connection(**settings), *parse(data))
+    return Environs(connection(**settings)).of(*parse(data))
 
 
 def connection(**settings: Any) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def connection(**settings: Any) -> dict[str, Any]:
 def begin(app: Any, data: bytes = b"", *, sendfile: bool = True, keep_alive: bool = True) -> WsgiCall:
     """Make the call, without a step."""
     request, body = parse(data or compose())
-    call = WsgiCall(app, for_request(connection(), request, body), request, STAMP, body, sendfile)
+    call = WsgiCall(app, Environs(connection()).of(request, body), request, STAMP, body, sendfile)
     call.keep_alive = call.keep_alive and keep_alive
     return call
 

@@ -7,7 +7,7 @@ from wsgiref.util import request_uri
 
 import pytest
 
-from prefork.http.environ import for_request
+from prefork.http.environ import Environs
 from prefork.http.file_part import FileWrapper
 from tests.http.calls import compose, connection, environ_of, parse
 
@@ -53,10 +53,10 @@ def test_it_is_a_plain_dict_of_native_strings() -> None:
 
 def test_two_requests_of_a_connection_share_nothing() -> None:
     shared = connection()
-    first = for_request(shared, *parse(compose("GET", "/?a", "X: y", minor=0)))
+    first = Environs(shared).of(*parse(compose("GET", "/?a", "X: y", minor=0)))
     first["mine"] = True
     first["wsgi.input"].close()
-    second = for_request(shared, *parse(compose()))
+    second = Environs(shared).of(*parse(compose()))
     assert not {"mine", "HTTP_X"} & set(second)
     assert (second["QUERY_STRING"], second["SERVER_PROTOCOL"]) == ("", "HTTP/1.1")
     assert second["wsgi.input"].read() == b""

@@ -172,7 +172,9 @@ def test_the_exit_codes_of_the_lab() -> None:
 
 def test_the_keys_of_a_plan_and_their_defaults() -> None:
     plain = Load(name="")
-    wanted = {key: str(getattr(plain, field)) for key, (field, _) in LOAD_KEYS.items()}
+    defaults = {key: getattr(plain, field) for key, (field, _) in LOAD_KEYS.items()}
+    wanted = {key: "none" if value in ("", (), None) else str(value) for key, value in defaults.items()}
+    wanted |= {key: str(value).lower() for key, value in defaults.items() if isinstance(value, bool)}
     wanted |= {key: f"{getattr(plain, LOAD_KEYS[key][0]):g}s" for key in ("duration", "warmup")}
     shown = dict(zip(cells("### A plan"), cells("### A plan", 2), strict=True))
     assert set(shown) == {"name", "attach", "[[server]]", "[[load]]", *PLAN_KEYS, *LOAD_KEYS}

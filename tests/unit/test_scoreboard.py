@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.address import format_sockaddr
-from prefork.scoreboard import CELLS, COUNTERS, HELD, PEER_LENGTH, PID, SINCE, Scoreboard
+from prefork.scoreboard import CELLS, COUNTERS, HELD, PID, SINCE, Scoreboard
 
 LARGEST = 2**63 - 1
 
@@ -61,7 +61,7 @@ def test_counters_are_summed_over_the_threads_of_a_group_only() -> None:
     reading = board.read(1)
     assert reading.held == 2
     assert reading.counters == {name: 2100 + 2 * number for number, name in enumerate(COUNTERS)}
-    assert len({PID, SINCE, HELD, PEER_LENGTH, *COUNTERS.values()}) == 4 + len(COUNTERS)
+    assert len({PID, SINCE, HELD, *COUNTERS.values()}) == 3 + len(COUNTERS)
 
 
 @given(sinces=st.lists(st.just(0) | st.integers(1, LARGEST), min_size=1, max_size=5))
