@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import planfile, session, values
+from . import condition, session, values, wanted
 from .compare import across, compare
+from .condition import ConditionError
 from .flags import Value, load_flags
 from .interrupt import Interrupt
-from .plan import Load, Plan, PlanError, Server
+from .plan import PlanError
 from .progress import Progress
 from .report import FORMATS, Report
 from .store import Store, StoreError
@@ -22,7 +23,9 @@ from .store import Store, StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+    from .condition import Condition
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONDITION, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,21 +55,18 @@ def _format(function: Callable[..., None]) -> Callable[..., None]:
         type=click.Choice(FORMATS),
         default="text",
         show_default=True,
-        help="How to write the tables.",
+        help="How to write the tables; html is a page with charts.",
     )(function)
 
 
-def _pairs(lines: Sequence[str]) -> list[Server]:
-    servers = []
-    for line in lines:
-        name, separator, command = line.partition("=")
-        if not separator or not name.strip():
-            raise click.BadParameter(f"{line!r} is not NAME=COMMAND", param_hint="--server")
-        try:
-            servers.append(Server(name=name.strip(), command=values.command(command)))
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--server") from None
-    return servers
+def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--fail-if",
+        "conditions",
+        type=Value("CONDITION", condition.parse),
+        multiple=True,
+        help='End with status 3 if this is so, such as "p99>5ms", "errors>0", "NAME: ratio<0.95"; repeat for more.',
+    )(function)
 
 
 @main.command()
@@ -76,9 +76,9 @@ def _pairs(lines: Sequence[str]) -> list[Server]:
     "servers",
     multiple=True,
     metavar="NAME=COMMAND",
-    help="A server to measure; repeat to compare. COMMAND may use {address} {host} {port} {python}.",
+    help="A server to measure; repeat to compare. COMMAND may use {address} {host} {port} {unix} {python}.",
 )
-@click.option("--attach", type=Value("HOST:PORT", values.endpoint), help="Measure a server that runs already.")
+@click.option("--attach", type=Value("ADDRESS", values.endpoint), help="HOST:PORT or unix:PATH of a server that runs.")
 @load_flags
 @click.option("--rounds", type=Value("N", values.count), help="Rounds of each configuration (6).")
 @click.option(
@@ -93,13 +93,32 @@ def _pairs(lines: Sequence[str]) -> list[Server]:
     help="Run the baseline twice in every cycle, as NAME and NAME', to measure the noise (from 6 rounds).",
 )
 @click.option(
+    "--until",
+    type=Value("PERCENT", values.share),
+    help="Then add cycles until each interval of the requests/s ratio is this narrow to either side, such as 2%.",
+)
+@click.option(
+    "--within",
+    "within_s",
+    type=Value("TIME", values.duration_s),
+    help="With --until: add none that would end later than this after the start (30m).",
+)
+@_fail_if
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="The folder for the rounds; one with rounds of the same plan is extended.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would run and how long it would take.")
 def run(
-    plan: Path | None, servers: tuple[str, ...], attach: str | None, out: Path | None, *, dry_run: bool, **flags: Any
+    plan: Path | None,
+    servers: tuple[str, ...],
+    attach: str | None,
+    out: Path | None,
+    *,
+    conditions: tuple[Condition, ...],
+    dry_run: bool,
+    **flags: Any,
 ) -> None:
     """Measure servers, each several times and in turns, and print the table.
 
@@ -120,41 +139,21 @@ def run(
       name = "four threads"
       command = "{python} -m prefork serve nap --threads 4 --bind {address}"
 
-    Exit status: 0 all rounds were measured, 1 a server or the generator failed, 2 bad usage or plan, 130 interrupted
-    (the finished rounds are kept).
+    Exit status: 0 all rounds were measured, 1 a server or the generator failed, 2 bad usage or plan, 3 a --fail-if
+    is so, 130 interrupted (the finished rounds are kept).
     """
+    base = plan.absolute().parent if plan else Path.cwd()
     try:
-        wanted = _plan(plan, servers, attach, {name: value for name, value in flags.items() if value is not None})
-        _check_pin(wanted)
+        given = {name: value for name, value in flags.items() if value is not None}
+        found = wanted.plan(plan, servers, attach, given)
+        wanted.check(found, conditions, base)
         if dry_run:
-            click.echo(_outline(wanted), nl=False)
+            click.echo(wanted.outline(found), nl=False)
             return
-        store = Store.create(out or _folder(wanted.name), wanted)
-    except (PlanError, StoreError) as error:
+        store = Store.create(out or _folder(found.name), found)
+    except (PlanError, StoreError, ConditionError) as error:
         raise click.UsageError(str(error)) from None
-    sys.exit(_run(store, base=plan.absolute().parent if plan else Path.cwd()))
-
-
-def _plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: dict[str, Any]) -> Plan:
-    if path is not None:
-        if lines or attach:
-            raise PlanError("the servers are in the plan; leave out --server and --attach, or the plan")
-        return planfile.read(path, flags)
-    servers = _pairs(lines) + ([Server(name=attach, attach=attach)] if attach else [])
-    if not servers:
-        raise PlanError("nothing to measure: give a plan, --server NAME=COMMAND or --attach HOST:PORT")
-    fields = {field for field, _ in planfile.LOAD_KEYS.values()}
-    load = {name: value for name, value in flags.items() if name in fields}
-    rest = {name: value for name, value in flags.items() if name not in fields}
-    name = load.get("scenario", Load(name="").scenario)
-    return Plan(name=name, servers=tuple(servers), loads=(Load(name=name, **load),), **rest)
-
-
-def _check_pin(plan: Plan) -> None:
-    usable = os.sched_getaffinity(0)
-    missing = sorted({*plan.pin.server, *plan.pin.load} - usable) if plan.pin else []
-    if missing:
-        raise PlanError(f"--pin {plan.pin}: this process may not use CPU {missing[0]}; it has {sorted(usable)}")
+    sys.exit(_run(store, conditions, base=base))
 
 
 def _folder(name: str) -> Path:
@@ -162,30 +161,20 @@ def _folder(name: str) -> Path:
     return Path("loadtest-runs") / f"{slug}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
-def _outline(plan: Plan) -> str:
-    lines = [f"{plan.name}: compared with {plan.reference}" + (f", pinned {plan.pin}" if plan.pin else "")]
-    lines += [f"  load {load.name}: {load.describe()}" for load in plan.loads]
-    lines += [f"  server {server.name}: {server.command or server.attach}" for server in plan.servers]
-    slots = list(plan.slots())
-    for cycle in range(plan.rounds):
-        order = ", ".join(f"{slot.configuration} ({slot.load.name})" for slot in slots if slot.cycle == cycle)
-        lines.append(f"  cycle {cycle + 1}: {order}")
-    load_s = sum(slot.load.warmup_s + slot.load.duration_s for slot in slots)
-    lines.append(f"{len(slots)} rounds, {load_s:g} s of load; starting and stopping adds about 2 s to each round")
-    return "\n".join(lines) + "\n"
-
-
-def _run(store: Store, base: Path) -> int:
-    with Interrupt() as interrupt, Progress(sum(1 for _ in store.plan.slots()), store.plan.name) as progress:
+def _run(store: Store, conditions: Sequence[Condition], base: Path) -> int:
+    with Interrupt() as interrupt, Progress(store.plan.name) as progress:
         outcome = session.run(store, progress, interrupt, base=base)
     rounds = store.rounds()
+    broken: list[str] = []
     if rounds:
         report = _report(store)
-        click.echo(report.render("text"), nl=False)
-        try:
-            (store.folder / "report.md").write_text(report.render("github"), encoding="utf-8")
-        except OSError as error:
-            click.echo(f"report.md cannot be written: {error.strerror}", err=True)
+        broken = list(condition.broken(conditions, report.comparison))
+        _print(report.render("text"), broken)
+        for name, form in (("report.md", "github"), ("report.html", "html")):
+            try:
+                (store.folder / name).write_text(report.render(form), encoding="utf-8")
+            except OSError as error:
+                click.echo(f"{name} cannot be written: {error.strerror}", err=True)
     click.echo(f"{_rounds(len(rounds))} in {store.folder}", err=True)
     if outcome.unkept:
         click.echo(f"the run has ended: {outcome.unkept}", err=True)
@@ -196,7 +185,14 @@ def _run(store: Store, base: Path) -> int:
     if outcome.failed:
         click.echo(f"{_rounds(outcome.failed)} failed; logs are in {store.folder / 'rounds'}", err=True)
         return EXIT_FAILED
-    return EXIT_OK
+    return EXIT_CONDITION if broken else EXIT_OK
+
+
+def _print(text: str, broken: Sequence[str]) -> None:
+    """The report, in the same bytes whatever the locale, as it may be read elsewhere; then what it must not say."""
+    click.echo(text.encode(), nl=False)
+    for line in broken:
+        click.echo(line, err=True)
 
 
 def _rounds(count: int) -> str:
@@ -206,24 +202,25 @@ def _rounds(count: int) -> str:
 @main.command("report")
 @click.argument("folder", type=click.Path(path_type=Path))
 @_format
-def report_command(folder: Path, form: str) -> None:
-    """Print the tables of a run from its files alone.
+@_fail_if
+def report_command(folder: Path, form: str, conditions: tuple[Condition, ...]) -> None:
+    """Print the tables of a run, or a page with charts, from its files alone.
 
     \b
       loadtest report results/demo
       loadtest report results/demo --format csv > demo.csv
+      loadtest report results/demo --fail-if "p99>5ms" --fail-if "errors>0"
+      loadtest report results/demo --format html > demo.html
     """
-    try:
-        click.echo(_report(Store.open(folder)).render(form), nl=False)
-    except StoreError as error:
-        raise click.UsageError(str(error)) from None
+    _show(lambda: _report(Store.open(folder)), form, conditions)
 
 
 @main.command("compare")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path), required=False)
 @_format
-def compare_command(folder: Path, other: Path | None, form: str) -> None:
+@_fail_if
+def compare_command(folder: Path, other: Path | None, form: str, conditions: tuple[Condition, ...]) -> None:
     """Compare the configurations of one run, or those that two runs share.
 
     The first run is what the second is compared with: what was, and what is.
@@ -232,11 +229,22 @@ def compare_command(folder: Path, other: Path | None, form: str) -> None:
       loadtest compare results/demo
       loadtest compare results/before results/after
     """
+    _show(
+        lambda: _report(Store.open(folder)) if other is None else _across(Store.open(folder), Store.open(other)),
+        form,
+        conditions,
+    )
+
+
+def _show(make: Callable[[], Report], form: str, conditions: Sequence[Condition]) -> None:
+    """Print a report and end with the status that the conditions ask for."""
     try:
-        found = _report(Store.open(folder)) if other is None else _across(Store.open(folder), Store.open(other))
-        click.echo(found.render(form), nl=False)
-    except StoreError as error:
+        report = make()
+        broken = list(condition.broken(conditions, report.comparison))
+    except (StoreError, ConditionError) as error:
         raise click.UsageError(str(error)) from None
+    _print(report.render(form), broken)
+    sys.exit(EXIT_CONDITION if broken else EXIT_OK)
 
 
 def _report(store: Store) -> Report:
@@ -247,10 +255,23 @@ def _report(store: Store) -> Report:
 
 
 def _across(first: Store, second: Store) -> Report:
-    labels = (first.folder.name, second.folder.name)
-    if labels[0] == labels[1]:
-        labels = (str(first.folder), str(second.folder))
-    comparison = across(first.rounds(), second.rounds(), labels)
+    labels = _labels(first.folder.resolve(), second.folder.resolve())
+    before, after = first.rounds(), second.rounds()
+    comparison = across(before, after, labels)
     if not comparison.configurations:
         raise StoreError(f"{first.folder} and {second.folder} share no configuration: nothing to compare")
-    return Report(plan=second.plan, rounds=second.rounds(), comparison=comparison)
+    named = [
+        replace(done, configuration=f"{label}: {done.configuration}")
+        for label, rounds in zip(labels, (before, after), strict=True)
+        for done in rounds
+    ]
+    return Report(plan=second.plan, rounds=named, comparison=comparison)
+
+
+def _labels(first: Path, second: Path) -> tuple[str, str]:
+    """As much of the end of each path as tells them apart, so that moving both together changes nothing."""
+    for start in range(1, max(len(first.parts), len(second.parts)) + 1):
+        labels = ("/".join(first.parts[-start:]), "/".join(second.parts[-start:]))
+        if labels[0] != labels[1]:
+            return labels
+    return first.name, f"{first.name} again"

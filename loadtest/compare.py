@@ -16,12 +16,15 @@ from prefork.histogram import Histogram, estimable
 
 from .inference import MIN_PAIRS, Ratio, ratio
 from .plan import AA_MARK
+from .sharing import sharing
+from .until import widest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .plan import Plan
     from .record import Round
+    from .sharing import Sharing
 
     Metric = Callable[[Round], float | None]
 
@@ -36,6 +39,7 @@ class Percentiles:
     p99_ns: int | None
     p99_9_ns: int | None
     max_ns: int | None
+    mean_ns: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,7 @@ class Configuration:
     cpu_per_request_us: float | None
     pss_bytes: float | None
     verdict: str  # the most frequent of its rounds, or INVALID when none is valid
+    sharing: Sharing | None  # None: a single process, or its workers are not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,21 +107,30 @@ METRICS: Mapping[str, Metric] = {
 
 def compare(plan: Plan, rounds: Sequence[Round]) -> Comparison:
     """Summarise the rounds of one run and compare every configuration with the plan's baseline."""
-    groups = _groups(rounds)
-    floors, contrasts = {}, []
-    for load in [load.name for load in plan.loads]:
-        base = groups.get((plan.reference, load), [])
-        again = _ratios(base, groups.get((plan.reference + AA_MARK, load), []))
-        floors[load] = {metric: found.reach if found else None for metric, found in again.items()}
-        others = [key for key in groups if key[1] == load and key[0] != plan.reference]
-        contrasts += [Contrast(name=name, load=load, ratios=_ratios(base, groups[name, load])) for name, _ in others]
+    contrasts = contrast_all(plan, rounds)
+    floors = {load.name: dict[str, float | None].fromkeys(METRICS) for load in plan.loads}
+    for again in contrasts:
+        if again.name == plan.reference + AA_MARK:
+            floors[again.load] = {metric: found.reach if found else None for metric, found in again.ratios.items()}
+    configurations = [_configuration(name, load, group) for (name, load), group in _groups(rounds).items()]
     return Comparison(
         baseline=plan.reference,
-        configurations=tuple(_configuration(name, load, group) for (name, load), group in groups.items()),
+        configurations=tuple(configurations),
         contrasts=tuple(contrasts),
         floors=floors,
-        warnings=tuple(_warnings(plan, rounds, floors, contrasts)),
+        warnings=(*_warnings(plan, rounds, floors, contrasts), *_doubts(configurations)),
     )
+
+
+def contrast_all(plan: Plan, rounds: Sequence[Round]) -> list[Contrast]:
+    """Every configuration, the baseline's second run too, against the baseline under the same load."""
+    groups = _groups(rounds)
+    return [
+        Contrast(name=name, load=load.name, ratios=_ratios(groups.get((plan.reference, load.name), []), group))
+        for load in plan.loads
+        for (name, under), group in groups.items()
+        if under == load.name and name != plan.reference
+    ]
 
 
 def across(first: Sequence[Round], second: Sequence[Round], labels: tuple[str, str]) -> Comparison:
@@ -179,6 +193,7 @@ def _configuration(name: str, load: str, group: Sequence[Round]) -> Configuratio
         cpu_per_request_us=None if cpu_ns is None else cpu_ns / 1e3,
         pss_bytes=_median(done.signals.pss_bytes if done.signals else None for done in valid),
         verdict=verdicts.most_common(1)[0][0],
+        sharing=sharing(valid),
     )
 
 
@@ -197,6 +212,7 @@ def _percentiles(histograms: Sequence[Histogram]) -> Percentiles:
         p99_ns=at(0.99),
         p99_9_ns=at(0.999),
         max_ns=whole.max_ns if whole.n else None,
+        mean_ns=whole.mean_ns if whole.n else None,
     )
 
 
@@ -207,14 +223,16 @@ def _quantile(done: Round, q: float) -> float | None:
 
 
 def _ratios(base: Sequence[Round], group: Sequence[Round]) -> dict[str, Ratio | None]:
-    """Candidate over baseline for every metric, paired by cycle."""
-    left = {done.cycle: done for done in base if done.verdict.valid}
-    right = {done.cycle: done for done in group if done.verdict.valid}
-    found = {}
-    for name, metric in METRICS.items():
-        pairs = [(metric(left[cycle]), metric(right[cycle])) for cycle in sorted(left.keys() & right.keys())]
-        found[name] = ratio([(a, b) for a, b in pairs if a is not None and b is not None])
-    return found
+    """Candidate over baseline for every metric."""
+    return {name: _paired(base, group, metric) for name, metric in METRICS.items()}
+
+
+def _paired(base: Iterable[Round], group: Iterable[Round], metric: Metric) -> Ratio | None:
+    """Valid rounds of the same cycle are a pair; None without one that has the figure on both sides."""
+    left = {done.cycle: metric(done) for done in base if done.verdict.valid}
+    right = {done.cycle: metric(done) for done in group if done.verdict.valid}
+    pairs = [(left[cycle], right[cycle]) for cycle in sorted(left.keys() & right.keys())]
+    return ratio([(a, b) for a, b in pairs if a is not None and b is not None])
 
 
 def _warnings(
@@ -224,9 +242,13 @@ def _warnings(
     compared = [found for found in contrasts if found.name != plan.reference + AA_MARK]
     fewest = min((found.pairs for contrast in compared if (found := contrast.ratios["rate"])), default=MIN_PAIRS)
     if fewest < MIN_PAIRS:
-        yield f"{fewest} rounds cannot show a difference; from {MIN_PAIRS} on a ratio gets an interval"
-    if compared and all(floor["rate"] is None for floor in floors.values()):
+        count = "1 round" if fewest == 1 else f"{fewest} rounds"
+        yield f"{count} cannot show a difference; from {MIN_PAIRS} on a ratio gets an interval"
+    too_early = len(compared) < len(contrasts) and fewest < MIN_PAIRS
+    if compared and all(floor["rate"] is None for floor in floors.values()) and not too_early:
         yield "the noise floor was not measured (--aa): a small difference may be the machine's"
+    if plan.until and (width := widest(contrasts)) and not width.within(plan.until):
+        yield f"the intervals did not become as narrow as ±{100 * plan.until:.3g}%: {width.describe()} at worst"
 
 
 def _troubles(rounds: Sequence[Round]) -> Iterable[str]:
@@ -242,6 +264,13 @@ def _troubles(rounds: Sequence[Round]) -> Iterable[str]:
         yield f"{name}: {note} ({count} rounds)"
     if len(_machine(rounds)) > 1:
         yield "the rounds come from different machines, kernels or Pythons"
+
+
+def _doubts(configurations: Iterable[Configuration]) -> Iterable[str]:
+    """Where both ends do not count alike, and the verdict does not say why already."""
+    for found in configurations:
+        if found.sharing and found.sharing.doubt and found.verdict not in ("GENERATOR", "SHARED-CPU"):
+            yield f"{found.name} ({found.load}): {found.sharing.doubt}"
 
 
 def _machine(rounds: Iterable[Round]) -> set[tuple[object, ...]]:

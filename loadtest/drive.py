@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 from .child import Child
 from .record import Client, RecordError
+from .server import free_port
 
 if TYPE_CHECKING:
+    from .generator.address import Address
     from .plan import Load, Plan
+    from .server import RunningServer
 
 _LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 _STOP_S = 10  # locust's wait for exchanges in flight at the end
@@ -24,29 +27,28 @@ class GeneratorError(Exception):
     """The generator gave no result; the message has its last words."""
 
 
-def start(plan: Plan, load: Load, address: str, folder: Path) -> Child:
-    """Start the generator in the round's folder, on the load's CPUs."""
+def start(plan: Plan, load: Load, server: RunningServer, folder: Path) -> Child:
+    """Start the generator against the server, in the round's folder, on the load's CPUs."""
     cpus = plan.pin.load if plan.pin else ()
     # locust takes options from LOCUST_* and from the current folder's [tool.locust]: neither may change a plan.
     env = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
-    argv = [sys.executable, "-m", "locust", *_options(load, address, folder)]
+    argv = [sys.executable, "-m", "locust", *_options(load, server, folder)]
     return Child(argv, log=folder / "generator.log", cwd=folder, env=env, cpus=cpus)
 
 
-def _options(load: Load, address: str, folder: Path) -> list[str]:
-    scheme = "http" if load.scenario == "http" else "tcp"
-    run_time_s = math.ceil(
-        load.warmup_s + load.duration_s
-    )  # locust knows whole seconds only; the warm-up takes the rest
-    users = 1 if load.engine == "fast" else load.connections  # a fast user drives all connections
+def _options(load: Load, server: RunningServer, folder: Path) -> list[str]:
+    # locust knows whole seconds only; the warm-up takes the rest.
+    run_time_s = math.ceil(load.warmup_s + load.duration_s)
+    # A user of the fast engine drives all the connections of its process.
+    users = load.generators if load.engine == "fast" else load.connections
     options = {
-        "-f": _LOCUSTFILE,
+        "--locustfile": _LOCUSTFILE,
         "--users": users,
         "--spawn-rate": users,
         "--run-time": f"{run_time_s}s",
         "--stop-timeout": _STOP_S,
         "--exit-code-on-error": 0,  # failed exchanges are in the result; the exit status is about the generator itself
-        "--host": f"{scheme}://{address}",
+        "--host": _host(load, server.address),
         "--scenario": load.scenario,
         "--engine": load.engine,
         "--connections": load.connections,
@@ -56,9 +58,41 @@ def _options(load: Load, address: str, folder: Path) -> list[str]:
         "--payload": load.payload,
         "--exchanges": load.exchanges,
         "--warmup": round(run_time_s - load.duration_s, 6),
+        "--window": load.duration_s,
         "--result": _result(folder),
+        "--live": live(folder),
+        **(_several(load.generators) if load.generators > 1 else {}),
     }
-    return ["--headless", "--only-summary", *(str(word) for option in options.items() for word in option)]
+    web = _web_options(load, server.base) if load.scenario == "http" else []
+    return ["--headless", "--only-summary", *(f"{name}={value}" for name, value in options.items()), *web]
+
+
+def _several(processes: int) -> dict[str, object]:
+    """locust's options for a master and so many workers, which talk to each other on a port of this machine."""
+    port, host = free_port(), "127.0.0.1"
+    hosts = {"--master-bind-host": host, "--master-host": host}
+    return {"--processes": processes, "--master-bind-port": port, "--master-port": port, **hosts}
+
+
+def _host(load: Load, address: Address) -> str:
+    if address.path:
+        return str(address)
+    scheme = "tcp" if load.scenario != "http" else "https" if load.tls else "http"
+    return f"{scheme}://{address}"
+
+
+def _web_options(load: Load, base: Path) -> list[str]:
+    body = f"@{base.absolute() / load.body[1:]}" if load.body.startswith("@") else load.body
+    options = [f"--method={load.method}", f"--path={load.path}", f"--body={body}", f"--status={load.status}"]
+    options += [f"--header={line}" for line in load.headers]
+    options += [f"--length={load.length}"] if load.length is not None else []
+    options += [f"--ca={base.absolute() / load.ca}"] if load.ca else []
+    return options + ["--no-keep-alive"] * (not load.keep_alive) + ["--insecure"] * load.insecure
+
+
+def live(folder: Path) -> Path:
+    """Where the generator tells what it does while it runs."""
+    return folder.absolute() / "generator.live"
 
 
 def deadline_s(load: Load) -> float:
@@ -76,6 +110,8 @@ def result(generator: Child, folder: Path) -> Client:
     except (ValueError, RecordError) as error:
         raise GeneratorError(last_words(generator, f"the generator's result cannot be read: {error}")) from None
     file.unlink()  # the round's own file holds it
+    if client.lost:
+        raise GeneratorError(last_words(generator, f"{client.lost} of the generator's processes died in the run"))
     return client
 
 

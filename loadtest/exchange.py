@@ -1,63 +1,118 @@
-"""One whole exchange of a scenario over a plain socket: the proof that a server is ready for load."""
+"""One whole exchange of a load over a plain socket: the proof that a server is ready for it."""
 
 from __future__ import annotations
 
 import socket
+import ssl
+import time
 from typing import TYPE_CHECKING
 
+from .generator import request, tls
+from .generator.failure import ExchangeError
+from .generator.lines import GREETING, PREFIX
+from .generator.request import Expectation, Request
+from .generator.response import Response
+from .plan import PlanError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
-    Address = tuple[str, int]
+    from .generator.address import Address
+    from .plan import Load, Plan
 
-_WORD = b"ready"
+_WORD = b"ready\n"
 
 
 class WrongReplyError(Exception):
-    """The server answered, but not what this scenario expects."""
+    """The server answered, but not what this load expects."""
 
 
-def exchange(scenario: str, address: Address, timeout_s: float) -> None:
-    """Go through one exchange. Raises OSError while nobody answers, WrongReplyError when the answer is another."""
-    with socket.create_connection(address, timeout=timeout_s) as connection:
-        _SCENARIOS[scenario](connection)
+def check_files(plan: Plan, folder: Path) -> None:
+    """Read the files that the loads name, from that folder on. Raises PlanError."""
+    for load in plan.loads:
+        try:
+            _request(load, folder)
+            if load.tls:
+                _tls(load, folder)
+        except ValueError as error:
+            raise PlanError(f"load {load.name!r}: {error}") from None
 
 
-def _talkback(connection: socket.socket) -> None:
+def exchange(load: Load, address: Address, folder: Path, timeout_s: float) -> None:
+    """Go through one exchange; the names of the load's files begin in that folder.
+
+    Raises OSError while nobody answers, WrongReplyError when the answer is another.
+    """
+    family, where = address.resolve()
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(where)
+        if load.scenario != "http":
+            _line(connection, load.scenario)
+        elif load.tls:
+            with _secured(connection, load, address, folder) as secured:
+                _http(secured, load, address, folder, timeout_s)
+        else:
+            _http(connection, load, address, folder, timeout_s)
+
+
+def _line(connection: socket.socket, scenario: str) -> None:
     with connection.makefile("rb") as reader:
-        connection.sendall(_WORD + b"\n")  # before the greeting: a server of another protocol may wait for us to begin
-        _expect(reader.read(), b"hello from prefork\nyou said: " + _WORD + b"\n")
-
-
-def _echo(connection: socket.socket) -> None:
-    with connection.makefile("rb") as reader:
-        connection.sendall(_WORD + b"\n")
-        _expect(reader.readline(), _WORD + b"\n")
-
-
-def _http(connection: socket.socket) -> None:
-    host, port = connection.getpeername()[:2]
-    host = f"[{host}]" if ":" in host else host
-    connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
-    with connection.makefile("rb") as reader:
-        line = reader.readline()
-        reader.read()
-    if not line:
-        raise ConnectionError("the connection was closed without an answer")
-    if not line.startswith((b"HTTP/1.1 2", b"HTTP/1.0 2")):
-        raise WrongReplyError(f"GET / was answered {line!r}, not with a status of 2xx")
-
-
-def _expect(reply: bytes, expected: bytes) -> None:
+        connection.sendall(_WORD)  # before any greeting: a server of another protocol may wait for us to begin
+        expected = _WORD if scenario == "echo" else GREETING + PREFIX + _WORD
+        reply = reader.readline() if scenario == "echo" else reader.read()
     if not reply:
         raise ConnectionError("the connection was closed without an answer")
     if reply != expected:
-        raise WrongReplyError(f"answered {reply[:80]!r} where {expected!r} was expected")
+        question = f"is {scenario} its scenario?"
+        raise WrongReplyError(f"answered {reply[:80]!r} where {expected!r} was expected; {question}")
 
 
-_SCENARIOS: dict[str, Callable[[socket.socket], None]] = {
-    "talkback": _talkback,
-    "nap": _talkback,
-    "echo": _echo,
-    "http": _http,
-}
+def _http(connection: socket.socket, load: Load, address: Address, folder: Path, timeout_s: float) -> None:
+    connection.sendall(_request(load, folder, keep_alive=False).encode(address.name))
+    response = Response(bodiless=load.method == "HEAD")
+    deadline, came = time.monotonic() + timeout_s, b""
+    try:
+        while not response.complete:
+            if not (data := connection.recv(65536)):
+                response.end()
+            came = came or data[:80]
+            response.feed(data)
+            if time.monotonic() > deadline:
+                raise TimeoutError("the answer does not end")
+    except ExchangeError as error:
+        if not came:
+            raise ConnectionError("the connection was closed without an answer") from None
+        raise WrongReplyError(f"answered {came!r}: {error}; is http its scenario?") from None
+    if flaw := Expectation(statuses=request.statuses(load.status), length=load.length).flaw(
+        response.status, response.length
+    ):
+        expected = load.status if load.length is None else f"{load.status} and a body of {load.length} bytes"
+        raise WrongReplyError(f"answered {load.method} {load.path} with {flaw}, not with status {expected}")
+
+
+def _secured(connection: socket.socket, load: Load, address: Address, folder: Path) -> ssl.SSLSocket:
+    try:
+        return _tls(load, folder).wrap_socket(connection, server_hostname=address.host)
+    except ssl.SSLCertVerificationError as error:
+        hint = "name a file of certificates to trust (--ca), or do not verify it (--insecure)"
+        raise WrongReplyError(f"has a certificate that is not trusted: {error.verify_message}; {hint}") from None
+    except ssl.SSLEOFError:
+        raise ConnectionError("the connection was closed in the TLS handshake") from None
+    except ssl.SSLError as error:
+        raise WrongReplyError(f"does not speak TLS: {error.reason}") from None
+
+
+def _request(load: Load, folder: Path, *, keep_alive: bool = True) -> Request:
+    return Request.made(
+        method=load.method,
+        path=load.path,
+        headers=load.headers,
+        body=request.body(load.body, folder),
+        payload=load.payload,
+        keep_alive=keep_alive,
+    )
+
+
+def _tls(load: Load, folder: Path) -> ssl.SSLContext:
+    return tls.context(insecure=load.insecure, ca=str(folder / load.ca) if load.ca else "")

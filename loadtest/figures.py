@@ -11,12 +11,12 @@ UNKNOWN = "-"
 NO_DIFFERENCE = "~"
 
 
-def digits(value: float) -> str:
-    """Three significant digits, no exponent: 0.123, 12.3, 123, 1230."""
+def digits(value: float, significant: int = 3) -> str:
+    """So many significant digits, no exponent: 0.123, 12.3, 123, 1,230."""
     if value == 0:
         return "0"
-    written = f"{value:.2e}"
-    decimals = max(0, 2 - int(written.partition("e")[2]))
+    written = f"{value:.{significant - 1}e}"
+    decimals = max(0, significant - 1 - int(written.partition("e")[2]))
     return f"{float(written):,.{decimals}f}"
 
 
@@ -35,6 +35,16 @@ def rate(per_s: float | None) -> str:
 def size(value_bytes: float | None) -> str:
     """In MB of a million bytes."""
     return UNKNOWN if value_bytes is None else f"{digits(value_bytes / 1e6)} MB"
+
+
+def level(value: float | None) -> str:
+    """A mean number of things at a time; what rounds to none has no sign."""
+    return UNKNOWN if value is None else f"{round(value, 1) + 0.0:.1f}"
+
+
+def index(value: float | None) -> str:
+    """An index between 0 and 1, where 0.99 and 0.999 are worlds apart."""
+    return UNKNOWN if value is None else f"{value:.3f}"
 
 
 def comparison(ratio: Ratio | None, floor: float | None) -> str:

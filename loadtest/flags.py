@@ -39,6 +39,11 @@ _OPTIONS = (
     ),
     click.option("--engine", type=Value("NAME", values.engine), help="Of the generator: fast (default) or readable."),
     click.option(
+        "--generators",
+        type=Value("N", values.count),
+        help=f"Processes that make the load together ({_DEFAULT.generators}); more where one is the limit.",
+    ),
+    click.option(
         "--rate",
         "rate_per_s",
         type=Value("N", values.rate_per_s),
@@ -64,14 +69,31 @@ _OPTIONS = (
     ),
     click.option(
         "--payload",
-        type=Value("BYTES", values.count),
-        help=f"Length of the line that is sent ({_DEFAULT.payload}).",
+        type=Value("BYTES", values.length),
+        help=f"Length of the line that is sent, or of the body of a POST ({_DEFAULT.payload}).",
     ),
     click.option(
         "--exchanges",
         type=Value("N", values.count),
-        help=f"Exchanges on one connection, where it is kept ({_DEFAULT.exchanges}).",
+        help="Exchanges on one connection, where it is kept (10 for echo, no limit for http).",
     ),
+    click.option("--method", type=Value("METHOD", values.method), help=f"Of http requests ({_DEFAULT.method})."),
+    click.option("--path", type=Value("PATH", values.path), help=f"Of http requests, with a query ({_DEFAULT.path})."),
+    click.option(
+        "--header",
+        "headers",
+        type=Value("'NAME: VALUE'", lambda line: values.headers([line])[0]),
+        multiple=True,
+        callback=lambda _context, _option, lines: lines or None,
+        help="Of http requests; repeat it for more.",
+    ),
+    click.option("--body", metavar="TEXT|@FILE", help="Of http requests (for POST, PUT, PATCH: --payload bytes)."),
+    click.option("--keep-alive/--no-keep-alive", default=None, help="Whether http connections are kept (they are)."),
+    click.option("--status", type=Value("STATUS", values.status), help=f"Of a good response ({_DEFAULT.status})."),
+    click.option("--length", type=Value("BYTES", values.length), help="Of a good response's body (any)."),
+    click.option("--tls/--no-tls", default=None, help="Whether http speaks TLS (it does not)."),
+    click.option("--insecure/--no-insecure", default=None, help="With --tls: take any certificate."),
+    click.option("--ca", metavar="FILE", help="With --tls: certificates to trust (the system's)."),
 )
 
 

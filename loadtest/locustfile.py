@@ -2,9 +2,9 @@
 
 `--scenario talkback|echo|nap|http` or the name of a user class says what the users do, `--host` where the server is;
 most other options are locust's own. There are two engines (users/). The readable one is the default here, because with
-it a user is one client, as everywhere in locust: numbers of users and ramps mean what they say. `--engine fast` makes
-each user as many clients as `--connections` says, at the rate of a load generator written in C, and has the open model
-(`--rate`).
+it a user is one client, as everywhere in locust: numbers of users and ramps mean what they say. With `--engine fast`
+the users, one in each process, are `--connections` clients together, at the rate of a load generator written in C, and
+there is the open model (`--rate`).
 
 locust runs every user class that it finds in this file, so the listener below leaves those that were asked for.
 """
@@ -47,8 +47,14 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
             parse(environment.host, protocol_of(user_class, options), unix=user_class.unix)
     except AddressError as error:
         _usage(str(error))
-    if options.rate and any(engine_of(user_class) != "fast" for user_class in environment.user_classes):
+    engines = {engine_of(user_class) for user_class in environment.user_classes}
+    if options.rate and engines != {"fast"}:
         _usage("--rate needs --engine fast: a readable user begins when its last exchange has ended")
+    if engines == {"fast"}:
+        if options.num_users is None:  # locust's default of one would leave all workers but one without anything to do
+            options.num_users = options.spawn_rate = options.expect_workers if options.master else 1
+        if options.connections < options.num_users:
+            _usage(f"--connections {options.connections} are fewer than the {options.num_users} users of the engine")
     if options.result and not Path(options.result).parent.is_dir():
         _usage(f"--result {options.result!r}: the folder {str(Path(options.result).parent)!r} does not exist")
 

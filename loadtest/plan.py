@@ -3,7 +3,8 @@
 A plan is plain data: it is made from a file (planfile.py) or from flags (cli.py), kept in session.json, and read back
 by reports. Every server runs every load. A cycle runs each configuration once; odd cycles run in reverse (A B, B A,
 ...), so that a drift of the machine falls on all alike. With `aa` the baseline runs a second time in every cycle
-under the name NAME': the difference of two identical things is the noise floor.
+under the name NAME': the difference of two identical things is the noise floor. With `until` further cycles follow
+(until.py).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 SCENARIOS = ("talkback", "echo", "nap", "http")
 ENGINES = ("fast", "readable")
 ARRIVALS = ("constant", "poisson")
 AA_MARK = "'"
 AA_MIN_ROUNDS = 6
+_MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s")  # between runs whose rounds lie in one folder
 
 
 class PlanError(Exception):
@@ -33,7 +35,7 @@ class Server:
 
     name: str
     command: str = ""  # placeholders: {address} {host} {port} {python}; empty with attach
-    attach: str = ""  # HOST:PORT
+    attach: str = ""  # HOST:PORT or unix:PATH
     cwd: str = ""  # relative to the plan file's folder; empty: where the lab was started
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -45,25 +47,56 @@ class Load:
     name: str
     scenario: str = "talkback"
     engine: str = "fast"  # of the generator: fast, or readable, with a locust user for each client
+    generators: int = 1  # its processes, which share the clients and the rate
     connections: int = 64  # all clients together
     rate_per_s: float = 0.0  # exchanges that come due, whatever the server does; 0: clients begin when they are done
     arrivals: str = "constant"  # how the rate spreads them
     max_in_flight: int = 10_000  # with a rate: under way or waiting for a connection; what comes due beyond is missed
     duration_s: float = 5.0  # the measured window
     warmup_s: float = 1.0  # before it, not counted
-    payload: int = 64  # bytes of a line, or of a request's body
-    exchanges: int = 10  # on one connection before it closes, where the scenario keeps connections
+    payload: int = 64  # bytes of a line, or of a request's body where its method wants one and none is given
+    exchanges: int = 0  # on one connection before it closes; 0: 10 for echo, and for http as many as the server allows
+    # What follows is for http.
+    method: str = "GET"
+    path: str = "/"
+    headers: tuple[str, ...] = ()  # each "Name: value"
+    body: str = ""  # text, or @FILE
+    keep_alive: bool = True  # else a connection for every request
+    status: str = "2xx"  # of a good response: 200, 2xx, or several with commas between
+    length: int | None = None  # of its body, in bytes
+    tls: bool = False
+    insecure: bool = False  # whether any certificate will do
+    ca: str = ""  # a file of certificates to trust, instead of the system's
 
     def __post_init__(self) -> None:
         if self.rate_per_s and self.engine != "fast":
             raise PlanError(f"load {self.name!r}: a rate needs the fast engine; leave out engine = {self.engine!r}")
+        if self.generators > self.connections:
+            raise PlanError(
+                f"load {self.name!r}: {self.connections} connections are too few for {self.generators} generators"
+            )
+        if self.tls and self.scenario != "http":
+            raise PlanError(f"load {self.name!r}: tls is for scenario http; {self.scenario} has none")
+        if (self.insecure or self.ca) and not self.tls:
+            raise PlanError(f"load {self.name!r}: insecure and ca say how a certificate is verified; add tls")
+        if self.insecure and self.ca:
+            raise PlanError(f"load {self.name!r}: insecure takes any certificate; leave out ca, or insecure")
+        object.__setattr__(self, "headers", tuple(self.headers))  # JSON has lists
 
     def describe(self) -> str:
         """One line for the report."""
         times = f"{self.duration_s:g} s after {self.warmup_s:g} s of warm-up"
         rate = f", {self.rate_per_s:g}/s ({self.arrivals})" if self.rate_per_s else ""
         engine = "" if self.engine == "fast" else f", {self.engine} engine"
-        return f"{self.scenario}, {self.connections} connections{rate}, {times}{engine}"
+        engine += "" if self.generators == 1 else f", {self.generators} generators"
+        return f"{self.scenario}{self._request()}, {self.connections} connections{rate}, {times}{engine}"
+
+    def _request(self) -> str:
+        """What is asked, where that is not the usual."""
+        if self.scenario != "http":
+            return ""
+        asked = "" if (self.method, self.path) == ("GET", "/") else f" {self.method} {self.path}"
+        return f"{asked}{', TLS' if self.tls else ''}{'' if self.keep_alive else ', a connection per request'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +131,9 @@ class Plan:
     rounds: int = 6
     pin: Pin | None = None
     baseline: str = ""  # empty: the first server
-    aa: bool | None = None  # None: from six rounds, when there is something to compare
+    aa: bool | None = None  # None: from six rounds or with `until`, when there is something to compare
+    until: float = 0.0  # go on until intervals reach this part of their ratio to either side; 0: no further cycles
+    within_s: float = 1800.0  # with `until`: begin no cycle that would last longer than this from the start of the run
 
     def __post_init__(self) -> None:
         names = [server.name for server in self.servers]
@@ -110,6 +145,15 @@ class Plan:
                     raise PlanError(f"{kind} {name!r}: a name has at least one letter and does not end with {AA_MARK}")
                 if found.count(name) > 1:
                     raise PlanError(f"{kind} {name!r} is there twice; give each its own name")
+        most = max(load.generators for load in self.loads)
+        if self.pin and most > len(self.pin.load):
+            raise PlanError(f"{most} generators need a CPU each; pin {self.pin} gives the load {len(self.pin.load)}")
+        if self.until and len(names) == 1 and not self.aa:
+            raise PlanError("until is about a comparison: name a second server, or compare this one with itself (aa)")
+        unix = [server.name for server in self.servers if "{unix}" in server.command or server.attach[:5] == "unix:"]
+        secure = [load.name for load in self.loads if load.tls]
+        if unix and secure:
+            raise PlanError(f"load {secure[0]!r}: server {unix[0]!r} is on a Unix socket, where there is no TLS")
         if self.baseline and self.baseline not in names:
             raise PlanError(f"baseline {self.baseline!r} is not one of the servers: {', '.join(names)}")
 
@@ -121,14 +165,15 @@ class Plan:
     @property
     def runs_aa(self) -> bool:
         """Whether every cycle runs the baseline twice."""
-        return self.aa if self.aa is not None else self.rounds >= AA_MIN_ROUNDS and len(self.servers) > 1
+        measurable = self.rounds >= AA_MIN_ROUNDS or self.until > 0
+        return self.aa if self.aa is not None else measurable and len(self.servers) > 1
 
-    def slots(self, first_cycle: int = 0) -> Iterator[Slot]:
-        """The order of `rounds` cycles, numbered from first_cycle (a run that is extended goes on counting)."""
+    def slots(self, cycles: Iterable[int] | None = None) -> Iterator[Slot]:
+        """The order of these cycles; without any, of the first `rounds`."""
         arms = [(server.name, server) for server in self.servers]
         if self.runs_aa:
             arms += [(name + AA_MARK, server) for name, server in arms if name == self.reference]
-        for cycle in range(first_cycle, first_cycle + self.rounds):
+        for cycle in range(self.rounds) if cycles is None else cycles:
             order = [(name, server, load) for load in self.loads for name, server in arms]
             if cycle % 2:
                 order.reverse()
@@ -137,7 +182,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Equal for plans whose rounds may lie in one folder: their number may differ, what is measured may not."""
-        same = {key: value for key, value in self.to_json().items() if key not in ("name", "rounds", "aa")}
+        same = {key: value for key, value in self.to_json().items() if key not in _MAY_DIFFER}
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -156,4 +201,5 @@ class Plan:
             pin=Pin(server=tuple(pin["server"]), load=tuple(pin["load"])) if pin else None,
             baseline=data["baseline"],
             aa=data["aa"],
+            **{name: data[name] for name in ("until", "within_s") if name in data},  # not in older runs
         )

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import proc, sockdiag
-from .record import Queue, Usage
+from .record import Queue, Usage, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 PERIOD_S = 0.1
+_KEEPERS = ("systemd",)  # service managers that keep a server's socket open, and serve nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +52,19 @@ class _Growth:
         return self.total
 
 
-class Probe:
-    """Watches a process with all its descendants and, if given a port, that port's accept queue."""
+def owners(port: int | None) -> list[int]:
+    """The processes that have the port's listening socket open, without their children; none where we may not look."""
+    listening = sockdiag.listening(port) if port is not None else None
+    holders = proc.holders(listening.inodes, proc.everybody()) if listening else []
+    seen = {pid: stat for pid in holders if (stat := proc.stat(pid)) and stat.name not in _KEEPERS}
+    return [pid for pid, stat in seen.items() if stat.parent not in seen]
 
-    def __init__(self, root: int | None, port: int | None = None) -> None:
-        self._root = root  # None: somebody else's server, of which only the queue can be seen
+
+class Probe:
+    """Watches processes with all their descendants and, if given a port, that port's accept queue."""
+
+    def __init__(self, roots: Collection[int], port: int | None = None) -> None:
+        self._roots = roots  # none: a server of which only the queue can be seen
         self._port = port
         self._samples: list[Sample] = []
         self._wait, self._voluntary, self._involuntary = _Growth(), _Growth(), _Growth()
@@ -63,7 +72,7 @@ class Probe:
     def sample(self) -> None:
         """Read everything now."""
         at_ns = time.monotonic_ns()
-        pids = list(proc.tree(self._root)) if self._root is not None else []
+        pids = self._pids()
         cpu = {pid: proc.cpu_ns(pid) for pid in pids}
         reaped_ns = sum(seen.reaped_ns for pid in pids if (seen := proc.stat(pid)))
         threads = [thread for pid in pids for thread in proc.threads(pid)]
@@ -84,7 +93,7 @@ class Probe:
     def usage(self, start_ns: int, end_ns: int) -> Usage | None:
         """What the processes used in the window; None when there were too few samples in it, or nothing to watch."""
         inside = self._inside(start_ns, end_ns)
-        if self._root is None or len(inside) < 2:
+        if not self._roots or len(inside) < 2:
             return None
         first, last = inside[0], inside[-1]
         covered = (last.at_ns - first.at_ns) / (end_ns - start_ns)
@@ -131,8 +140,41 @@ class Probe:
 
     def pss_bytes(self) -> int | None:
         """The processes' memory now; None when one of them cannot be read."""
-        sizes = [proc.pss_bytes(pid) for pid in proc.tree(self._root)] if self._root is not None else [None]
+        sizes = [proc.pss_bytes(pid) for pid in self._pids()] or [None]
         return None if None in sizes else sum(size for size in sizes if size)
+
+    def cpu_by_pid(self, start_ns: int, end_ns: int) -> dict[int, int]:
+        """What each process used that was there all the time, scaled to the whole window."""
+        inside = self._inside(start_ns, end_ns)
+        if len(inside) < 2:
+            return {}
+        first, last = inside[0], inside[-1]
+        scale = (end_ns - start_ns) / (last.at_ns - first.at_ns)
+        return {
+            pid: round((used - first.cpu_by_pid[pid]) * scale)
+            for pid, used in last.cpu_by_pid.items()
+            if pid in first.cpu_by_pid
+        }
+
+    def workers(self, start_ns: int, end_ns: int) -> tuple[Worker, ...] | None:
+        """The processes that can accept, with their CPU time: those that hold the listening socket still.
+
+        A parent that holds it for its children's sake is not one of them. None for a single process.
+        """
+        listening = self._samples[-1].listening if self._samples else None
+        cpu = self.cpu_by_pid(start_ns, end_ns)
+        holders = set(proc.holders(listening.inodes, cpu)) if listening else set()
+        parents = {stat.parent for pid in holders if (stat := proc.stat(pid))}
+        serving = sorted(holders - parents)
+        if len(serving) < 2:
+            return None
+        return tuple(
+            Worker(slot=slot, cpu_ns=cpu[pid], accepted=None, requests=None, connections=None)
+            for slot, pid in enumerate(serving)
+        )
+
+    def _pids(self) -> list[int]:
+        return list(dict.fromkeys(pid for root in self._roots for pid in proc.tree(root)))
 
     def _inside(self, start_ns: int, end_ns: int) -> list[Sample]:
         return [sample for sample in self._samples if start_ns <= sample.at_ns <= end_ns]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -17,7 +17,9 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 class Stat:
     """The few fields of /proc/PID/stat that the lab needs."""
 
+    name: str  # of the program, at most 15 letters
     state: str
+    parent: int
     session: int
     reaped_ns: int  # CPU time of children that died and were waited for, and of theirs; whole clock ticks (10 ms)
 
@@ -27,8 +29,15 @@ def stat(pid: int) -> Stat | None:
     line = _read(f"/proc/{pid}/stat")
     if not line:
         return None
-    fields = line[line.rindex(")") + 2 :].split()  # the name before may hold blanks and brackets
-    return Stat(state=fields[0], session=int(fields[3]), reaped_ns=(int(fields[13]) + int(fields[14])) * _TICK_NS)
+    name, _, rest = line.partition("(")[2].rpartition(")")  # the name may hold blanks and brackets
+    fields = rest.split()
+    return Stat(
+        name=name,
+        state=fields[0],
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        reaped_ns=(int(fields[13]) + int(fields[14])) * _TICK_NS,
+    )
 
 
 def cpu_ns(pid: int) -> int:
@@ -60,10 +69,33 @@ def tree(root: int) -> Iterator[int]:
             yield from tree(int(child))
 
 
+def everybody() -> list[int]:
+    """Every process that we may know of."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
 def session(leader: int) -> list[int]:
     """Every living process of the session that the leader opened, the leader included; no zombies."""
-    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-    return [pid for pid in pids if (seen := stat(pid)) and seen.session == leader and seen.state not in "ZX"]
+    return [pid for pid in everybody() if (seen := stat(pid)) and seen.session == leader and seen.state not in "ZX"]
+
+
+def holders(inodes: Collection[int], pids: Iterable[int]) -> list[int]:
+    """Those of the processes that have one of the sockets open, as far as we may look into them."""
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    return [pid for pid in pids if any(link in wanted for link in _descriptors(pid))]
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    """What the process has open."""
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:  # gone, or not ours to read
+        return
+    for name in names:
+        try:
+            yield os.readlink(f"/proc/{pid}/fd/{name}")
+        except OSError:
+            pass  # closed since we listed it
 
 
 def wait_ns(thread: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 from .figures import duration
@@ -10,16 +11,25 @@ from .figures import duration
 if TYPE_CHECKING:
     from .plan import Slot
     from .record import Round
+    from .until import Width
+
+AROUND_S = 2.0  # starting and stopping, for each round, until it is known better
 
 
 class Progress:
-    """A line for each finished round; on a terminal, if rich is installed, a bar with the time left below them."""
+    """A line for each finished round; on a terminal, if rich is installed, a bar below them.
 
-    def __init__(self, total: int, title: str) -> None:
-        self._total = total
+    The bar shows what is being measured and its rate just now, the rounds done, and the time left.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._total = 0
         self._count = 0
+        self._began_s = 0.0  # when the slot began; monotonic
+        self._spent_s = self._loaded_s = 0.0  # of all rounds so far: from begin to done, and their load
+        self._slot: Slot | None = None  # being measured
         self._bar: Any = _bar() if sys.stderr.isatty() else None
-        self._task = self._bar.add_task(title, total=total) if self._bar else None
+        self._task = self._bar.add_task(title, total=0, rate="", left="") if self._bar else None
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -30,13 +40,25 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    def expect(self, slots: int) -> None:
+        """So many more slots are to come."""
+        self._total += slots
+        self._show(total=self._total)
+
     def begin(self, slot: Slot) -> None:
         """A slot is being measured."""
-        if self._bar:
-            self._bar.update(self._task, description=f"{slot.configuration} ({slot.load.name})")
+        self._began_s, self._slot = time.monotonic(), slot
+        self._show(description=f"{slot.configuration} ({slot.load.name})", rate="")
+
+    def live(self, rate_per_s: float, failed: int) -> None:
+        """What the generator does just now, warm-up included."""
+        self._show(rate=f"{rate_per_s:,.0f}/s" + (f", {failed} failed" if failed else ""))
 
     def done(self, slot: Slot, done: Round) -> None:
         """A slot has become a round."""
+        self._spent_s += time.monotonic() - self._began_s
+        self._loaded_s += _load_s(slot)
+        self._slot = None
         if done.error:
             word = "FAILED" if done.verdict.name == "INVALID" else done.verdict.name
             self._step(slot, f"{word}: {done.error}")
@@ -52,17 +74,44 @@ class Progress:
         """The slot's configuration was given up earlier."""
         self._step(slot, "")
 
+    def width(self, width: Width, until: float, left_s: float) -> None:
+        """How narrow the intervals are, after a cycle of a run that waits for them."""
+        going_on = f"going on for at most {_clock(left_s)}" if left_s > 0 else "time is up"
+        state = "narrow enough" if width.within(until) else going_on
+        self._say(f"{state}: {width.describe()}, wanted ±{100 * until:.3g}%")
+
     def _step(self, slot: Slot, text: str) -> None:
         self._count += 1
-        line = f"[{self._count}/{self._total}] {slot.configuration} ({slot.load.name}): {text}"
+        self._show(completed=self._count, rate="")
+        if text:
+            self._say(f"[{self._count}/{self._total}] {slot.configuration} ({slot.load.name}): {text}")
+
+    def _say(self, line: str) -> None:
         if self._bar:
-            self._bar.advance(self._task)
-        if not text:
-            return
-        if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def _show(self, **change: object) -> None:
+        if self._bar:
+            self._bar.update(self._task, left=f"{_clock(self._left_s())} left", **change)
+
+    def _left_s(self) -> float:
+        """As long as the rounds so far took, on average, beside their load; loads differ, starting them hardly."""
+        around_s = (self._spent_s - self._loaded_s) / self._count if self._loaded_s else AROUND_S
+        if self._slot is None:
+            return 0.0
+        each_s = _load_s(self._slot) + around_s
+        return max(0.0, each_s * (self._total - self._count) - (time.monotonic() - self._began_s))
+
+
+def _load_s(slot: Slot) -> float:
+    return slot.load.warmup_s + slot.load.duration_s
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
 
 
 def _bar() -> Any:
@@ -71,6 +120,6 @@ def _bar() -> Any:
         from rich.console import Console  # noqa: PLC0415
     except ImportError:
         return None
-    doing, left = progress.TextColumn("{task.description}"), progress.TextColumn("left")
-    columns = (doing, progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn(), left)
+    texts = [progress.TextColumn("{task." + name + "}") for name in ("description", "fields[rate]", "fields[left]")]
+    columns = (*texts[:2], progress.BarColumn(), progress.MofNCompleteColumn(), texts[2])
     return progress.Progress(*columns, console=Console(stderr=True))

@@ -36,6 +36,23 @@ class Arrivals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Second:
+    """The exchanges that started in one second of the window, or in its last part of one."""
+
+    t_s: int  # since the window began
+    span_s: float  # 1, or the length of the last part
+    completed: int
+    failed: int
+    p50_ns: int | None  # None when none completed
+    p99_ns: int | None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Second:
+        """Read one entry of the generator's series."""
+        return cls(**{name: data[name] for name in cls.__slots__})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
     """The load generator's account of one window (the file that it writes, see users/)."""
 
@@ -50,12 +67,18 @@ class Client:
     latency: Histogram
     service_time: Histogram
     arrivals: Arrivals | None  # None in the closed model
+    seconds: tuple[Second, ...]  # in their order
     raw: Mapping[str, Any]  # the file as it was
 
     @property
     def rate_per_s(self) -> float:
         """Exchanges completed per second."""
         return self.completed / self.duration_s
+
+    @property
+    def lost(self) -> int:
+        """Processes of the generator that ended without telling what they had measured."""
+        return len(self.raw.get("generator", {}).get("lost", ()))
 
     @property
     def failed(self) -> int:
@@ -80,6 +103,7 @@ class Client:
                 latency=Histogram.from_json(data["latency"]),
                 service_time=Histogram.from_json(data["service_time"]),
                 arrivals=Arrivals.from_json(found) if (found := data.get("arrivals")) else None,
+                seconds=tuple(Second.from_json(second) for second in data.get("per_second", ())),
                 raw=data,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -119,14 +143,26 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One process that serves, during the window. What only the server itself can count is None unless it told."""
+
+    slot: int  # the server's number for it; without one, its place by pid
+    cpu_ns: int | None
+    accepted: int | None  # connections taken from the kernel, between the first and the last look inside the window
+    requests: int | None  # the server's units of work done, alike: connections of a stream handler, HTTP requests
+    connections: float | None  # open at a time, the mean of all looks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
     """What the lab saw of both sides from outside, through the kernel. None is "could not be seen", never zero."""
 
-    server: Usage | None  # None for a server that the lab did not start
+    server: Usage | None  # None for processes that could not be found: of another machine, or another user
     generator: Usage | None
     queue: Queue | None
     pss_bytes: int | None  # the server's memory after the load, shared pages divided among those who share them
     series: tuple[tuple[float, float, int | None], ...]  # (s since the window began, server's cores, accept queue)
+    workers: tuple[Worker, ...] | None = None  # None: a single process, or which of them serve is not known
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signals:
@@ -138,6 +174,7 @@ class Signals:
             queue=Queue(**queue) if queue else None,
             pss_bytes=data["pss_bytes"],
             series=tuple((t_s, cores, depth) for t_s, cores, depth in data["series"]),
+            workers=tuple(Worker(**worker) for worker in found) if (found := data.get("workers")) else None,
         )
 
 

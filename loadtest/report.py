@@ -1,16 +1,18 @@
-"""Comparison -> text, GitHub Markdown, JSON or CSV. Renders; computes nothing."""
+"""Comparison -> text, GitHub Markdown, JSON, CSV or a page. Renders; computes nothing."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tabulate import tabulate
 
 from . import figures
+from .page import document
+from .sharing import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,24 +21,51 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .record import Round
 
-FORMATS = ("text", "github", "json", "csv")
+FORMATS = ("text", "github", "json", "csv", "html")
 SCHEMA = 1
-_HEADERS = (
-    "configuration",
-    "requests/s",
-    "p50",
-    "p90",
-    "p99",
-    "p99.9",
-    "max",
-    "failures",
-    "CPU/request",
-    "PSS",
-    "verdict",
+_COLUMNS = (  # and where in the JSON of a configuration their figures are
+    ("configuration", "name"),
+    ("requests/s", "rate_per_s"),
+    ("p50", "latency.p50_ns"),
+    ("p90", "latency.p90_ns"),
+    ("p99", "latency.p99_ns"),
+    ("p99.9", "latency.p99_9_ns"),
+    ("max", "latency.max_ns"),
+    ("failures", "failures"),
+    ("CPU/request", "cpu_per_request_us"),
+    ("PSS", "pss_bytes"),
+    ("verdict", "verdict"),
 )
+_HEADERS = tuple(title for title, _ in _COLUMNS)
 _METRICS = (("rate", "requests/s"), ("p50", "p50"), ("p99", "p99"), ("cpu", "CPU/request"))
+_ENDS = ("in_flight", "in_workers", "in_queue", "elsewhere")
+SHARING = ("by worker", "workers", "shares of", "Jain", "busiest/least", *(name.replace("_", " ") for name in _ENDS))
 _BESIDE = ("p50_ns", "p90_ns", "p99_ns")
 _TABLES = {"text": "simple", "github": "github"}
+
+
+class Cell(NamedTuple):
+    """A figure as it is written, and its place in the JSON, such as `configurations.0.name`; empty if it has none."""
+
+    text: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One table, however it is rendered."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def render(self, form: str) -> str:
+        """As text or for GitHub."""
+        rows = [[cell.text for cell in row] for row in self.rows]
+        return tabulate(rows, self.headers, _TABLES[form], disable_numparse=True, colalign=self.alignment())
+
+    def alignment(self) -> list[str]:
+        """Each column's: names and verdicts on the left, figures on the right."""
+        return ["left" if header == "verdict" or number == 0 else "right" for number, header in enumerate(self.headers)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +82,25 @@ class Report:
             return json.dumps(self.to_json(), indent=1) + "\n"
         if form == "csv":
             return self._csv()
-        loads = list(dict.fromkeys(configuration.load for configuration in self.comparison.configurations))
+        if form == "html":
+            return document.render(self)
         parts = []
-        for load in loads:
-            parts += [_title(load, form)] if len(loads) > 1 else []
-            parts += [self._table(load, form), self._schedule(load, form), self._ratios(load, form)]
-        lines = [("- " if form == "github" else "") + line for line in self._notes()]
-        return "\n\n".join([part for part in parts if part] + ["\n".join(lines)]) + "\n"
+        for load in self.loads:
+            parts += [_title(load, form)] if len(self.loads) > 1 else []
+            parts += [table.render(form) for table in self.tables(load)]
+        lines = self.notes() + [f"warning: {warning}" for warning in self.comparison.warnings]
+        lines = [("- " if form == "github" else "") + line for line in lines]
+        return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
+
+    @property
+    def loads(self) -> list[str]:
+        """The names of the loads that something was measured under."""
+        return list(dict.fromkeys(configuration.load for configuration in self.comparison.configurations))
+
+    def tables(self, load: str) -> list[Table]:
+        """All that have something to say about one load."""
+        found = (self._figures(load), self._schedule(load), self._sharing(load), self._ratios(load))
+        return [table for table in found if table.rows]
 
     def to_json(self) -> dict[str, Any]:
         """As plain data; a figure's unit is in its name, null is "not known"."""
@@ -67,15 +108,29 @@ class Report:
             "schema": SCHEMA,
             "configurations": [asdict(configuration) for configuration in self.comparison.configurations],
             "baseline": self.comparison.baseline,
-            "contrasts": [asdict(contrast) for contrast in self.comparison.contrasts],
+            "contrasts": [self._contrast(contrast) for contrast in self.comparison.contrasts],
             "noise_floor": self.comparison.floors,
             "warnings": self.comparison.warnings,
         }
 
-    def _table(self, load: str, form: str) -> str:
-        rows = [self._row(found) for found in self.comparison.configurations if found.load == load]
-        headers = [*_HEADERS, f"vs {self.comparison.baseline}"]
-        return tabulate(rows, headers, _TABLES[form], disable_numparse=True, colalign=_align(headers))
+    def _contrast(self, contrast: Contrast) -> dict[str, Any]:
+        floor = self.comparison.floors[contrast.load]
+        ratios = {
+            metric: asdict(ratio) | {"differs": ratio.differs(floor[metric])} if ratio else None
+            for metric, ratio in contrast.ratios.items()
+        }
+        return {"name": contrast.name, "load": contrast.load, "ratios": ratios}
+
+    def _figures(self, load: str) -> Table:
+        rows = []
+        for at, found in self._under(load):
+            places = [f"configurations.{at}.{field}" for _, field in _COLUMNS]
+            rows.append(_cells(self._row(found), [*places, self._place(self.comparison.contrast(found), "rate")]))
+        return Table(headers=(*_HEADERS, f"vs {self.comparison.baseline}"), rows=tuple(rows))
+
+    def _under(self, load: str) -> list[tuple[int, Configuration]]:
+        """The configurations under a load, with their numbers in the JSON."""
+        return [(at, found) for at, found in enumerate(self.comparison.configurations) if found.load == load]
 
     def _row(self, found: Configuration) -> list[str]:
         latency, cpu_us = found.latency, found.cpu_per_request_us
@@ -91,11 +146,14 @@ class Report:
             self._against(self.comparison.contrast(found), found.load, "rate"),
         ]
 
-    def _schedule(self, load: str, form: str) -> str:
+    def _schedule(self, load: str) -> Table:
         """The open model: what users feel beside what the server took, and how the schedule was kept."""
-        found = [each for each in self.comparison.configurations if each.load == load and each.offered is not None]
-        rows = [
-            [
+        clocks = [f"{clock}.{name}" for clock in ("latency", "service_time") for name in _BESIDE]
+        rows = []
+        for at, each in self._under(load):
+            if each.offered is None:
+                continue
+            cells = [
                 each.name,
                 f"{each.offered:,}",
                 f"{each.missed:,}",
@@ -103,29 +161,50 @@ class Report:
                 *(figures.duration(getattr(each.latency, name)) for name in _BESIDE),
                 *(figures.duration(getattr(each.service_time, name)) for name in _BESIDE),
             ]
-            for each in found
-        ]
+            fields = ("name", "offered", "missed", "lag_p99_ns", *clocks)
+            rows.append(_cells(cells, [f"configurations.{at}.{field}" for field in fields]))
         columns = [f"{clock} {name[:3]}" for clock in ("from due", "from send") for name in _BESIDE]
-        headers = ["by schedule", "came due", "missed", "lag p99", *columns]
-        return tabulate(rows, headers, _TABLES[form], disable_numparse=True, colalign=_align(headers)) if rows else ""
+        return Table(headers=("by schedule", "came due", "missed", "lag p99", *columns), rows=tuple(rows))
 
-    def _ratios(self, load: str, form: str) -> str:
-        """Every configuration against the baseline, by more than its rate."""
-        contrasts = [found for found in self.comparison.contrasts if found.load == load]
-        headers = [f"ratio to {self.comparison.baseline}", "rounds", *(title for _, title in _METRICS)]
+    def _sharing(self, load: str) -> Table:
+        """How even the workers' shares were, and where the exchanges in flight were."""
         rows = []
-        for contrast in contrasts:
+        for at, each in self._under(load):
+            if not (found := each.sharing):
+                continue
+            most = found.busiest_to_least
+            fair = (figures.index(found.jain), figures.UNKNOWN if most is None else figures.times(most))
+            ends = [figures.level(getattr(found, name)) for name in _ENDS]
+            names = ("workers", "by", "jain", "busiest_to_least", *_ENDS)
+            places = [f"configurations.{at}.{field}" for field in ("name", *(f"sharing.{name}" for name in names))]
+            rows.append(_cells([each.name, str(found.workers), found.by, *fair, *ends], places))
+        return Table(headers=SHARING, rows=tuple(rows))
+
+    def _ratios(self, load: str) -> Table:
+        """Every configuration against the baseline, by more than its rate."""
+        rows = []
+        for at, contrast in enumerate(self.comparison.contrasts):
+            if contrast.load != load:
+                continue
             rate = contrast.ratios["rate"]
-            cells = [self._against(contrast, load, metric) for metric, _ in _METRICS]
-            rows.append([contrast.name, str(rate.pairs) if rate else "0", *cells])
-        return tabulate(rows, headers, _TABLES[form], disable_numparse=True, colalign=_align(headers)) if rows else ""
+            cells = [contrast.name, str(rate.pairs) if rate else "0"]
+            places = [f"contrasts.{at}.name", f"contrasts.{at}.ratios.rate.pairs" if rate else ""]
+            cells += [self._against(contrast, load, metric) for metric, _ in _METRICS]
+            places += [self._place(contrast, metric) for metric, _ in _METRICS]
+            rows.append(_cells(cells, places))
+        headers = (f"ratio to {self.comparison.baseline}", "rounds", *(title for _, title in _METRICS))
+        return Table(headers=headers, rows=tuple(rows))
+
+    def _place(self, contrast: Contrast | None, metric: str) -> str:
+        return f"contrasts.{self.comparison.contrasts.index(contrast)}.ratios.{metric}" if contrast else ""
 
     def _against(self, contrast: Contrast | None, load: str, metric: str) -> str:
         if contrast is None:
             return ""
         return figures.comparison(contrast.ratios[metric], self.comparison.floors[load][metric])
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """What a reader needs beside the tables, a line each."""
         measured = sum(done.verdict.valid for done in self.rounds)
         yes = f"; pinned {self.plan.pin} (server:load)" if self.plan.pin else ""
         lines = [f"plan {self.plan.name}: {load.describe()}{yes}" for load in self.plan.loads]
@@ -143,8 +222,7 @@ class Report:
         lines += [
             f"failures of {name}: " + ", ".join(f"{n} {cause}" for cause, n in some.items()) for name, some in failed
         ]
-        lines.append("host: " + _host(self.rounds[-1].provenance))
-        return lines + [f"warning: {warning}" for warning in self.comparison.warnings]
+        return [*lines, "host: " + _host(self.rounds[-1].provenance)]
 
     def _reasons(self) -> list[str]:
         """For each configuration the number behind its verdict, from its last round with that verdict."""
@@ -162,6 +240,8 @@ class Report:
             flat = asdict(found)
             for kind in ("latency", "service_time"):
                 flat |= {f"{kind}_{name}": value for name, value in flat.pop(kind).items()}
+            shared = flat.pop("sharing") or {}
+            flat |= {f"sharing_{field.name}": shared.get(field.name) for field in fields(Sharing)}
             failures = flat.pop("failures")
             table.append(
                 flat | {"failures": None if failures is None else sum(failures.values())} | self._csv_ratio(found)
@@ -181,8 +261,8 @@ class Report:
         return {**dict(zip(names, values, strict=True)), "rate_differs": differs}
 
 
-def _align(headers: Sequence[str]) -> list[str]:
-    return ["left" if header == "verdict" or number == 0 else "right" for number, header in enumerate(headers)]
+def _cells(texts: Sequence[str], places: Sequence[str]) -> tuple[Cell, ...]:
+    return tuple(Cell(text, place) for text, place in zip(texts, places, strict=True))
 
 
 def _title(load: str, form: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import tempfile
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING
 from . import drive, provenance
 from .child import ChildError
 from .drive import GeneratorError
-from .probe import PERIOD_S, Probe
+from .live import Live
+from .probe import PERIOD_S, Probe, owners
 from .record import Client, Round, Signals, Verdict
 from .server import RunningServer, ServerError, ServerMissingError
+from .status import StatusProbe
 from .verdict import judge
 
 if TYPE_CHECKING:
@@ -26,23 +29,32 @@ if TYPE_CHECKING:
 
     from .child import Child
     from .interrupt import Interrupt
+    from .live import Tell
     from .plan import Load, Plan, Slot
 
 
-def measure(plan: Plan, slot: Slot, number: int, interrupt: Interrupt, *, base: Path, folder: Path) -> Round:
-    """Measure the slot. `base` is where relative folders of the plan start, `folder` takes the logs of this round."""
+def measure(
+    plan: Plan, slot: Slot, number: int, interrupt: Interrupt, *, base: Path, folder: Path, tell: Tell
+) -> Round:
+    """Measure the slot.
+
+    `base` is where relative folders of the plan start, `folder` takes the logs of this round, and `tell` is called
+    with the live rate.
+    """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     client = signals = None
     notes: list[str] = []
     failure: Exception | None = None
     try:
         cpus = plan.pin.server if plan.pin else ()
-        with RunningServer(
-            slot.server, folder=base, log=folder / "server.log", cpus=cpus, interrupt=interrupt
-        ) as server:
+        log = folder / "server.log"
+        with (
+            tempfile.TemporaryDirectory(prefix="loadtest-") as scratch,
+            RunningServer(slot.server, folder=base, log=log, scratch=scratch, cpus=cpus, interrupt=interrupt) as server,
+        ):
             notes = server.notes
-            server.wait_ready(slot.load.scenario)
-            client, signals = _drive(plan, slot.load, server, folder, interrupt)
+            server.wait_ready(slot.load)
+            client, signals = _drive(plan, slot.load, server, folder, interrupt, tell)
     except (ServerError, GeneratorError, ChildError) as error:
         failure, client, signals = error, None, None
     return Round(
@@ -68,25 +80,38 @@ def _verdict(plan: Plan, client: Client | None, signals: Signals | None, failure
     return judge(client, signals, len(plan.pin.server if plan.pin else os.sched_getaffinity(0)))
 
 
-def _drive(plan: Plan, load: Load, server: RunningServer, folder: Path, interrupt: Interrupt) -> tuple[Client, Signals]:
+def _drive(
+    plan: Plan, load: Load, server: RunningServer, folder: Path, interrupt: Interrupt, tell: Tell
+) -> tuple[Client, Signals]:
     """Put the load on the ready server. Raises ServerError, GeneratorError, Interrupted."""
-    with drive.start(plan, load, server.address, folder) as generator:
-        ours = Probe(generator.pid)
-        theirs = Probe(server.child.pid if server.child else None, server.port)
-        _watch(server, generator, [ours, theirs], interrupt, drive.deadline_s(load))
+    port = server.local_port()
+    with drive.start(plan, load, server, folder) as generator, Live(drive.live(folder), tell) as live:
+        ours = Probe([generator.pid])
+        theirs = Probe([server.child.pid] if server.child else owners(port), port)
+        asked = StatusProbe(server.control, load.duration_s)
+        _watch(server, generator, [ours, theirs, asked, live], interrupt, drive.deadline_s(load))
         server.check_alive()
         client = drive.result(generator, folder)
     start_ns, end_ns = client.start_ns, client.start_ns + round(client.duration_s * 1e9)
+    server.notes += asked.notes
+    told = asked.workers(start_ns, end_ns, theirs.cpu_by_pid(start_ns, end_ns))
     return client, Signals(
         server=theirs.usage(start_ns, end_ns),
         generator=ours.usage(start_ns, end_ns),
         queue=theirs.queue(start_ns, end_ns),
         pss_bytes=theirs.pss_bytes(),
         series=theirs.series(start_ns),
+        workers=told or theirs.workers(start_ns, end_ns),
     )
 
 
-def _watch(server: RunningServer, generator: Child, probes: list[Probe], interrupt: Interrupt, within_s: float) -> None:
+def _watch(
+    server: RunningServer,
+    generator: Child,
+    probes: list[Probe | StatusProbe | Live],
+    interrupt: Interrupt,
+    within_s: float,
+) -> None:
     """Sample until the generator ends. Raises ServerError if the server ends first, GeneratorError if time is up."""
     deadline = time.monotonic() + within_s
     watched: list[Child | Interrupt] = [generator, interrupt, *([server.child] if server.child else [])]

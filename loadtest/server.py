@@ -7,24 +7,25 @@ import shlex
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .child import Child, ChildError
 from .exchange import WrongReplyError, exchange
-from .values import split_endpoint
+from .generator.address import Address, endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from .interrupt import Interrupt
-    from .plan import Server
+    from .plan import Load, Server
 
 READY_S = 30.0  # from start to the first answered exchange
 STOP_S = 10.0
 INTERRUPTED_STOP_S = 1.0  # the round is lost anyway, and somebody waits
 _TRY_S = 2.0  # one attempt at an exchange
 _PAUSE_S = 0.02  # between attempts
+_PEERS = Path(__file__).parents[1] / ".venv-peers"  # `make peers` makes it, and .ready in it when it is done
 _CANNOT_RUN_HERE = 77  # the exit status by which a command says that this machine lacks what it needs
 
 
@@ -37,14 +38,18 @@ class ServerMissingError(ServerError):
 
 
 class RunningServer:
-    """A server to put load on. Leaving the context stops it, unless it is somebody else's."""
+    """A server to put load on. Leaving the context stops it, unless it is somebody else's.
+
+    `scratch` is a folder for its sockets: with a short path, as that of a socket has 107 bytes at most.
+    """
 
     def __init__(
-        self, server: Server, *, folder: Path, log: Path, interrupt: Interrupt, cpus: Sequence[int] = ()
+        self, server: Server, *, folder: Path, log: Path, scratch: str, interrupt: Interrupt, cpus: Sequence[int] = ()
     ) -> None:
-        self.host, self.port = split_endpoint(server.attach) if server.attach else ("127.0.0.1", _free_port())
-        self.address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        self.base = folder
+        self.address = _where(server, folder, scratch)
         self.notes: list[str] = []
+        self.control = f"{scratch}/control" if "{control}" in server.command else None  # where to ask for its status
         self._interrupt = interrupt
         self.child: Child | None = None
         if not server.attach:
@@ -57,7 +62,12 @@ class RunningServer:
                 raise ServerError(str(error)) from None
 
     def _argv(self, command: str) -> list[str]:
-        values = {"address": self.address, "host": self.host, "port": str(self.port), "python": sys.executable}
+        where = self.address
+        values = {"address": str(where), "host": where.host, "port": str(where.port), "unix": where.path}
+        values["python"] = sys.executable
+        values |= {"control": self.control or "", "peers": str(_PEERS / "bin" / "python")}
+        if "{peers}" in command and not (_PEERS / ".ready").exists():
+            raise ServerMissingError("the peers are not installed; in a clone of the repository: make peers")
         words = shlex.split(command)
         for name, value in values.items():
             words = [word.replace("{" + name + "}", value) for word in words]
@@ -73,16 +83,16 @@ class RunningServer:
             if not self.child.stop(INTERRUPTED_STOP_S if self._interrupt.came else STOP_S):
                 self.notes.append(f"the server did not end within {STOP_S:g} s of SIGTERM and was killed")
 
-    def wait_ready(self, scenario: str) -> None:
-        """Return once a whole exchange was answered. Raises ServerError once it is clear that none will be."""
+    def wait_ready(self, load: Load) -> None:
+        """Return once one whole exchange was answered. Raises ServerError once it is clear that none will be."""
         deadline = time.monotonic() + READY_S
         while True:
             self._interrupt.check()
             try:
-                exchange(scenario, (self.host, self.port), _TRY_S)
+                exchange(load, self.address, self.base, _TRY_S)
                 return
             except WrongReplyError as error:
-                raise ServerError(self._last_words(f"{self.address} {error}; is {scenario} its scenario?")) from None
+                raise ServerError(self._last_words(f"{self.address} {error}")) from None
             except OSError as error:
                 reason = error.strerror or str(error)
             if self.child is None:
@@ -91,6 +101,10 @@ class RunningServer:
                 self._raise_ended("before it was ready")
             if time.monotonic() > deadline:
                 raise ServerError(self._last_words(f"not ready after {READY_S:g} s: {self.address}: {reason}"))
+
+    def local_port(self) -> int | None:
+        """The port, for the kernel to tell about; None when there is none, or the server is on another machine."""
+        return self.address.port if self.address.port and (self.child or _is_here(self.address.host)) else None
 
     def check_alive(self) -> None:
         """Raise ServerError when the server has ended by itself."""
@@ -109,7 +123,27 @@ class RunningServer:
         return message + ("\n  " + tail.replace("\n", "\n  ") if tail else log)
 
 
-def _free_port() -> int:
+def _where(server: Server, folder: Path, scratch: str) -> Address:
+    """Where the server is, or is to serve: paths that a user wrote begin in that folder."""
+    if not server.attach:
+        unix = "{unix}" in server.command
+        return Address(path=f"{scratch}/server") if unix else Address(host="127.0.0.1", port=free_port())
+    address = endpoint(server.attach)
+    return Address(path=str(folder.absolute() / address.path)) if address.path else address
+
+
+def _is_here(host: str) -> bool:
+    """Whether the host is this machine: only an address of its own can be bound."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+def free_port() -> int:
     """A port that is free now. If somebody takes it before the server does, the server says so and the round fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

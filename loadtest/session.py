@@ -1,17 +1,27 @@
-"""A run: every slot of the plan in its order, each round kept as soon as it is done, whatever happens to the next."""
+"""A run: every slot of the plan in its order, each round kept as soon as it is done, whatever happens to the next.
+
+A run that is extended goes on counting cycles. Without `until` it adds the plan's rounds; with it, it adds those that
+are missing to the plan's rounds and then cycle after cycle, none when all is narrow already.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .compare import contrast_all
 from .interrupt import Interrupted
 from .round import measure
 from .store import StoreError
+from .until import widest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .interrupt import Interrupt
+    from .plan import Slot
     from .progress import Progress
     from .record import Round
     from .store import Store
@@ -34,34 +44,79 @@ def run(store: Store, progress: Progress, interrupt: Interrupt, *, base: Path) -
     A configuration whose very first round fails is not tried again: what is wrong is in the command, not in the
     weather. A later failure costs that round only.
     """
-    earlier = store.rounds()
-    slots = list(store.plan.slots(first_cycle=max((done.cycle for done in earlier), default=-1) + 1))
-    good = {_key(done) for done in earlier if not done.error}
-    outcome = Outcome()
+    session = _Session(store, progress, interrupt, base)
     try:
-        for slot in slots:
-            key = (slot.server.name, slot.load.name)
-            if key in outcome.dropped:
-                progress.skip(slot)
-                continue
-            interrupt.check()
-            number, folder = store.room()
-            progress.begin(slot)
-            done = measure(store.plan, slot, number, interrupt, base=base, folder=folder)
-            store.add(done)
-            progress.done(slot, done)
-            if not done.error:
-                good.add(key)
-                outcome.measured += 1
-                continue
-            outcome.failed += done.verdict.name == "INVALID"
-            if key not in good:
-                outcome.dropped.add(key)
+        for slot in session.slots():
+            session.measure(slot)
     except Interrupted:
-        outcome.interrupted = True
+        session.outcome.interrupted = True
     except StoreError as error:
-        outcome.unkept = str(error)
-    return outcome
+        session.outcome.unkept = str(error)
+    return session.outcome
+
+
+class _Session:
+    def __init__(self, store: Store, progress: Progress, interrupt: Interrupt, base: Path) -> None:
+        self.outcome = Outcome()
+        self._store, self._progress, self._interrupt, self._base = store, progress, interrupt, base
+        self._rounds = store.rounds()  # all of them, earlier runs' too
+        self._good = {_key(done) for done in self._rounds if not done.error}
+        self._began_s = time.monotonic()
+
+    def slots(self) -> Iterator[Slot]:
+        """What is to be measured, decided as the run goes."""
+        plan = self._store.plan
+        first = max((done.cycle for done in self._rounds), default=-1) + 1
+        cycle = max(first, plan.rounds) if plan.until else first + plan.rounds
+        yield from self._cycles(range(first, cycle))
+        while plan.until and self._too_wide(cycle - first):
+            before = self._pairs()
+            yield from self._cycles(range(cycle, cycle + 1))
+            cycle += 1
+            if self._pairs() == before:
+                return  # a cycle in vain: the next one would be, too
+
+    def measure(self, slot: Slot) -> None:
+        """Measure one and keep it. Raises Interrupted, StoreError."""
+        outcome, progress, key = self.outcome, self._progress, (slot.server.name, slot.load.name)
+        if key in outcome.dropped:
+            progress.skip(slot)
+            return
+        self._interrupt.check()
+        plan, (number, folder) = self._store.plan, self._store.room()
+        progress.begin(slot)
+        done = measure(plan, slot, number, self._interrupt, base=self._base, folder=folder, tell=progress.live)
+        self._store.add(done)
+        self._rounds.append(done)
+        progress.done(slot, done)
+        if not done.error:
+            self._good.add(key)
+            outcome.measured += 1
+            return
+        outcome.failed += done.verdict.name == "INVALID"
+        if key not in self._good:
+            outcome.dropped.add(key)
+
+    def _cycles(self, cycles: range) -> Iterator[Slot]:
+        slots = list(self._store.plan.slots(cycles))
+        self._progress.expect(len(slots))
+        yield from slots
+
+    def _too_wide(self, cycles: int) -> bool:
+        """Whether to begin another cycle, after so many in this run."""
+        plan, spent_s = self._store.plan, time.monotonic() - self._began_s
+        width = widest(contrast_all(plan, self._rounds))
+        if width is None:
+            return False
+        left_s = plan.within_s - spent_s
+        next_s = spent_s / cycles if cycles else 0.0
+        more = not width.within(plan.until) and next_s < left_s
+        self._progress.width(width, plan.until, left_s if more else 0.0)
+        return more
+
+    def _pairs(self) -> int:
+        ratios = [contrast.ratios["rate"] for contrast in contrast_all(self._store.plan, self._rounds)]
+        return sum(ratio.pairs for ratio in ratios if ratio)
 
 
 def _key(done: Round) -> tuple[str, str]:

@@ -20,6 +20,8 @@ _MEMINFO = 7  # INET_DIAG_SKMEMINFO: nine numbers, the last counts drops
 _HEADER = struct.Struct("=IHHII")
 _MESSAGE = struct.Struct("=4B48xIIIII")  # family, state, timer, retransmits; expires, queue, limit, uid, inode
 
+_Row = tuple[int, int, int, int]  # queue, limit, drops, inode
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listening:
@@ -28,11 +30,12 @@ class Listening:
     depth: int  # connections that wait to be accepted
     limit: int  # that many may wait
     drops: int  # connections turned away since the sockets were made
+    inodes: frozenset[int]  # by which /proc/PID/fd names the sockets
 
 
 def listening(port: int) -> Listening | None:
     """The port's accept queues, summed (workers may have one each); None when nobody listens or nobody will say."""
-    rows: list[tuple[int, int, int]] = []
+    rows: list[_Row] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             rows += _ask(family, port)
@@ -40,14 +43,14 @@ def listening(port: int) -> Listening | None:
             return None
     if not rows:
         return None
-    depth, limit, drops = (sum(column) for column in zip(*rows, strict=True))
-    return Listening(depth=depth, limit=limit, drops=drops)
+    depths, limits, drops, inodes = zip(*rows, strict=True)
+    return Listening(depth=sum(depths), limit=sum(limits), drops=sum(drops), inodes=frozenset(inodes))
 
 
-def _ask(family: int, port: int) -> list[tuple[int, int, int]]:
+def _ask(family: int, port: int) -> list[_Row]:
     question = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 1 << (_MEMINFO - 1), _LISTEN)
     question += struct.pack("!H", port) + bytes(46)  # any address, any peer
-    rows: list[tuple[int, int, int]] = []
+    rows: list[_Row] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _SOCK_DIAG) as netlink:
         netlink.settimeout(1.0)
         netlink.send(_HEADER.pack(_HEADER.size + len(question), _BY_FAMILY, _REQUEST_DUMP, 1, 0) + question)
@@ -61,8 +64,8 @@ def _ask(family: int, port: int) -> list[tuple[int, int, int]]:
                 data = data[(length + 3) & ~3 :]
 
 
-def _row(message: bytes) -> tuple[int, int, int]:
-    *_, queue, limit, _, _ = _MESSAGE.unpack_from(message)
+def _row(message: bytes) -> _Row:
+    *_, queue, limit, _, inode = _MESSAGE.unpack_from(message)
     drops = 0
     at = _MESSAGE.size
     while at + 4 <= len(message):
@@ -70,4 +73,4 @@ def _row(message: bytes) -> tuple[int, int, int]:
         if kind == _MEMINFO and length >= 4 + 36:
             drops = struct.unpack_from("=I", message, at + 4 + 32)[0]
         at += max((length + 3) & ~3, 4)
-    return queue, limit, drops
+    return queue, limit, drops, inode

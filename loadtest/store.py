@@ -36,12 +36,15 @@ class Store:
             found = cls.open(folder)
             if found.plan.fingerprint() != plan.fingerprint():
                 raise StoreError(f"{folder} holds rounds of another plan ({found.plan.name!r}); choose another --out")
+            found.rounds()  # those that cannot be read are named now, and not after the first new one
+            if found.plan.to_json() != plan.to_json():
+                _write(session, _session(plan))  # what is wanted of the comparison; reports go by it
             return cls(folder, plan)
         try:
             if folder.exists() and any(folder.iterdir()):
                 raise StoreError(f"{folder} is not empty and holds no run; choose another --out")
             (folder / "rounds").mkdir(parents=True, exist_ok=True)
-            _write(session, {"schema": SCHEMA, "fingerprint": plan.fingerprint(), "plan": plan.to_json()})
+            _write(session, _session(plan))
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error.strerror}") from None
         return cls(folder, plan)
@@ -83,6 +86,10 @@ class Store:
 
     def _files(self) -> list[Path]:
         return sorted(path for path in (self.folder / "rounds").glob("*.json") if path.stem.isdecimal())
+
+
+def _session(plan: Plan) -> dict[str, Any]:
+    return {"schema": SCHEMA, "fingerprint": plan.fingerprint(), "plan": plan.to_json()}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import shlex
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from .generator import address, request
 from .plan import ARRIVALS, ENGINES, SCENARIOS, Pin
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
+_SHARE = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)%|(0?\.[0-9]+)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|)")
 
 
@@ -58,6 +60,15 @@ def duration_s(value: object) -> float:
     if seconds < 0.2:
         raise ValueError(f"{value!r} is too short to measure anything in; 0.2 s is the least")
     return seconds
+
+
+def share(value: object) -> float:
+    """A part of a whole, more than none: 2% or 0.02."""
+    match = _SHARE.fullmatch(str(value)) if isinstance(value, (str, float)) else None
+    part = (float(match[1]) / 100 if match[1] else float(match[2])) if match else 0.0
+    if not part:
+        raise ValueError(f"{value!r} is not a part of a whole; write 2% or 0.02")
+    return part
 
 
 def scenario(value: object) -> str:
@@ -111,11 +122,15 @@ def command(value: object) -> str:
     """A command line that says where the server's address goes."""
     line = text(value)
     try:
-        words = shlex.split(line)
+        shlex.split(line)
     except ValueError as error:
         raise ValueError(f"{line!r} is not a command line: {error}") from None
-    if not any("{address}" in word or "{port}" in word for word in words):
-        raise ValueError(f"{line!r} says nowhere which port to serve on; put {{address}} or {{port}} where it belongs")
+    tcp, unix = "{address}" in line or "{port}" in line, "{unix}" in line
+    if not tcp and not unix:
+        hint = "put {address} or {port} where it belongs, or {unix} for the path of a Unix socket"
+        raise ValueError(f"{line!r} says nowhere which port to serve on; {hint}")
+    if tcp and unix:
+        raise ValueError(f"{line!r} names a port and {{unix}}; the load goes to one of them, so leave the other out")
     return line
 
 
@@ -127,22 +142,49 @@ def environment(value: object) -> dict[str, str]:
 
 
 def endpoint(value: object) -> str:
-    """HOST:PORT of a running server."""
-    address = text(value)
-    split_endpoint(address)
-    return address
+    """HOST:PORT or unix:PATH of a running server."""
+    written = text(value)
+    try:
+        address.endpoint(written)
+    except ValueError as error:
+        hint = "for example 127.0.0.1:1935 or [::1]:1935, or unix:PATH"
+        raise ValueError(f"{written!r} is not HOST:PORT: {error}; {hint}") from None
+    return written
 
 
-def split_endpoint(address: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT or [V6]:PORT."""
-    host, _, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is not HOST:PORT; for example 127.0.0.1:1935 or [::1]:1935")
-    return host, int(port)
+def length(value: object) -> int:
+    """A number of bytes, which may be none."""
+    return 0 if value in ("0", 0) and not isinstance(value, bool) else count(value)
+
+
+def method(value: object) -> str:
+    """The method of a request."""
+    return request.method(text(value))
+
+
+def path(value: object) -> str:
+    """The path of a request."""
+    return request.path(text(value))
+
+
+def headers(value: object) -> tuple[str, ...]:
+    """Lines `Name: value`, as a list or as a table."""
+    lines = [f"{name}: {content}" for name, content in value.items()] if isinstance(value, dict) else value
+    if not isinstance(lines, (list, tuple)) or not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"{value!r} is neither a table nor a list of headers; write ['Name: value']")
+    return tuple(request.header(line) for line in lines)
+
+
+def body(value: object) -> str:
+    """TEXT or @FILE."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text; write it in quotes, or '@FILE'")
+    return value
+
+
+def status(value: object) -> str:
+    """The statuses of good responses."""
+    return request.status(str(value) if isinstance(value, int) else text(value))
 
 
 def near(word: str, known: Iterable[str]) -> str:

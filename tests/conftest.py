@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -12,12 +13,16 @@ from tests.support.server import RunningServer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from pathlib import Path
 
 SERVERS = pytest.StashKey[list[RunningServer]]()
 
 settings.register_profile("prefork", deadline=None)  # an example may be slow on a loaded machine
 settings.load_profile("prefork")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Nothing is written without it."""
+    parser.addoption("--results", type=Path, metavar="DIR", help="where soak tests write what they measured")
 
 
 class Serve(Protocol):

@@ -1,7 +1,13 @@
-"""What generator processes recorded: sent from one to another, merged, made into the result document."""
+"""What generator processes recorded: sent from one to another, merged, made into the result document.
+
+Processes that run side by side have a window each, from when they were told to begin until they were told to end, some
+ms apart. Merged, exchanges are added up, second by second, over the mean of these windows. A process that joined late,
+by the clock of the one that merges, or left early adds what it did; the window is that of those who were there.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 SCHEMA = 1
+_SCRAP_S = 0.1  # a window's rest that is no second of its own: a rate over some ms says nothing
+_TOGETHER_S = 0.5  # windows that end further apart were not all there to the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +61,17 @@ class Account:
     cpu_s: float  # CPU time from the first spawn to the window's end
     wall_s: float  # the same span by the clock
     gap_ns: int | None  # the longest time that sockets were not looked at; None for users that wait for one each
-    opens_ns: int  # when the window opened, CLOCK_MONOTONIC: the first one of several processes
+    opens_ns: int  # when the window opened, CLOCK_MONOTONIC; of several processes on one machine: on average
     duration_s: float  # length of the window
     busy_s: float
     censored: int
+    outside: int  # exchanges that went well and began before or after the window
+    outside_failed: int  # also, that failed
     failures: Counter[str]
     latencies: list[Histogram]  # one for each second of the window
     failed: list[int]  # also
     arrivals: Arrivals | None  # None in the closed model
+    began_s: float = 0.0  # when this process began, after the start of the run
 
     def to_message(self) -> dict[str, Any]:
         """The account as plain lists and numbers, as one process sends it to another."""
@@ -85,14 +96,20 @@ class Account:
 
     @classmethod
     def merged(cls, accounts: Sequence[Account]) -> Account:
-        """The account of processes that ran side by side: their exchanges together, over the mean of their windows."""
-        seconds = max(len(account.latencies) for account in accounts)
+        """The account of processes that ran side by side."""
+        first_s = min(account.began_s for account in accounts)
+        late_s = [round(account.began_s - first_s) for account in accounts]
+        ends_s = [late + account.duration_s for late, account in zip(late_s, accounts, strict=True)]
+        stayed_s = [end for end in ends_s if end > max(ends_s) - _TOGETHER_S]
+        duration_s = sum(stayed_s) / len(stayed_s)
+        seconds = seconds_of(duration_s)
         latencies = [Histogram() for _ in range(seconds)]
         failed = [0] * seconds
-        for account in accounts:
-            for number, latency in enumerate(account.latencies):
-                latencies[number].merge(latency)
-                failed[number] += account.failed[number]
+        for late, account in zip(late_s, accounts, strict=True):
+            for number, latency in enumerate(account.latencies, late):
+                second = min(number, seconds - 1)
+                latencies[second].merge(latency)
+                failed[second] += account.failed[number - late]
         gaps_ns = [account.gap_ns for account in accounts if account.gap_ns is not None]
         arrivals = [account.arrivals for account in accounts if account.arrivals]
         return cls(
@@ -101,10 +118,13 @@ class Account:
             gap_ns=max(gaps_ns, default=None),
             arrivals=Arrivals.merged(arrivals) if arrivals else None,
             wall_s=max(account.wall_s for account in accounts),
-            opens_ns=min(account.opens_ns for account in accounts),
-            duration_s=sum(account.duration_s for account in accounts) / len(accounts),
+            opens_ns=sum(account.opens_ns for account in accounts) // len(accounts),
+            duration_s=duration_s,
             busy_s=sum(account.busy_s for account in accounts),
             censored=sum(account.censored for account in accounts),
+            outside=sum(account.outside for account in accounts),
+            outside_failed=sum(account.outside_failed for account in accounts),
+            began_s=first_s,
             failures=sum((account.failures for account in accounts), Counter()),
             latencies=latencies,
             failed=failed,
@@ -123,13 +143,14 @@ class Account:
             "completed": latency.n,
             "failures": dict(self.failures.most_common()),
             "censored": self.censored,
+            "outside": {"completed": self.outside, "failed": self.outside_failed},
             "latency": latency.to_json(),
             "service_time": service,
             "arrivals": arrivals,
             "per_second": [
                 {
                     "t_s": number,
-                    "span_s": min(1.0, self.duration_s - number),
+                    "span_s": 1.0 if number + 1 < len(self.latencies) else self.duration_s - number,
                     "completed": second.n,
                     "failed": failed,
                     "p50_ns": second.quantile(0.5) if second.n else None,
@@ -141,7 +162,23 @@ class Account:
         }
 
 
-_NUMBERS = ("connections", "cpu_s", "wall_s", "gap_ns", "opens_ns", "duration_s", "busy_s", "censored")
+_NUMBERS = (
+    "connections",
+    "cpu_s",
+    "wall_s",
+    "gap_ns",
+    "opens_ns",
+    "duration_s",
+    "busy_s",
+    "censored",
+    "outside",
+    "outside_failed",
+)
+
+
+def seconds_of(duration_s: float) -> int:
+    """The number of seconds of a window; the last one takes up to 0.1 s of rest, or is a part of one."""
+    return max(math.ceil(duration_s - _SCRAP_S), int(duration_s > 0))
 
 
 def _merged(histograms: Iterable[Histogram]) -> Histogram:

@@ -1,11 +1,17 @@
-"""The forms of `--host`: tcp://HOST:PORT, http://HOST[:PORT], unix:PATH, and HOST:PORT, which suits every scenario."""
+"""The forms of `--host`: tcp://HOST:PORT, http://HOST[:PORT], https://HOST[:PORT], and for every scenario unix:PATH and
+HOST:PORT.
+"""
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 
 DEFAULT = "127.0.0.1:1935"
+_SCHEMES = {"tcp": ("tcp",), "http": ("http", "https")}
+_PORTS = {"http": "80", "https": "443"}
+_MOST_PATH = 107  # bytes, by the kernel's sockaddr_un
 
 
 class AddressError(ValueError):
@@ -19,11 +25,17 @@ class Address:
     host: str = ""
     port: int = 0
     path: str = ""
+    tls: bool = False  # of http only
 
     def __str__(self) -> str:
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def name(self) -> str:
+        """The server as a request names it (Host)."""
+        return "localhost" if self.path else str(self)
 
     def resolve(self) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
         """The family and the socket address to connect to; a name gives its first IPv4 address, else its first.
@@ -43,36 +55,58 @@ def parse(text: str, protocol: str, *, unix: bool = True) -> Address:
 
     Raises AddressError.
     """
-    forms = f"{protocol}://HOST:PORT, unix:PATH or HOST:PORT" if unix else f"{protocol}://HOST:PORT or HOST:PORT"
+    schemes = _SCHEMES[protocol]
+    forms = ", ".join([*(f"{scheme}://HOST:PORT" for scheme in schemes), *(["unix:PATH"] if unix else [])])
     try:
-        return _parsed(text, protocol, unix=unix)
+        scheme, rest = _split(text.strip())
+        if scheme == "unix" and not unix:
+            raise ValueError("this user cannot speak over Unix sockets; that of --engine fast can")
+        return _parsed(scheme, rest, protocol)
     except ValueError as error:
-        raise AddressError(f"--host {text!r}: {error}; write {forms}") from None
+        raise AddressError(f"--host {text!r}: {error}; write {forms} or HOST:PORT") from None
 
 
-def _parsed(text: str, protocol: str, *, unix: bool) -> Address:
-    scheme, separator, rest = text.strip().partition("://")
-    if not separator:
-        scheme, rest = protocol, text.strip()
-        if rest.startswith("unix:"):
-            scheme, rest = "unix", rest.removeprefix("unix:")
-    if scheme not in ((protocol, "unix") if unix else (protocol,)):
-        raise ValueError(f"the scenario speaks {protocol}, not {scheme}")
+def endpoint(text: str) -> Address:
+    """Read HOST:PORT or unix:PATH. Raises ValueError."""
+    scheme, rest = _split(text.strip())
+    if scheme not in ("", "unix"):
+        raise ValueError(f"{scheme}:// does not belong here")
+    return _parsed(scheme, rest, "tcp")
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The scheme, empty if there is none, and what follows it."""
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        return scheme, rest
+    return ("unix", text.removeprefix("unix:")) if text.startswith("unix:") else ("", text)
+
+
+def _parsed(scheme: str, rest: str, protocol: str) -> Address:
+    schemes = _SCHEMES[protocol]
     if scheme == "unix":
-        if not rest:
-            raise ValueError("the path is missing")
-        return Address(path=rest)
-    return _host_and_port(text, protocol, rest.removesuffix("/"))
+        return _socket_file(rest)
+    if scheme and scheme not in schemes:
+        raise ValueError(f"the scenario speaks {' or '.join(schemes)}, not {scheme}")
+    return _host_and_port(rest.removesuffix("/") if scheme else rest, scheme)
 
 
-def _host_and_port(text: str, protocol: str, rest: str) -> Address:
+def _socket_file(path: str) -> Address:
+    if not path:
+        raise ValueError("the path is missing")
+    if len(os.fsencode(path)) > _MOST_PATH or "\0" in path:
+        raise ValueError(f"the path of a socket has {_MOST_PATH} bytes at most")
+    return Address(path=path)
+
+
+def _host_and_port(rest: str, scheme: str) -> Address:
     if "/" in rest:
-        raise ValueError("an address has no path")
+        raise ValueError("an address has no path (--path is for that of a request)")
     host, colon, port = rest.rpartition(":")
     if not colon or (host.startswith("[") and rest.endswith("]")):  # no port, or the last colon is inside [IPv6]
-        if protocol != "http" or not rest or rest == text.strip():
+        if scheme not in _PORTS or not rest:
             raise ValueError("the port is missing")
-        host, port = rest, "80"
+        host, port = rest, _PORTS[scheme]
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"{port!r} is no port (1 to 65535)")
     if host.startswith("[") and host.endswith("]"):
@@ -81,4 +115,4 @@ def _host_and_port(text: str, protocol: str, rest: str) -> Address:
         raise ValueError("an IPv6 address stands in brackets, [::1]:1935")
     if not host:
         raise ValueError("the host is missing")
-    return Address(host=host, port=int(port))
+    return Address(host=host, port=int(port), tls=scheme == "https")

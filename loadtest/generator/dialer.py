@@ -16,9 +16,13 @@ import errno
 import os
 import socket
 from _socket import socket as Socket  # noqa: N812 # a class, as in the socket module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .failure import NO_FREE_PORT, TOO_MANY_FILES
+from .failure import BAD_CERTIFICATE, NO_FREE_PORT, TOO_MANY_FILES
+from .tls import TlsConnection
+
+if TYPE_CHECKING:
+    import ssl
 
 _TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _BIND_ADDRESS_NO_PORT = (
@@ -30,25 +34,51 @@ HINTS = {
     NO_FREE_PORT: "every local port towards the server is in use or in TIME_WAIT (60 s after a close): keep "
     "connections open (--exchanges), widen net.ipv4.ip_local_port_range, or share the load among machines",
     TOO_MANY_FILES: "this process may not open as many sockets as the load has connections: raise `ulimit -n`",
+    BAD_CERTIFICATE: "it is not for this host, is out of date, or its authority is unknown: name a file of "
+    "certificates (--ca), or do not verify it (--insecure)",
 }
-"""Cause -> what to do about it, for causes that are the generator's own limits."""
+"""Cause -> what to do about it, for causes that are the generator's own limits or settings."""
+
+
+class Connection(Protocol):
+    """What a link needs of a socket. Nothing waits: BlockingIOError, or ssl.SSLWantReadError of TLS, says "not yet"."""
+
+    def send(self, data: bytes, /) -> int:
+        """Send a part of it; returns how much."""
+
+    def recv(self, size: int, /) -> bytes:
+        """What has come; nothing at the end of the stream."""
+
+    def fileno(self) -> int:
+        """The descriptor; -1 when it is closed."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 class Dialer:
     """Call it for a new connection to one address."""
 
-    def __init__(self, family: socket.AddressFamily, address: Any, *, no_delay: bool = False) -> None:
-        """`no_delay`: for requests of several segments, or the last waits for the others' acknowledgement."""
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        address: Any,
+        *,
+        tls: tuple[ssl.SSLContext, str] | None = None,
+    ) -> None:
+        """`tls`: how the server is verified, and its name."""
         self._family = family
-        self._no_delay = no_delay and family != socket.AF_UNIX
+        # For what goes in several segments: the last would wait until the others are acknowledged.
+        self.no_delay = tls is not None
         self._address = address
+        self._tls = tls
         self._spreads = family == socket.AF_INET and str(address[0]).startswith("127.")
         self._source = 0  # 0: the kernel's choice, else the last number of 127.0.0.N less one
 
-    def __call__(self) -> Socket:
+    def __call__(self) -> Connection:
         """A connection, perhaps still in the making. Raises OSError; BlockingIOError: a Unix server's queue is full."""
         connection = Socket(self._family, _TYPE)
-        if self._no_delay or self._source:
+        if self.no_delay or self._source:
             self._prepare(connection)
         error = connection.connect_ex(self._address)
         if error == errno.EADDRNOTAVAIL and self._spreads:
@@ -56,7 +86,7 @@ class Dialer:
         if error and error != errno.EINPROGRESS:
             connection.close()
             raise OSError(error, os.strerror(error))
-        return connection
+        return TlsConnection(connection, *self._tls) if self._tls else connection
 
     def _from_elsewhere(self, connection: Socket) -> tuple[Socket, int]:
         """Try the other sources in turn, and stay with the first that has a free port."""
@@ -72,7 +102,7 @@ class Dialer:
         return connection, error
 
     def _prepare(self, connection: Socket) -> None:
-        if self._no_delay:
+        if self.no_delay and self._family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._source:
             connection.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 
 REFUSED = "refused"
 RESET = "reset"
 TIMEOUT = "timeout"
 WRONG_REPLY = "wrong reply"
 CLOSED_EARLY = "closed early"
+WRONG_LENGTH = "wrong length"
+BAD_CERTIFICATE = "bad certificate"
+TLS_HANDSHAKE = "TLS handshake"
 NO_SOCKET_FILE = "no socket file"
 UNKNOWN_HOST = "unknown host"
 NO_FREE_PORT = "no free port"
@@ -44,6 +48,9 @@ def cause_of(error: BaseException) -> str:
             return TIMEOUT
         case socket.gaierror():
             return UNKNOWN_HOST
+        case ssl.SSLError():
+            # or, hardly ever, what came after it
+            return BAD_CERTIFICATE if isinstance(error, ssl.SSLCertVerificationError) else TLS_HANDSHAKE
         case OSError(errno=int(number)):
             return _CAUSES.get(number) or errno.errorcode.get(number, f"errno {number}")
         case _:

@@ -44,7 +44,7 @@ class TalkbackLink(Link):
             if got == self._expected and not self._got:
                 self.note(len(got))
                 self.connection.close()
-                self.engine.model.finished(self)
+                self.engine.freed.append(self)
                 return
             self._got += got
         self._unusual(mask)
@@ -70,7 +70,7 @@ class TalkbackLink(Link):
         if self._got == self._expected:
             self.note(len(self._got))
             self.drop()
-            self.engine.model.finished(self)
+            self.engine.freed.append(self)
         else:
             self.fail(CLOSED_EARLY if self._expected.startswith(self._got) else WRONG_REPLY)
 
@@ -162,7 +162,7 @@ class EchoLink(Link):
         self._left -= 1
         if not self._left:
             self.connection.close()
-        self.engine.model.finished(self)
+        self.engine.freed.append(self)
 
     def drop(self) -> None:
         """Close the connection and forget the exchange."""

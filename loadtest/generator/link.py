@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import select
 from _socket import socket as Socket  # noqa: N812 # a class, as in the socket module
+from ssl import SSLWantReadError
 from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
 from .failure import TIMEOUT, cause_of
 
 if TYPE_CHECKING:
+    from .dialer import Connection
     from .engine import Engine
 
 IN, OUT, HUNG_UP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP
@@ -39,7 +41,7 @@ class Link:
     def __init__(self, engine: Engine, request: bytes) -> None:
         self.engine = engine
         self.request = request
-        self.connection = _NO_CONNECTION
+        self.connection: Connection = _NO_CONNECTION
         self.sent_ns = 0  # when the clock of the exchange in flight started; 0: there is none
         self.due_ns = 0  # when it should have started; 0 in the closed model
         self._rest = b""  # of the request, not yet sent
@@ -105,6 +107,9 @@ class Link:
             sent = self.connection.send(self.request)
         except BlockingIOError:
             sent = 0
+        except SSLWantReadError:  # the rest goes when something came, for which the epoll waits anyway
+            self._rest = self.request
+            return
         except OSError as error:
             self.fail(cause_of(error))
             return
@@ -115,13 +120,15 @@ class Link:
     def send_rest(self) -> bool:
         """Send more, if something is left. Returns whether the exchange goes on."""
         if self._rest:
+            interest = self.interest | OUT
             try:
                 self._rest = self._rest[self.connection.send(self._rest) :]
             except BlockingIOError:
-                return True
+                pass
+            except SSLWantReadError:
+                interest = self.interest
             except OSError as error:
                 self.fail(cause_of(error))
                 return False
-            if not self._rest:
-                self.engine.modify(self.connection.fileno(), self.interest)
+            self.engine.modify(self.connection.fileno(), interest if self._rest else self.interest)
         return True

@@ -20,7 +20,7 @@ from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from .engine import Engine
     from .link import Link
@@ -56,8 +56,8 @@ class Model:
         """Begin what is due."""
         raise NotImplementedError
 
-    def finished(self, link: Link) -> None:
-        """The link's exchange ended well, and is noted: go on."""
+    def finished(self, links: Sequence[Link]) -> None:
+        """The exchanges of these links ended well, and are noted: go on."""
         raise NotImplementedError
 
     def go_on(self, link: Link) -> None:
@@ -76,14 +76,17 @@ class ClosedModel(Model):
         """Begin with all links."""
         self.engine.again.extend(link.begin for link in self.engine.links)
 
-    def finished(self, link: Link) -> None:
+    def finished(self, links: Sequence[Link]) -> None:
         """Go on at once."""
-        if self.stopping:
-            link.drop()
-        else:
-            link.begin()
+        for link in links:
+            if self.stopping:
+                link.drop()
+            else:
+                link.begin()
 
-    go_on = finished
+    def go_on(self, link: Link) -> None:
+        """Go on."""
+        self.finished([link])
 
 
 class OpenModel(Model):
@@ -129,10 +132,11 @@ class OpenModel(Model):
             else:
                 self._waiting.append(due_ns)
 
-    def finished(self, link: Link) -> None:
-        """Note when the exchange was due, and go on."""
-        self.engine.batch.due_ns.append(link.due_ns)
-        self.go_on(link)
+    def finished(self, links: Sequence[Link]) -> None:
+        """Note when the exchanges were due, and go on."""
+        for link in links:
+            self.engine.batch.due_ns.append(link.due_ns)
+            self.go_on(link)
 
     def go_on(self, link: Link) -> None:
         """Begin what has waited longest, if anything waits."""

@@ -1,7 +1,8 @@
 """What a load generator process keeps of its exchanges.
 
-The window. It opens `warmup_s` after the first spawn and closes when the run begins to stop, before the users hear of
-it.
+The window. It opens `warmup_s` after the first spawn and closes after `window_s`, at the latest when the run begins to
+stop, before the users hear of it. Processes that run side by side so have windows of one length, in which all of them
+are at work, though they begin and end some ms apart.
 - An exchange belongs to the window in which it STARTS. One that starts in the window and ends during the drain counts
   with its whole latency: cutting it off would hide the slow ones, and in the closed model each completion starts the
   next exchange, so starts per second are completions per second.
@@ -10,7 +11,9 @@ it.
 - An exchange that the end of the drain cuts off is `censored`: its latency is unknown, it is in no histogram.
 - `busy_s` is the time that all exchanges, failed, censored and warm-up ones too, spent INSIDE the window, whenever they
   started: busy_s / duration_s is the mean number in flight, for Little's law.
-- `per_second` counts by the second of the window in which exchanges started; the last may be a part of one (span_s).
+- `per_second` counts by the second of the window in which exchanges started; the last may be a part of one, or up to
+  0.1 s longer (span_s).
+- What began `outside` the window is only counted: with it, the sums are those of locust's own tables.
 
 The readable users record exchanges one by one: an integer into an array, which costs 8 bytes each until the histograms
 are made, after the run; so the recorder is only in place when a result file was asked for. The fast engine records
@@ -22,7 +25,6 @@ with its own clock.
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from prefork.histogram import Histogram
 
-from .account import Account, Arrivals
+from .account import Account, Arrivals, seconds_of
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -50,6 +52,12 @@ class Second:
     latency: Histogram = field(default_factory=Histogram)  # of those that were recorded in batches
     failed: int = 0
 
+    def add(self, other: Second) -> None:
+        """Count the exchanges of another second too."""
+        self.latencies_ns.extend(other.latencies_ns)
+        self.latency.merge(other.latency)
+        self.failed += other.failed
+
     def whole(self) -> Histogram:
         """The latencies of all that went well."""
         made = _histogram(self.latencies_ns)
@@ -60,13 +68,15 @@ class Second:
 class Recorder:
     """Records the exchanges of one run. All times are CLOCK_MONOTONIC (on Linux also `time.perf_counter_ns`), in ns."""
 
-    def __init__(self, *, first_spawn_ns: int, warmup_s: float) -> None:
+    def __init__(self, *, first_spawn_ns: int, warmup_s: float, window_s: float = 0.0) -> None:
+        """`window_s`: 0 for until the run begins to stop."""
         self.opens_ns = first_spawn_ns + round(warmup_s * 1e9)
-        self._closes_ns = _NEVER  # until it is known
+        self._closes_ns = self.opens_ns + round(window_s * 1e9) if window_s else _NEVER  # at the latest
         self._seconds: dict[int, Second] = {}
         self._failures: Counter[str] = Counter()
         self._busy_ns = 0
         self._censored = 0
+        self._outside = self._outside_failed = 0
         self._gap_ns: int | None = None  # the longest that the fast engine did not look at its sockets
         self._services_ns: array[int] = array("Q")  # the open model: service times
         self._lags_ns: array[int] | None = None  # and how late each arrival was seen; None in the closed model
@@ -76,15 +86,21 @@ class Recorder:
         """An exchange went well."""
         if second := self._second(start_ns, end_ns):
             second.latencies_ns.append(end_ns - start_ns)
+        else:
+            self._outside += 1
 
     def completed_batch(self, batch: Batch, latency: Histogram) -> None:
         """Exchanges went well, with these latencies; the batch also tells how the engine fared."""
         starts_ns, ends_ns = batch.start_ns, batch.end_ns
-        if starts_ns and max(ends_ns) >= self.opens_ns:
-            first, last = (self._number(edge_ns) for edge_ns in (min(starts_ns), max(starts_ns)))
-            if first == last >= 0 and max(ends_ns) <= self._closes_ns:
+        if starts_ns:
+            # They were noted as they ended. All starts are between these two, and to look at each would take longer.
+            earliest_ns, latest_ns = ends_ns[0] - latency.max_ns, ends_ns[-1]
+            first, last = self._number(earliest_ns), self._number(latest_ns)
+            if latest_ns < self.opens_ns:
+                self._outside += len(ends_ns)
+            elif first == last >= 0 and latest_ns <= self._closes_ns:
                 self._seconds.setdefault(first, Second()).latency.merge(latency)
-                self._busy_ns += sum(ends_ns) - sum(starts_ns)
+                self._busy_ns += latency.sum_ns
             else:
                 for start_ns, end_ns in zip(starts_ns, ends_ns, strict=True):
                     self.completed(start_ns, end_ns)
@@ -108,6 +124,8 @@ class Recorder:
         if second := self._second(start_ns, end_ns):
             second.failed += 1
             self._failures[cause] += 1
+        else:
+            self._outside_failed += 1
 
     def censored(self, start_ns: int, end_ns: int) -> None:
         """An exchange was cut off by the end of the run."""
@@ -115,14 +133,16 @@ class Recorder:
             self._censored += 1
 
     def close(self, now_ns: int) -> None:
-        """Close the window: the run begins to stop. What started before may still end."""
-        self._closes_ns = now_ns
+        """Close the window, if that is still to do: the run begins to stop. What started before may still end."""
+        self._closes_ns = min(self._closes_ns, now_ns)
 
     def account(self, *, connections: int, cpu_s: float, wall_s: float) -> Account:
         """What was recorded, when the window is closed and all exchanges have ended or were cut off."""
         assert self._closes_ns != _NEVER, "the window is still open"
         length_ns = max(0, self._closes_ns - self.opens_ns)
-        slices = [self._seconds.get(number, Second()) for number in range(math.ceil(length_ns / _SECOND_NS))]
+        slices = [Second() for _ in range(seconds_of(length_ns / 1e9))]
+        for number, second in self._seconds.items():
+            slices[min(number, len(slices) - 1)].add(second)
         arrivals = None
         if self._lags_ns is not None:
             lag = _histogram(self._lags_ns)
@@ -137,6 +157,8 @@ class Recorder:
             busy_s=self._busy_ns / 1e9,
             censored=self._censored,
             failures=self._failures,
+            outside=self._outside,
+            outside_failed=self._outside_failed,
             latencies=[second.whole() for second in slices],
             failed=[second.failed for second in slices],
             arrivals=arrivals,

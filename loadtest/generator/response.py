@@ -1,8 +1,12 @@
 """Reads one HTTP/1.1 response from pieces of bytes: where it ends, its status, and whether the connection goes on.
 
 Bytes in, nothing out but that: bodies are counted, not kept. A body ends by Content-Length, by the last chunk, or, with
-neither, by the end of the stream. Interim responses (100, 103) are passed over. What no server should send (a length
-that is no number, a chunk without its line end, bytes after the end) is a wrong reply; a lab has to notice it.
+neither, by the end of the stream; a response to HEAD, and one with status 204 or 304, has none, whatever it announces.
+Interim responses (100, 103) are passed over. What no server should send (a length that is no number, a chunk without
+its line end, bytes after the end) is a wrong reply; a lab has to notice it.
+
+All heads and trailers of a response together are bounded, and so is the line of a chunk. A body is bounded by the
+deadline of its exchange only, since none of it is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from .failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?")
-_MOST_HEAD = 65536  # bytes of a head, of a chunk's line, of a trailer's
+_MOST_HEAD = 65536  # bytes of heads and trailers, or of a chunk's line
 _TO_THE_END = -1
 _BODILESS = (101, 204, 304)
 
@@ -22,10 +26,14 @@ _BODILESS = (101, 204, 304)
 class Response:
     """`feed` it what was received until it is `complete`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, bodiless: bool = False) -> None:
+        """`bodiless`: it answers a HEAD."""
         self.status = 0
+        self.length = 0  # bytes of the body that have come
         self.keeps_alive = False
         self.complete = False
+        self._bodiless = bodiless
+        self._room = _MOST_HEAD
         self._state = self._head
         self._buffer = b""  # what came and is not understood yet: a part of a line
         self._left = 0  # bytes of the body, or of the chunk with its line end, still to come; or _TO_THE_END
@@ -50,8 +58,7 @@ class Response:
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             return self._incomplete()
-        lines = self._buffer[:end].split(b"\r\n")
-        self._buffer = self._buffer[end + 4 :]
+        lines = self._take(end + 4)[:-4].split(b"\r\n")
         match = _STATUS.fullmatch(lines[0])
         if match is None:
             raise ExchangeError(WRONG_REPLY)
@@ -65,7 +72,8 @@ class Response:
         tokens = [token.strip() for token in fields.get(b"connection", b"").lower().split(b",")]
         self.keeps_alive = b"close" not in tokens and (minor == 1 or b"keep-alive" in tokens)
         coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
-        if self.status in _BODILESS:
+        if self._bodiless or self.status in _BODILESS:
+            self.keeps_alive &= self.status != 101  # from there on it is not HTTP
             self.complete = True
         elif coding is not None:
             if coding.lower() != b"chunked" or length is not None:
@@ -83,15 +91,28 @@ class Response:
             self._state = self._endless
 
     def _sized(self) -> bool:
-        took = min(self._left, len(self._buffer))
-        self._buffer = self._buffer[took:]
-        self._left -= took
+        self._left -= self._pass_over(self._left)
         self.complete = not self._left
         return False
 
     def _endless(self) -> bool:
-        self._buffer = b""
+        self._pass_over(len(self._buffer))
         return False
+
+    def _pass_over(self, size: int) -> int:
+        """Count what has come of so many bytes of the body, and forget it."""
+        took = min(size, len(self._buffer))
+        self._buffer = self._buffer[took:]
+        self.length += took
+        return took
+
+    def _take(self, size: int) -> bytes:
+        """So many bytes of a head or a trailer, for which there is room."""
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        self._room -= size
+        if self._room < 0:
+            raise ExchangeError(WRONG_REPLY)
+        return taken
 
     def _chunk_line(self) -> bool:
         end = self._buffer.find(b"\r\n")
@@ -108,9 +129,7 @@ class Response:
 
     def _chunk(self) -> bool:
         """Pass over the chunk, and check the line end that it comes with."""
-        took = min(self._left - 2, len(self._buffer))
-        self._buffer = self._buffer[took:]
-        self._left -= took
+        self._left -= self._pass_over(self._left - 2)
         if self._left > 2 or len(self._buffer) < 2:
             return False
         if not self._buffer.startswith(b"\r\n"):
@@ -124,7 +143,7 @@ class Response:
         end = self._buffer.find(b"\r\n")
         if end < 0:
             return self._incomplete()
-        self._buffer = self._buffer[end + 2 :]
+        self._take(end + 2)
         self.complete = end == 0
         return True
 

@@ -6,9 +6,10 @@ under any load, and then retransmitted SYNs would be measured instead of the ser
 
 from __future__ import annotations
 
-import socket
 import socketserver
 import sys
+
+BACKLOG = 2048
 
 
 class Talkback(socketserver.StreamRequestHandler):
@@ -22,12 +23,12 @@ class Talkback(socketserver.StreamRequestHandler):
 
 class Forking(socketserver.ForkingTCPServer):
     allow_reuse_address = True
-    request_queue_size = socket.SOMAXCONN
+    request_queue_size = BACKLOG
 
 
 class Threading(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
-    request_queue_size = socket.SOMAXCONN
+    request_queue_size = BACKLOG
     daemon_threads = True
 
 

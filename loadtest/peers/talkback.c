@@ -44,7 +44,7 @@ static ssize_t read_line(int fd, char *line) {
         char *end = memchr(line + length, '\n', (size_t)got);
         length += (size_t)got;
         if (end != NULL)
-            return end - line;
+            return end > line && end[-1] == '\r' ? end - 1 - line : end - line;
         if (got == 0)
             return (ssize_t)length;
     }

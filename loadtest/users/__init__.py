@@ -6,9 +6,9 @@ locust, which monkey-patches the process: nothing but a locustfile may import it
 
 from __future__ import annotations
 
-from . import adapter, options, rounding  # their import registers their listeners
+from . import adapter, live, options, rounding, web_options  # their import registers their listeners
 from .fast import FastUser
 from .stream import EchoUser, TalkbackUser
 from .web import WebUser
 
-__all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebUser", "adapter", "options", "rounding"]
+__all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebUser", "adapter", "live", "options", "rounding", "web_options"]

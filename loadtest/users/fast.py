@@ -1,4 +1,4 @@
-"""The user of the fast engine: `--connections` clients in one greenlet.
+"""The user of the fast engine: many clients in one greenlet; all users together are `--connections`.
 
 Every other user is one client; this one is as many as the engine drives for it (generator/engine.py), and that engine
 works with sockets and an epoll that gevent has not patched. What is left here is the life of a locust user around it:
@@ -29,10 +29,11 @@ from ..generator.failure import ExchangeError
 from ..generator.line_links import EchoLink, TalkbackLink
 from ..generator.lines import numbered
 from ..generator.recorder import CONNECT
-from ..generator.web_link import WebLink, get
-from .bulk import log_batch
-from .options import DEADLINE_S, scenario_of
+from ..generator.web_link import WebLink
+from .bulk import Ledger
+from .options import DEADLINE_S, ECHOES, scenario_of
 from .target import target
+from .web_options import expectation_of, request_of, tls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,10 +46,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loadtest")
 
 _OTHER_FILES = 64  # descriptors that are not connections
+_ONE_SEGMENT = 1000  # bytes that are surely sent as one
 
 
 class FastUser(User):  # type: ignore[misc]  # locust ships no types
-    """Plays `--scenario` on `--connections` connections; with `--rate`, by a schedule of its own."""
+    """Plays `--scenario` on its share of `--connections`; with `--rate`, by a schedule of its own."""
 
     wait_time = constant(0)
     engine = "fast"
@@ -60,11 +62,16 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         super().__init__(environment)
         self.options = environment.parsed_options
         self.scenario = scenario_of(type(self), self.options)
-        self.request_type = "GET" if self.scenario == "http" else "TCP"
-        self.name = "/" if self.scenario == "http" else self.scenario
+        web = self.scenario == "http"
+        self.request_type = str(self.options.method) if web else "TCP"
+        self.name = str(self.options.path) if web else self.scenario
         self.address, self.family, self.socket_address = target(self)
-        self.clients = self.options.connections
+        self.share = next(environment.shares)
+        self.clients = self.share.part(self.options.connections)
+        self.ledger = Ledger(environment.stats, self.request_type, self.name)
         self._hinted: set[str] = set()
+        if not self.clients:
+            raise StopTest(f"--connections {self.options.connections}: fewer than the {self.share.of} users")
         _allow_open_files(self.clients + _OTHER_FILES)
 
     @task  # type: ignore[untyped-decorator]
@@ -76,6 +83,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
                 self._run(engine, GiveWay(poller.fileno()))
             finally:
                 engine.report()
+                self.ledger.show()
                 for start_ns in engine.model.unfinished_ns():
                     self.environment.events.censored.fire(start_ns=start_ns)
                 for link in engine.links:
@@ -91,48 +99,44 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
 
     def _engine(self, poller: Any) -> Engine:
         select = get_original("select", "select")
-        requests = list(self._requests())
+        tls = (tls_of(self.options), self.address.host) if self.address.tls else None
         engine = Engine(
             poller=poller,
             wait=lambda seconds: select([poller], (), (), seconds),
-            dialer=Dialer(self.family, self.socket_address, no_delay=max(map(len, requests)) > 1000),
+            dialer=Dialer(self.family, self.socket_address, tls=tls),
             deadline_s=self.deadline_s,
             witness=self,
         )
-        engine.links = [self._link(engine, request) for request in requests]
-        rate_per_s = self.options.rate_per_user
-        if rate_per_s:
+        engine.links = list(self._links(engine))
+        engine.dialer.no_delay |= len(engine.links[0].request) > _ONE_SEGMENT
+        if rate_per_s := self.options.rate:
             arrivals = {"constant": model.constant, "poisson": model.poisson}[self.options.arrivals]
             _want_precise_timers()
-            # Schedules of several users must not beat in time.
-            start_ns = time.perf_counter_ns() + round(random.random() * 1e9 / rate_per_s)  # noqa: S311 # no secret
-            schedule = arrivals(start_ns, rate_per_s)
-            engine.model = model.OpenModel(engine, schedule, self.options.max_in_flight)
+            start_ns = self.share.first_ns(time.perf_counter_ns(), rate_per_s)
+            schedule = arrivals(start_ns, rate_per_s / self.share.of)
+            engine.model = model.OpenModel(engine, schedule, max(1, self.share.part(self.options.max_in_flight)))
         else:
             engine.model = model.ClosedModel(engine)
         return engine
 
-    def _requests(self) -> Iterator[bytes]:
-        """The request of each client. No two send the same line, so that another's reply is noticed."""
+    def _links(self, engine: Engine) -> Iterator[Link]:
+        """One for each client. No two send the same line, so that another's reply is noticed."""
+        options = self.options
+        if self.scenario == "http":
+            sent, expected = request_of(options).encode(self.address.name), expectation_of(options)
+            exchanges = options.exchanges if options.keep_alive else 1
+            yield from (WebLink(engine, sent, expected, exchanges) for _ in range(self.clients))
+            return
         first = random.getrandbits(48)
-        for number in range(self.clients):
-            if self.scenario == "http":
-                yield get(str(self.address) if self.address.port else "localhost")
-            else:
-                yield numbered(first + number, self.options.payload)
-
-    def _link(self, engine: Engine, request: bytes) -> Link:
-        match self.scenario:
-            case "http":
-                return WebLink(engine, request)
-            case "echo":
-                return EchoLink(engine, request, self.options.exchanges)
-            case _:
-                return TalkbackLink(engine, request)
+        lines = (numbered(first + number, options.payload) for number in range(self.clients))
+        if self.scenario == "echo":
+            yield from (EchoLink(engine, line, options.exchanges or ECHOES) for line in lines)
+        else:
+            yield from (TalkbackLink(engine, line) for line in lines)
 
     def on_batch(self, batch: Batch) -> None:
         """Exchanges went well."""
-        latency = log_batch(self.environment.stats, self.request_type, self.name, batch)
+        latency = self.ledger.enter(batch)
         self.environment.events.batch.fire(batch=batch, latency=latency)
 
     def on_failure(self, start_ns: int, cause: str, *, connecting: bool) -> None:

@@ -22,6 +22,9 @@ STOP_TIMEOUT_S = 10.0
 DEADLINE_S = 10.0
 """How long an exchange, or a connect of its own, may take in all."""
 
+ECHOES = 10
+"""Lines on a connection, if --exchanges says nothing."""
+
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # locust ships no types
 def add_options(parser: LocustArgumentParser) -> None:
@@ -40,16 +43,16 @@ def add_options(parser: LocustArgumentParser) -> None:
         "--engine",
         choices=("readable", "fast"),
         default="readable",
-        help="readable: a user is one client, in plain locust style. fast: a user is as many clients as --connections "
-        "says, at several times the rate (default %(default)s).",
+        help="readable: a user is one client, in plain locust style. fast: the users, one in each process, are "
+        "--connections clients together, at several times the rate (default %(default)s).",
         include_in_web_ui=False,
     )
     parser.add_argument(
         "--connections",
-        type=_whole(1),
+        type=whole(1),
         default=64,
         metavar="<int>",
-        help="Clients of each user of the fast engine (default %(default)s).",
+        help="Clients of the fast engine, of all users together (default %(default)s).",
     )
     parser.add_argument(
         "--rate",
@@ -67,25 +70,26 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-in-flight",
-        type=_whole(1),
+        type=whole(1),
         default=10_000,
         metavar="<int>",
-        help="With --rate: how many exchanges of a user may be under way or wait for one of its connections; more are "
-        "missed (default %(default)s).",
+        help="With --rate: how many exchanges may be under way or wait for a connection, of all users together; more "
+        "are missed (default %(default)s).",
     )
     parser.add_argument(
         "--payload",
-        type=_whole(0),
+        type=whole(0),
         default=64,
         metavar="<bytes>",
         help="Length of each line without its newline (default %(default)s).",
     )
     parser.add_argument(
         "--exchanges",
-        type=_whole(1),
-        default=10,
+        type=whole(0),
+        default=0,
         metavar="<int>",
-        help="Lines that the echo scenario sends on a connection before it makes a new one (default %(default)s).",
+        help="Exchanges on a connection before a new one is made (default: 10 lines for echo; for http as many "
+        "requests as the server allows).",
     )
     parser.add_argument(
         "--warmup",
@@ -95,10 +99,25 @@ def add_options(parser: LocustArgumentParser) -> None:
         help="Leave exchanges that start this soon after the first spawn out of the result file (default %(default)g).",
     )
     parser.add_argument(
+        "--window",
+        type=_number,
+        default=0.0,
+        metavar="<seconds>",
+        help="Leave exchanges that start later than this after the warm-up out of the result file, too. 0: until the "
+        "run begins to stop (default %(default)g).",
+    )
+    parser.add_argument(
         "--result",
         default="",
         metavar="<file>",
         help="Write what was measured, with full latency histograms, to this JSON file.",
+        include_in_web_ui=False,
+    )
+    parser.add_argument(
+        "--live",
+        default="",
+        metavar="<file>",
+        help="Write to this file, twice a second, the clock in ns and the exchanges that went well and that failed.",
         include_in_web_ui=False,
     )
 
@@ -128,13 +147,14 @@ def protocol_of(user_class: Any, options: argparse.Namespace) -> str:
     return str(user_class.protocol) or ("http" if options.scenario == "http" else "tcp")
 
 
-class _whole:  # noqa: N801 # reads as a function: argparse shows its name in no message
+class whole:  # noqa: N801 # reads as a function: argparse shows its name in no message
     """An argparse type: a whole number from `least` up."""
 
     def __init__(self, least: int) -> None:
         self.least = least
 
     def __call__(self, text: str) -> int:
+        """The number, or argparse's usage error."""
         try:
             number = int(text)
         except ValueError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import locust
+from locust.runners import MasterRunner
 
 from ..generator.account import SCHEMA
 from .options import engine_of, scenario_of
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from locust.env import Environment
 
     from ..generator.account import Account
+    from ..generator.crew import Crew
 
 logger = logging.getLogger("loadtest")
 
@@ -28,10 +30,9 @@ class Source(Protocol):
     """Who knows what was measured: the local runner's side or the master's."""
 
     started: bool
-    account: Account | None
 
-    def finish(self) -> str:
-        """End the run that still goes on, wait for its account; return what went wrong, or nothing."""
+    def finish(self) -> Crew:
+        """End the run that still goes on, and wait for what was measured."""
 
 
 class Conclusion:
@@ -40,33 +41,33 @@ class Conclusion:
     def __init__(self, environment: Environment, source: Source) -> None:
         self.environment = environment
         self.source = source
+        self.alone = not isinstance(environment.runner, MasterRunner)
         # locust calls these in reverse order: ours comes before its own, which ends the connection to the workers.
         environment.events.quitting.add_listener(self.on_quitting)
 
     def on_quitting(self, **_: object) -> None:
         """Conclude the last run, if there was one: a web page that nobody used is no failure."""
-        flaw = self.source.finish()
+        crew = self.source.finish()
         if not self.source.started:
             return
-        if not flaw:  # what only a part of the workers has seen is no result
-            account = self.source.account
-            flaw = self._emptiness(account)
-            if account is not None:
-                flaw = self._write(account) or flaw
-        if flaw:
+        account = crew.account
+        flaws = [_loss(crew), self._emptiness(account), self._write(crew, account) if account else ""]
+        for flaw in filter(None, flaws):
             logger.error(flaw)
             self.environment.process_exit_code = self.environment.process_exit_code or NOTHING_MEASURED
 
     def _emptiness(self, account: Account | None) -> str:
         """Why a run without any exchange has none; empty for all others."""
         if self.environment.stats.total.num_requests == 0:
-            return f"no exchange ended on {self.environment.host}: the run was too short, or the server does not answer"
+            why = "the run was too short, or the server does not answer"
+            why += "" if self.alone else "; the workers' logs may say more"
+            return f"no exchange ended on {self.environment.host}: {why}"
         if account and not account.failures and not any(second.n for second in account.latencies):
             warmup_s = self.environment.parsed_options.warmup
             return f"no exchange began in the {account.duration_s:g} s that followed the warm-up of {warmup_s:g} s"
         return ""
 
-    def _write(self, account: Account) -> str:
+    def _write(self, crew: Crew, account: Account) -> str:
         """Write the result document in one step: a reader finds all of it or nothing. Returns what went wrong."""
         options = self.environment.parsed_options
         path = Path(options.result)
@@ -81,6 +82,7 @@ class Conclusion:
                 "cpu_s": account.cpu_s,
                 "wall_s": account.wall_s,
                 "max_gap_s": None if account.gap_ns is None else account.gap_ns / 1e9,
+                **crew.to_result(),
             },
             "scenario": "+".join(sorted(scenarios)),
             "address": self.environment.host,
@@ -95,3 +97,11 @@ class Conclusion:
             unfinished.unlink(missing_ok=True)
             return f"cannot write the result to {path}: {error.strerror}"
         return ""
+
+
+def _loss(crew: Crew) -> str:
+    """Which part of what was measured is missing; empty if all is there."""
+    if not crew.lost:
+        return ""
+    count = f"{len(crew.lost)} of {len(crew.lost) + len(crew.accounts)} workers"
+    return f"{count} ended without telling what they measured, which is missing in the result: {', '.join(crew.lost)}"

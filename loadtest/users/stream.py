@@ -19,7 +19,7 @@ from locust import User, constant, task
 from ..generator.failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
 from ..generator.lines import GREETING, PREFIX, numbered
 from ..generator.recorder import CONNECT
-from .options import DEADLINE_S, scenario_of
+from .options import DEADLINE_S, ECHOES, scenario_of
 from .target import target
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class EchoUser(StreamUser):
         self.connection = self.connect()
         if self.family != socket.AF_UNIX:
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.left = self.environment.parsed_options.exchanges
+        self.left = self.environment.parsed_options.exchanges or ECHOES
         return 0
 
     def _echo(self) -> int:

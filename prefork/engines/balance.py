@@ -54,7 +54,7 @@ class Balance:
             if opened and (not awake_ns or awake_ns > late_ns):
                 total += opened - 1
                 others += 1
-        return not others or held <= total / others + 0.5
+        return not others or held < total / others + 0.5
 
     def leave(self) -> None:
         """A connection waits that this worker does not take: wake another."""

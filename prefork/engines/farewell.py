@@ -8,6 +8,7 @@ So the last response is followed by the end of our sending, and what still comes
 from __future__ import annotations
 
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 from .deadlines import NEVER
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 _LINGER_NS = 2_000_000_000  # how long the client may take to read its response
 _LINGER_BYTES = 64 << 20  # and how much of what it sends is read
 _CHUNK = 65536  # bytes of one recv()
+
+
+def reset_at_close(sock: socket.socket) -> None:
+    """Let close() end the connection with a reset (socket(7), SO_LINGER). Raises OSError."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
 
 
 class Farewell:

@@ -3,8 +3,8 @@
     IDLE -> HEAD -> (BODY) -> BUSY -> (WRITING) -> IDLE ...          -> CLOSED
 
 IDLE until the first byte of a request, HEAD until its head is complete, BODY until it is whole: only then does the
-application run, so that a slow client costs memory and never an application thread. BUSY while the application has
-it, WRITING while the client reads: the response's next part is asked for when the last one is with the kernel.
+application run, so that a slow client costs memory and never a thread. BUSY while the application has it, WRITING
+while the client reads: the response's next part is asked for when the last one is with the kernel.
 
 Requests that come while another is answered wait in `_incoming`, and the socket is not read meanwhile: the kernel
 holds the rest. How long a body or a response may take grows with what has moved of it (HttpSite.deadline_ns).
@@ -13,19 +13,20 @@ holds the rest. How long a body or a response may take grows with what has moved
 from __future__ import annotations
 
 import select
-import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 from ..connection import unread
 from ..errors import CLIENT_GONE, PlainHttpError
-from ..http.incoming import Incoming
+from ..http.incoming import Incoming, Whole
 from ..http.refusal import Refusal
+from ..http.request import Request
 from .deadlines import NEVER
-from .farewell import Farewell
+from .farewell import Farewell, reset_at_close
 from .outgoing import Outgoing
 
 if TYPE_CHECKING:
+    import socket
+
     from ..http.file_part import FilePart
     from ..http.wsgi import WsgiCall
     from ..scoreboard import Row
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 IDLE, HEAD, BODY, BUSY, WRITING, CLOSED = range(6)
 _CHUNK = 16384  # bytes of one recv()
-_RESET = struct.pack("@ii", 1, 0)  # struct linger: close(2) resets
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -64,31 +64,48 @@ class HttpClient:
 
     def ready(self, mask: int) -> None:
         """Its socket has something to say."""
-        if self.state <= BODY:
-            self._read()
-        elif self.state == CLOSED:
-            pass  # by another event of the same turn
-        elif mask & (select.EPOLLHUP | select.EPOLLERR):
+        if self.state > BODY:
+            self._ready_later(mask)
+            return
+        try:
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(error)
+            return
+        self._reactor.bytes_in += len(data)
+        try:
+            whole = self._incoming.feed(data)
+        except OSError as error:  # no room on the disk for its body
+            self._site.complain(error, self.peer)
+            whole = Refusal(503, f"the body cannot be kept: {error.strerror}"), None
+        if whole:
+            self._begin(whole)
+        else:
+            self._await()
+
+    def _ready_later(self, mask: int) -> None:
+        """Not for input, which is not wanted now."""
+        if mask & (select.EPOLLHUP | select.EPOLLERR) and self.state != CLOSED:
             self._lost()
         elif self.state == WRITING:
             self._flush()
-        else:
-            self._watch(0)  # more input, or room for output; neither is wanted now
+        elif self.state == BUSY:
+            self._watch(0)
 
     def go_on(self) -> None:
         """Its turn again: the next part of the response, or the next request."""
-        if self.state == CLOSED:
-            self._end_call()  # the client left meanwhile
-        elif self._call is None:
-            self._begin()
+        if self._call is None and self.state != CLOSED:
+            self._begin(self._incoming.take())
         else:
-            self._reactor.step(self)
+            self._step()
 
     def expire(self) -> None:
         """Its deadline has passed."""
         if self.state in (HEAD, BODY):
-            self._incoming.refuse(Refusal(408, f"its {'head' if self.state == HEAD else 'body'} did not come in time"))
-            self._begin()
+            late = "head" if self.state == HEAD else "body"
+            self._begin((Refusal(408, f"its {late} did not come in time"), None))
         elif self.state == WRITING:
             self._lost()
         elif self.state != BUSY:
@@ -102,29 +119,6 @@ class HttpClient:
             self._call.keep_alive = False
 
     # --- bytes in
-
-    def _read(self) -> None:
-        try:
-            data = self._sock.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        except PlainHttpError:
-            self._part()
-            return
-        except OSError as error:
-            self._lost(error)
-            return
-        self._reactor.bytes_in += len(data)
-        try:
-            whole = self._incoming.feed(data)
-        except OSError as error:  # no room on the disk for its body
-            self._site.complain(error, self.peer)
-            self._incoming.refuse(Refusal(503, f"the body cannot be kept: {error.strerror}"))
-            whole = True
-        if whole:
-            self._begin()
-        else:
-            self._await()
 
     def _await(self) -> None:
         """Nothing is to be answered now: wait for the rest of a request, or for the next one."""
@@ -145,44 +139,50 @@ class HttpClient:
     def _say_continue(self) -> bool:
         self._incoming.continues = False
         try:
-            return self._sock.send(_CONTINUE) > 0
+            self._sock.send(_CONTINUE)
         except OSError as error:
             self._lost(error)
-            return False
+        return self.state != CLOSED
 
     # --- the application
 
-    def _begin(self) -> None:
-        """Answer the next request."""
-        request, body = self._incoming.take()
-        self.state = BUSY
-        self.deadline_ns = NEVER
-        if isinstance(request, Refusal):
+    def _begin(self, whole: Whole) -> None:
+        """Answer a request."""
+        request, body = whole
+        self.state, self.deadline_ns = BUSY, NEVER
+        if type(request) is Request:
+            self._call = self._site.call(self.peer, request, body)
+            self._step()
+        else:
+            assert type(request) is Refusal
             self._call = None
             self._send(self._site.refuse(self.peer, request))
-            return
-        self._call = self._site.call(self.peer, request, body)
-        self._reactor.step(self)
+
+    def _step(self) -> None:
+        """Have the application go on: here, or on a thread of the pool."""
+        if (row := self._site.row) is not None:
+            self.stepped(self.step(row))
+        else:
+            self._reactor.hand_out(self)
 
     def step(self, row: Row) -> bytes | FilePart:
-        """Run the application until it has something to send: on a thread of the pool, or inline."""
+        """Run the application until it has something to send."""
         assert self._call is not None
-        if self.state != CLOSED:
-            return self._site.run(self.peer, self._call, row)
-        self._site.abandon(self.peer, self._call)  # the client left meanwhile
-        return b""
+        act = self._site.run if self.state != CLOSED else self._site.abandon  # the client may have left meanwhile
+        return act(self.peer, self._call, row)
 
     def stepped(self, part: bytes | FilePart) -> None:
         """In the loop: here is what `step` gave."""
-        if self.state != CLOSED:
-            self._send(part)
-        else:
-            self._end_call()  # the client left meanwhile
+        if self.state == CLOSED:
+            self._end_call()
+            return
+        self.state = WRITING
+        self._send(part)
 
     def _end_call(self) -> None:
         """Let the application close the response that nobody reads to its end."""
         if self._call is not None and not self._call.done:
-            self._reactor.step(self)
+            self._step()
 
     # --- bytes out
 
@@ -223,25 +223,23 @@ class HttpClient:
     def _sent_all(self) -> None:
         """All that there was is with the kernel: go on with this response, with the next request, or end."""
         call, incoming = self._call, self._incoming
-        if call is not None and not call.done:
-            self.state = BUSY
-            self.deadline_ns = NEVER
-            self._reactor.again(self)
-        elif call is None or not call.keep_alive:
+        if call is None or (call.done and not call.keep_alive):
             self._finish(call)
-        elif incoming.waiting:
+            return
+        if call.done:
             self._call = None
-            self.state = BUSY
+        if not call.done or incoming.waiting:
+            self.state, self.deadline_ns = BUSY, NEVER
             self._reactor.again(self)
-        else:
-            self._call = None
-            self.state = IDLE
-            self.deadline_ns = deadline_ns = self._reactor.now_ns + self._site.keep_alive_ns
-            if deadline_ns < self.watched_ns:
-                self._reactor.deadlines.watch(self)
+            return
+        self.state = IDLE
+        self.deadline_ns = deadline_ns = self._reactor.now_ns + self._site.keep_alive_ns
+        if deadline_ns < self.watched_ns:
+            self._reactor.deadlines.watch(self)
+        if self._mask != select.EPOLLIN:
             self._watch(select.EPOLLIN)
-            if incoming.ended or incoming.reading is not None or incoming.in_head:
-                self._await()
+        if not incoming.quiet:
+            self._await()
 
     # --- the end
 
@@ -249,7 +247,7 @@ class HttpClient:
         """The last response is with the kernel, or as much of it as there will be."""
         try:
             if call and call.aborted and not call.framed:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # its end would look like the body's
+                reset_at_close(self._sock)  # its end would look like the body's
             more = call is None or call.request.keep_alive or unread(self._sock)
         except OSError:
             more = False
@@ -272,6 +270,9 @@ class HttpClient:
 
     def _lost(self, error: OSError | None = None) -> None:
         """The client left in the midst of something, or is treated as if it had."""
+        if isinstance(error, PlainHttpError):
+            self._part()
+            return
         if error is not None and error.errno not in CLIENT_GONE:
             self._site.complain(error, self.peer)
         if self.state != IDLE:
@@ -280,8 +281,7 @@ class HttpClient:
 
     def close(self) -> None:
         """Close at once; the application is told if it still has the request."""
-        running = self.state == BUSY
-        self.state = CLOSED
+        running, self.state = self.state == BUSY, CLOSED
         self._incoming.close()
         self._out = None
         self._reactor.forget(self)

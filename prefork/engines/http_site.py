@@ -48,6 +48,7 @@ class HttpSite:
         self.header_ns = round(config.header_timeout_s * 1e9)
         self.keep_alive_ns = round(config.keep_alive_s * 1e9)
         self._idle_ns = round(config.idle_timeout_s * 1e9)
+        self.row = station.rows[0] if config.threads == 1 else None  # of the loop, if the application runs in it
         self.draining = self.keep_alive_ns == 0
         self.trusted = Trusted(text for text in config.trusted_proxies if text != "none")
         self._sendfile = station.terms.tls is None
@@ -110,17 +111,19 @@ class HttpSite:
         self.busy_ns += took_ns
         call.busy_ns += took_ns
         if call.done:
-            cells[BUSY_NS] += call.busy_ns
-            cells[HISTOGRAM + array_index(call.busy_ns)] += 1
+            busy_ns = call.busy_ns
+            cells[BUSY_NS] += busy_ns
+            cells[HISTOGRAM + array_index(busy_ns)] += 1
             cells[COMPLETED if call.error is None else ERRORS] += 1
             if call.error is not None or self._access_out is not None:
                 self._tell(peer, call)
         return part
 
-    def abandon(self, peer: Peer, call: WsgiCall) -> None:
+    def abandon(self, peer: Peer, call: WsgiCall, _row: Row) -> bytes:
         """The client left before the response was complete: let the application close it."""
         call.close()
         self._tell(peer, call)
+        return b""
 
     def complain(self, error: BaseException, peer: Peer) -> None:
         """Something went wrong on the way to a client."""

@@ -51,8 +51,7 @@ class Reactor:
         self._log = station.log
         self._graceful_s = config.graceful_timeout_s
         self._rows = station.rows
-        self._row = station.rows[0]
-        self._cells = self._row.cells  # counters of the loop itself; the pool's threads write their own
+        self._cells = station.rows[0].cells  # counters of the loop itself; the pool's threads write their own
         self._most_clients = config.max_connections
         self._epoll = select.epoll()
         self._complaints = Complaints(station.log)
@@ -197,14 +196,12 @@ class Reactor:
         """The client goes on in the next turn, after the others have had theirs."""
         self._again.append(client)
 
-    def step(self, client: HttpClient) -> None:
-        """Have the application do the next part of the client's response."""
-        if self._pool:
-            self._pool.put(client)
-            if self._pool.full:
-                self._announce()
-            return
-        client.stepped(client.step(self._row))
+    def hand_out(self, client: HttpClient) -> None:
+        """Have a thread of the pool do the next part of the client's response."""
+        assert self._pool is not None
+        self._pool.put(client)
+        if self._pool.full:
+            self._announce()
 
     def lost(self) -> None:
         """A client has left before its response was complete."""

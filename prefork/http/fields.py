@@ -39,9 +39,12 @@ class FieldTable(dict[bytes, Field]):
     One for each worker, shared by the parsers of its connections; never grows beyond its bounds.
     """
 
-    __slots__ = ("_names",)
+    __slots__ = ("_names", "lines")
 
     def __init__(self) -> None:
+        self.lines: dict[
+            bytes, tuple[str, bytes, bytes, bytes, bytes, int]
+        ] = {}  # head.again's: what a Request is made of
         self._names: dict[bytes, Name] = {}  # made up by clients; full, it stays as it is
 
     def __missing__(self, line: bytes) -> Field:

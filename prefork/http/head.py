@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 from .fields import FieldSection, without_end
 from .framing import settle
 from .refusal import RefusalError
+from .request import Request
 from .request_line import read
 
 if TYPE_CHECKING:
     from .fields import FieldTable
     from .limits import Limits
-    from .request import Request
 
+_MOST_LINES = 1024  # request lines that are remembered, without a query and
+_MOST_LINE = 128  # bytes long
 _TLS_HANDSHAKE = b"\x16\x03"
 
 
@@ -46,14 +48,22 @@ def can_repeat(request: Request) -> bool:
     )
 
 
-def again(line: bytes, usual: Request) -> Request | None:
+def again(line: bytes, usual: Request, table: FieldTable) -> Request | None:
     """Read a request line, followed by the fields of an earlier request that can_repeat; None if it is no usual one."""
-    try:
-        request = read(line)
-    except RefusalError:
-        return None
-    if not request.minor or request.authority:
-        return None
+    known = table.lines.get(line)
+    if known is not None:
+        request = Request(*known)
+    else:
+        try:
+            request = read(line)
+        except RefusalError:
+            return None
+        if not request.minor or request.authority:
+            return None
+        if len(line) <= _MOST_LINE and not request.query:
+            if len(table.lines) >= _MOST_LINES:
+                table.lines.clear()
+            table.lines[line] = (request.method, request.target, request.path, b"", b"", 1)
     request.fields = usual.fields
     request.authority = usual.authority
     return request

@@ -24,10 +24,11 @@ class Incoming:
     """Bytes in, whole requests out.
 
     `reading`: the request whose body is arriving; `received`: bytes of that body so far. `continues`: its client
-    waits for 100 Continue before it sends any. `ended`: the client has sent its last.
+    waits for 100 Continue before it sends any. `ended`: the client has sent its last. `quiet`: nothing of a next one
+    has come, whole ones that wait left aside.
     """
 
-    __slots__ = ("_body", "_parser", "_whole", "continues", "ended", "reading", "received")
+    __slots__ = ("_body", "_parser", "_whole", "continues", "ended", "quiet", "reading", "received")
 
     def __init__(self, limits: Limits, fields: FieldTable) -> None:
         self._parser = RequestParser(limits, fields)
@@ -37,18 +38,22 @@ class Incoming:
         self.received = 0
         self.continues = False
         self.ended = False
+        self.quiet = True
 
-    def feed(self, data: bytes) -> bool:
-        """Take what the client sent, b"" at its end; say whether a whole request waits."""
+    def feed(self, data: bytes) -> Whole | None:
+        """Take what the client sent, b"" at its end; return the next whole request, if there is one now."""
         if not data:
             self.ended = True
         events = self._parser.feed(data) if data else self._parser.eof()
+        if len(events) == 1 and not self._whole:
+            request = events[0]
+            if type(request) is Request and request.complete:  # the usual case, straight through
+                self.quiet = self._parser.idle
+                return request, None
         for event in events:
-            if type(event) is Request and event.complete:
-                self._whole.append((event, None))
-            else:
-                self._sort(event)
-        return bool(self._whole)
+            self._sort(event)
+        self.quiet = not self.ended and self.reading is None and self._parser.idle
+        return self._whole.pop(0) if self._whole else None
 
     def take(self) -> Whole:
         """The next whole request, with its body if it has one, or the refusal that ends the connection."""
@@ -78,7 +83,9 @@ class Incoming:
         return self.reading is None and not self._parser.idle
 
     def _sort(self, event: Event) -> None:
-        if type(event) is Request:
+        if type(event) is Request and event.complete:
+            self._whole.append((event, None))
+        elif type(event) is Request:
             self.reading, self._body = event, BodyBuffer()
             self.received = 0
             self.continues = event.expects_continue

@@ -86,7 +86,7 @@ class RequestParser:
             # (measured: half of the time that a browser's request takes here).
             end = data.find(_LINE_END)
             if self._usual is not None and data[end:] == self._repeated and end <= self._limits.request_line_bytes:
-                request = again(data[:end], self._usual)
+                request = again(data[:end], self._usual, self._table)
             else:
                 request = whole(data[:-4], self._table, self._limits)
                 self._usual = request if request is not None and can_repeat(request) else None

@@ -52,7 +52,8 @@ class Driving:
             self.engine.report()
             if enough(self):
                 self.engine.model.stop()
-            select.select([self.poller], [], [], idle_s)
+            if not self.engine.model.ended:
+                select.select([self.poller], [], [], idle_s)
         self.engine.report()
         return self
 

@@ -1,4 +1,4 @@
-"""A real locust process with the lab's locustfile."""
+"""A real locust process with the lab's locustfile: a run of its own, a master, or a worker."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ RUN_S = 40.0
 class Generator:
     """`Generator(folder, "--host", ...)` starts; `wait()` judges the end; `log` and `result()` tell what came of it."""
 
-    def __init__(self, folder: Path, *args: str, headless: bool = True, locustfile: Path = LOCUSTFILE) -> None:
-        self._log = folder / "locust.log"
+    def __init__(
+        self, folder: Path, *args: str, headless: bool = True, locustfile: Path = LOCUSTFILE, log: str = "locust.log"
+    ) -> None:
+        self._log = folder / log
         self._result = folder / "result.json"
         mode = ["--headless", "--only-summary"] if headless else []
         with self._log.open("wb") as output:

@@ -53,6 +53,13 @@ def test_help_teaches_with_examples(command: list[str]) -> None:
         (["run", "--attach", "1935"], "'1935' is not HOST:PORT"),
         (["run", "no-such-plan.toml"], "no-such-plan.toml: cannot read the plan: No such file or directory"),
         (["run", "no-such-plan.toml", "--server", SERVER], "the servers are in the plan"),
+        (["run", "--server", SERVER, "--until", "2"], "'2' is not a part of a whole; write 2% or 0.02"),
+        (["run", "--server", SERVER, "--until", "2%"], "until is about a comparison: name a second server"),
+        (["run", "--server", SERVER, "--within", "soon"], "'soon' is not a length of time"),
+        (["run", "--server", SERVER, "--fail-if", "p99"], "in quotes, as the shell takes > and < for itself"),
+        (["run", "--server", SERVER, "--fail-if", "p98>5ms"], "'p98' is not a figure (did you mean 'p99'?)"),
+        (["run", "--server", SERVER, "--fail-if", "ratio<1"], "nothing is compared with one"),
+        (["run", "--server", SERVER, "--fail-if", "on: p50>1s"], "nothing is called 'on'; there are one (talkback)"),
         (["report", "no-such-run"], "no-such-run holds no run of the lab"),
         (["compare", "no-such-run", "nor-this"], "no-such-run holds no run of the lab"),
     ],
@@ -72,6 +79,17 @@ def test_a_dry_run_shows_the_order_and_leaves_nothing(tmp_path: Path) -> None:
     assert "cycle 2: 1 worker' (nap), 4 workers (nap), 1 worker (nap)" in result.output
     assert "6 rounds, 18 s of load" in result.output
     assert not out.exists()
+
+
+def test_a_dry_run_says_until_when_it_would_go_on() -> None:
+    two = ("--server", SERVER, "--server", SERVER.replace("one", "two"))
+    result = lab("run", *two, "--rounds", "1", "--until", "2.5%", "--within", "10m", "--dry-run")
+    assert result.exit_code == 0
+    assert "cycle 1: one (talkback), two (talkback), one' (talkback)" in result.output  # narrowness needs the floor
+    assert result.output.splitlines()[-1] == (
+        "then further cycles until every ratio of requests/s is known to ±2.5%, "
+        "but none that would end later than 600 s after the start"
+    )
 
 
 def test_another_plan_does_not_touch_the_folder(tmp_path: Path) -> None:
@@ -97,6 +115,34 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
     assert result.exit_code == 0
     line = next(line for line in result.output.splitlines() if line.startswith("after: one"))
     assert "0.800x [0.800x, 0.800x]" in line
+
+
+def test_what_is_to_fail_ends_with_status_3_after_the_report(tmp_path: Path) -> None:
+    before, after = run_of(tmp_path / "before", 1000), run_of(tmp_path / "after", 800)
+    for command, conditions, wrong in (
+        (["report", before], ["rate<900", "errors>0"], []),
+        (["report", after], ["rate<900"], ["one (nap): rate is 800.0"]),
+        (["report", after, "--format", "csv"], ["cpu>1us"], ["one (nap): cpu is 625.0 us"]),
+        (["compare", after], ["p50>1s"], []),
+        (["compare", before, after], ["ratio<0.95"], ["after: one (nap): ratio is 0.8000 [0.800x, 0.800x]"]),
+        (["compare", before, after], ["after: one: rate<900"], ["after: one (nap): rate is 800.0"]),
+    ):
+        result = lab(*command, *(word for condition in conditions for word in ("--fail-if", condition)))
+        assert result.exit_code == (3 if wrong else 0)
+        assert result.stderr.splitlines() == [f'--fail-if "{conditions[0]}": {line}' for line in wrong]
+        assert result.stdout == lab(*command).stdout
+
+
+def test_a_condition_about_what_a_run_has_not_is_a_mistake(tmp_path: Path) -> None:
+    result = lab("report", run_of(tmp_path / "run", 1000), "--fail-if", "two: p50>1s")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "nothing is called 'two'; there are one (nap)" in result.stderr
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [run_of(tmp_path / day / "run", 1000) for day in ("monday", "tuesday")]
+    assert "\nmonday/run: one " in lab("compare", *folders).output
+    assert "\nrun again: one " in lab("compare", folders[0], folders[0]).output
 
 
 def test_two_runs_that_share_nothing(tmp_path: Path) -> None:

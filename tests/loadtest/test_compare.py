@@ -92,6 +92,25 @@ def test_few_rounds_and_an_unmeasured_floor_are_warned_about() -> None:
     )
 
 
+def test_a_floor_that_could_not_be_measured_is_warned_about_unless_nothing_can_be_claimed_anyway() -> None:
+    few = compare(PLAN, [*BASE[:2], *AGAIN[:2], *cycles("four", [2000, 2000])])
+    assert few.warnings == ("2 rounds cannot show a difference; from 6 on a ratio gets an interval",)
+    broken = [measured("one'", cycle, verdict="INVALID") for cycle in range(6)]
+    lost = compare(PLAN, [*BASE, *broken, *cycles("four", [2000] * 6)])
+    assert lost.warnings[-1] == "the noise floor was not measured (--aa): a small difference may be the machine's"
+
+
+def test_the_mean_is_exact_and_that_of_all_rounds_together() -> None:
+    rounds = [measured("one", 0, client=client(completed=n, latency=latency(n, ns))) for n, ns in ((300, 7), (100, 3))]
+    assert compare(PLAN, rounds).configurations[0].latency.mean_ns == (300 * 7 + 100 * 3) / 400
+
+
+def latency(n: int, value_ns: int) -> dict:
+    made = Histogram()
+    made.record(value_ns, n)
+    return made.to_json()
+
+
 def test_two_runs_compare_what_both_have() -> None:
     before = BASE + AGAIN + cycles("gone", [1.0] * 6)
     found = across(before, cycles("one", [500] * 6) + cycles("new", [7.0] * 6), ("before", "after"))

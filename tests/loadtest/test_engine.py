@@ -19,7 +19,8 @@ import pytest
 from loadtest.generator.line_links import EchoLink, TalkbackLink
 from loadtest.generator.lines import GREETING, PREFIX
 from loadtest.generator.model import OpenModel, constant, poisson
-from loadtest.generator.web_link import WebLink, get
+from loadtest.generator.request import Request
+from loadtest.generator.web_link import WebLink
 from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 LINE = b"a line\n"
 LONG_LINE = b"x" * 3_000_000 + b"\n"  # more than sockets buffer: it has to be sent, and comes back, in pieces
 OK = b"HTTP/1.1 200 OK\r\n"
+GET = Request().encode("h")
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ RESPONSES = [
 @pytest.mark.parametrize("response", RESPONSES)
 def test_http_keeps_its_connection(response: bytes, stand_in: StartServer, drive: Drive) -> None:
     server = stand_in(behave.responding(response, good=True))
-    done = drive(server.server_address).link(lambda engine: WebLink(engine, get("h"))).until(completed(5))
+    done = drive(server.server_address).link(lambda engine: WebLink(engine, GET)).until(completed(5))
     assert done.failures == {}
     assert server.connections == 1
     assert done.received == done.completed * len(response)
@@ -96,9 +98,43 @@ def test_http_keeps_its_connection(response: bytes, stand_in: StartServer, drive
 @pytest.mark.parametrize("head", [b"Connection: close\r\nContent-Length: 2\r\n", b""])
 def test_http_connects_again_when_the_response_says_so(head: bytes, stand_in: StartServer, drive: Drive) -> None:
     server = stand_in(behave.responding(OK + head + b"\r\nok", good=True, once=True))
-    done = drive(server.server_address).link(lambda engine: WebLink(engine, get("h"))).until(completed(3))
+    done = drive(server.server_address).link(lambda engine: WebLink(engine, GET)).until(completed(3))
     assert done.failures == {}
     assert server.connections == done.completed
+
+
+class Together:
+    """A poller that tells of events only when both connections have one."""
+
+    def __init__(self, poller: select.epoll) -> None:
+        self.poller = poller
+        self.register, self.modify = poller.register, poller.modify
+
+    def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
+        found = self.poller.poll(timeout, maxevents)
+        return found if len(found) == 2 else []
+
+
+def test_what_came_is_read_from_all_before_anything_is_sent(stand_in: StartServer, drive: Drive) -> None:
+    did: list[str] = []
+
+    class Noted(WebLink):
+        def begin(self) -> None:
+            did.append("send")
+            super().begin()
+
+        def ready(self, mask: int) -> None:
+            did.append("read")
+            super().ready(mask)
+
+    server = stand_in(behave.responding(OK + b"Content-Length: 2\r\n\r\nok", good=True))
+    driving = drive(server.server_address)
+    driving.engine._poller = Together(driving.poller)
+    for _ in range(2):
+        driving.link(lambda engine: Noted(engine, GET))
+    done = driving.until(completed(6))
+    assert done.failures == {}
+    assert did[: len(did) // 4 * 4] == ["send", "send", "read", "read"] * (len(did) // 4)
 
 
 def test_a_response_that_differs_from_the_one_before_is_still_checked(stand_in: StartServer, drive: Drive) -> None:
@@ -115,14 +151,14 @@ def test_a_response_that_differs_from_the_one_before_is_still_checked(stand_in: 
             yield
 
     server = stand_in(serve)
-    done = drive(server.server_address).link(lambda engine: WebLink(engine, get("h"))).until(failed(2))
+    done = drive(server.server_address).link(lambda engine: WebLink(engine, GET)).until(failed(2))
     assert done.completed == 3
     assert set(done.failures) == {"wrong reply"}
 
 
 def test_a_status_other_than_200_is_a_failure_that_keeps_the_connection(stand_in: StartServer, drive: Drive) -> None:
     server = stand_in(behave.responding(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"))
-    done = drive(server.server_address).link(lambda engine: WebLink(engine, get("h"))).until(failed(3))
+    done = drive(server.server_address).link(lambda engine: WebLink(engine, GET)).until(failed(3))
     assert (set(done.failures), done.completed, server.connections) == ({"status 503"}, 0, 1)
 
 
@@ -137,7 +173,7 @@ def test_a_wrong_reply_that_never_ends_is_wrong_not_slow(stand_in: StartServer, 
 
 
 @pytest.mark.parametrize(
-    "make", [lambda e: TalkbackLink(e, LINE), lambda e: EchoLink(e, LINE, 2), lambda e: WebLink(e, get("h"))]
+    "make", [lambda e: TalkbackLink(e, LINE), lambda e: EchoLink(e, LINE, 2), lambda e: WebLink(e, GET)]
 )
 def test_silence_is_a_timeout_and_a_refusal_a_refusal(
     make: Any, stand_in: StartServer, refusing_address: str, drive: Drive
@@ -217,7 +253,7 @@ def test_connections_that_find_the_accept_queue_full_wait_for_their_place(
 def test_an_idle_connection_that_the_server_closes_is_no_failure(stand_in: StartServer, drive: Drive) -> None:
     response = OK + b"Content-Length: 2\r\n\r\nok"
     server = stand_in(behave.responding(response, good=True, once=True))  # closes without a word
-    driving = drive(server.server_address).link(lambda engine: WebLink(engine, get("h")))
+    driving = drive(server.server_address).link(lambda engine: WebLink(engine, GET))
     # Far enough apart for the close to be seen before the next request goes out.
     driving.engine.model = OpenModel(driving.engine, constant(time.perf_counter_ns(), 5.0), 10)
     done = driving.until(completed(3))

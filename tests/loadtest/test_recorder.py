@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 from collections import Counter
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.generator.account import Account
+from loadtest.generator.account import Account, seconds_of
 from loadtest.generator.batch import Batch
+from loadtest.generator.crew import Crew
 from loadtest.generator.recorder import Recorder
 from prefork.histogram import Histogram
 
@@ -65,12 +66,16 @@ def test_an_exchange_belongs_to_the_window_in_which_it_starts(
     assert result["window_start_ns"] == FIRST_SPAWN_NS + opens_ns
     assert result["duration_s"] == length_ns / 1e9
     overlaps = [min(start + length, closes_ns) - max(start, opens_ns) for start, length, _ in exchanges]
+    ended = [outcome for start, _, outcome in exchanges if not opens_ns <= start < closes_ns and outcome is not None]
+    assert result["outside"] == {"completed": ended.count(""), "failed": sum(map(bool, ended))}
     assert result["busy_s"] == sum(overlap for overlap in overlaps if overlap > 0) / 1e9
     per_second = result["per_second"]
-    assert [second["t_s"] for second in per_second] == list(range(math.ceil(length_ns / SECOND_NS)))
+    assert [second["t_s"] for second in per_second] == list(range(seconds_of(length_ns / 1e9)))
     assert sum(second["span_s"] for second in per_second) == pytest.approx(length_ns / 1e9)
+    last = len(per_second) - 1
     for second in per_second:
-        outcomes = [outcome for start, _, outcome in inside if (start - opens_ns) // SECOND_NS == second["t_s"]]
+        numbers = [(min((start - opens_ns) // SECOND_NS, last), outcome) for start, _, outcome in inside]
+        outcomes = [outcome for number, outcome in numbers if number == second["t_s"]]
         assert second["completed"] == outcomes.count("")
         assert second["failed"] == sum(bool(outcome) for outcome in outcomes)
 
@@ -174,3 +179,50 @@ def test_arrivals_of_several_processes_are_added_up() -> None:
     merged = Account.merged(accounts)
     assert merged.arrivals is not None
     assert (merged.arrivals.offered, merged.arrivals.lag.n, merged.arrivals.service.n) == (7, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "seconds"), [(0.0, 0), (0.05, 1), (1.0, 1), (1.09, 1), (1.2, 2), (5.001, 5), (5.9, 6)]
+)
+def test_a_rest_of_some_milliseconds_is_no_second_of_its_own(duration_s: float, seconds: int) -> None:
+    assert seconds_of(duration_s) == seconds
+
+
+def there_from(first_s: int, to_s: int) -> Account:
+    """A process that began then, left then, and completed ten exchanges each second."""
+    made = Recorder(first_spawn_ns=FIRST_SPAWN_NS, warmup_s=0)
+    for tenth in range((to_s - first_s) * 10):
+        start_ns = FIRST_SPAWN_NS + tenth * SECOND_NS // 10
+        made.completed(start_ns, start_ns + 1000)
+    made.close(FIRST_SPAWN_NS + (to_s - first_s) * SECOND_NS)
+    account = made.account(connections=1, cpu_s=0, wall_s=to_s - first_s)
+    return dataclasses.replace(account, began_s=0.7 + first_s)  # by the master's clock, 0.7 s after it gave the word
+
+
+def test_a_process_that_came_late_or_left_early_adds_what_it_did_where_it_did_it() -> None:
+    merged = Account.merged([there_from(2, 5), there_from(0, 5), there_from(0, 1), there_from(1, 4)])
+    result = merged.to_result()
+    assert result["duration_s"] == 5
+    assert result["completed"] == 120
+    assert [second["completed"] for second in result["per_second"]] == [20, 20, 30, 30, 20]
+    assert [second["span_s"] for second in result["per_second"]] == [1, 1, 1, 1, 1]
+
+
+def test_windows_some_milliseconds_apart_are_one() -> None:
+    parts = [dataclasses.replace(there_from(0, 3), duration_s=3 + off_s) for off_s in (-0.02, 0.0, 0.08)]
+    result = Account.merged(parts).to_result()
+    assert result["duration_s"] == pytest.approx(3.02)
+    assert [second["completed"] for second in result["per_second"]] == [30, 30, 30]
+
+
+def test_a_crew_tells_each_process_and_who_is_lost() -> None:
+    crew = Crew(accounts={"one": there_from(0, 2), "two": there_from(1, 2)}, lost=("three",))
+    told = crew.to_result()
+    assert [(found["name"], found["completed"], found["duration_s"]) for found in told["processes"]] == [
+        ("one", 20, 2.0),
+        ("two", 10, 1.0),
+    ]
+    assert told["lost"] == ["three"]
+    assert crew.account is not None
+    assert crew.account.to_result()["completed"] == 30
+    assert Crew(accounts={}).account is None

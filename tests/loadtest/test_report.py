@@ -86,9 +86,13 @@ def test_the_json_has_the_agreed_keys_and_null_for_what_is_unknown() -> None:
     one, four, _, gone = document["configurations"]
     assert set(one) == {
         "name", "load", "rounds", "invalid", "rate_per_s", "latency", "service_time", "failures", "cpu_per_request_us",
-        "pss_bytes", "verdict", "offered", "missed", "lag_p99_ns",
+        "pss_bytes", "verdict", "offered", "missed", "lag_p99_ns", "sharing",
     }  # fmt: skip
-    assert set(one["latency"]) == {"n", "p50_ns", "p90_ns", "p99_ns", "p99_9_ns", "max_ns"} == set(one["service_time"])
+    assert (
+        set(one["latency"])
+        == {"n", "p50_ns", "p90_ns", "p99_ns", "p99_9_ns", "max_ns", "mean_ns"}
+        == set(one["service_time"])
+    )
     assert (four["rate_per_s"], four["latency"]["n"], four["cpu_per_request_us"]) == (4000, 48_000, 125)
     assert (gone["rate_per_s"], gone["latency"]["p50_ns"], gone["failures"], gone["invalid"]) == (None, None, None, 1)
 

@@ -88,3 +88,51 @@ def test_an_end_before_the_last_byte_is_too_early(name: str) -> None:
 def test_what_no_server_should_send_is_a_wrong_reply(text: bytes) -> None:
     with pytest.raises(ExchangeError, match="wrong reply"):
         Response().feed(text)
+
+
+@pytest.mark.parametrize("name", ["length", "close", "chunked", "no content"])
+def test_a_response_to_head_ends_with_its_head(name: str) -> None:
+    text, status, keeps_alive = GOOD[name]
+    head = text[: text.index(b"\r\n\r\n") + 4]
+    response = Response(bodiless=True)
+    assert response.feed(head)
+    assert (response.status, response.length, response.keeps_alive) == (status, 0, keeps_alive)
+    with pytest.raises(ExchangeError, match="wrong reply"):
+        Response(bodiless=True).feed(head + b"x")
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [("length", 5), ("empty", 0), ("chunked", 34), ("CRLF in a chunk", 4), ("not modified", 0)]
+)
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_the_bytes_of_the_body_are_counted(name: str, length: int, step: int) -> None:
+    text, _, _ = GOOD[name]
+    response = Response()
+    for start in range(0, len(text), step):
+        response.feed(text[start : start + step])
+    assert (response.complete, response.length) == (True, length)
+
+
+def test_after_a_change_of_protocol_the_connection_is_not_kept() -> None:
+    response = Response()
+    assert response.feed(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n")
+    assert (response.status, response.keeps_alive) == (101, False)
+
+
+@pytest.mark.parametrize(
+    ("before", "more"),
+    [
+        (OK, b"A: b\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n"),
+    ],
+)
+def test_heads_and_trailers_are_bounded_however_they_come(before: bytes, more: bytes) -> None:
+    response = Response()
+    response.feed(before + b"B: c\r\n" if before else more)
+    for _ in range(65536 // len(more) - 10):
+        assert not response.feed(more)
+    with pytest.raises(ExchangeError, match="wrong reply"):
+        response.feed(more * 30)
+    with pytest.raises(ExchangeError, match="wrong reply"):
+        Response().feed(before + more * (65536 // len(more) + 1) + b"\r\n")

@@ -94,6 +94,7 @@ def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
     assert seen["pss_bytes"] > 1_000_000
     assert first["provenance"]["kernel"] == os.uname().release
     assert "| good" in (lab.out / "report.md").read_text()
+    assert 'data-series="rate_per_s"' in (lab.out / "report.html").read_text()
     assert "stopped" in (lab.out / "rounds" / "000" / "server.log").read_text()
     assert not [line for line in servers_left() if str(lab.folder) in line]
 
@@ -242,12 +243,40 @@ def test_an_interrupt_keeps_the_finished_rounds_and_stops_the_server(lab: Lab, n
 
 
 @pytest.mark.slow
-def test_a_running_server_can_be_attached_and_its_cpu_stays_unknown(lab: Lab, serve: Any) -> None:
-    server = serve("nap", "--workers", "1")
+def test_a_running_server_can_be_attached_and_its_processes_are_found_by_its_socket(lab: Lab, serve: Any) -> None:
+    server = serve("nap", "--workers", "2")
     done = lab.run("--attach", server.address, *QUICK)
     assert done.returncode == 0, done.stderr
     (kept,) = lab.rounds()
     assert kept["configuration"] == server.address
-    assert kept["signals"]["server"] is None
+    assert kept["signals"]["server"]["processes"] == 3  # master and two workers
+    assert kept["signals"]["server"]["cpu_ns"] > 0
+    assert kept["signals"]["pss_bytes"] > 1_000_000
     assert kept["signals"]["queue"]["limit"] > 0
+    assert [worker["slot"] for worker in kept["signals"]["workers"]] == [0, 1]
     assert kept["client"]["completed"] > 0
+
+
+@pytest.mark.slow
+def test_a_prefork_server_tells_what_each_worker_did_and_both_ends_agree(lab: Lab) -> None:
+    asked = GOOD + " --control {control}"
+    done = lab.run("--server", asked, *QUICK, "--duration", "1")
+    assert done.returncode == 0, done.stderr
+    (kept,) = lab.rounds()
+    workers = kept["signals"]["workers"]
+    assert [worker["slot"] for worker in workers] == [0, 1]
+    assert 0 < sum(worker["requests"] for worker in workers) <= kept["client"]["completed"] * 1.1
+    assert 0 < sum(worker["connections"] for worker in workers) <= 2
+    row = next(line for line in done.stdout.split("by worker")[1].splitlines() if line.startswith("good"))
+    assert row.split()[1:3] == ["2", "requests"]
+    assert float(row.split()[3]) > 0.9  # two workers that take turns
+    assert kept["notes"] == []
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_at_its_control_socket_is_measured_all_the_same(lab: Lab) -> None:
+    done = lab.run("--server", GOOD.replace("{python}", "env X={control} {python}"), *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "good: the server's status is not known at all times: No such file or directory" in done.stdout
+    (kept,) = lab.rounds()
+    assert [worker["requests"] for worker in kept["signals"]["workers"]] == [None, None]  # their CPU time is known

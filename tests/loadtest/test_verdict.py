@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from loadtest.verdict import judge
+from prefork.histogram import Histogram
 
 from .records import arrivals, client, queue, signals, usage
 
@@ -63,3 +64,15 @@ def test_the_first_rule_that_applies_decides_and_names_its_number(
 ) -> None:
     found = judge(client(**seen), signals(**watched), server_cpus=2)
     assert (found.name, number in found.reason) == (verdict, True), found.reason
+
+
+def test_what_the_edges_of_the_window_cut_does_not_break_littles_law() -> None:
+    """Some exchanges of a second each: one more or less at an edge is what chance does. Half of them gone is not."""
+    latency = Histogram()
+    latency.record(8_000_000, 1950)
+    latency.record(1_000_000_000, 50)
+    seen = {"completed": 2000, "duration_s": 12.0, "latency": latency.to_json()}
+    whole_s = latency.sum_ns / 1e9
+    for busy_s, holds in ((whole_s - 6, True), (whole_s + 6, True), (whole_s / 2, False)):
+        found = judge(client(**seen, busy_s=busy_s), signals(), server_cpus=2)
+        assert ("Little" not in found.reason) == holds, found.reason

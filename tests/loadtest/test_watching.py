@@ -13,7 +13,10 @@ import pytest
 
 from loadtest import proc, sockdiag
 from loadtest.child import Child, ChildError
-from loadtest.probe import Probe
+from loadtest.interrupt import Interrupt
+from loadtest.plan import Server
+from loadtest.probe import Probe, owners
+from loadtest.server import RunningServer
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ def test_a_full_accept_queue_its_limit_and_its_drops_are_seen() -> None:
         port = listener.getsockname()[1]
         assert sockdiag.listening(port) is None
         listener.listen(2)
-        assert sockdiag.listening(port) == sockdiag.Listening(depth=0, limit=2, drops=0)
+        inode = os.fstat(listener.fileno()).st_ino
+        assert sockdiag.listening(port) == sockdiag.Listening(depth=0, limit=2, drops=0, inodes=frozenset({inode}))
         clients = [socket.create_connection(("127.0.0.1", port), DEADLINE_S) for _ in range(3)]
         with socket.socket() as late:
             late.setblocking(False)
@@ -64,7 +68,7 @@ if os.fork() == 0:
 time.sleep(60)
 """
     with child(tmp_path, sys.executable, "-c", source) as parent:
-        probe = Probe(parent.pid)
+        probe = Probe([parent.pid])
         start_ns = time.monotonic_ns()
         probe.sample()
         line_in(tmp_path / "log")
@@ -79,11 +83,72 @@ time.sleep(60)
 
 
 def test_a_window_with_too_few_samples_has_no_usage() -> None:
-    probe = Probe(os.getpid())
+    probe = Probe([os.getpid()])
     probe.sample()
     assert probe.usage(0, time.monotonic_ns()) is None
-    assert Probe(None).usage(0, 1) is None
-    assert Probe(None).pss_bytes() is None
+    assert probe.cpu_by_pid(0, time.monotonic_ns()) == {}
+    assert Probe([]).usage(0, 1) is None
+    assert Probe([]).pss_bytes() is None
+
+
+FORKING = """
+import os, socket, time
+if os.fork() == 0:  # a child that does not serve
+    time.sleep(60)
+listener = socket.create_server(("127.0.0.1", 0))
+for _ in range(2):
+    if os.fork() == 0:
+        while True:
+            listener.accept()[0].close()
+print(listener.getsockname()[1], flush=True)
+os.wait()
+"""
+
+
+def test_a_server_is_found_by_its_port_and_its_workers_by_the_socket_that_they_hold(tmp_path: Path) -> None:
+    with child(tmp_path, sys.executable, "-c", FORKING) as parent:
+        port = int(line_in(tmp_path / "log"))
+        assert owners(port) == [parent.pid]
+        probe = Probe(owners(port), port)
+        start_ns = time.monotonic_ns()
+        probe.sample()
+        for _ in range(8):
+            socket.create_connection(("127.0.0.1", port), DEADLINE_S).close()
+        probe.sample()
+        end_ns = time.monotonic_ns()
+        workers, used = probe.workers(start_ns, end_ns), probe.cpu_by_pid(start_ns, end_ns)
+    assert workers is not None
+    assert [(worker.slot, worker.requests, worker.connections) for worker in workers] == [
+        (0, None, None),
+        (1, None, None),
+    ]
+    assert len(used) == 4
+    assert {worker.cpu_ns for worker in workers} <= set(used.values())
+
+
+def test_nobody_owns_a_port_that_nobody_listens_on_or_that_is_not_of_this_machine(free_port: int) -> None:
+    assert owners(free_port) == []
+    assert owners(None) == []
+
+
+@pytest.mark.parametrize(("host", "here"), [("127.0.0.1", True), ("192.0.2.1", False)])
+def test_the_port_of_another_machine_is_not_looked_for_on_this_one(tmp_path: Path, host: str, here: bool) -> None:
+    with Interrupt() as interrupt:
+        running = RunningServer(
+            Server(name="x", attach=f"{host}:4242"),
+            folder=tmp_path, log=tmp_path / "log", scratch=str(tmp_path), interrupt=interrupt,
+        )  # fmt: skip
+    assert running.local_port() == (4242 if here else None)
+
+
+def test_a_single_process_has_no_workers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert owners(port) == [os.getpid()]
+        probe = Probe([os.getpid()], port)
+        for _ in range(2):
+            probe.sample()
+        assert probe.workers(0, time.monotonic_ns()) is None
 
 
 def test_stopping_leaves_no_process_of_the_session(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from tests.support.client import (
 )
 from tests.support.server import ROOT, clean_environment
 from tests.support.wait import eventually
+from tests.support.web import Browser
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,11 +49,14 @@ class Crew:
     """Clients that behave alike.
 
     `lines`: 0 is a talkback client, a new connection for every exchange; N is an echo client that sends N lines over
-    one connection and then leaves, having seen the end. `leaves`: a client is gone for good after its first refusal.
+    one connection and then leaves, having seen the end. `posts`: N is an HTTP client of `tests/apps/web.py` that posts
+    N times over one connection, or until it is told that the connection closes; it never sends a request twice.
+    `leaves`: a client is gone for good after its first refusal.
     """
 
     clients: int = 4
     lines: int = 0
+    posts: int = 0
     pause_s: float = 0.0  # after every exchange
     leaves: bool = False
 
@@ -190,7 +194,8 @@ class Clients:
     def _loop(self, crew: Crew, counter: Counter[Outcome]) -> None:
         try:
             while not self._stopping.is_set():
-                outcome = self._stay(crew, counter) if crew.lines else self._visit(crew, counter)
+                act = self._post if crew.posts else self._stay if crew.lines else self._visit
+                outcome = act(crew, counter)
                 if outcome is Outcome.REFUSED:
                     if crew.leaves:
                         return
@@ -230,6 +235,24 @@ class Clients:
                 return self._note(counter, judge(read_to_end(sock), b""))
         except EOFError:
             return self._note(counter, Outcome.EOF)
+        except OSError as error:
+            return self._note(counter, outcome_of(error))
+
+    def _post(self, crew: Crew, counter: Counter[Outcome]) -> Outcome:
+        """Have bodies said back over one connection, then leave; a server that leaves first has to say so."""
+        outcome = Outcome.OK
+        try:
+            with Browser(self._address) as browser:
+                for number in range(crew.posts):
+                    body = b"body %d of %d" % (number, id(browser))
+                    answer = browser.post("/echo", body)
+                    outcome = self._note(counter, Outcome.OK if answer.body == body else Outcome.WRONG)
+                    if answer.closes:
+                        return outcome if browser.ended() else self._note(counter, Outcome.WRONG)
+                    self._stopping.wait(crew.pause_s)
+                return outcome
+        except (EOFError, AssertionError) as error:
+            return self._note(counter, Outcome.EOF if isinstance(error, EOFError) else Outcome.WRONG)
         except OSError as error:
             return self._note(counter, outcome_of(error))
 

@@ -1,0 +1,131 @@
+"""The request that the http scenario sends, and what makes its response a good one.
+
+Both come from flags, plan keys and locust's options as text. The parsers here are used by all of them; what could end a
+line of the head, and so smuggle in another one, is refused by each. The fields that say where a request ends are made
+here, from the body, and cannot be given: a request whose length is a lie measures nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .failure import WRONG_LENGTH
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MOST_BODY = 64 << 20  # bytes
+_MOST_TEXT = 16384  # letters of a path or of a field: more than servers take
+_METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
+_PATH = re.compile(r"/(?:[!\"$-.0-~][!\"$-~]*)?")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_STATUS = re.compile(r"[1-5](?:[0-9]{2}|xx)")
+_OURS = {
+    "content-length": "it is made from the body",
+    "transfer-encoding": "the body is sent in one piece",
+    "connection": "ask for a connection per request instead",
+}
+_WITH_BODY = ("POST", "PUT", "PATCH")  # what a server expects a length of, even if that is 0
+
+
+def method(text: str) -> str:
+    """A request method, in upper case. Raises ValueError, as all of these do, with what is wanted instead."""
+    if not _METHOD.fullmatch(text) or text == "CONNECT":
+        raise ValueError(f"{text!r} is not a method of a request; write GET, HEAD, POST or the like")
+    return text
+
+
+def path(text: str) -> str:
+    """The path, with a query if there is one."""
+    if not _PATH.fullmatch(text) or len(text) > _MOST_TEXT:
+        raise ValueError(f"{text[:80]!r} is not a path; it begins with one / and has no # or space (write %20)")
+    return text
+
+
+def header(text: str) -> str:
+    """One field, `Name: value`."""
+    name, colon, value = text.partition(":")
+    if not colon or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or len(text) > _MOST_TEXT:
+        raise ValueError(f"{text[:80]!r} is not a header; write 'Name: value', in one line")
+    if reason := _OURS.get(name.lower()):
+        raise ValueError(f"{name} cannot be set: {reason}")
+    return f"{name}: {value.strip()}"
+
+
+def body(text: str, folder: Path) -> bytes:
+    """The bytes of TEXT, or of @FILE, whose name begins in that folder."""
+    if not text.startswith("@"):
+        return text.encode()
+    try:
+        with (folder / text[1:]).open("rb") as file:
+            content = file.read(MOST_BODY + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ValueError(f"cannot read {text[1:]!r}: {getattr(error, 'strerror', error)}") from None
+    if len(content) > MOST_BODY:
+        raise ValueError(f"{text[1:]!r} is longer than {MOST_BODY >> 20} MiB")
+    return content
+
+
+def status(text: str) -> str:
+    """The statuses of a good response: 200, 2xx, or several of them with commas between."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(_STATUS.fullmatch(part) for part in parts):
+        raise ValueError(f"{text!r} is no status; write 200, 2xx, or several like 200,404")
+    return ",".join(parts)
+
+
+def statuses(text: str) -> frozenset[int]:
+    """Those that such a text names: it has gone through `status`."""
+    named = set(text.split(","))
+    return frozenset(number for number in range(100, 600) if named & {str(number), f"{number // 100}xx"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to ask, and how: the texts have gone through the parsers above."""
+
+    method: str = "GET"
+    path: str = "/"
+    headers: tuple[str, ...] = ()
+    body: bytes = b""
+    keep_alive: bool = True
+
+    @classmethod
+    def made(cls, *, method: str, payload: int, body: bytes, **rest: Any) -> Request:
+        """The request with its body: the one that is given, else, where the method wants one, `payload` bytes."""
+        return cls(method=method, body=body or (b"." * payload if method in _WITH_BODY else b""), **rest)
+
+    def fields(self, host: str) -> list[tuple[str, str]]:
+        """All fields of the head. Those that were asked for take the place of ours."""
+        given = [(name, value.strip()) for name, _, value in (line.partition(":") for line in self.headers)]
+        ours = [("Host", host), ("Accept-Encoding", "identity")]
+        names = {name.lower() for name, _ in given}
+        fields = [(name, value) for name, value in ours if name.lower() not in names] + given
+        if self.body or self.method in _WITH_BODY:
+            fields.append(("Content-Length", str(len(self.body))))
+        if not self.keep_alive:
+            fields.append(("Connection", "close"))
+        return fields
+
+    def encode(self, host: str) -> bytes:
+        """The request as it is sent to that host."""
+        fields = "".join(f"{name}: {value}\r\n" for name, value in self.fields(host))
+        return f"{self.method} {self.path} HTTP/1.1\r\n{fields}\r\n".encode("latin-1") + self.body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What a response has to be."""
+
+    statuses: frozenset[int] = frozenset(range(200, 300))
+    length: int | None = None  # of the body, in bytes; None: any that is framed properly
+    bodiless: bool = False  # it answers a HEAD, and has no body, whatever length it announces
+
+    def flaw(self, status: int, length: int) -> str:
+        """The cause why a complete response is a failure; empty if it is as it should be."""
+        if status not in self.statuses:
+            return f"status {status}"
+        return WRONG_LENGTH if self.length not in (None, length) else ""

@@ -1,0 +1,21 @@
+"""The application of peers-wsgi: a small answer, a large one, and one that reads what it is sent. No framework."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HELLO = b"Hello, world!\n"
+_LARGE = b"0123456789abcdef" * 6400  # 100 KB
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Answer /, /large, and a POST with the number of bytes that came."""
+    if environ["REQUEST_METHOD"] == "POST":
+        body = b"%d\n" % len(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+    else:
+        body = _LARGE if environ["PATH_INFO"] == "/large" else _HELLO
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]

@@ -1,0 +1,232 @@
+"""What an http load may ask, how it is written on the wire, and which responses are good."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest import planfile, values
+from loadtest.exchange import check_files
+from loadtest.generator import request
+from loadtest.generator.request import Expectation, Request
+from loadtest.plan import Load, Plan, PlanError, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+PARSERS = [request.method, request.path, request.header, request.status]
+
+
+def test_a_get_is_as_short_as_it_can_be() -> None:
+    assert Request().encode("h:80") == b"GET / HTTP/1.1\r\nHost: h:80\r\nAccept-Encoding: identity\r\n\r\n"
+
+
+def test_all_that_can_be_asked() -> None:
+    asked = Request.made(
+        method="POST",
+        path="/a?b=%20c",
+        headers=("X-One: 1", "host: other", "X-One: 2", "Empty:"),
+        body=b"hello",
+        payload=9,
+        keep_alive=False,
+    )
+    head, _, body = asked.encode("h").partition(b"\r\n\r\n")
+    assert body == b"hello"
+    assert head.split(b"\r\n") == [
+        b"POST /a?b=%20c HTTP/1.1",
+        b"Accept-Encoding: identity",
+        b"X-One: 1",
+        b"host: other",  # instead of ours
+        b"X-One: 2",
+        b"Empty: ",
+        b"Content-Length: 5",
+        b"Connection: close",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "payload", "length"), [("POST", 9, 9), ("PUT", 1, 1), ("PATCH", 0, 0), ("GET", 9, None)]
+)
+def test_the_payload_is_the_body_where_a_method_wants_one(method: str, payload: int, length: int | None) -> None:
+    head, _, body = Request.made(method=method, payload=payload, body=b"").encode("h").partition(b"\r\n\r\n")
+    assert len(body) == (length or 0)
+    assert (f"Content-Length: {length}".encode() in head) == (length is not None)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "why"),
+    [
+        (request.method, "get", "write GET, HEAD, POST"),
+        (request.method, "", "not a method"),
+        (request.method, "CONNECT", "not a method"),
+        (request.path, "index.html", "begins with one /"),
+        (request.path, "//host/", "begins with one /"),
+        (request.path, "/a b", "no # or space (write %20)"),
+        (request.path, "/#part", "no # or space"),
+        (request.path, "/\N{LATIN SMALL LETTER E WITH ACUTE}", "not a path"),
+        (request.header, "no colon", "write 'Name: value'"),
+        (request.header, ": x", "write 'Name: value'"),
+        (request.header, "A B: x", "write 'Name: value'"),
+        (request.header, "A: \N{SNOWMAN}", "in one line"),
+        (request.header, "content-length: 3", "it is made from the body"),
+        (request.header, "Transfer-Encoding: chunked", "in one piece"),
+        (request.header, "Connection: close", "a connection per request instead"),
+        (request.status, "600", "write 200, 2xx, or several"),
+        (request.status, "200,", "is no status"),
+        (request.status, "2x", "is no status"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_the_reason(parse: Callable[[str], str], text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse(text)
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@given(before=st.text(max_size=8), end=st.sampled_from("\r\n\0\x0b\x85\u2028"), after=st.text(max_size=8))
+def test_nothing_that_ends_a_line_gets_into_a_head(
+    parse: Callable[[str], str], before: str, end: str, after: str
+) -> None:
+    for text in (f"/{before}{end}{after}", f"A: {before}{end}{after}", f"GET{end}", f"200{end}{after}"):
+        try:
+            taken = parse(text)
+        except ValueError:
+            continue
+        # U+0085 is a byte like others on the wire, where only CR, LF and NUL have a meaning.
+        assert not set(taken) & set("\r\n\0\u2028"), repr(taken)
+
+
+@given(st.lists(st.from_regex(r"\A[A-Za-z-]{1,9}: [ -~\t]{0,20}\Z"), max_size=4), st.binary(max_size=40), st.booleans())
+def test_the_head_of_a_request_has_no_line_that_was_not_asked_for(
+    lines: list[str], body: bytes, keep_alive: bool
+) -> None:
+    try:
+        headers = tuple(request.header(line) for line in lines)
+    except ValueError:
+        return  # a name that is ours
+    asked = Request.made(method="POST", payload=3, body=body, headers=headers, keep_alive=keep_alive)
+    head, _, sent = asked.encode("h").partition(b"\r\n\r\n")
+    assert sent == (body or b"...")
+    assert len(head.split(b"\r\n")) == 1 + len(asked.fields("h"))
+
+
+def test_a_body_is_a_text_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "body.bin").write_bytes(b"\0\xff")
+    assert request.body("caf\N{LATIN SMALL LETTER E WITH ACUTE}", tmp_path) == b"caf\xc3\xa9"
+    assert request.body("@body.bin", tmp_path) == b"\0\xff"
+    for name, why in (("none", "No such file"), ("", "directory"), ("a\0b", "null")):
+        with pytest.raises(ValueError, match=why):
+            request.body(f"@{name}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "length", "flaw"),
+    [
+        (Expectation(), 204, 0, ""),
+        (Expectation(), 302, 0, "status 302"),
+        (Expectation(statuses=request.statuses("2xx,302")), 302, 0, ""),
+        (Expectation(statuses=request.statuses("404")), 200, 0, "status 200"),
+        (Expectation(length=0), 200, 0, ""),
+        (Expectation(length=0), 200, 1, "wrong length"),
+        (Expectation(length=5), 500, 1, "status 500"),
+    ],
+)
+def test_which_responses_are_good(wanted: Expectation, status: int, length: int, flaw: str) -> None:
+    assert wanted.flaw(status, length) == flaw
+
+
+PLAN = """
+scenario = "http"
+method = "POST"
+path = "/x?y"
+header = { A = "1", "B-C" = "2" }
+body = "@body"
+keep-alive = false
+status = 201
+length = 0
+tls = true
+ca = "ca.pem"
+[[server]]
+name = "one"
+command = "serve {port}"
+[[load]]
+name = "plain"
+header = ["D: 3"]
+"""
+
+
+def test_a_plan_says_what_to_ask(tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(PLAN)
+    (load,) = planfile.read(file, {"method": "PUT"}).loads
+    assert load.headers == ("D: 3",)
+    assert (load.method, load.path, load.body, load.keep_alive) == ("PUT", "/x?y", "@body", False)
+    assert (load.status, load.length, load.tls, load.ca) == ("201", 0, True, "ca.pem")
+    assert load.describe().startswith("http PUT /x?y, TLS, a connection per request, 64 connections")
+    plan = planfile.read(file, {})
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))).loads == plan.loads
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"tls": True, "scenario": "echo"}, "tls is for scenario http"),
+        ({"insecure": True}, "add tls"),
+        ({"ca": "x"}, "add tls"),
+        ({"tls": True, "insecure": True, "ca": "x"}, "leave out ca, or insecure"),
+    ],
+)
+def test_tls_that_makes_no_sense_is_refused(change: dict[str, object], why: str) -> None:
+    with pytest.raises(PlanError, match=why):
+        Load(**({"name": "x", "scenario": "http"} | change))  # type: ignore[arg-type]
+
+
+def test_there_is_no_tls_on_a_unix_socket() -> None:
+    load = Load(name="x", scenario="http", tls=True)
+    for server in (Server(name="one", command="serve {unix}"), Server(name="one", attach="unix:a")):
+        with pytest.raises(PlanError, match="server 'one' is on a Unix socket, where there is no TLS"):
+            Plan(name="p", servers=(server,), loads=(load,))
+
+
+def test_files_are_looked_for_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("no certificate")
+    server = Server(name="one", command="serve {port}")
+    http = {"name": "x", "scenario": "http"}
+
+    def plan(**change: object) -> Plan:
+        return Plan(name="p", servers=(server,), loads=(Load(**(http | change)),))  # type: ignore[arg-type]
+
+    check_files(plan(body="@there"), tmp_path)
+    for change, why in (({"body": "@not"}, "cannot read 'not'"), ({"tls": True, "ca": "there"}, "no file of cert")):
+        with pytest.raises(PlanError, match=f"load 'x': .*{why}"):
+            check_files(plan(**change), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parse", "value", "why"),
+    [
+        (values.headers, 3, "neither a table nor a list"),
+        (values.headers, [3], "neither a table nor a list"),
+        (values.headers, {"A": 3}, ""),
+        (values.headers, {"A": "b\r\nC: d"}, "in one line"),
+        (values.body, 3, "write it in quotes"),
+        (values.length, -1, "not a whole number"),
+        (values.length, True, "not a whole number"),
+        (values.endpoint, "unix:", "the path is missing"),
+        (values.endpoint, "http://h:1", "http:// does not belong here"),
+        (values.command, "serve {port} {unix}", "names a port and {unix}"),
+        (values.command, "serve", "or {unix} for the path of a Unix socket"),
+    ],
+)
+def test_values_that_are_none(parse: Callable[[object], object], value: object, why: str) -> None:
+    if not why:
+        assert parse(value) == ("A: 3",)
+        return
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse(value)
+    assert why in str(caught.value)

@@ -1,0 +1,97 @@
+"""The servers of the plans that ship, started as a round starts them: each says what its scenario says, to the byte."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import loadtest.server
+from loadtest import planfile, sockdiag
+from loadtest.interrupt import Interrupt
+from loadtest.server import RunningServer, ServerMissingError
+from tests.support.client import exchange, read_to_end, talkback_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loadtest.plan import Plan, Server
+
+PLANS = Path(loadtest.server.__file__).with_name("plans")
+PEERS = planfile.read(PLANS / "peers-stream.toml", {})
+CPU_BOUND = planfile.read(PLANS / "workers-cpu.toml", {})
+ONE_AT_A_TIME = ("prefork", "C", "1 worker")
+LINES = {
+    b"good morning\n": b"good morning",
+    b"with a carriage return\r\n": b"with a carriage return",
+    b"\n": b"",
+    b"a" * 5000 + b"\n": b"a" * 5000,
+}
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Interrupt]:
+    with Interrupt() as waiting:
+        yield waiting
+
+
+def start(plan: Plan, server: Server, tmp_path: Path, interrupt: Interrupt) -> RunningServer:
+    """The server, or a skip where this machine lacks what it needs."""
+    try:
+        running = RunningServer(
+            server, folder=PLANS, log=tmp_path / "log", scratch=str(tmp_path), interrupt=interrupt, cpus=()
+        )
+    except ServerMissingError as error:
+        pytest.skip(str(error))
+    try:
+        running.wait_ready(plan.loads[0])
+    except BaseException as error:
+        running.__exit__()
+        if isinstance(error, ServerMissingError):
+            pytest.skip(str(error))
+        raise
+    return running
+
+
+def servers() -> list[object]:
+    pairs = [(PEERS, server) for server in PEERS.servers] + [(CPU_BOUND, CPU_BOUND.servers[0])]
+    return [pytest.param(plan, server, id=f"{plan.name}: {server.name}") for plan, server in pairs]
+
+
+@pytest.mark.parametrize(("plan", "server"), servers())
+def test_each_server_of_the_comparison_does_the_same_work(
+    plan: Plan, server: Server, tmp_path: Path, interrupt: Interrupt
+) -> None:
+    with start(plan, server, tmp_path, interrupt) as running:
+        address = str(running.address)
+        for sent, line in LINES.items():
+            assert exchange(address, sent) == talkback_reply(line)
+        assert exchange(address, b"ended by the stream", half_close=True) == talkback_reply(b"ended by the stream")
+        with socket.create_connection((running.address.host, running.address.port), 15) as slow:
+            slow.sendall(b"in two ")
+            if server.name not in ONE_AT_A_TIME:
+                assert exchange(address, b"meanwhile\n") == talkback_reply(b"meanwhile")
+            slow.sendall(b"pieces\n")
+            assert read_to_end(slow) == talkback_reply(b"in two pieces")
+        queue = sockdiag.listening(running.address.port)
+    assert queue is not None
+    assert queue.limit == min(2048, int(Path("/proc/sys/net/core/somaxconn").read_text()))
+    assert running.notes == []
+
+
+def test_peers_that_are_not_installed_are_left_out_with_the_way_to_install_them(
+    tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loadtest.server, "_PEERS", tmp_path / "nowhere")
+    gevent = next(server for server in PEERS.servers if server.name == "gevent")
+    with pytest.raises(ServerMissingError, match=r"the peers are not installed; .*: make peers"):
+        RunningServer(gevent, folder=PLANS, log=tmp_path / "log", scratch=str(tmp_path), interrupt=interrupt)
+
+
+def test_every_peer_that_must_be_installed_is_pinned() -> None:
+    lines = (PLANS.parent / "peers" / "requirements.txt").read_text("utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert set(pinned) >= {"gevent", "uvloop"}
+    assert all(version[0].isdecimal() for version in pinned.values())

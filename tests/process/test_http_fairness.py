@@ -1,0 +1,140 @@
+"""Event loops share one listener evenly, and a worker inside the application leaves new connections to the others."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.apps.web import HELLO
+from tests.support.client import dial, read_to_end
+from tests.support.web import WEB, Browser, fetch, request
+
+if TYPE_CHECKING:
+    from tests.conftest import Serve
+    from tests.support.gate import Gate
+    from tests.support.server import RunningServer
+
+MOST_RATIO = 1.2
+ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair server fails every round
+SOON_S = 1.0  # a new connection that has to wait for a 2 s request takes longer
+
+
+def sequential(server: RunningServer, count: int) -> Counter[int]:
+    """Who serves connections that come one after the other."""
+    raw = request("/pid", connection="close")
+    served = Counter[int]()
+    for _ in range(count):
+        with dial(server.address) as sock:
+            sock.sendall(raw)
+            served[int(read_to_end(sock).rpartition(b"\r\n")[2])] += 1
+    return served
+
+
+def held(server: RunningServer, count: int) -> Counter[int]:
+    """Who serves connections that stay."""
+    with contextlib.ExitStack() as stack:
+        browsers = [stack.enter_context(Browser(server)) for _ in range(count)]
+        for browser in browsers:
+            browser.send(request("/pid"))
+        first = [int(browser.response().body) for browser in browsers]
+        assert [int(browser.get("/pid").body) for browser in browsers] == first
+    return Counter(first)
+
+
+def share_evenly(server: RunningServer, how: object, count: int) -> None:
+    """Fail unless the workers share so many connections evenly, in one of some rounds."""
+    rounds = []
+    for _ in range(ROUNDS):
+        served = how(server, count)
+        assert set(served) == server.worker_pids()
+        rounds.append(sorted(served.values()))
+        if max(served.values()) <= MOST_RATIO * min(served.values()):
+            print(f"{how.__name__}: {rounds}")
+            return
+    raise AssertionError(f"busiest over least busy is above {MOST_RATIO} in each round: {rounds}")
+
+
+def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve) -> None:
+    share_evenly(serve(WEB, "--workers", "4"), held, 400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", ["1", "4"], ids=["inline", "pool"])
+def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, threads: str) -> None:
+    server = serve(WEB, "--workers", "4", "--threads", threads)
+    share_evenly(server, sequential, 2000)
+    share_evenly(server, held, 400)
+
+
+@pytest.mark.parametrize(
+    "threads", [pytest.param("1", id="inline", marks=pytest.mark.slow), pytest.param("2", id="pool")]
+)
+def test_no_new_connection_waits_for_a_worker_in_a_long_request(serve: Serve, gate: Gate, threads: str) -> None:
+    """All but one worker are inside, one after the other; with threads, all threads of each."""
+    server = serve(WEB, "--workers", "3", "--threads", threads, env=gate.env)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * int(threads)):
+            inside = stack.enter_context(Browser(server))
+            inside.send(request("/gate"))
+            gate.wait_entered(1)
+        workers = set[bytes]()
+        for _ in range(100):
+            began_s = time.monotonic()
+            workers.add(fetch(server, "/pid").body)
+            assert time.monotonic() - began_s < SOON_S
+        if threads == "1":
+            assert len(workers) == 1
+        many = [stack.enter_context(Browser(server)) for _ in range(100)]
+        for browser in many:
+            browser.send(request())
+        assert all(browser.response().body == HELLO for browser in many)
+        gate.open()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", ["1", "2"], ids=["inline", "pool"])
+def test_with_a_worker_in_a_two_second_request_nobody_new_waits(serve: Serve, threads: str) -> None:
+    """While it lasts, clients come one after the other and many at once; the longest wait is printed."""
+    server = serve(WEB, "--workers", "4", "--threads", threads)
+    waits: list[float] = []
+    with contextlib.ExitStack() as stack:
+        busy = [stack.enter_context(Browser(server)) for _ in range(int(threads))]
+        until_s = time.monotonic() + 1.8
+        for browser in busy:
+            browser.send(request("/work?2"))
+
+        def come() -> None:
+            while time.monotonic() < until_s:
+                began_s = time.monotonic()
+                fetch(server)
+                waits.append(time.monotonic() - began_s)
+
+        clients = [threading.Thread(target=come) for _ in range(4)]
+        for thread in clients:
+            thread.start()
+        while time.monotonic() < until_s:
+            began_s = time.monotonic()
+            with contextlib.ExitStack() as crowd:
+                many = [crowd.enter_context(Browser(server)) for _ in range(20)]
+                for browser in many:
+                    browser.send(request())
+                assert all(browser.response().body == HELLO for browser in many)
+            waits.append(time.monotonic() - began_s)
+        for thread in clients:
+            thread.join(10)
+        for browser in busy:
+            assert browser.response().body == HELLO
+    waits.sort()
+    print(f"{len(waits)} exchanges, longest {waits[-1] * 1000:.1f} ms, median {waits[len(waits) // 2] * 1000:.1f} ms")
+    assert waits[-1] < SOON_S
+
+
+def test_a_socket_for_each_worker(serve: Serve) -> None:
+    server = serve(WEB, "--workers", "3", "--accept", "per-worker")
+    assert set(sequential(server, 60)) == server.worker_pids()
+    assert sum(held(server, 30).values()) == 30

@@ -1,0 +1,392 @@
+"""Stop, reload, upgrade and death of HTTP workers, as clients see them: who keeps the rules loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.apps.web import BLOCK, HELLO
+from tests.process.test_http_tls import TLS, trusting
+from tests.support.client import dial, read_to_end
+from tests.support.load import Crew, Load
+from tests.support.processes import alive, children, open_fds
+from tests.support.server import RunningServer
+from tests.support.wait import eventually
+from tests.support.web import WEB, Browser, fetch, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import AppWriter, Serve
+    from tests.support.gate import Gate
+
+    Connect = Callable[[RunningServer, int], list[Browser]]
+
+TWO = ("--workers", "2", "--keep-alive", "2")
+SLOW = pytest.mark.slow
+THREADS = pytest.mark.parametrize("threads", ["1", "3"], ids=["inline", "pool"])
+INLINE_FIRST = pytest.mark.parametrize(
+    "threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool", marks=SLOW)]
+)
+POOL_FIRST = pytest.mark.parametrize(
+    "threads", [pytest.param("1", id="inline", marks=SLOW), pytest.param("3", id="pool")]
+)
+FAITHFUL, FRESH = Crew(clients=4, posts=1000, pause_s=0.005), Crew(clients=2, posts=1)
+SOON_S = 10.0
+
+
+def reload(server: RunningServer) -> None:
+    """Have all workers replaced."""
+    before, mark = server.worker_pids(), len(server.log)
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded", after=mark, within_s=20)
+    assert len(server.worker_pids() - before) >= 2  # and with --preload a template
+
+
+def tell_all(browsers: list[Browser], data: bytes) -> None:
+    """Send the same from all."""
+    for browser in browsers:
+        browser.send(data)
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Connect so many browsers, which leave with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda server, count: [stack.enter_context(Browser(server)) for _ in range(count)]
+
+
+# --- reload
+
+
+@pytest.mark.parametrize(
+    "how",
+    [("--threads", "3"), pytest.param((), marks=SLOW), pytest.param(("--preload",), marks=SLOW)],
+    ids=["pool", "inline", "preload"],
+)
+def test_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve, how: tuple[str, ...]) -> None:
+    server = serve(WEB, *TWO, *how)
+    with Load(server.address, FAITHFUL, FRESH) as load:
+        for _ in range(2):
+            load.wait_more(30)
+            reload(server)
+        load.wait_more(100)
+    assert not load.failed, load.failures
+
+
+@SLOW
+def test_fifty_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve) -> None:
+    server = serve(WEB, *TWO, "--threads", "2")
+    with Load(server.address, FAITHFUL, FRESH, Crew(clients=2, posts=1000, pause_s=0.7)) as load:
+        for _ in range(50):
+            load.wait_more(50)
+            reload(server)
+        load.wait_more(100)
+    print(f"50 reloads: {dict(load.counts)}")
+    assert not load.failed, load.failures
+
+
+@SLOW
+def test_a_reload_under_tls_loses_nothing(serve: Serve) -> None:
+    server = serve(WEB, *TWO, *TLS)
+    for turn in range(1, 4):
+        with Browser(server, tls=trusting()) as browser:
+            assert browser.get().body == HELLO
+            server.signal(signal.SIGHUP)
+            server.wait_log("reloading", count=turn)
+            while not (answer := browser.get()).closes:
+                assert answer.body == HELLO
+            assert answer.body == HELLO
+            assert browser.ended()
+        server.wait_log("reloaded", count=turn, within_s=20)
+
+
+@SLOW
+def test_an_idle_client_keeps_its_time_and_is_told_with_its_next_answer(serve: Serve) -> None:
+    server = serve(WEB, "--workers", "1", "--keep-alive", "1500ms", "--log-level", "debug")
+    with Browser(server) as asks, Browser(server) as silent:
+        assert asks.get().body == silent.get().body == HELLO
+        began_s = time.monotonic()
+        server.signal(signal.SIGHUP)
+        server.wait_log("retiring")
+        while not asks.get().closes:
+            pass  # it does not know yet
+        assert asks.ended()
+        assert silent.ended()
+        assert time.monotonic() - began_s > 1.0
+    server.wait_log("reloaded")
+
+
+@SLOW
+def test_a_broken_application_changes_nothing(serve: Serve, app: AppWriter) -> None:
+    source = "def handle(environ, start_response):\n    start_response('200 OK', [])\n    return [b'{}']\n"
+    server = serve(app(source.format("good")), *TWO, expect_traceback=True)
+    workers = server.worker_pids()
+    app("import nothing_of_that_name")
+    with Browser(server) as browser:
+        assert browser.get().body == b"good"
+        server.signal(signal.SIGHUP)
+        server.wait_log("reload abandoned")
+        answer = browser.get()
+        assert (answer.body, answer.closes) == (b"good", False)
+    assert server.worker_pids() == workers
+    app(source.format("new"))
+    reload(server)
+    assert fetch(server).body == b"new"
+
+
+# --- scale
+
+
+@SLOW
+def test_a_worker_less_loses_nothing(serve: Serve) -> None:
+    server = serve(WEB, "--workers", "3", "--keep-alive", "2")
+    with Load(server.address, FAITHFUL, FRESH) as load:
+        for count, signum in ((2, signal.SIGTTOU), (1, signal.SIGTTOU), (2, signal.SIGTTIN), (1, signal.SIGTTOU)):
+            load.wait_more(50)
+            server.signal(signum)
+            server.wait_workers(count)
+        load.wait_more(50)
+    assert not load.failed, load.failures
+
+
+# --- stop
+
+
+@INLINE_FIRST
+def test_a_stop_answers_whom_it_has_let_in(serve: Serve, gate: Gate, connect: Connect, threads: str) -> None:
+    """In the application, behind it in the worker, and in the kernel's queue."""
+    server = serve(WEB, "--workers", "1", "--threads", threads, "--keep-alive", "300ms", env=gate.env)
+    inside = connect(server, int(threads))
+    tell_all(inside, request("/gate"))
+    gate.wait_entered(len(inside))
+    queued = connect(server, 100)
+    tell_all(queued, request())
+    server.signal(signal.SIGTERM)
+    server.wait_log("SIGTERM")
+    gate.open()
+    for browser in queued + inside:
+        answer = browser.response()
+        assert answer.body == HELLO
+        assert answer.closes or browser in inside
+        assert browser.ended()
+    assert server.wait_exit() == 0
+
+
+@SLOW
+@THREADS
+def test_a_stop_with_five_hundred_queued_requests_answers_them_all(
+    serve: Serve, gate: Gate, connect: Connect, threads: str
+) -> None:
+    server = serve(WEB, "--workers", "2", "--threads", threads, env=gate.env)
+    inside = []
+    for _ in range(2 * int(threads)):  # one after the other, so that none waits behind another
+        inside += connect(server, 1)
+        inside[-1].send(request("/gate"))
+        gate.wait_entered(1)
+    queued = connect(server, 500)
+    tell_all(queued, request("/echo", method="POST", body=b"queued"))
+    server.signal(signal.SIGTERM)
+    server.wait_log("SIGTERM")
+    gate.open()
+    assert all(browser.response().body == b"queued" and browser.ended() for browser in queued)
+    assert all(browser.response().body == HELLO for browser in inside)
+    assert server.wait_exit() == 0
+
+
+def test_a_stop_waits_for_bodies_and_readers_that_are_on_their_way(serve: Serve) -> None:
+    server = serve(WEB, "--workers", "1", "--keep-alive", "500ms")
+    with Browser(server) as sends, Browser(server) as reads, Browser(server) as pipelines:
+        sends.send(request("/echo", method="POST", content_length="6") + b"abc")
+        reads.send(request("/big?300"))
+        pipelines.send(request("/stream?200") + request())
+        for browser in (reads, pipelines):
+            eventually(lambda browser=browser: browser.sock.recv(1, socket.MSG_PEEK), within_s=5)
+        server.signal(signal.SIGTERM)
+        server.wait_log("SIGTERM")
+        sends.send(b"def")
+        answer = sends.response()
+        assert (answer.body, answer.closes) == (b"abcdef", True)
+        assert reads.response().body == BLOCK * 300
+        assert pipelines.response().body == BLOCK * 200
+    assert server.wait_exit() == 0
+
+
+@SLOW
+def test_a_stop_under_load_loses_nobody(serve: Serve) -> None:
+    server = serve(WEB, *TWO)
+    with Load(server.address, Crew(clients=6, posts=1, leaves=True), Crew(clients=6, posts=50, leaves=True)) as load:
+        load.wait_more(200)
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+        load.wait_left()
+    assert set(load.failed) <= {"refused"}, load.failed
+
+
+@POOL_FIRST
+def test_what_takes_longer_than_the_graceful_timeout_is_cut_and_logged(serve: Serve, gate: Gate, threads: str) -> None:
+    server = serve(WEB, "--workers", "1", "--threads", threads, "--graceful-timeout", "700ms", env=gate.env)
+    with Browser(server) as browser:
+        browser.send(request("/gate"))
+        gate.wait_entered(1)
+        began_s = time.monotonic()
+        server.signal(signal.SIGTERM)
+        with pytest.raises((EOFError, ConnectionResetError)):
+            browser.response()
+        assert 0.6 < time.monotonic() - began_s < 5
+    assert server.wait_exit() == 0
+    # Inline, the loop itself is in the application, and only the master can end it.
+    assert ("killing worker" if threads == "1" else "connections cut count=1") in server.log
+
+
+@SLOW
+def test_a_stop_at_once(serve: Serve) -> None:
+    server = serve(WEB, *TWO)
+    with Browser(server) as browser:
+        browser.get()
+        began_s = time.monotonic()
+        assert server.stop(signal.SIGQUIT) == 0
+        assert time.monotonic() - began_s < 3
+
+
+# --- death
+
+
+@POOL_FIRST
+def test_the_death_of_a_worker_costs_what_it_had_and_nothing_else(serve: Serve, threads: str) -> None:
+    server = serve(WEB, "--workers", "2", "--threads", threads)
+    with Load(server.address, FAITHFUL, FRESH) as load:
+        for _ in range(3):
+            load.wait_more(50)
+            before = server.worker_pids()
+            os.kill(min(before), signal.SIGKILL)
+            eventually(lambda before=before: len(server.worker_pids() - before) == 1, within_s=SOON_S)
+        load.wait_more(50)
+    assert sum(load.failed.values()) <= 3 * 6, load.failed
+    assert set(load.failed) <= {"reset", "eof"}
+
+
+@POOL_FIRST
+@pytest.mark.parametrize("deed", [pytest.param("/spin", marks=SLOW), "/work?60"])
+def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(serve: Serve, threads: str, deed: str) -> None:
+    server = serve(WEB, "--workers", "1", "--threads", threads, "--timeout", "1")
+    before = server.worker_pids()
+    with Browser(server) as idle, Browser(server) as stuck:
+        idle.get()
+        host, port = stuck.sock.getsockname()
+        began_s = time.monotonic()
+        stuck.send(request(deed))
+        with pytest.raises((EOFError, ConnectionResetError)):
+            stuck.response()
+        assert 0.9 < time.monotonic() - began_s < 5
+    server.wait_log(rf"{host}:{port}\b")
+    server.wait_log(r"worker=0 gen=1 pid=\d+.*SIGKILL")
+    server.wait_log(rf"web\.py.*\b{'spin_forever' if deed == '/spin' else 'work'}\b")
+    server.wait_workers(1, without=before)
+    assert fetch(server).body == HELLO
+
+
+@SLOW
+def test_waiting_clients_are_no_stuck_requests(serve: Serve) -> None:
+    """Heads, bodies and readers have limits of their own; --timeout is for the application."""
+    server = serve(WEB, "--workers", "1", "--timeout", "500ms")
+    before = server.worker_pids()
+    with Browser(server) as head, Browser(server) as body, Browser(server) as reader, Browser(server) as idle:
+        head.send(b"GET / HT")
+        body.send(request("/echo", method="POST", content_length="4") + b"12")
+        reader.send(request("/stream?300"))
+        idle.get()
+        began_s = time.monotonic()
+        while time.monotonic() < began_s + 1.5:
+            fetch(server)
+        head.send(request()[8:])
+        body.send(b"34")
+        assert head.response().body == HELLO
+        assert body.response().body == b"1234"
+        assert reader.response().body == BLOCK * 300
+    assert server.worker_pids() == before
+
+
+# --- upgrade
+
+
+@pytest.fixture
+def line(serve: Serve) -> object:
+    """A server whose last master is ended with the test."""
+    masters: list[int] = []
+
+    def start(*args: str) -> tuple[RunningServer, list[int]]:
+        server = serve(*args)
+        masters.append(server.pid)
+        return server, masters
+
+    yield start
+    for pid in masters:
+        if alive(pid):
+            os.kill(pid, signal.SIGTERM)
+            eventually(lambda pid=pid: not alive(pid), within_s=20)
+
+
+@SLOW
+def test_upgrades_under_load_lose_nothing(line: object) -> None:
+    server, masters = line(WEB, *TWO)
+    with Load(server.address, FAITHFUL, FRESH) as load:
+        for _ in range(2):
+            load.wait_more(100)
+            old, mark = masters[-1], len(server.log)
+            os.kill(old, signal.SIGUSR2)
+            server.wait_log(rf"took over predecessor={old}\b", after=mark, within_s=20)
+            masters.append(int(server.wait_log(r"upgrading successor=(\d+)", after=mark)[1]))
+            eventually(lambda old=old: not server.running if old == server.pid else not alive(old), within_s=20)
+        load.wait_more(100)
+    assert not load.failed, load.failures
+    assert len(children(masters[-1])) == 2
+
+
+# --- without descriptors
+
+
+@INLINE_FIRST
+def test_a_worker_without_descriptors_serves_those_it_has_and_later_the_others(serve: Serve, threads: str) -> None:
+    """It says so, keeps no processor busy, and goes on when there are descriptors again."""
+    server = serve(WEB, "--workers", "1", "--threads", threads)
+    (worker,) = server.worker_pids()
+    with Browser(server) as browser:
+        browser.get()
+        soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (max(open_fds(worker)) + 1, hard))
+        try:
+            browser.get("/exhaust?0")  # there may be free ones among the lower
+            with dial(server.address) as waits:
+                waits.sendall(request(connection="close"))
+                server.wait_log("accept paused .*Too many open files")
+                for _ in range(50):
+                    assert browser.get().body == HELLO
+                resource.prlimit(worker, resource.RLIMIT_NOFILE, (soft, hard))
+                assert read_to_end(waits).endswith(HELLO)
+        finally:
+            resource.prlimit(worker, resource.RLIMIT_NOFILE, (soft, hard))
+        assert browser.get().body == HELLO
+    assert server.worker_pids() == {worker}
+
+
+@SLOW
+def test_the_workers_identity_is_told_by_its_environment(serve: Serve, app: AppWriter) -> None:
+    target = app(
+        "import json, os\n"
+        "def handle(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [json.dumps([os.environ['PREFORK_SLOT'], os.environ['PREFORK_GENERATION']]).encode()]\n"
+    )
+    server = serve(target, "--workers", "2")
+    assert {json.loads(fetch(server).body)[1] for _ in range(4)} == {"1"}
+    reload(server)
+    assert {json.loads(fetch(server).body)[1] for _ in range(4)} == {"2"}

@@ -1,0 +1,204 @@
+"""TLS: what a client must see, what a slow or foreign one may not do, and what workers share and renew."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.apps.web import BLOCK, HELLO
+from tests.support.client import abort, dial, exchange, read_to_end
+from tests.support.server import APPS, run
+from tests.support.wait import eventually
+from tests.support.web import WEB, Browser, fetch, request
+
+if TYPE_CHECKING:
+    from tests.conftest import Serve, Shared
+    from tests.support.gate import Gate
+    from tests.support.server import RunningServer
+
+CERTIFICATES = Path(__file__).resolve().parents[1] / "support" / "certificates"
+FIRST, SECOND, LOCKED = (str(CERTIFICATES / f"{name}.pem") for name in ("first", "second", "locked"))
+TLS = ("--tls-cert", FIRST)
+SLOW = pytest.mark.slow
+
+
+def trusting(*files: str) -> ssl.SSLContext:
+    """A client's context that trusts these certificates alone."""
+    context = ssl.create_default_context()
+    for file in files or (FIRST,):
+        context.load_verify_locations(file)
+    return context
+
+
+def name_shown(server: RunningServer) -> str:
+    """Whose certificate a new connection is shown."""
+    with Browser(server, tls=trusting(FIRST, SECOND)) as browser:
+        shown = browser.sock.getpeercert()  # type: ignore[attr-defined] # of an SSLSocket
+        return dict(pair for ((pair),) in shown["subject"])["commonName"]
+
+
+@pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool", marks=SLOW)])
+def test_all_that_works_without_works_under_tls(shared: Shared, tmp_path: Path, threads: str) -> None:
+    server = shared(WEB, "--workers", "1", "--threads", threads, *TLS, "--max-body", "4m")
+    (tmp_path / "file").write_bytes(BLOCK * 20)
+    with Browser(server, tls=trusting()) as browser:
+        told = browser.get("/environ").body
+        assert b'"wsgi.url_scheme": "https"' in told
+        assert b'"HTTPS": "on"' in told
+        assert browser.post("/echo", BLOCK * 33).body == BLOCK * 33
+        assert browser.get("/stream?100").body == BLOCK * 100
+        assert browser.get("/big?100").body == BLOCK * 100
+        assert browser.get(f"/file?{tmp_path}/file").body == BLOCK * 20
+        browser.send(request() * 500)
+        assert all(browser.response().body == HELLO for _ in range(500))
+        browser.send(request("/length", method="POST", body=BLOCK * 70))
+        assert browser.response().status == 413
+
+
+def test_the_end_is_said_so_that_no_client_takes_it_for_a_cut(shared: Shared) -> None:
+    server = shared(WEB, "--workers", "1", *TLS)
+    context = trusting()
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    for minor, fields in ((1, {"connection": "close"}), (0, {})):
+        with dial(server.address) as plain:
+            sock = context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False)
+            sock.sendall(request("/stream?3", minor=minor, **fields))
+            assert len(read_to_end(sock)) > 3 * len(BLOCK)
+            sock.close()
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl(shared: Shared) -> None:
+    server = shared(WEB, "--workers", "1", *TLS)
+    port = server.address.rpartition(":")[2]
+    curl = ["curl", "-sS", "--max-time", "10", "--cacert", FIRST, "-d", "a body", f"https://localhost:{port}/echo"]
+    assert subprocess.run(curl, capture_output=True, check=True).stdout == b"a body"
+
+
+@pytest.mark.parametrize("body", [b"", bytes(300_000)], ids=["get", "large-post"])
+def test_plain_http_is_told_what_is_spoken_here(shared: Shared, body: bytes) -> None:
+    server = shared(WEB, "--workers", "1", *TLS)
+    for _ in range(20):
+        answer = exchange(server.address, request(method="POST", body=body))
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"https://" in answer
+    assert fetch(server, tls=trusting()).body == HELLO
+
+
+def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> None:
+    server = serve(WEB, "--workers", "1", *TLS, "--header-timeout", "400ms")
+    began = time.monotonic()
+    half = [dial(server.address) for _ in range(100)]
+    for sock in half:
+        sock.sendall(b"\x16\x03\x01\x02\x00")
+    foreign = [dial(server.address) for _ in range(20)]
+    for sock in foreign:
+        sock.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+    assert fetch(server, tls=trusting()).body == HELLO
+    with pytest.raises(ssl.SSLError):
+        fetch(server, tls=ssl.create_default_context())
+    for sock in half + foreign:
+        try:
+            read_to_end(sock)
+        except ConnectionResetError:
+            pass
+        sock.close()
+    assert 0.3 < time.monotonic() - began < 5
+    assert fetch(server, tls=trusting()).body == HELLO
+
+
+@SLOW
+def test_clients_that_leave_before_they_are_taken_harm_nobody(serve: Serve, gate: Gate) -> None:
+    server = serve(WEB, "--workers", "1", *TLS, env=gate.env)
+    workers = server.worker_pids()
+    with Browser(server, tls=trusting()) as browser:
+        browser.send(request("/gate"))
+        gate.wait_entered(1)  # the loop is in the application
+        for data in (b"", b"\x16\x03", request()):
+            for leave in (abort, socket.socket.close):
+                for _ in range(5):
+                    sock = dial(server.address)
+                    sock.sendall(data)
+                    leave(sock)
+        gate.open()
+        assert browser.response().body == HELLO
+    assert fetch(server, tls=trusting()).body == HELLO
+    assert server.worker_pids() == workers
+
+
+@pytest.mark.parametrize(
+    "version",
+    [pytest.param(ssl.TLSVersion.TLSv1_2, id="1.2", marks=SLOW), pytest.param(ssl.TLSVersion.TLSv1_3, id="1.3")],
+)
+def test_what_one_worker_has_issued_another_resumes(serve: Serve, version: ssl.TLSVersion) -> None:
+    server = serve(WEB, "--workers", "3", *TLS)
+    context = trusting()
+    context.minimum_version = context.maximum_version = version
+    session, pairs = None, set[tuple[bytes, bytes]]()
+    issuer = b""
+    for _ in range(60):
+        with dial(server.address) as plain:
+            sock = context.wrap_socket(plain, server_hostname="localhost", session=session)
+            with sock:
+                sock.sendall(request("/pid", connection="close"))
+                pid = read_to_end(sock).rpartition(b"\r\n")[2]
+                assert sock.session_reused is (session is not None)
+                if session is None:
+                    session, issuer = sock.session, pid
+                pairs.add((issuer, pid))
+        if len(pairs) == 3:
+            return
+    raise AssertionError(f"never served by all workers: {pairs}")
+
+
+def test_a_reload_renews_the_certificate_and_a_broken_one_changes_nothing(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "site.pem"
+    shutil.copy(FIRST, file)
+    server = serve(WEB, "--workers", "2", "--tls-cert", str(file), "--keep-alive", "1")
+    assert name_shown(server) == "first"
+    workers = server.worker_pids()
+    file.write_text("no certificate")
+    server.signal(signal.SIGHUP)
+    complaint = server.wait_log(r"(reload abandoned .*)$")[1]
+    assert str(file) in complaint
+    assert server.worker_pids() == workers
+    assert name_shown(server) == "first"
+    shutil.copy(SECOND, file)
+    server.signal(signal.SIGHUP)
+    server.wait_workers(2, without=workers)
+    eventually(lambda: name_shown(server) == "second", within_s=5)
+    assert {name_shown(server) for _ in range(10)} == {"second"}
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--tls-key", FIRST], 2, "--tls-cert"),
+        pytest.param(["--tls-cert", "/nowhere.pem"], 2, "/nowhere.pem", marks=SLOW),
+        pytest.param(["--tls-cert", str(APPS / "web.py")], 2, "web.py", marks=SLOW),
+        pytest.param(["--tls-cert", LOCKED], 2, "password", marks=SLOW),
+        (["--tls-cert", FIRST, "--tls-key", SECOND], 2, "is not the key of"),
+    ],
+    ids=["key-alone", "missing", "no-pem", "locked", "not-its-key"],
+)
+def test_a_mistake_is_one_line(args: list[str], code: int, said: str) -> None:
+    done = run("serve", WEB, "--bind", "127.0.0.1:0", *args)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "ssl.c" not in done.stderr
+
+
+@SLOW
+def test_tls_with_a_stream_handler_is_an_error() -> None:
+    done = run("serve", "talkback", "--bind", "127.0.0.1:0", "--workers", "1", *TLS)
+    assert done.returncode == 3
+    assert "--tls-cert is for HTTP" in done.stderr
