@@ -177,7 +177,9 @@ def test_sockets_of_another_process(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pid", "count"), [("", "1"), (ME, ""), (ME, "-1"), (ME, "1_0"), (ME, "٣"), ("x", "1"), (ME, "9" * 30)]
+    ("pid", "count"),
+    [("", "1"), (ME, ""), (ME, "-1"), (ME, "1_0"), (ME, "٣"), ("x", "1"), (ME, "9" * 30)],
+    ids=["no pid", "no count", "minus one", "underscore", "other digits", "pid is a word", "too many"],
 )
 def test_variables_that_make_no_sense(pid: str, count: str) -> None:
     with pytest.raises(BindError, match="cannot use the sockets passed to us: LISTEN_PID="):

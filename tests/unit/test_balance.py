@@ -1,0 +1,79 @@
+"""Whose share the next connection is, by what all workers say of themselves."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.engines.balance import ASLEEP_NS, Balance
+from prefork.scoreboard import Scoreboard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def nudge() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def workers(nudge: int) -> list[Balance]:
+    board = Scoreboard(groups=64, threads=1)
+    found = [Balance(board, group, nudge) for group in range(4)]
+    for worker in found:
+        worker.publish(10, able=True)
+        worker.sleeps()
+    return found
+
+
+def test_who_holds_its_share_or_less_may_take_another(workers: list[Balance]) -> None:
+    me = workers[0]
+    for held, may in ((0, True), (9, True), (10, True), (11, False), (50, False)):
+        me.publish(held, able=True)
+        assert me.may_take(held) is may, held
+
+
+def test_alone_it_takes_everything(workers: list[Balance]) -> None:
+    for other in workers[1:]:
+        other.publish(0, able=False)  # draining, full, paused or dead
+    workers[0].publish(500, able=True)
+    assert workers[0].may_take(500)
+
+
+def test_of_two_one_does_not_get_two_while_the_other_has_none(workers: list[Balance]) -> None:
+    for other in workers[2:]:
+        other.publish(0, able=False)
+    workers[0].publish(1, able=True)
+    workers[1].publish(0, able=True)
+    assert not workers[0].may_take(1)
+    assert workers[1].may_take(0)
+
+
+def test_who_is_long_out_of_epoll_wait_is_not_waited_for(workers: list[Balance]) -> None:
+    """The least loaded worker is in a long request: the others must not leave connections to it."""
+    me, stuck = workers[0], workers[1]
+    stuck.publish(0, able=True)
+    me.publish(10, able=True)
+    assert not me.may_take(10)
+    stuck.woke()
+    deadline_ns = monotonic_ns() + ASLEEP_NS * 100
+    while not me.may_take(10):
+        assert monotonic_ns() < deadline_ns
+    stuck.sleeps()
+    assert not me.may_take(10)
+
+
+def test_a_nudge_wakes_and_is_heard_once(workers: list[Balance], nudge: int) -> None:
+    workers[0].leave()
+    assert os.eventfd_read(nudge) == 1
+    workers[0].leave()
+    workers[1].heard()
+    workers[2].heard()  # too late: no error
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(nudge)
