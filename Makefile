@@ -5,6 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := .venv-peers
 
+# Tests mostly wait, so two processes take half the time on two CPUs; JOBS=1 goes one by one.
+JOBS     ?= 2
+PARALLEL := -n $(JOBS) --dist loadfile
+
 .PHONY: help demo peers test test-all soak fuzz lint format clean
 .DEFAULT_GOAL := help
 
@@ -30,10 +34,10 @@ $(PEERS)/.ready: loadtest/peers/requirements.txt
 	touch $@
 
 test: $(READY)   ## the fast tests (under 5 minutes; needs only Python and make)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(READY) ## all tests but the soak, slow fault and load tests included (under 30 minutes)
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not soak'
 
 soak: $(READY)   ## the long tests; results go to results/
 	$(BIN)/python -m pytest -m soak --results results

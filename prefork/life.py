@@ -83,13 +83,17 @@ class Life:
         self._sender.send("enough", reason=reason)
 
     @property
-    def fds(self) -> tuple[int, int]:
-        """What an event loop watches for input: call `attend` with the one that has some."""
-        return self._inbox.fd, self._lifeline
+    def fds(self) -> tuple[int, int, int]:
+        """What an event loop watches for input: call `attend` with the one that has some, or an error."""
+        return self._inbox.fd, self._lifeline, self._sender.fd
 
     def attend(self, fd: int) -> None:
-        """One of `fds` is readable."""
-        if fd == self._lifeline:
+        """One of `fds` is ready.
+
+        The lifeline at the master's death. The sender, a pipe, when nobody holds its other end: the template died
+        before it could say whom it had forked, so the master knows nothing of this worker.
+        """
+        if fd != self._inbox.fd:
             os._exit(ORPHANED)
         self.heed()
 
@@ -100,8 +104,8 @@ class Life:
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
         ready = {fd for fd, _events in poll.poll(None if timeout_s is None else min(timeout_s, 3600.0) * 1000)}
-        if self._lifeline in ready:
-            self.attend(self._lifeline)
+        for fd in ready - {also}:
+            self.attend(fd)
         self.heed()
         return also in ready
 

@@ -48,6 +48,7 @@ COUNTERS = {
 
 # Cells of the header, written by the master only.
 STOPPING = 0  # 1: the whole server stops, so a retiring worker drains the accept queue
+IN_USE = 1  # groups from here on have never had an owner
 _HEADER_CELLS = 8
 
 
@@ -75,7 +76,8 @@ class Scoreboard:
         return Row(self._memory, self._cells[start : start + CELLS], start)
 
     def clear(self, group: int) -> None:
-        """Forget the last owner. Only the master calls it, when no process owns the group."""
+        """Forget the last owner, before the next one. Only the master calls it, when no process owns the group."""
+        self.header[IN_USE] = max(self.header[IN_USE], group + 1)
         self.open_cells[group] = self.awake_cells[group] = 0
         for thread in range(self.threads):
             row = self.row(group, thread)

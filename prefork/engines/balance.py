@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from time import monotonic_ns
 
-from ..scoreboard import Scoreboard
+from ..scoreboard import IN_USE, Scoreboard
 
 OFF_NS = 5_000_000  # how long a worker that holds too many leaves connections to the others
 ASLEEP_NS = 2_000_000  # out of epoll_wait for longer, a worker does not count as one that could take a connection
@@ -30,7 +30,7 @@ class Balance:
     """
 
     def __init__(self, board: Scoreboard, group: int, nudge: int) -> None:
-        self._open, self._awake = board.open_cells, board.awake_cells
+        self._open, self._awake, self._header = board.open_cells, board.awake_cells, board.header
         self._group = group
         self.fd = nudge
 
@@ -50,7 +50,8 @@ class Balance:
         """Whether one more is this worker's share."""
         late_ns = monotonic_ns() - ASLEEP_NS
         total = others = 0
-        for opened, awake_ns in zip(self._open.tolist(), self._awake.tolist(), strict=True):
+        size = self._header[IN_USE]  # few of many: 0.6 us instead of 3
+        for opened, awake_ns in zip(self._open[:size].tolist(), self._awake[:size].tolist(), strict=True):
             if opened and (not awake_ns or awake_ns > late_ns):
                 total += opened - 1
                 others += 1

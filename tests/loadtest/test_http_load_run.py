@@ -316,7 +316,7 @@ def peers_python(module: str) -> str | None:
 def test_known_servers(peer: str, kept: str, tmp_path: Path) -> None:
     python = peers_python(peer)
     if python is None:
-        pytest.skip(f"{peer} is not installed; `make peers` installs it")
+        pytest.skip(f"{peer} is installed neither here nor in .venv-peers")
     (tmp_path / "app.py").write_text(textwrap.dedent(APP))
     asked = ("--method", "POST", "--payload", "5000", "--length", "5000", kept)
     check_all_went_well(*measure(tmp_path, "--server", f"one={python} {PEERS[peer]}", *asked))

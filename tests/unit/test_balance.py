@@ -26,7 +26,8 @@ def nudge() -> Iterator[int]:
 def workers(nudge: int) -> list[Balance]:
     board = Scoreboard(groups=64, threads=1)
     found = [Balance(board, group, nudge) for group in range(4)]
-    for worker in found:
+    for group, worker in enumerate(found):
+        board.clear(group)
         worker.publish(10, able=True)
         worker.sleeps()
     return found
