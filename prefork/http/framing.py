@@ -52,6 +52,8 @@ def settle(request: Request, fields: list[Field], limits: Limits) -> Request:
         request.keep_alive = not options & _CLOSE and bool(request.minor or options & _KEEP_ALIVE)
     if seen & ~_PLAIN:
         _settle_rest(request, seen, options, limits)
+    else:
+        request.plain = True
     return request
 
 

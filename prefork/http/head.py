@@ -39,13 +39,7 @@ def whole(head: bytes, table: FieldTable, limits: Limits) -> Request | None:
 
 def can_repeat(request: Request) -> bool:
     """Whether the same fields behind another request line would mean the same: nothing but them decides anything."""
-    return (
-        request.complete
-        and request.keep_alive
-        and request.minor == 1
-        and request.target[:1] == b"/"
-        and not request.upgrade
-    )
+    return request.plain and request.keep_alive and request.minor == 1 and request.target[:1] == b"/"
 
 
 def again(line: bytes, usual: Request, table: FieldTable) -> Request | None:
@@ -66,6 +60,7 @@ def again(line: bytes, usual: Request, table: FieldTable) -> Request | None:
             table.lines[line] = (request.method, request.target, request.path, b"", b"", 1)
     request.fields = usual.fields
     request.authority = usual.authority
+    request.plain = True
     return request
 
 

@@ -18,12 +18,13 @@ class Request:
     `minor`: 0 or 1, of HTTP/1.x. `fields`: in order; names with "_" are not among them, and Host equals `authority`.
     `content_length`: None if not given. `chunked`: the body came in chunks. `complete`: no body follows.
     `keep_alive`: the client agrees to further requests. `expects_continue`: it waits for 100 before the body.
-    `upgrade`: the protocol it would rather speak, in lower case; b"" if that must not be honoured.
+    `upgrade`: the protocol it would rather speak, in lower case; b"" if that must not be honoured. `plain`: no field
+    says anything of a body or an upgrade.
     """
 
     __slots__ = (
         "authority", "chunked", "complete", "content_length", "expects_continue", "fields", "keep_alive", "method",
-        "minor", "path", "query", "target", "upgrade",
+        "minor", "path", "plain", "query", "target", "upgrade",
     )  # fmt: skip
     fields: list[Field]  # set once the head is complete
 
@@ -40,6 +41,7 @@ class Request:
         self.expects_continue = False
         self.upgrade = b""
         self.complete = True
+        self.plain = False
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.target!r} HTTP/1.{self.minor}>"

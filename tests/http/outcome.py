@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prefork.http.fields import FieldTable
 
-ATTRIBUTES = tuple(name for name in Request.__slots__ if name != "fields")
+ATTRIBUTES = tuple(name for name in Request.__slots__ if name not in ("fields", "plain"))
 
 
 @dataclass(kw_only=True)
