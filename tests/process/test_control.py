@@ -172,7 +172,7 @@ def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place
     eventually(all_busy, within_s=10, what="both workers busy")
     for worker in place.status()["workers"]:
         assert worker["connections"] == 1
-        assert 0 < worker["deadline_in_s"] < 30
+        assert 0 < worker["deadline_in_s"] <= 30  # to a tenth
         assert worker["busy_ratio"] > 0
     stacks = place.ok("stack")
     assert stacks.count("in spin_forever") == 2

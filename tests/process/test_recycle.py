@@ -43,10 +43,10 @@ def test_each_worker_serves_its_share_and_is_replaced(serve: Serve, how: list[st
     served = Counter[int]()
     while len(recycled(server)) < 3:
         served += ask(server, 20)
-        assert served.total() < 3_000
+        assert served.total() < 30_000
     for pid in recycled(server):
         # It serves on until its successor is ready: some milliseconds, or more on a loaded machine.
-        assert 100 <= served[pid] < 1_000
+        assert 100 <= served[pid] < 10_000
 
 
 def test_the_successor_is_ready_before_the_worker_leaves(serve: Serve) -> None:
