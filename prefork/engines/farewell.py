@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .deadlines import NEVER
 
 if TYPE_CHECKING:
-    from .peer import Peer
     from .reactor import Reactor
+    from .wsgi_site import WsgiPeer
 
 _LINGER_NS = 2_000_000_000  # how long the client may take to read its response
 _LINGER_BYTES = 64 << 20  # and how much of what it sends is read
@@ -32,7 +32,7 @@ class Farewell:
 
     __slots__ = ("_left", "_reactor", "_sock", "deadline_ns", "entry", "fd", "peer", "watched_ns")
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, peer: Peer) -> None:
+    def __init__(self, reactor: Reactor, sock: socket.socket, peer: WsgiPeer) -> None:
         """Say that nothing more comes. Raises OSError if the client is gone already."""
         self._reactor = reactor
         self._sock = sock

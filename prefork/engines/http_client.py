@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ..http.file_part import FilePart
     from ..http.wsgi import WsgiCall
     from ..scoreboard import Row
-    from .peer import Peer
     from .reactor import Reactor
+    from .wsgi_site import WsgiPeer
 
 IDLE, HEAD, BODY, BUSY, WRITING, CLOSED = range(6)
 _CHUNK = 16384  # bytes of one recv()
@@ -46,7 +46,7 @@ class HttpClient:
         "deadline_ns", "entry", "fd", "peer", "state", "watched_ns",
     )  # fmt: skip
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, peer: Peer) -> None:
+    def __init__(self, reactor: Reactor, sock: socket.socket, peer: WsgiPeer) -> None:
         self._reactor = reactor
         self._site = reactor.site
         self._sock = sock

@@ -14,8 +14,8 @@ from .deadlines import NEVER
 
 if TYPE_CHECKING:
     from ..listener import Listener
-    from .peer import Peer
     from .reactor import Reactor
+    from .wsgi_site import WsgiPeer
 
 
 class Preface:
@@ -23,7 +23,7 @@ class Preface:
 
     __slots__ = ("_header", "_listener", "_reactor", "_sock", "deadline_ns", "entry", "fd", "peer", "watched_ns")
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, peer: Peer, listener: Listener) -> None:
+    def __init__(self, reactor: Reactor, sock: socket.socket, peer: WsgiPeer, listener: Listener) -> None:
         self._reactor = reactor
         self._sock = sock
         self._listener = listener
@@ -49,7 +49,7 @@ class Preface:
             return
         if header:
             source = header.source
-            peer = self._reactor.site.behind(self.peer, source, self._listener) if source else self.peer
+            peer = self._reactor.site.behind(source, self._listener) if source else self.peer
             self._reactor.greet(self._sock, peer)
         elif not seen or len(self._header) >= V2_MOST:
             self.close()

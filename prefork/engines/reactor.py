@@ -29,11 +29,10 @@ from .deadlines import NEVER, Deadlines
 from .entrance import Entrance
 from .farewell import Farewell
 from .http_client import HttpClient
-from .http_site import HttpSite
-from .peer import Peer
 from .pool import Pool
 from .preface import Preface
 from .station import Station
+from .wsgi_site import WsgiPeer, WsgiSite
 
 Client = HttpClient | Preface | Farewell  # what stands for a connection
 
@@ -80,7 +79,7 @@ class Reactor:
         self.deadlines: Deadlines[Client] = Deadlines()
         self.now_ns: int = monotonic_ns()
         self.bytes_in = self.bytes_out = 0  # of this turn
-        self.site: HttpSite = HttpSite(station, self._complaints)
+        self.site: WsgiSite = WsgiSite(station, self._complaints)
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
@@ -165,7 +164,7 @@ class Reactor:
             sock.close()
         self._announce()
 
-    def greet(self, sock: socket.socket, peer: Peer) -> None:
+    def greet(self, sock: socket.socket, peer: WsgiPeer) -> None:
         """From here on it is HTTP, under TLS if we have a certificate."""
         fd = sock.fileno()
         if before := self._clients.pop(fd, None):

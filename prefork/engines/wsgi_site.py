@@ -1,0 +1,109 @@
+"""WORKER. How requests are told to a WSGI application, and what is counted of them."""
+
+from __future__ import annotations
+
+import socket
+from time import monotonic_ns
+from typing import TYPE_CHECKING, TextIO, cast
+
+from ..histogram import array_index
+from ..http.environ import Environ, Environs, for_connection, for_listener
+from ..http.forwarded import find_origin
+from ..http.trusted import UNIX
+from ..http.wsgi import WsgiCall
+from ..scoreboard import BUSY_NS, COMPLETED, ERRORS, HISTOGRAM, SINCE, Row
+from .error_stream import ErrorStream
+from .http_site import HttpSite
+from .peer import Peer
+
+if TYPE_CHECKING:
+    from ..http.body import BodyBuffer
+    from ..http.file_part import FilePart
+    from ..http.request import Request
+    from ..listener import Listener
+    from .complaints import Complaints
+    from .station import Station
+
+
+WsgiPeer = Peer[Environs]
+
+
+class WsgiSite(HttpSite[Environs]):
+    """WORKER. Times are ns. `row`: of the loop, if the application runs in it. `busy_ns`: spent there, in all."""
+
+    def __init__(self, station: Station, complaints: Complaints) -> None:
+        super().__init__(station, complaints)
+        self._app = station.app.target
+        self.row = station.rows[0] if station.config.threads == 1 else None
+        self.busy_ns = 0
+        self._sendfile = station.terms.tls is None
+        errors = ErrorStream(station.log.handler.fd)
+        self._environs = {listener: _environ(listener, station, errors) for listener in station.listeners}
+
+    def told(self, listener: Listener, address: str, port: int) -> Environs:
+        """The environs of a connection's requests."""
+        return Environs(for_connection(self._environs[listener], "" if address == UNIX else address, port or ""))
+
+    def call(self, peer: WsgiPeer, request: Request, body: BodyBuffer | None) -> WsgiCall:
+        """The application's answer to one request, not begun yet."""
+        environ = peer.told.of(request, body)
+        if peer.trusted:
+            self._see_through(peer, request, environ)
+        call = WsgiCall(self._app, environ, request, self.stamp, body, self._sendfile)
+        if self.draining:
+            call.keep_alive = False
+        return call
+
+    def run(self, peer: WsgiPeer, call: WsgiCall, row: Row) -> bytes | FilePart:
+        """Let the application go on until it has something to send, on the row of the thread that does it.
+
+        What is done is counted before its last bytes leave.
+        """
+        cells = row.cells
+        cells[SINCE] = began_ns = monotonic_ns()
+        row.note(peer.mark)
+        part = call.step()
+        took_ns = monotonic_ns() - began_ns
+        cells[SINCE] = 0
+        self.busy_ns += took_ns
+        call.busy_ns += took_ns
+        if call.done:
+            busy_ns = call.busy_ns
+            cells[BUSY_NS] += busy_ns
+            cells[HISTOGRAM + array_index(busy_ns)] += 1
+            cells[COMPLETED if call.error is None else ERRORS] += 1
+            if call.error is not None or self.logs_access:
+                self.tell(peer, call.request, call.status, call.sent, busy_ns, call.error)
+        return part
+
+    def abandon(self, peer: WsgiPeer, call: WsgiCall, _row: Row) -> bytes:
+        """The client left before the response was complete: let the application close it."""
+        call.close()
+        self.tell(peer, call.request, call.status, call.sent, call.busy_ns, call.error)
+        return b""
+
+    def _see_through(self, peer: WsgiPeer, request: Request, environ: Environ) -> None:
+        """Put the client in the place of the trusted proxies that stand before it."""
+        origin = find_origin(request.fields, peer.address, peer.port, self.trusted)
+        if origin.address != peer.address:
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = origin.address, str(origin.port or "")
+        if origin.scheme:
+            environ["wsgi.url_scheme"] = origin.scheme
+            environ.pop("HTTPS", None)
+            if origin.scheme == "https":
+                environ["HTTPS"] = "on"
+        if origin.host:
+            environ["HTTP_HOST"] = origin.host.decode("latin1")
+
+
+def _environ(listener: Listener, station: Station, errors: ErrorStream) -> Environ:
+    config = station.config
+    address = listener.sock.getsockname() if listener.sock.family != socket.AF_UNIX else ("", 0)
+    return for_listener(
+        name=address[0],
+        port=address[1],
+        scheme="https" if station.terms.tls else "http",
+        errors=cast("TextIO", errors),
+        multithread=config.threads > 1,
+        multiprocess=config.workers > 1,
+    )
