@@ -1,4 +1,4 @@
-"""The built-in applications: the life cycle of a socket server in a few lines each, and a greeting over WSGI."""
+"""The built-in applications: the life cycle of a socket server in a few lines each, a greeting over WSGI and ASGI."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .errors import LineTooLong
 
 GREETING = b"hello from prefork\n"
 NAP_S = 0.005
+_AHELLO = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(GREETING))]
 
 
 def talkback(conn: Connection) -> None:
@@ -38,6 +39,14 @@ def hello(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[
     return [GREETING]
 
 
+async def ahello(scope: dict[str, Any], _receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    """Greet over HTTP, whatever is asked (ASGI)."""
+    if scope["type"] != "http":
+        raise ValueError(f"this application does not speak {scope['type']}")
+    await send({"type": "http.response.start", "status": 200, "headers": _AHELLO})
+    await send({"type": "http.response.body", "body": GREETING})
+
+
 def _talkback(conn: Connection, nap_s: float) -> None:
     conn.sendall(GREETING)
     try:
@@ -56,4 +65,10 @@ def _refuse(conn: Connection, error: LineTooLong) -> NoReturn:
     raise error
 
 
-BUILTINS: dict[str, Callable[..., Any]] = {"talkback": talkback, "echo": echo, "nap": nap, "hello": hello}
+BUILTINS: dict[str, Callable[..., Any]] = {
+    "talkback": talkback,
+    "echo": echo,
+    "nap": nap,
+    "hello": hello,
+    "ahello": ahello,
+}

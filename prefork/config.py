@@ -30,6 +30,10 @@ class Config:
     graceful_timeout_s: float
     boot_timeout_s: float
     idle_timeout_s: float
+    loop: str
+    root_path: str
+    ws_ping_s: float
+    ws_max_message: int
     keep_alive_s: float
     header_timeout_s: float
     max_body: int

@@ -87,6 +87,10 @@ class Life:
         """What an event loop watches for input: call `attend` with the one that has some, or an error."""
         return self._inbox.fd, self._lifeline, self._sender.fd
 
+    def listen(self) -> None:
+        """An event loop runs: have its descriptors, not its own, be woken by signals."""
+        self._inbox.listen()
+
     def attend(self, fd: int) -> None:
         """One of `fds` is ready.
 

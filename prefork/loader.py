@@ -22,7 +22,6 @@ from types import ModuleType
 from typing import Any
 
 from .apps import BUILTINS
-from .engines import ENGINES
 from .errors import AppLoadError
 
 _ATTRIBUTE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(\(\))?")
@@ -173,10 +172,9 @@ def _kind(spec: str, target: Any, interface: str) -> str:
         takes = f"it takes {arity} positional parameters" if arity >= 0 else "its parameters cannot be read"
         raise AppLoadError(
             f"cannot tell what {spec!r} is: {takes}; say it with --interface "
-            "(stream takes 1, the connection; wsgi takes 2, environ and start_response)"
+            "(stream takes 1, the connection; wsgi takes 2, environ and start_response; coroutine functions: streams "
+            "takes 2, reader and writer; asgi takes 3, scope, receive and send)"
         )
-    if kind not in ENGINES:
-        raise AppLoadError(f"cannot serve {spec!r}: it is of kind {kind}; this version serves {' and '.join(ENGINES)}")
     return kind
 
 

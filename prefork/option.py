@@ -17,6 +17,7 @@ from .cpus import usable_cpus
 from .units import count, duration, network, positive_duration, size, switch, umask
 
 KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi")
+LOOPS = ("uvloop", "asyncio")
 WORKERS_MOST = 4096
 THREADS_MOST = 1024
 
@@ -75,6 +76,12 @@ def _path(text: str) -> str:
     return text
 
 
+def _root_path(text: str) -> str:
+    if text and (not text.startswith("/") or text.endswith("/")):
+        raise ValueError(f"{text!r} is not a path such as /api, with a slash before it and none behind")
+    return text
+
+
 def _app(text: str) -> str:
     if not text:
         raise ValueError("it is empty; give module:attribute, path.py:attribute or a built-in")
@@ -102,6 +109,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(name="idle-timeout", field="idle_timeout_s", parse=positive_duration, default="60", metavar="DURATION",
            help="How long a stream handler waits for a silent client; past it the connection is closed and counted. "
                 "Of HTTP, how long a body or a response may take, and a second more for each KiB."),
+    Option(name="loop", field="loop", parse=_choice(LOOPS), default="uvloop", metavar="LOOP",
+           help=f"Asyncio applications: the event loop, {' or '.join(LOOPS)}."),
+    Option(name="root-path", field="root_path", parse=_root_path, default="", metavar="PATH",
+           help="ASGI: where the application is mounted, as /api: what it is told as root_path."),
+    Option(name="ws-ping", field="ws_ping_s", parse=duration, default="20", metavar="DURATION",
+           help="WebSocket: ping a client that has been silent so long; as long again, and it is cut. 0: never."),
+    Option(name="ws-max-message", field="ws_max_message", parse=size, default="16m", metavar="SIZE",
+           help="WebSocket: the largest message of a client; above it the connection is closed with code 1009."),
     Option(name="keep-alive", field="keep_alive_s", parse=duration, default="5", metavar="DURATION",
            help="HTTP: how long a connection stays open for the next request."),
     Option(name="header-timeout", field="header_timeout_s", parse=positive_duration, default="10", metavar="DURATION",

@@ -28,9 +28,11 @@ TOO_LONG = 7  # connections closed because a line passed its limit
 GONE = 8  # connections whose client left while it was being served
 BYTES_IN = 9
 BYTES_OUT = 10
-BUSY_NS = 11  # time inside units of work
-_PEER = 12  # text, filled up with NULs
-_MARK_BYTES = 96
+BUSY_NS = 11  # time inside units of work; of an event loop, what its thread has used of a processor
+TOOK_NS = 12  # sum of what the histogram counts, where that is not BUSY_NS
+BEAT = 13  # when an asyncio loop last had a turn (ns), 0 = there is none
+_PEER = 14  # text, filled up with NULs
+_MARK_BYTES = 144
 HISTOGRAM = _PEER + _MARK_BYTES // 8  # from here on: units by their busy time, histogram.array_index numbers the cells
 CELLS = HISTOGRAM + BUCKETS
 
@@ -90,6 +92,7 @@ class Scoreboard:
         since_ns, peer = min(busy, default=(0, ""))
         return Reading(
             since_ns=since_ns,
+            beat_ns=max(row.cells[BEAT] for row in rows),
             serving=peer,
             held=sum(row.cells[HELD] for row in rows),
             counters={name: sum(row.cells[cell] for row in rows) for name, cell in COUNTERS.items()},
@@ -100,7 +103,7 @@ class Scoreboard:
         merged = Histogram(ARRAY_DIGITS)
         for thread in range(self.threads):
             cells = self.row(group, thread).cells
-            merged.merge(Histogram.from_array(cells[HISTOGRAM:], sum_ns=cells[BUSY_NS]))
+            merged.merge(Histogram.from_array(cells[HISTOGRAM:], sum_ns=cells[TOOK_NS] or cells[BUSY_NS]))
         return merged
 
 
@@ -136,9 +139,18 @@ def mark(peer: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """A group at one moment: `since_ns` is its oldest unit of work in progress (0 = none), `serving` whose it is."""
+    """A group at one moment: `since_ns` is its oldest unit of work in progress (0 = none), `serving` whose it is.
+
+    `beat_ns`: when its loop last had a turn, 0 if it has none that says so.
+    """
 
     since_ns: int
+    beat_ns: int = 0
     serving: str
     held: int
     counters: dict[str, int]
+
+    @property
+    def judged_ns(self) -> int:
+        """Since when it may be late: a unit of work, or, as that may wait for whatever it likes, the loop's turn."""
+        return self.beat_ns or self.since_ns

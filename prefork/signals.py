@@ -42,9 +42,13 @@ class SignalInbox:
     def __init__(self, wanted: Iterable[int]) -> None:
         self._pending: deque[int] = deque()  # appended by handlers, drained by take()
         self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        self.listen()
         for signum in wanted:
             signal.signal(signum, self._record)
+
+    def listen(self) -> None:
+        """Be woken again: an event loop of the application's kind has taken the wakeup fd for itself."""
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
 
     def _record(self, signum: int, _frame: FrameType | None) -> None:
         self._pending.append(signum)

@@ -37,7 +37,7 @@ class WorkerFacts:
 
     def document(self, *, timeout_s: float, now_s: float) -> Document:
         """The entry of `workers`."""
-        counters, since_s = self.reading.counters, self.reading.since_ns / 1e9
+        counters, since_s = self.reading.counters, self.reading.judged_ns / 1e9
         return {
             **name_of(self.handle),
             "state": state(self.handle, self.reading, held_is_busy=self.held_is_busy),

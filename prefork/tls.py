@@ -14,7 +14,7 @@ from .errors import ConfigError, PlainHttpError
 
 # What a browser gets that speaks plain HTTP here; a reset would tell its user nothing.
 _HINT = b"This port speaks TLS: use https:// instead.\n"
-_PLAIN_HTTP = (
+PLAIN_HTTP = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
     b"Connection: close\r\n\r\n%b" % (len(_HINT), _HINT)
 )
@@ -31,6 +31,11 @@ class Tls:
     def renew(self) -> None:
         """Raises ConfigError, and stays with what it had."""
         self._context = self._load()
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """WORKER. For a loop that does TLS by itself."""
+        return self._context
 
     def wrap(self, sock: socket.socket) -> TlsSocket:
         """WORKER. The server's end of a new connection; the handshake is part of its first recv().
@@ -85,7 +90,7 @@ class TlsSocket(ssl.SSLSocket):
         except ssl.SSLError as error:
             if error.reason != "HTTP_REQUEST":
                 raise
-            socket.socket.send(self, _PLAIN_HTTP)
+            socket.socket.send(self, PLAIN_HTTP)
             raise PlainHttpError(str(error)) from None
 
     def send(self, *args: Any) -> int:

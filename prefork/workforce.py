@@ -230,7 +230,7 @@ class Workforce:
         units = {}
         for worker in self.roster:
             reading = self.board.read(worker.group)
-            units[worker.pid] = Unit(since_ns=reading.since_ns, serving=reading.serving)
+            units[worker.pid] = Unit(since_ns=reading.judged_ns, serving=reading.serving)
         return units
 
     def completed(self, generation: int) -> int:

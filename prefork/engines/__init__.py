@@ -12,6 +12,9 @@ ENGINES = {
     "stream": "blocking",
     "socketserver": "blocking",
     "wsgi": "reactor",
+    "streams": "aio",
+    "protocol": "aio",
+    "asgi": "aio",
 }  # kind of app -> module here, with the class ENGINE
 
 

@@ -1,0 +1,207 @@
+"""WORKER. The asyncio engine: one loop (uvloop, or asyncio's own) that holds all connections of the worker.
+
+What is done with a connection is a service, by the kind of the app: coroutine handlers (streams.py), protocols
+(protocols.py), ASGI (asgi.py). Here is what they have in common: how connections come in (door.py), how the worker
+retires, and what the master hears of it (pulse.py).
+
+To retire: take no more, tell the clients as far as their protocol can, wait for at most the graceful timeout, cut who
+is left, and have the application shut down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import socket
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import BootError
+from .adoption import Adoption
+from .balance import Balance
+from .complaints import Complaints
+from .crowd import Crowd
+from .door import Door, OwnDoor, SharedDoor
+from .pulse import Pulse
+from .service import Premises, Service
+
+if TYPE_CHECKING:
+    from ..listener import Listener
+    from .asgi import AsgiService
+    from .asgi_site import AsgiPeer
+    from .station import Station
+
+_SERVICES = {
+    "streams": ("streams", "StreamsService"),
+    "protocol": ("protocols", "ProtocolService"),
+    "asgi": ("asgi", "AsgiService"),
+}
+_AGAIN_S = 0.1  # between looks at what does not end by an event
+_CUT_S = 0.5  # how long who is cut may take to clean up
+_LEAST_S = 1.0  # for the application's shutdown, however late it is
+
+
+class AioEngine:
+    """WORKER. Serves kinds `streams`, `protocol` and `asgi`."""
+
+    name = "aio"
+
+    def __init__(self, station: Station) -> None:
+        config, kind = station.config, station.app.kind
+        self._station = station
+        self._life = station.life
+        self._log = station.log
+        self._kind = kind
+        self._proxied = config.proxy_protocol
+        self._tls = station.terms.tls
+        if self._proxied and kind != "asgi":
+            raise BootError(f"--proxy-protocol is for HTTP, but {config.app!r} is a {kind} handler; leave it out")
+        self._loop = _new_loop(config.loop)
+        asyncio.set_event_loop(self._loop)
+        self._complaints = Complaints(station.log)
+        self._loop.set_exception_handler(self._astray)
+        balance = Balance(station.board, station.group, station.nudge)
+        self._pulse = Pulse(station, self._loop, balance)
+        self._crowd = Crowd(station, balance, self._pulse)
+        self._service = self._serve(station)
+        self._ssl: dict[str, Any] = {}
+        if self._tls is not None:
+            self._ssl = {"ssl": self._tls.context, "ssl_handshake_timeout": config.header_timeout_s}
+        shared = SharedDoor(
+            station,
+            self._loop,
+            crowd=self._crowd,
+            balance=balance,
+            complaints=self._complaints,
+            admit=self._admit,
+        )
+        native = config.accept == "per-worker" and not self._proxied and self._tls is None
+        self._door: Door = shared
+        if native:
+            self._door = OwnDoor(
+                station, self._loop, crowd=self._crowd, drain=shared, factory=lambda each: partial(self._protocol, each)
+            )
+        self._protocol = self._service.protocol
+        self._drains = all(listener.owned for listener in station.listeners)  # the accept queue is ours alone
+        self._told = asyncio.Event()
+
+    def run(self) -> None:
+        """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
+        self._loop.run_until_complete(self._run())
+
+    async def _run(self) -> None:
+        self._life.listen()
+        for fd in self._life.fds:
+            self._loop.add_reader(fd, self._heed, fd)
+        starting = self._loop.create_task(self._service.begin())
+        told = self._loop.create_task(self._told.wait())
+        await asyncio.wait((starting, told), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return  # told to stop while the application started up
+        await starting
+        self._life.ready(self._kind, self.name)  # before the first connection, which may end the process
+        self._pulse.start()
+        await self._door.open()
+        self._crowd.announce()
+        await told
+        await self._retire()
+        self._pulse.stop()
+
+    def _serve(self, station: Station) -> Service:
+        module, name = _SERVICES[self._kind]
+        make = getattr(importlib.import_module(f".{module}", __package__), name)
+        return cast(
+            "Service",
+            make(
+                Premises(
+                    station=station,
+                    loop=self._loop,
+                    crowd=self._crowd,
+                    pulse=self._pulse,
+                    complaints=self._complaints,
+                )
+            ),
+        )
+
+    # --- connections
+
+    def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
+        """A connection was taken."""
+        sock = socket.socket(listener.sock.family, socket.SOCK_STREAM, 0, fd)
+        sock.setblocking(False)
+        self._crowd.expect()
+        if (self._proxied or self._tls) and self._kind == "asgi":
+            self._guard(sock, sockaddr, listener)
+        else:
+            self._adopt(sock, partial(self._protocol, listener))
+
+    def _guard(self, sock: socket.socket, sockaddr: Any, listener: Listener) -> None:
+        """Let it in when it has said what comes before HTTP."""
+        gate = importlib.import_module(".gate", __package__).Gate
+        site = cast("AsgiService", self._service).site
+        peer = site.peer(listener, sockaddr)
+        if self._proxied and not peer.trusted:
+            site.complain(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
+            self._crowd.lose()
+            sock.close()
+            return
+        gate(site, sock, peer, listener, proxied=self._proxied, adopt=self._let_in)
+
+    def _let_in(self, sock: socket.socket, listener: Listener, peer: AsgiPeer) -> None:
+        service = cast("AsgiService", self._service)
+        self._adopt(sock, partial(service.protocol, listener, peer))
+
+    def _adopt(self, sock: socket.socket, factory: Any) -> None:
+        Adoption(self._loop.connect_accepted_socket(factory, sock, **self._ssl), self._stray)
+
+    def _stray(self, error: BaseException) -> None:
+        """A connection has failed before anybody served it."""
+        self._crowd.lose()
+        self._complaints.note("connection failed", ours=False, error=str(error) or type(error).__name__)
+
+    def _astray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody awaits has failed, in the application or in a library of its."""
+        error = context.get("exception")
+        if isinstance(error, ConnectionError):
+            return  # a client that left during its handshake
+        self._complaints.note("callback failed", exc=error, message=context.get("message"))
+
+    # --- the end
+
+    def _heed(self, fd: int) -> None:
+        self._life.attend(fd)
+        if self._life.retiring:
+            self._told.set()
+
+    async def _retire(self) -> None:
+        """Take no more; let everyone have an end, for at most the graceful timeout."""
+        until_s = time.monotonic() + self._station.config.graceful_timeout_s
+        crowd, service = self._crowd, self._service
+        crowd.able = False
+        self._door.shut()
+        crowd.announce()
+        service.retire(stopping=self._life.stopping)
+        if self._drains and self._life.stopping:
+            while not self._door.drain() and time.monotonic() < until_s:
+                await asyncio.sleep(_AGAIN_S)
+        gone = await crowd.gone(max(0.0, until_s - time.monotonic()))
+        while gone and service.busy and time.monotonic() < until_s:
+            await asyncio.sleep(_AGAIN_S)  # what applications still do after their responses
+        if not gone or service.busy:
+            cut = max(crowd.held(), service.busy)
+            self._log.warning("connections cut", count=cut, after=f"{self._station.config.graceful_timeout_s:g}s")
+            service.cut()
+            crowd.cut()
+            await crowd.gone(_CUT_S)
+        await service.end(max(_LEAST_S, until_s - time.monotonic()))
+
+
+def _new_loop(name: str) -> asyncio.AbstractEventLoop:
+    if name == "asyncio":
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
+    return loop
+
+
+ENGINE = AioEngine

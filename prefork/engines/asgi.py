@@ -1,0 +1,62 @@
+"""WORKER. ASGI applications: HTTP/1.1, WebSocket and lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ..http.websocket_close import GOING_AWAY, SERVICE_RESTART
+from .asgi_connection import HttpConnection
+from .asgi_site import AsgiSite
+from .lifespan import Lifespan
+
+if TYPE_CHECKING:
+    from ..listener import Listener
+    from .asgi_site import AsgiPeer
+    from .service import Premises
+
+
+class AsgiService:
+    """WORKER. Serves kind `asgi`."""
+
+    def __init__(self, premises: Premises) -> None:
+        station = premises.station
+        self.site = AsgiSite(premises)
+        self._crowd = premises.crowd
+        self._lifespan = Lifespan(station.app.target, station.app.name, station.log, self.site.state)
+        premises.pulse.ticks.append(self.site.tick)
+        premises.pulse.oldest = self.site.oldest
+
+    def protocol(self, listener: Listener, peer: AsgiPeer | None = None) -> asyncio.BaseProtocol:
+        """What serves the next connection."""
+        return HttpConnection(self.site, listener, peer)
+
+    async def begin(self) -> None:
+        """Let the application start up. Raises BootError."""
+        await self._lifespan.start()
+
+    def retire(self, *, stopping: bool) -> None:
+        """Every response is its connection's last one from here on; WebSockets are closed."""
+        self.site.draining = True
+        for exchange in self.site.running:
+            exchange.retire()
+        code = GOING_AWAY if stopping else SERVICE_RESTART
+        for socket in list(self.site.sockets):
+            socket.retire(code)
+        for member in list(self._crowd.members):
+            if isinstance(member, HttpConnection):
+                member.retire()
+
+    @property
+    def busy(self) -> int:
+        """Calls of the application that have not returned."""
+        return len(self.site.running) + len(self.site.sockets)
+
+    def cut(self) -> None:
+        """Cancel the calls of the application."""
+        for task in [*self.site.running.values(), *self.site.sockets.values()]:
+            task.cancel()
+
+    async def end(self, timeout_s: float) -> None:
+        """Let the application shut down."""
+        await self._lifespan.stop(timeout_s)

@@ -1,0 +1,300 @@
+"""WORKER. One HTTP connection of an asyncio worker: bytes in, requests in order, responses out.
+
+One exchange at a time. What the client sends meanwhile waits in `_queue`, understood, or in `_raw`, as it came, and
+the client is not read from while anything is there, or while much of a body waits for the application. But it is read
+from during an exchange: else nobody would notice that it leaves.
+
+Each wait for the client has its deadline: for a request's head, for its body, for it to read a response, for the next
+request. How long a body or a response may take grows with what has moved of it (HttpSite.deadline_ns).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from ..http.parser import END, Event, RequestParser
+from ..http.refusal import Refusal
+from ..http.request import Request
+from .asgi_exchange import ClientDisconnected, Exchange
+from .bell import Bell
+from .deadlines import NEVER
+from .outflow import Outflow
+from .parting import Parting, reset
+from .tls_facts import tls_facts
+
+if TYPE_CHECKING:
+    from ..listener import Listener
+    from .asgi_site import AsgiPeer, AsgiSite
+
+_CHUNK = 16384  # bytes that are understood at a time, as each may be of a request of its own
+_BODY_BYTES = 65536  # of a body that wait for the application before the client has to wait
+
+
+class HttpConnection(asyncio.Protocol):
+    """WORKER. `paused`: the client has to read first. `deadline_ns` and so on: for deadlines.Deadlines."""
+
+    __slots__ = (
+        "_drained", "_ended", "_exchange", "_in_head", "_listener", "_outflow", "_over", "_parser", "_pulse", "_queue",
+        "_raw", "_since_ns", "_stalled", "_transport", "deadline_ns", "entry", "paused", "peer", "site", "watched_ns",
+    )  # fmt: skip
+    _transport: Any
+    _outflow: Outflow
+    peer: AsgiPeer
+
+    def __init__(self, site: AsgiSite, listener: Listener, peer: AsgiPeer | None = None) -> None:
+        """`peer`: who it is, if a proxy has said so."""
+        if peer is not None:
+            self.peer = peer
+        self.site, self._pulse = site, site.pulse
+        self._listener = listener
+        self._parser = RequestParser(site.limits, site.fields, upgrades=True)
+        self._exchange: Exchange | None = None
+        self._queue: deque[Event] = deque()
+        self._raw = b""
+        self._ended = False  # the client sends no more
+        self._stalled = False  # it is not read from
+        self._over = False  # the connection is no longer this one's
+        self._in_head = False  # a request has begun, and its head has its deadline
+        self._drained = Bell()
+        self._since_ns = 0  # when the body that comes began
+        self.paused = False
+        self.deadline_ns = self.watched_ns = NEVER
+        self.entry: list[Any] | None = None
+
+    # --- from the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        if not self._pulse.on:
+            self._pulse.begin()
+        self._transport = transport
+        site = self.site
+        self._outflow = Outflow(site, transport)
+        if not hasattr(self, "peer"):
+            self.peer = site.peer(self._listener, transport.get_extra_info("peername"))
+        if site.secure:
+            self.peer.told.secure(tls_facts(transport))
+        site.crowd.join(self)
+        self._until(monotonic_ns() + site.header_ns)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        pulse = self._pulse
+        if not pulse.on:
+            pulse.begin()
+        pulse.bytes_in += len(data)
+        if self._raw or len(data) > _CHUNK:
+            self._raw += data
+        else:
+            events = self._parser.feed(data)
+            if len(events) == 1 and self._exchange is None:
+                request = events[0]
+                if type(request) is Request and request.complete and not request.upgrade:
+                    self._begin(request)  # the usual case, straight through
+                    return
+            self._queue.extend(events)
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol. The client may still read."""
+        self._ended = True
+        if self._exchange is not None:
+            self._exchange.hang_up()
+            return True
+        for event in self._parser.eof():
+            self._take(event)
+        return False
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        exchange, self._exchange = self._exchange, None
+        self.site.timekeeper.forget(self)
+        self.site.crowd.leave(self)
+        if exchange is not None:
+            exchange.lose()
+            self.site.lost(exchange)
+        elif not self._parser.idle:
+            self.site.lost()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.paused = True
+        self._until(self._outflow.begin(monotonic_ns()))
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.paused = False
+        self._outflow.end()
+        self._drained.ring()
+        if self._exchange is not None:
+            self._bound_body()
+
+    # --- from the exchange
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep what the client has no room for."""
+        self._pulse.bytes_out += len(data)
+        self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the client has read enough. Raises ClientDisconnected if it has left."""
+        await self._drained.heard()
+        if self._exchange is None:
+            raise ClientDisconnected("the client has left")
+
+    def flow(self) -> None:
+        """Read from the client, or do not, as what waits here has it."""
+        exchange = self._exchange
+        stalled = bool(self._queue or self._raw or (exchange is not None and exchange.buffered > _BODY_BYTES))
+        if stalled != self._stalled:
+            self._stalled = stalled
+            if stalled:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+            self._bound_body()
+
+    def finished(self, exchange: Exchange) -> None:
+        """The response is complete, or as much of it as there will be: go on with the next request, or end."""
+        if exchange is not self._exchange:
+            return
+        self._exchange = None
+        response = exchange.response
+        if response.aborted or not response.keep_alive or exchange.body_open or self._ended:
+            if response.aborted and not response.framed:
+                reset(self._transport)
+            else:
+                more = exchange.body_open or exchange.request.keep_alive or bool(self._queue or self._raw)
+                self._end(linger=more and not self._ended and not response.aborted)
+        elif self._queue or self._raw:
+            self._advance()
+        else:
+            self._in_head = not self._parser.idle
+            self._until(monotonic_ns() + (self.site.header_ns if self._in_head else self.site.keep_alive_ns))
+
+    # --- inside
+
+    def _begin(self, request: Request) -> None:
+        """Answer a request."""
+        site = self.site
+        self.deadline_ns = NEVER
+        self._exchange = exchange = Exchange(self, request, site.scope(self.peer, request))
+        if site.draining:
+            exchange.response.keep_alive = False
+        site.running[exchange] = site.loop.create_task(exchange.run())
+
+    def _advance(self) -> None:
+        """Take of what has come as much as can be taken now."""
+        queue = self._queue
+        while True:
+            while queue and self._take(queue[0]):
+                queue.popleft()
+            if queue or not self._raw:
+                break
+            piece, self._raw = self._raw[:_CHUNK], self._raw[_CHUNK:]
+            queue.extend(self._parser.feed(piece))
+        if self._over:
+            return
+        self.flow()
+        if self._exchange is None and not self._parser.idle and not self._in_head:
+            self._in_head = True
+            self._until(monotonic_ns() + self.site.header_ns)
+
+    def _take(self, event: Event) -> bool:
+        """Act on one event; False if its turn has not come."""
+        exchange = self._exchange
+        if type(event) is Refusal:
+            if exchange is not None and not exchange.body_open:
+                return False
+            self._refuse(event)
+        elif exchange is None:
+            return type(event) is not Request or self._begin_any(event)
+        elif type(event) is bytes:
+            exchange.feed(event)
+            if not self._stalled:
+                self._bound_body()
+        elif event is END:
+            exchange.feed_end()
+            self.deadline_ns = NEVER
+        else:
+            return False
+        return True
+
+    def _begin_any(self, request: Request) -> bool:
+        if request.upgrade:
+            rest = self._parser.detach() + self._raw
+            self._leave()
+            self.site.upgrade(self, self._transport, request, rest)
+            return False
+        self._begin(request)
+        if not request.complete:
+            self._since_ns = monotonic_ns()
+            self._bound_body()
+        return True
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """What came is no request, or not the body of one: say so, if that can still be said, and end."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.lose()
+            self.site.lost(exchange)
+            if exchange.response.begun:
+                reset(self._transport)
+                return
+        self.write(self.site.refuse(self.peer, refusal))
+        self._end(linger=True)
+
+    def _end(self, *, linger: bool) -> None:
+        """The last response is on its way, and nobody is waited for any more but to read it."""
+        self._leave()
+        Parting(self.site, self._transport, self, linger=linger)
+
+    def _leave(self) -> None:
+        """Something else is to stand for the connection."""
+        self.site.timekeeper.forget(self)
+        self._queue.clear()
+        self._raw = b""
+        self._over = True
+
+    # --- deadlines
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        now_ns = monotonic_ns()
+        if deadline_ns := self._outflow.look(now_ns):
+            if deadline_ns > now_ns:
+                self._until(deadline_ns)
+            else:
+                self.abort()
+        elif self._exchange is not None:
+            self._refuse(Refusal(408, "its body did not come in time"))
+        elif not self._parser.idle:
+            self._refuse(Refusal(408, "its head did not come in time"))
+        else:
+            self._end(linger=False)
+
+    def retire(self) -> None:
+        """The worker retires: wait no longer for a first request than for a next one."""
+        if self._exchange is None and self._parser.idle:
+            self._until(min(self.deadline_ns, monotonic_ns() + self.site.keep_alive_ns))
+
+    def _bound_body(self) -> None:
+        """The client has to send the rest of its body, unless it is not read from."""
+        exchange = self._exchange
+        if exchange is None or not exchange.body_open or self._stalled:
+            self.deadline_ns = NEVER
+        else:
+            self._until(self.site.deadline_ns(self._since_ns, exchange.received, monotonic_ns()))
+
+    def _until(self, deadline_ns: int) -> None:
+        self.deadline_ns = deadline_ns
+        if deadline_ns < self.watched_ns:
+            self.site.timekeeper.watch(self)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._transport.abort()

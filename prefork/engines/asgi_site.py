@@ -1,0 +1,135 @@
+"""WORKER. How requests are told to an ASGI application, and what is counted of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from ..histogram import array_index
+from ..http.forwarded import find_origin
+from ..http.refusal import Refusal
+from ..http.response import error_response
+from ..http.scope import Scope, Scopes, for_connection, for_listener, see_through
+from ..http.trusted import UNIX
+from ..http.websocket_opening import handshake, refuse
+from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, TOOK_NS
+from .asgi_websocket import WebSocketConnection
+from .http_site import HttpSite
+from .peer import Peer
+from .timekeeper import Timekeeper
+
+if TYPE_CHECKING:
+    from ..http.request import Request
+    from ..listener import Listener
+    from .asgi_connection import HttpConnection
+    from .asgi_exchange import Exchange
+    from .service import Premises
+    from .timekeeper import Expiring
+
+AsgiPeer = Peer[Scopes]
+
+
+class AsgiSite(HttpSite[Scopes]):
+    """WORKER. `state`: what the lifespan has put there, for every request. `running`: calls of the application."""
+
+    def __init__(self, premises: Premises) -> None:
+        station = premises.station
+        super().__init__(station, premises.complaints)
+        self.app = station.app.target
+        self.secure = station.terms.tls is not None
+        self.crowd = premises.crowd
+        self.pulse = premises.pulse
+        self.loop = premises.loop
+        self.timekeeper: Timekeeper[Expiring] = Timekeeper(premises.loop)
+        self.state: Scope = {}
+        self.running: dict[Exchange, asyncio.Task[None]] = {}  # in the order of their beginnings
+        self.sockets: dict[WebSocketConnection, asyncio.Task[None]] = {}  # calls for a WebSocket, each
+        self.max_message = station.config.ws_max_message
+        self.pings = station.config.ws_ping_s > 0
+        self.look_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
+        self._cells = station.rows[0].cells
+        scheme = "https" if self.secure else "http"
+        self._scopes = {
+            listener: for_listener(server=_server(listener), scheme=scheme, root_path=station.config.root_path)
+            for listener in station.listeners
+        }
+
+    def told(self, listener: Listener, address: str, port: int) -> Scopes:
+        """The scopes of a connection's requests."""
+        client = None if address == UNIX else (address, port)
+        return Scopes(for_connection(self._scopes[listener], client))
+
+    def scope(self, peer: AsgiPeer, request: Request) -> Scope:
+        """A new scope for one request."""
+        scope = peer.told.of(request, self.state)
+        if peer.trusted:
+            see_through(scope, find_origin(request.fields, peer.address, peer.port, self.trusted))
+        return scope
+
+    def count(self, exchange: Exchange) -> None:
+        """An exchange is complete; to be called before its last bytes leave."""
+        cells = self._cells
+        took_ns = monotonic_ns() - exchange.began_ns
+        response = exchange.response
+        cells[COMPLETED if response.error is None else ERRORS] += 1
+        cells[HISTOGRAM + array_index(took_ns)] += 1
+        cells[TOOK_NS] += took_ns
+        if self.logs_access or response.error is not None:
+            self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, response.error)
+
+    def lost(self, exchange: Exchange | None = None) -> None:
+        """A client has left before its response was complete."""
+        self._cells[GONE] += 1
+        if exchange is not None and self.logs_access:
+            response, took_ns = exchange.response, monotonic_ns() - exchange.began_ns
+            self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, None)
+
+    def blame(self, error: BaseException, peer: AsgiPeer) -> None:
+        """The application failed where no response can tell."""
+        self._complaints.add(error, peer.text)
+
+    def upgrade(self, connection: HttpConnection, transport: Any, request: Request, rest: bytes) -> None:
+        """A request asks for a WebSocket: hand its connection over."""
+        peer = connection.peer
+        opening = handshake(request)
+        if isinstance(opening, Refusal):
+            transport.write(refuse(opening, self.stamp))
+            self.refuse(peer, opening)
+            transport.close()
+            return
+        socket = WebSocketConnection(self, transport, peer, request, opening, rest)
+        transport.set_protocol(socket)
+        self.crowd.replace(connection, socket)
+        scope = peer.told.of_websocket(request, self.state, opening.subprotocols)
+        if peer.trusted:
+            see_through(scope, find_origin(request.fields, peer.address, peer.port, self.trusted))
+        self.sockets[socket] = self.loop.create_task(socket.run(scope))
+
+    def count_opening(self, began_ns: int, outcome: int = COMPLETED) -> None:
+        """A WebSocket's handshake was answered; that is its unit of work, as the rest may last for days."""
+        took_ns = monotonic_ns() - began_ns
+        self._cells[outcome] += 1
+        self._cells[HISTOGRAM + array_index(took_ns)] += 1
+        self._cells[TOOK_NS] += took_ns
+
+    def deny(self, status: int, began_ns: int) -> bytes:
+        """The whole response to a handshake that comes to nothing."""
+        self.count_opening(began_ns, ERRORS if status >= 500 else COMPLETED)
+        return error_response(status, self.stamp)
+
+    def tell_socket(self, peer: AsgiPeer, request: Request, status: int, sent: int, began_ns: int) -> None:
+        """A WebSocket has ended: its line in the access log."""
+        self.tell(peer, request, status, sent, monotonic_ns() - began_ns, None)
+
+    def oldest(self) -> tuple[int, bytes]:
+        """Since when the oldest exchange is in hand, and whose it is."""
+        for exchange in self.running:
+            return exchange.began_ns, exchange.peer.mark
+        return 0, b""
+
+
+def _server(listener: Listener) -> tuple[str, int | None]:
+    address: Any = listener.sock.getsockname()
+    return (str(address), None) if listener.sock.family == socket.AF_UNIX else (address[0], address[1])

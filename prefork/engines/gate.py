@@ -1,0 +1,105 @@
+"""WORKER. The beginning of a connection that is not HTTP yet: a load balancer's PROXY header, the first byte of TLS.
+
+A transport would take more than that from the socket, so the gate stands before there is one. Of TLS it only looks at
+the first byte: who speaks plain HTTP there is told so, where a failed handshake would tell a person nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from ..http.proxy_protocol import ProxyProtocolError
+from ..tls import PLAIN_HTTP
+from .deadlines import NEVER
+from .proxy_input import ProxyInput
+
+if TYPE_CHECKING:
+    from ..listener import Listener
+    from .asgi_site import AsgiPeer, AsgiSite
+
+_HANDSHAKE = b"\x16"  # RFC 8446 5.1: the type of a client's first record
+
+Adopt = Callable[[socket.socket, "Listener", "AsgiPeer"], None]
+
+
+class Gate:
+    """WORKER. Stands for one connection until `adopt` gets it. `deadline_ns` and so on: for deadlines.Deadlines."""
+
+    __slots__ = (
+        "_adopt", "_listener", "_loop", "_peer", "_proxy", "_site", "_sock", "deadline_ns", "entry", "watched_ns",
+    )  # fmt: skip
+
+    def __init__(
+        self, site: AsgiSite, sock: socket.socket, peer: AsgiPeer, listener: Listener, *, proxied: bool, adopt: Adopt
+    ) -> None:
+        self._site = site
+        self._loop: asyncio.AbstractEventLoop = site.loop
+        self._sock = sock
+        self._peer = peer
+        self._listener = listener
+        self._proxy = ProxyInput(sock) if proxied else None
+        self._adopt = adopt
+        self.deadline_ns = monotonic_ns() + site.header_ns
+        self.watched_ns = NEVER
+        self.entry: list[Any] | None = None
+        site.crowd.join(self)
+        site.timekeeper.watch(self)
+        site.loop.add_reader(sock, self._ready)
+
+    def expire(self) -> None:
+        """Its deadline has passed."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the connection."""
+        self._leave()
+        self._sock.close()
+
+    def _ready(self) -> None:
+        """Its socket has something to say."""
+        try:
+            if self._proxy is not None:
+                self._take_header(self._proxy)
+            else:
+                self._look_for_tls()
+        except BlockingIOError:
+            return
+        except (OSError, ProxyProtocolError) as error:
+            self._site.complain(error, self._peer)
+            self.abort()
+
+    def _take_header(self, proxy: ProxyInput) -> None:
+        header = proxy.take()
+        if proxy.ended:
+            self.abort()
+        elif header:
+            if header.source:
+                self._peer = self._site.behind(header.source, self._listener)
+            self._proxy = None
+            if not self._site.secure:
+                self._pass()
+
+    def _look_for_tls(self) -> None:
+        first = self._sock.recv(1, socket.MSG_PEEK)
+        if first == _HANDSHAKE:
+            self._pass()
+        else:
+            if first:
+                self._site.complain(ConnectionError("it does not speak TLS"), self._peer)
+                self._sock.recv(65536)  # unread, it would make a reset of the close
+                self._sock.send(PLAIN_HTTP)
+            self.abort()
+
+    def _pass(self) -> None:
+        self._leave()
+        self._site.crowd.expect()
+        self._adopt(self._sock, self._listener, self._peer)
+
+    def _leave(self) -> None:
+        self._loop.remove_reader(self._sock)
+        self._site.timekeeper.forget(self)
+        self._site.crowd.leave(self)

@@ -1,0 +1,40 @@
+"""WORKER. Whether a client reads what there is for it: its share of a transport's buffer has to shrink in time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .asgi_site import AsgiSite
+
+
+class Outflow:
+    """WORKER. One wait for a client to read. Deadlines are CLOCK_MONOTONIC ns."""
+
+    __slots__ = ("_bytes", "_since_ns", "_site", "_transport")
+
+    def __init__(self, site: AsgiSite, transport: Any) -> None:
+        self._site = site
+        self._transport = transport
+        self._since_ns = 0
+        self._bytes = 0  # that were to be read when it began; 0: nobody waits
+
+    def begin(self, now_ns: int) -> int:
+        """Begin to wait; return the deadline."""
+        self._since_ns = now_ns
+        self._bytes = self._transport.get_write_buffer_size()
+        return self._site.deadline_ns(now_ns, 0, now_ns)
+
+    def end(self) -> None:
+        """The client has read enough."""
+        self._bytes = 0
+
+    def look(self, now_ns: int) -> int:
+        """Return the next deadline: later than now if the client has read, and fast enough; 0 if all has been read."""
+        left = self._transport.get_write_buffer_size()
+        if not left:
+            return 0
+        if not self._bytes:
+            return self.begin(now_ns)
+        moved = self._bytes - left
+        return self._site.deadline_ns(self._since_ns, moved, now_ns) if moved > 0 else now_ns

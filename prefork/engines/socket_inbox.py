@@ -1,0 +1,58 @@
+"""WORKER. What a WebSocket's client has sent and the application has not taken, and how the WebSocket ended."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from .bell import Bell
+
+if TYPE_CHECKING:
+    from ..http.websocket_close import Closed
+
+_MOST_MESSAGES = 32
+_MOST_BYTES = 65536
+
+
+class SocketInbox:
+    """WORKER. `closed`: how it ended, None as long as it has not; the first reason is what the application hears."""
+
+    __slots__ = ("_asked", "_bytes", "_messages", "_news", "closed")
+
+    def __init__(self) -> None:
+        self._messages: deque[str | bytes] = deque()
+        self._bytes = 0
+        self._news = Bell()
+        self._asked = False  # the application has had websocket.connect
+        self.closed: Closed | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether the client has to wait."""
+        return len(self._messages) > _MOST_MESSAGES or self._bytes > _MOST_BYTES
+
+    def put(self, message: str | bytes) -> None:
+        """A message has come."""
+        self._messages.append(message)
+        self._bytes += len(message)
+        self._news.ring()
+
+    def close(self, closed: Closed) -> None:
+        """Nothing more will come."""
+        if self.closed is None:
+            self.closed = closed
+            self._news.ring()
+
+    async def take(self) -> dict[str, Any]:
+        """ASGI's next event, when there is one."""
+        if not self._asked:
+            self._asked = True
+            return {"type": "websocket.connect"}
+        while not self._messages and self.closed is None:
+            await self._news.heard()
+        if self._messages:
+            message = self._messages.popleft()
+            self._bytes -= len(message)
+            return {"type": "websocket.receive", "text" if type(message) is str else "bytes": message}
+        assert self.closed is not None
+        return {"type": "websocket.disconnect", "code": self.closed.code, "reason": self.closed.reason}

@@ -1,0 +1,106 @@
+"""The `scope` of ASGI, in three steps: what holds for a listener, for a connection, for a request. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+if TYPE_CHECKING:
+    from .forwarded import Origin
+    from .request import Field, Request
+
+Scope = dict[str, Any]
+Headers = list[tuple[bytes, bytes]]
+
+_ASGI = {"version": "3.0", "spec_version": "2.5"}
+_FROM_1_1: Scope = {"http.response.pathsend": {}, "http.response.early_hint": {}}
+_FROM_1_0: Scope = {"http.response.pathsend": {}}
+_WEBSOCKET: Scope = {"websocket.http.response": {}}
+
+
+def for_listener(*, server: tuple[str, int | None], scheme: str, root_path: str) -> Scope:
+    """Prepare what is the same for all requests of a listener.
+
+    `server`: address and port, or the path of a Unix socket and None. `scheme`: http or https.
+    """
+    return {
+        "type": "http",
+        "asgi": _ASGI,
+        "http_version": "1.1",
+        "server": server,
+        "client": None,
+        "scheme": scheme,
+        "root_path": root_path,
+        "query_string": b"",
+    }
+
+
+def for_connection(listener: Scope, client: tuple[str, int] | None) -> Scope:
+    """Add the client; one on a Unix socket has no address."""
+    return {**listener, "client": client}
+
+
+class Scopes:
+    """The scopes of one connection's requests.
+
+    A client that keeps its connection sends the same fields again; the parser then gives the very same list of them,
+    and what they become is remembered (measured: 0.9 us less for a browser's request).
+    """
+
+    __slots__ = ("_base", "_fields", "_headers", "_tls", "_trailers")
+
+    def __init__(self, connection: Scope) -> None:
+        self._base = connection
+        self._fields: list[Field] | None = None
+        self._headers: Headers = []
+        self._trailers = False  # the client takes them
+        self._tls: Scope = {}
+
+    def secure(self, tls: Scope) -> None:
+        """The connection is under TLS: tell it in all scopes (the extension `tls`)."""
+        self._tls = {"tls": tls}
+
+    def of(self, request: Request, state: Scope) -> Scope:
+        """Return a new scope for one request. `state`: of the lifespan; it is copied."""
+        scope = self._base.copy()
+        scope["method"] = request.method
+        path = scope["raw_path"] = request.path
+        scope["path"] = (unquote_to_bytes(path) if b"%" in path else path).decode("utf-8", "replace")
+        if request.query:
+            scope["query_string"] = request.query
+        fields = request.fields
+        if fields is not self._fields:
+            self._fields = fields
+            self._headers = [(name.lower, value) for name, value in fields]
+            self._trailers = any(name == b"te" and b"trailers" in value.lower() for name, value in self._headers)
+        scope["headers"] = self._headers.copy()
+        extensions = scope["extensions"] = (_FROM_1_1 if request.minor else _FROM_1_0).copy()
+        if self._tls:
+            extensions.update(self._tls)
+        if request.minor:
+            if self._trailers:
+                extensions["http.response.trailers"] = {}
+        else:
+            scope["http_version"] = "1.0"
+        scope["state"] = state.copy()
+        return scope
+
+    def of_websocket(self, request: Request, state: Scope, subprotocols: list[str]) -> Scope:
+        """The same for a connection that becomes a WebSocket."""
+        scope = self.of(request, state)
+        del scope["method"]
+        scope["type"] = "websocket"
+        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+        scope["subprotocols"] = subprotocols
+        scope["extensions"] = {**_WEBSOCKET, **self._tls}
+        return scope
+
+
+def see_through(scope: Scope, origin: Origin) -> None:
+    """Put the client in the place of the trusted proxies that stand before it. Not yet for a WebSocket."""
+    if origin.address != (scope["client"] or ("unix:",))[0]:
+        scope["client"] = (origin.address, origin.port)
+    if origin.scheme:
+        scope["scheme"] = origin.scheme
+    if origin.host:
+        scope["headers"] = [(name, origin.host if name == b"host" else value) for name, value in scope["headers"]]
