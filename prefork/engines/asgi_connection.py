@@ -1,8 +1,8 @@
 """WORKER. One HTTP connection of an asyncio worker: bytes in, requests in order, responses out.
 
-One exchange at a time. What the client sends meanwhile waits in `_queue`, understood, or in `_raw`, as it came, and
-the client is not read from while anything is there, or while much of a body waits for the application. But it is read
-from during an exchange: else nobody would notice that it leaves.
+One exchange at a time. What the client sends meanwhile waits (inflow.py), and the client is not read from while
+anything does, or while much of a body waits for the application. But it is read from during an exchange: else nobody
+would notice that it leaves.
 
 Each wait for the client has its deadline: for a request's head, for its body, for it to read a response, for the next
 request. How long a body or a response may take grows with what has moved of it (HttpSite.deadline_ns).
@@ -11,16 +11,16 @@ request. How long a body or a response may take grows with what has moved of it 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from ..http.parser import END, Event, RequestParser
+from ..http.parser import END, Event
 from ..http.refusal import Refusal
 from ..http.request import Request
 from .asgi_exchange import ClientDisconnected, Exchange
 from .bell import Bell
 from .deadlines import NEVER
+from .inflow import Inflow
 from .outflow import Outflow
 from .parting import Parting, reset
 from .tls_facts import tls_facts
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..listener import Listener
     from .asgi_site import AsgiPeer, AsgiSite
 
-_CHUNK = 16384  # bytes that are understood at a time, as each may be of a request of its own
 _BODY_BYTES = 65536  # of a body that wait for the application before the client has to wait
 
 
@@ -37,8 +36,8 @@ class HttpConnection(asyncio.Protocol):
     """WORKER. `paused`: the client has to read first. `deadline_ns` and so on: for deadlines.Deadlines."""
 
     __slots__ = (
-        "_drained", "_ended", "_exchange", "_in_head", "_listener", "_outflow", "_over", "_parser", "_pulse", "_queue",
-        "_raw", "_since_ns", "_stalled", "_transport", "deadline_ns", "entry", "paused", "peer", "site", "watched_ns",
+        "_drained", "_ended", "_exchange", "_inflow", "_listener", "_outflow", "_over", "_pulse", "_stalled",
+        "_transport", "deadline_ns", "entry", "paused", "peer", "site", "watched_ns",
     )  # fmt: skip
     _transport: Any
     _outflow: Outflow
@@ -50,16 +49,12 @@ class HttpConnection(asyncio.Protocol):
             self.peer = peer
         self.site, self._pulse = site, site.pulse
         self._listener = listener
-        self._parser = RequestParser(site.limits, site.fields, upgrades=True)
+        self._inflow = Inflow(site)
         self._exchange: Exchange | None = None
-        self._queue: deque[Event] = deque()
-        self._raw = b""
         self._ended = False  # the client sends no more
         self._stalled = False  # it is not read from
         self._over = False  # the connection is no longer this one's
-        self._in_head = False  # a request has begun, and its head has its deadline
         self._drained = Bell()
-        self._since_ns = 0  # when the body that comes began
         self.paused = False
         self.deadline_ns = self.watched_ns = NEVER
         self.entry: list[Any] | None = None
@@ -86,17 +81,11 @@ class HttpConnection(asyncio.Protocol):
         if not pulse.on:
             pulse.begin()
         pulse.bytes_in += len(data)
-        if self._raw or len(data) > _CHUNK:
-            self._raw += data
+        request = self._inflow.feed(data, free=self._exchange is None)
+        if request is not None:
+            self._begin(request)
         else:
-            events = self._parser.feed(data)
-            if len(events) == 1 and self._exchange is None:
-                request = events[0]
-                if type(request) is Request and request.complete and not request.upgrade:
-                    self._begin(request)  # the usual case, straight through
-                    return
-            self._queue.extend(events)
-        self._advance()
+            self._advance()
 
     def eof_received(self) -> bool:
         """See asyncio.Protocol. The client may still read."""
@@ -104,7 +93,7 @@ class HttpConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.hang_up()
             return True
-        for event in self._parser.eof():
+        for event in self._inflow.eof():
             self._take(event)
         return False
 
@@ -116,7 +105,7 @@ class HttpConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.lose()
             self.site.lost(exchange)
-        elif not self._parser.idle:
+        elif not self._inflow.between:
             self.site.lost()
         self.resume_writing()
 
@@ -149,7 +138,8 @@ class HttpConnection(asyncio.Protocol):
     def flow(self) -> None:
         """Read from the client, or do not, as what waits here has it."""
         exchange = self._exchange
-        stalled = bool(self._queue or self._raw or (exchange is not None and exchange.buffered > _BODY_BYTES))
+        body = exchange.body if exchange is not None else None
+        stalled = bool(self._inflow.waiting or (body is not None and body.buffered > _BODY_BYTES))
         if stalled != self._stalled:
             self._stalled = stalled
             if stalled:
@@ -158,23 +148,24 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.resume_reading()
             self._bound_body()
 
-    def finished(self, exchange: Exchange) -> None:
+    def finished(self, exchange: Exchange, now_ns: int) -> None:
         """The response is complete, or as much of it as there will be: go on with the next request, or end."""
         if exchange is not self._exchange:
             return
         self._exchange = None
-        response = exchange.response
-        if response.aborted or not response.keep_alive or exchange.body_open or self._ended:
+        site, response, body = self.site, exchange.response, exchange.body
+        if response.aborted or not response.keep_alive or self._ended or (body is not None and body.open):
             if response.aborted and not response.framed:
                 reset(self._transport)
             else:
-                more = exchange.body_open or exchange.request.keep_alive or bool(self._queue or self._raw)
+                more = (body is not None and body.open) or exchange.request.keep_alive or self._inflow.waiting
                 self._end(linger=more and not self._ended and not response.aborted)
-        elif self._queue or self._raw:
+        elif self._inflow.waiting:
             self._advance()
         else:
-            self._in_head = not self._parser.idle
-            self._until(monotonic_ns() + (self.site.header_ns if self._in_head else self.site.keep_alive_ns))
+            self.deadline_ns = deadline_ns = now_ns + (site.header_ns if self._inflow.in_head else site.keep_alive_ns)
+            if deadline_ns < self.watched_ns:
+                site.timekeeper.watch(self)
 
     # --- inside
 
@@ -182,59 +173,58 @@ class HttpConnection(asyncio.Protocol):
         """Answer a request."""
         site = self.site
         self.deadline_ns = NEVER
-        self._exchange = exchange = Exchange(self, request, site.scope(self.peer, request))
+        peer = self.peer
+        scope = peer.told.of(request, site.state)
+        if peer.trusted:
+            site.see_through(peer, request, scope)
+        self._exchange = exchange = Exchange(self, request, scope)
         if site.draining:
             exchange.response.keep_alive = False
         site.running[exchange] = site.loop.create_task(exchange.run())
 
     def _advance(self) -> None:
         """Take of what has come as much as can be taken now."""
-        queue = self._queue
-        while True:
-            while queue and self._take(queue[0]):
-                queue.popleft()
-            if queue or not self._raw:
+        inflow = self._inflow
+        was_in_head = inflow.in_head
+        while event := inflow.take():
+            if not self._take(event):
+                inflow.put_back(event)
                 break
-            piece, self._raw = self._raw[:_CHUNK], self._raw[_CHUNK:]
-            queue.extend(self._parser.feed(piece))
         if self._over:
             return
         self.flow()
-        if self._exchange is None and not self._parser.idle and not self._in_head:
-            self._in_head = True
+        if inflow.in_head and not was_in_head and self._exchange is None:
             self._until(monotonic_ns() + self.site.header_ns)
 
     def _take(self, event: Event) -> bool:
-        """Act on one event; False if its turn has not come."""
+        """Act on one event; False if its turn has not come: it stays the next one."""
         exchange = self._exchange
         if type(event) is Refusal:
             if exchange is not None and not exchange.body_open:
                 return False
             self._refuse(event)
         elif exchange is None:
-            return type(event) is not Request or self._begin_any(event)
+            if type(event) is Request:
+                self._begin_any(event)
+        elif exchange.body is None or type(event) in (Request, Refusal):
+            return False
         elif type(event) is bytes:
-            exchange.feed(event)
+            exchange.body.feed(event)
             if not self._stalled:
                 self._bound_body()
         elif event is END:
-            exchange.feed_end()
+            exchange.body.end()
             self.deadline_ns = NEVER
-        else:
-            return False
         return True
 
-    def _begin_any(self, request: Request) -> bool:
+    def _begin_any(self, request: Request) -> None:
         if request.upgrade:
-            rest = self._parser.detach() + self._raw
             self._leave()
-            self.site.upgrade(self, self._transport, request, rest)
-            return False
+            self.site.upgrade(self, self._transport, request, self._inflow.detach())
+            return
         self._begin(request)
         if not request.complete:
-            self._since_ns = monotonic_ns()
             self._bound_body()
-        return True
 
     def _refuse(self, refusal: Refusal) -> None:
         """What came is no request, or not the body of one: say so, if that can still be said, and end."""
@@ -256,8 +246,6 @@ class HttpConnection(asyncio.Protocol):
     def _leave(self) -> None:
         """Something else is to stand for the connection."""
         self.site.timekeeper.forget(self)
-        self._queue.clear()
-        self._raw = b""
         self._over = True
 
     # --- deadlines
@@ -272,23 +260,24 @@ class HttpConnection(asyncio.Protocol):
                 self.abort()
         elif self._exchange is not None:
             self._refuse(Refusal(408, "its body did not come in time"))
-        elif not self._parser.idle:
+        elif not self._inflow.between:
             self._refuse(Refusal(408, "its head did not come in time"))
         else:
             self._end(linger=False)
 
     def retire(self) -> None:
         """The worker retires: wait no longer for a first request than for a next one."""
-        if self._exchange is None and self._parser.idle:
+        if self._exchange is None and self._inflow.between:
             self._until(min(self.deadline_ns, monotonic_ns() + self.site.keep_alive_ns))
 
     def _bound_body(self) -> None:
         """The client has to send the rest of its body, unless it is not read from."""
         exchange = self._exchange
-        if exchange is None or not exchange.body_open or self._stalled:
+        body = exchange.body if exchange is not None else None
+        if body is None or not body.open or self._stalled:
             self.deadline_ns = NEVER
         else:
-            self._until(self.site.deadline_ns(self._since_ns, exchange.received, monotonic_ns()))
+            self._until(self.site.deadline_ns(body.began_ns, body.received, monotonic_ns()))
 
     def _until(self, deadline_ns: int) -> None:
         self.deadline_ns = deadline_ns

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..http.asgi_response import AsgiResponse, Message
 from ..http.response import ResponseError
 from .bell import Bell
+from .request_body import RequestBody
 
 if TYPE_CHECKING:
     from ..http.request import Request
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _FILE_BYTES = 262144  # read of a file at a time
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_DISCONNECT = "http.disconnect"
 
 
 class ClientDisconnected(OSError):  # noqa: N818 - as ASGI calls it
@@ -31,28 +31,27 @@ class ClientDisconnected(OSError):  # noqa: N818 - as ASGI calls it
 
 
 class Exchange:
-    """WORKER. `body_open`: more of the body is to come. `buffered`: bytes of it that the application has not read."""
+    """WORKER. `body`: None for a request without one."""
 
     __slots__ = (
-        "_connection", "_delivered", "_news", "_pieces", "_scope", "_site", "began_ns", "body_open", "buffered",
-        "continues", "gone", "hung_up", "peer", "received", "request", "response",
+        "_connection", "_news", "_scope", "_site", "_told", "began_ns", "body", "gone", "hung_up", "peer", "request",
+        "response",
     )  # fmt: skip
 
     def __init__(self, connection: HttpConnection, request: Request, scope: Scope) -> None:
         self._connection = connection
         self._site = connection.site
         self._scope = scope
-        self._pieces: list[bytes] = []
-        self._delivered = False  # the application has the whole body
-        self._news = Bell()
+        self._told = False  # that there is no body
+        self._news: Bell | None = None  # for who waits in `receive`
+        self.body: RequestBody | None = None
+        if not request.complete:
+            self._news = Bell()
+            self.body = RequestBody(self._news, continues=request.expects_continue)
         self.request = request
         self.peer = connection.peer
         self.response = AsgiResponse(request)
         self.began_ns = monotonic_ns()
-        self.body_open = not request.complete
-        self.continues = request.expects_continue
-        self.buffered = 0
-        self.received = 0
         self.hung_up = False  # the client sends no more, or the worker retires and this would never end
         self.gone = False  # the connection is closed
 
@@ -71,66 +70,62 @@ class Exchange:
 
     async def receive(self) -> dict[str, Any]:
         """ASGI: the next piece of the body, or that the client has left."""
-        if not self._delivered:
-            if self.continues:
-                self.continues = False
+        body = self.body
+        if body is not None and not body.taken:
+            if body.continues:
+                body.continues = False
                 self._connection.write(_CONTINUE)
-            while self.body_open and not self._pieces and not self.hung_up:
-                await self._news.heard()
-            if self._pieces or not self.body_open:
-                body = b"".join(self._pieces)
-                self._pieces.clear()
-                self.buffered = 0
-                self._delivered = not self.body_open
-                if self.body_open:
+            while not body.ready and not self.hung_up:
+                await self._wait()
+            if body.ready:
+                data = body.take()
+                if body.open:
                     self._connection.flow()
-                return {"type": "http.request", "body": body, "more_body": self.body_open}
+                return {"type": "http.request", "body": data, "more_body": body.open}
+        elif body is None and not self._told:
+            self._told = True
+            return {"type": "http.request", "body": b"", "more_body": False}
         while not self.hung_up and not self.response.done:
-            await self._news.heard()
-        return {"type": _DISCONNECT}
+            await self._wait()
+        return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         """ASGI: a part of the response. Raises ClientDisconnected, and ResponseError for what must not be sent."""
-        response, connection = self.response, self._connection
         if self.gone:
             raise ClientDisconnected("the client has left")
-        if self.response.done:
-            raise ResponseError("a message was sent after the response was complete")
-        if self.body_open and not response.begun:
-            response.keep_alive = False  # the rest of the body may never come, or never be read
-        if message["type"] == "http.response.pathsend":
+        response, connection, what = self.response, self._connection, message["type"]
+        if what == "http.response.start":
+            response.start(message)
+            return
+        if what == "http.response.pathsend":
             await self._send_file(message["path"])
             return
+        if self.body is not None and self.body.open and not response.begun:
+            response.keep_alive = False  # the rest of the body may never come, or never be read
         data = response.take(message, self._site.stamp)
         if response.done:
-            self._site.count(self)
+            now_ns = self._site.count(self)
             if data:
                 connection.write(data)
-            connection.finished(self)
-            self._news.ring()
+            connection.finished(self, now_ns)
+            if self._news is not None:
+                self._news.ring()
             return
         if data:
             connection.write(data)
         if connection.paused:
             await connection.drained()
 
-    def feed(self, data: bytes) -> None:
-        """A piece of the body has come."""
-        self._pieces.append(data)
-        self.buffered += len(data)
-        self.received += len(data)
-        self.continues = False
-        self._news.ring()
-
-    def feed_end(self) -> None:
-        """The body is complete."""
-        self.body_open = False
-        self._news.ring()
+    @property
+    def body_open(self) -> bool:
+        """Whether more of the request's body is to come."""
+        return self.body is not None and self.body.open
 
     def hang_up(self) -> None:
         """The client sends no more: whoever waits for it to leave is told so."""
         self.hung_up = True
-        self._news.ring()
+        if self._news is not None:
+            self._news.ring()
 
     def lose(self) -> None:
         """The connection is closed."""
@@ -167,7 +162,12 @@ class Exchange:
             return
         data = response.fail(self._site.stamp)
         response.error = error
-        self._site.count(self)
+        now_ns = self._site.count(self)
         if data:
             self._connection.write(data)
-        self._connection.finished(self)
+        self._connection.finished(self, now_ns)
+
+    async def _wait(self) -> None:
+        if self._news is None:
+            self._news = Bell()
+        await self._news.heard()

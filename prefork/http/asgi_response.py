@@ -95,7 +95,7 @@ class AsgiResponse:
             more = message.get("more_body", False)
             return self._piece(body, stamp) if more else self._last(body, stamp)
         if what == "http.response.start":
-            self._start(message)
+            self.start(message)
             return b""
         return self._take_rare(what, message)
 
@@ -119,7 +119,8 @@ class AsgiResponse:
         self.sent = len(response) - response.index(b"\r\n\r\n") - 4
         return response
 
-    def _start(self, message: Message) -> None:
+    def start(self, message: Message) -> None:
+        """The head, which waits for the first piece of the body. Raises ResponseError."""
         if self._head is not None:
             raise ResponseError("http.response.start was sent a second time")
         self._head = head = read_asgi_head(message["status"], message.get("headers", ()))
