@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .child import Child
+from .plan import OVER_HTTP
 from .record import Client, RecordError
 from .server import free_port
 
@@ -63,7 +64,7 @@ def _options(load: Load, server: RunningServer, folder: Path) -> list[str]:
         "--live": live(folder),
         **(_several(load.generators) if load.generators > 1 else {}),
     }
-    web = _web_options(load, server.base) if load.scenario == "http" else []
+    web = _web_options(load, server.base) if load.scenario in OVER_HTTP else []
     return ["--headless", "--only-summary", *(f"{name}={value}" for name, value in options.items()), *web]
 
 
@@ -77,13 +78,14 @@ def _several(processes: int) -> dict[str, object]:
 def _host(load: Load, address: Address) -> str:
     if address.path:
         return str(address)
-    scheme = "tcp" if load.scenario != "http" else "https" if load.tls else "http"
-    return f"{scheme}://{address}"
+    scheme = {"http": "http", "websocket": "ws"}.get(load.scenario, "tcp")
+    return f"{scheme}{'s' * load.tls}://{address}"
 
 
 def _web_options(load: Load, base: Path) -> list[str]:
     body = f"@{base.absolute() / load.body[1:]}" if load.body.startswith("@") else load.body
     options = [f"--method={load.method}", f"--path={load.path}", f"--body={body}", f"--status={load.status}"]
+    options += [f"--message={load.message}"]
     options += [f"--header={line}" for line in load.headers]
     options += [f"--length={load.length}"] if load.length is not None else []
     options += [f"--ca={base.absolute() / load.ca}"] if load.ca else []

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from .generator import request, tls
 from .generator.failure import ExchangeError
-from .generator.lines import GREETING, PREFIX
+from .generator.lines import GREETING, PREFIX, numbered
 from .generator.request import Expectation, Request
 from .generator.response import Response
-from .plan import PlanError
+from .generator.websocket import OPCODES, Opening
+from .generator.websocket_talk import WebSocketTalk
+from .plan import OVER_HTTP, PlanError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +34,8 @@ def check_files(plan: Plan, folder: Path) -> None:
     for load in plan.loads:
         try:
             _request(load, folder)
+            if load.scenario == "websocket":
+                _opening(load, "")
             if load.tls:
                 _tls(load, folder)
         except ValueError as error:
@@ -47,13 +51,14 @@ def exchange(load: Load, address: Address, folder: Path, timeout_s: float) -> No
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
         connection.connect(where)
-        if load.scenario != "http":
+        if load.scenario not in OVER_HTTP:
             _line(connection, load.scenario)
-        elif load.tls:
-            with _secured(connection, load, address, folder) as secured:
-                _http(secured, load, address, folder, timeout_s)
-        else:
-            _http(connection, load, address, folder, timeout_s)
+            return
+        with _secured(connection, load, address, folder) if load.tls else connection as spoken:
+            if load.scenario == "websocket":
+                _message(spoken, load, address, timeout_s)
+            else:
+                _http(spoken, load, address, folder, timeout_s)
 
 
 def _line(connection: socket.socket, scenario: str) -> None:
@@ -91,6 +96,21 @@ def _http(connection: socket.socket, load: Load, address: Address, folder: Path,
         raise WrongReplyError(f"answered {load.method} {load.path} with {flaw}, not with status {expected}")
 
 
+def _message(connection: socket.socket, load: Load, address: Address, timeout_s: float) -> None:
+    payload = numbered(0, load.payload)[:-1]
+    talk = WebSocketTalk(connection, _opening(load, address.name), len(payload), time.monotonic() + timeout_s)
+    try:
+        talk.open()
+        talk.echo(OPCODES[load.message], payload)
+        talk.close()
+    except ExchangeError as error:
+        if not talk.began:
+            raise ConnectionError("the connection was closed without an answer") from None
+        raise WrongReplyError(
+            f"answered {talk.began!r}: {error}; does it echo WebSocket messages at {load.path}?"
+        ) from None
+
+
 def _secured(connection: socket.socket, load: Load, address: Address, folder: Path) -> ssl.SSLSocket:
     try:
         return _tls(load, folder).wrap_socket(connection, server_hostname=address.host)
@@ -112,6 +132,10 @@ def _request(load: Load, folder: Path, *, keep_alive: bool = True) -> Request:
         payload=load.payload,
         keep_alive=keep_alive,
     )
+
+
+def _opening(load: Load, host: str) -> Opening:
+    return Opening.made(path=load.path, headers=load.headers, host=host)
 
 
 def _tls(load: Load, folder: Path) -> ssl.SSLContext:

@@ -33,7 +33,9 @@ class Value(click.ParamType[Any]):
 
 
 _OPTIONS = (
-    click.option("--scenario", type=Value("NAME", values.scenario), help="talkback (default), echo, nap or http."),
+    click.option(
+        "--scenario", type=Value("NAME", values.scenario), help="talkback (default), echo, nap, http or websocket."
+    ),
     click.option(
         "--connections", type=Value("N", values.count), help=f"All clients together ({_DEFAULT.connections})."
     ),
@@ -70,30 +72,35 @@ _OPTIONS = (
     click.option(
         "--payload",
         type=Value("BYTES", values.length),
-        help=f"Length of the line that is sent, or of the body of a POST ({_DEFAULT.payload}).",
+        help=f"Length of the line or message that is sent, or of the body of a POST ({_DEFAULT.payload}).",
     ),
     click.option(
         "--exchanges",
         type=Value("N", values.count),
-        help="Exchanges on one connection, where it is kept (10 for echo, no limit for http).",
+        help="Exchanges on one connection, where it is kept (10 for echo, else no limit).",
     ),
     click.option("--method", type=Value("METHOD", values.method), help=f"Of http requests ({_DEFAULT.method})."),
-    click.option("--path", type=Value("PATH", values.path), help=f"Of http requests, with a query ({_DEFAULT.path})."),
+    click.option(
+        "--path",
+        type=Value("PATH", values.path),
+        help=f"Of http and websocket requests, with a query ({_DEFAULT.path}).",
+    ),
     click.option(
         "--header",
         "headers",
         type=Value("'NAME: VALUE'", lambda line: values.headers([line])[0]),
         multiple=True,
         callback=lambda _context, _option, lines: lines or None,
-        help="Of http requests; repeat it for more.",
+        help="Of http and websocket requests; repeat it for more.",
     ),
     click.option("--body", metavar="TEXT|@FILE", help="Of http requests (for POST, PUT, PATCH: --payload bytes)."),
     click.option("--keep-alive/--no-keep-alive", default=None, help="Whether http connections are kept (they are)."),
     click.option("--status", type=Value("STATUS", values.status), help=f"Of a good response ({_DEFAULT.status})."),
     click.option("--length", type=Value("BYTES", values.length), help="Of a good response's body (any)."),
-    click.option("--tls/--no-tls", default=None, help="Whether http speaks TLS (it does not)."),
+    click.option("--tls/--no-tls", default=None, help="Whether http and websocket speak TLS (they do not)."),
     click.option("--insecure/--no-insecure", default=None, help="With --tls: take any certificate."),
     click.option("--ca", metavar="FILE", help="With --tls: certificates to trust (the system's)."),
+    click.option("--message", type=Value("KIND", values.message), help="Of websocket: text (default) or binary."),
 )
 
 

@@ -1,10 +1,10 @@
 """Load for a prefork server: `locust -f loadtest/locustfile.py`, with no other flag, against a default `prefork serve`.
 
-`--scenario talkback|echo|nap|http` or the name of a user class says what the users do, `--host` where the server is;
-most other options are locust's own. There are two engines (users/). The readable one is the default here, because with
-it a user is one client, as everywhere in locust: numbers of users and ramps mean what they say. With `--engine fast`
-the users, one in each process, are `--connections` clients together, at the rate of a load generator written in C, and
-there is the open model (`--rate`).
+`--scenario talkback|echo|nap|http|websocket` or the name of a user class says what the users do, `--host` where the
+server is; most other options are locust's own. There are two engines (users/). The readable one is the default here,
+because with it a user is one client, as everywhere in locust: numbers of users and ramps mean what they say. With
+`--engine fast` the users, one in each process, are `--connections` clients together, at the rate of a load generator
+written in C, and there is the open model (`--rate`).
 
 locust runs every user class that it finds in this file, so the listener below leaves those that were asked for.
 """
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 # first entry. The packages `loadtest` and `prefork` beside this file shall win over installed ones.
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
-from loadtest.generator.address import AddressError, parse
-from loadtest.users import EchoUser, FastUser, TalkbackUser, WebUser
+from loadtest.generator.address import parse
+from loadtest.users import EchoUser, FastUser, TalkbackUser, WebSocketUser, WebUser
 from loadtest.users.options import engine_of, protocol_of, user_class_of
+from loadtest.users.web_options import opening_of
 
-__all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebUser"]
+__all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebSocketUser", "WebUser"]
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]  # locust ships no types
@@ -44,8 +45,11 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
         environment.user_classes[:] = [found for found in environment.user_classes if found.__name__ == wanted]
     try:
         for user_class in environment.user_classes:
-            parse(environment.host, protocol_of(user_class, options), unix=user_class.unix)
-    except AddressError as error:
+            protocol = protocol_of(user_class, options)
+            parse(environment.host, protocol, unix=user_class.unix)
+            if protocol == "websocket":
+                opening_of(options, "")
+    except ValueError as error:  # an AddressError is one
         _usage(str(error))
     engines = {engine_of(user_class) for user_class in environment.user_classes}
     if options.rate and engines != {"fast"}:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-SCENARIOS = ("talkback", "echo", "nap", "http")
+SCENARIOS = ("talkback", "echo", "nap", "http", "websocket")
+OVER_HTTP = ("http", "websocket")
+MESSAGES = ("text", "binary")
 ENGINES = ("fast", "readable")
 ARRIVALS = ("constant", "poisson")
 AA_MARK = "'"
@@ -54,9 +56,9 @@ class Load:
     max_in_flight: int = 10_000  # with a rate: under way or waiting for a connection; what comes due beyond is missed
     duration_s: float = 5.0  # the measured window
     warmup_s: float = 1.0  # before it, not counted
-    payload: int = 64  # bytes of a line, or of a request's body where its method wants one and none is given
-    exchanges: int = 0  # on one connection before it closes; 0: 10 for echo, and for http as many as the server allows
-    # What follows is for http.
+    payload: int = 64  # bytes of a line or message, or of a request's body where its method wants one without a body
+    exchanges: int = 0  # on one connection before it closes; 0: 10 for echo, elsewhere as many as the server allows
+    # What follows is for http; path, headers and TLS for websocket, too.
     method: str = "GET"
     path: str = "/"
     headers: tuple[str, ...] = ()  # each "Name: value"
@@ -67,6 +69,7 @@ class Load:
     tls: bool = False
     insecure: bool = False  # whether any certificate will do
     ca: str = ""  # a file of certificates to trust, instead of the system's
+    message: str = "text"  # for websocket: text or binary
 
     def __post_init__(self) -> None:
         if self.rate_per_s and self.engine != "fast":
@@ -75,8 +78,8 @@ class Load:
             raise PlanError(
                 f"load {self.name!r}: {self.connections} connections are too few for {self.generators} generators"
             )
-        if self.tls and self.scenario != "http":
-            raise PlanError(f"load {self.name!r}: tls is for scenario http; {self.scenario} has none")
+        if self.tls and self.scenario not in OVER_HTTP:
+            raise PlanError(f"load {self.name!r}: tls is for scenario http or websocket; {self.scenario} has none")
         if (self.insecure or self.ca) and not self.tls:
             raise PlanError(f"load {self.name!r}: insecure and ca say how a certificate is verified; add tls")
         if self.insecure and self.ca:
@@ -93,10 +96,13 @@ class Load:
 
     def _request(self) -> str:
         """What is asked, where that is not the usual."""
-        if self.scenario != "http":
+        if self.scenario not in OVER_HTTP:
             return ""
+        tls = ", TLS" if self.tls else ""
+        if self.scenario == "websocket":
+            return f"{'' if self.path == '/' else f' {self.path}'}, {self.payload} bytes of {self.message}{tls}"
         asked = "" if (self.method, self.path) == ("GET", "/") else f" {self.method} {self.path}"
-        return f"{asked}{', TLS' if self.tls else ''}{'' if self.keep_alive else ', a connection per request'}"
+        return f"{asked}{tls}{'' if self.keep_alive else ', a connection per request'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ LOAD_KEYS: Keys = {
     "tls": ("tls", values.flag),
     "insecure": ("insecure", values.flag),
     "ca": ("ca", values.text),
+    "message": ("message", values.message),
 }
 PLAN_KEYS: Keys = {
     "rounds": ("rounds", values.count),

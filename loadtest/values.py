@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from .generator import address, request
-from .plan import ARRIVALS, ENGINES, SCENARIOS, Pin
+from .plan import ARRIVALS, ENGINES, MESSAGES, SCENARIOS, Pin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,6 +84,11 @@ def engine(value: object) -> str:
 def arrivals(value: object) -> str:
     """One of the ways to spread arrivals."""
     return _one_of(ARRIVALS, "a way to arrive", value)
+
+
+def message(value: object) -> str:
+    """One of the kinds of WebSocket messages."""
+    return _one_of(MESSAGES, "a kind of message", value)
 
 
 def rate_per_s(value: object) -> float:

@@ -1,5 +1,5 @@
-"""The forms of `--host`: tcp://HOST:PORT, http://HOST[:PORT], https://HOST[:PORT], and for every scenario unix:PATH and
-HOST:PORT.
+"""The forms of `--host`: tcp://HOST:PORT, http://HOST[:PORT], ws://HOST[:PORT], both with an s for TLS, and for every
+scenario unix:PATH and HOST:PORT.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import socket
 from dataclasses import dataclass
 
 DEFAULT = "127.0.0.1:1935"
-_SCHEMES = {"tcp": ("tcp",), "http": ("http", "https")}
-_PORTS = {"http": "80", "https": "443"}
+_SCHEMES = {"tcp": ("tcp",), "http": ("http", "https"), "websocket": ("ws", "wss")}
+_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
+_SECURE = ("https", "wss")
 _MOST_PATH = 107  # bytes, by the kernel's sockaddr_un
 
 
@@ -25,7 +26,7 @@ class Address:
     host: str = ""
     port: int = 0
     path: str = ""
-    tls: bool = False  # of http only
+    tls: bool = False
 
     def __str__(self) -> str:
         if self.path:
@@ -51,7 +52,7 @@ class Address:
 
 
 def parse(text: str, protocol: str, *, unix: bool = True) -> Address:
-    """Read a `--host` for a user that speaks `protocol` ("tcp" or "http"), over Unix sockets too if `unix` says so.
+    """Read a `--host` for a user that speaks `protocol` (tcp, http or websocket), over Unix sockets too if `unix`.
 
     Raises AddressError.
     """
@@ -115,4 +116,4 @@ def _host_and_port(rest: str, scheme: str) -> Address:
         raise ValueError("an IPv6 address stands in brackets, [::1]:1935")
     if not host:
         raise ValueError("the host is missing")
-    return Address(host=host, port=int(port), tls=scheme == "https")
+    return Address(host=host, port=int(port), tls=scheme in _SECURE)

@@ -18,9 +18,11 @@ from .failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?")
-_MOST_HEAD = 65536  # bytes of heads and trailers, or of a chunk's line
+MOST_HEAD = 65536  # bytes of heads and trailers, or of a chunk's line
 _TO_THE_END = -1
 _BODILESS = (101, 204, 304)
+INTERIM = frozenset(range(100, 200)) - {101}
+"""Statuses that another response follows."""
 
 
 class Response:
@@ -33,7 +35,7 @@ class Response:
         self.keeps_alive = False
         self.complete = False
         self._bodiless = bodiless
-        self._room = _MOST_HEAD
+        self._room = MOST_HEAD
         self._state = self._head
         self._buffer = b""  # what came and is not understood yet: a part of a line
         self._left = 0  # bytes of the body, or of the chunk with its line end, still to come; or _TO_THE_END
@@ -58,19 +60,14 @@ class Response:
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             return self._incomplete()
-        lines = self._take(end + 4)[:-4].split(b"\r\n")
-        match = _STATUS.fullmatch(lines[0])
-        if match is None:
-            raise ExchangeError(WRONG_REPLY)
-        self.status = int(match[2])
-        if 100 <= self.status < 200 and self.status != 101:
-            return True
-        self._body(_fields(lines[1:]), minor=int(match[1]))
+        minor, self.status, fields = read_head(self._take(end + 4))
+        if self.status not in INTERIM:
+            self._body(fields, minor)
         return True
 
     def _body(self, fields: dict[bytes, bytes], minor: int) -> None:
-        tokens = [token.strip() for token in fields.get(b"connection", b"").lower().split(b",")]
-        self.keeps_alive = b"close" not in tokens and (minor == 1 or b"keep-alive" in tokens)
+        said = tokens(fields.get(b"connection", b""))
+        self.keeps_alive = b"close" not in said and (minor == 1 or b"keep-alive" in said)
         coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
         if self._bodiless or self.status in _BODILESS:
             self.keeps_alive &= self.status != 101  # from there on it is not HTTP
@@ -148,9 +145,23 @@ class Response:
         return True
 
     def _incomplete(self) -> bool:
-        if len(self._buffer) > _MOST_HEAD:
+        if len(self._buffer) > MOST_HEAD:
             raise ExchangeError(WRONG_REPLY)
         return False
+
+
+def read_head(head: bytes) -> tuple[int, int, dict[bytes, bytes]]:
+    """The minor version, the status and the fields of a head with its empty line. Raises ExchangeError."""
+    lines = head[:-4].split(b"\r\n")
+    match = _STATUS.fullmatch(lines[0])
+    if match is None:
+        raise ExchangeError(WRONG_REPLY)
+    return int(match[1]), int(match[2]), _fields(lines[1:])
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """The items of a list in a field's value, in lower case."""
+    return [token.strip() for token in value.lower().split(b",")]
 
 
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-_NEVER = b"\0"  # no response is like that
-
-
 class WebLink(Link):
     """Sends the request when the response to the one before is complete; connects when there is no connection.
 
@@ -33,7 +30,7 @@ class WebLink(Link):
         self._expected = expected or Expectation()
         self._exchanges = exchanges
         self._left = 0  # requests that this connection still takes; never 0 again if that is not limited
-        self._usual = _NEVER
+        self._usual: bytes | None = None
         self._size = CHUNK  # bytes to read at once: one more than the usual, as little memory is had faster than much
         self._keeps = False  # whether a response like that leaves the connection open
         self._response: Response | None = None  # the one that has come in part
@@ -77,7 +74,7 @@ class WebLink(Link):
 
     def _examine(self, data: bytes) -> None:
         """Read a response that is not the usual one, or comes in pieces."""
-        self._usual, self._size = _NEVER, CHUNK
+        self._usual, self._size = None, CHUNK
         in_one_piece = self._response is None
         response = self._response = self._response or Response(bodiless=self._expected.bodiless)
         try:

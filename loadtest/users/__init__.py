@@ -10,5 +10,17 @@ from . import adapter, live, options, rounding, web_options  # their import regi
 from .fast import FastUser
 from .stream import EchoUser, TalkbackUser
 from .web import WebUser
+from .websocket import WebSocketUser
 
-__all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebUser", "adapter", "live", "options", "rounding", "web_options"]
+__all__ = [
+    "EchoUser",
+    "FastUser",
+    "TalkbackUser",
+    "WebSocketUser",
+    "WebUser",
+    "adapter",
+    "live",
+    "options",
+    "rounding",
+    "web_options",
+]

@@ -30,10 +30,12 @@ from ..generator.line_links import EchoLink, TalkbackLink
 from ..generator.lines import numbered
 from ..generator.recorder import CONNECT
 from ..generator.web_link import WebLink
+from ..generator.websocket import OPCODES
+from ..generator.websocket_link import WebSocketLink
 from .bulk import Ledger
 from .options import DEADLINE_S, ECHOES, scenario_of
 from .target import target
-from .web_options import expectation_of, request_of, tls_of
+from .web_options import expectation_of, opening_of, request_of, tls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,9 +64,8 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         super().__init__(environment)
         self.options = environment.parsed_options
         self.scenario = scenario_of(type(self), self.options)
-        web = self.scenario == "http"
-        self.request_type = str(self.options.method) if web else "TCP"
-        self.name = str(self.options.path) if web else self.scenario
+        self.request_type = {"http": str(self.options.method), "websocket": "WS"}.get(self.scenario, "TCP")
+        self.name = self.scenario if self.request_type == "TCP" else str(self.options.path)
         self.address, self.family, self.socket_address = target(self)
         self.share = next(environment.shares)
         self.clients = self.share.part(self.options.connections)
@@ -108,7 +109,8 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
             witness=self,
         )
         engine.links = list(self._links(engine))
-        engine.dialer.no_delay |= len(engine.links[0].request) > _ONE_SEGMENT
+        several = len(engine.links[0].request) > _ONE_SEGMENT or self.scenario == "websocket"  # a pong, and a message
+        engine.dialer.no_delay |= several
         if rate_per_s := self.options.rate:
             arrivals = {"constant": model.constant, "poisson": model.poisson}[self.options.arrivals]
             _want_precise_timers()
@@ -120,7 +122,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         return engine
 
     def _links(self, engine: Engine) -> Iterator[Link]:
-        """One for each client. No two send the same line, so that another's reply is noticed."""
+        """One for each client. No two send the same line or message, so that another's reply is noticed."""
         options = self.options
         if self.scenario == "http":
             sent, expected = request_of(options).encode(self.address.name), expectation_of(options)
@@ -129,10 +131,17 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
             return
         first = random.getrandbits(48)
         lines = (numbered(first + number, options.payload) for number in range(self.clients))
-        if self.scenario == "echo":
+        if self.scenario == "websocket":
+            yield from (self._web_socket(engine, line[:-1]) for line in lines)
+        elif self.scenario == "echo":
             yield from (EchoLink(engine, line, options.exchanges or ECHOES) for line in lines)
         else:
             yield from (TalkbackLink(engine, line) for line in lines)
+
+    def _web_socket(self, engine: Engine, payload: bytes) -> Link:
+        options = self.options
+        opening = opening_of(options, self.address.name)
+        return WebSocketLink(engine, opening, OPCODES[options.message], payload, options.exchanges)
 
     def on_batch(self, batch: Batch) -> None:
         """Exchanges went well."""

@@ -12,7 +12,13 @@ from ..generator.address import DEFAULT
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
 
-SCENARIOS = {"talkback": "TalkbackUser", "echo": "EchoUser", "nap": "TalkbackUser", "http": "WebUser"}
+SCENARIOS = {
+    "talkback": "TalkbackUser",
+    "echo": "EchoUser",
+    "nap": "TalkbackUser",
+    "http": "WebUser",
+    "websocket": "WebSocketUser",
+}
 """Scenario -> the class of its readable user."""
 
 FAST = "FastUser"
@@ -35,7 +41,7 @@ def add_options(parser: LocustArgumentParser) -> None:
         "--scenario",
         choices=SCENARIOS,
         default="talkback",
-        help="What to talk to: the built-in app that the server runs, or http (default %(default)s). "
+        help="What to talk to: the built-in app that the server runs, http or websocket (default %(default)s). "
         "User classes named on the command line win.",
         include_in_web_ui=False,  # the classes are chosen at the start
     )
@@ -81,15 +87,15 @@ def add_options(parser: LocustArgumentParser) -> None:
         type=whole(0),
         default=64,
         metavar="<bytes>",
-        help="Length of each line without its newline (default %(default)s).",
+        help="Length of each line without its newline, or of each WebSocket message (default %(default)s).",
     )
     parser.add_argument(
         "--exchanges",
         type=whole(0),
         default=0,
         metavar="<int>",
-        help="Exchanges on a connection before a new one is made (default: 10 lines for echo; for http as many "
-        "requests as the server allows).",
+        help="Exchanges on a connection before a new one is made (default: 10 lines for echo; for http and websocket "
+        "as many as the server allows).",
     )
     parser.add_argument(
         "--warmup",
@@ -143,8 +149,8 @@ def engine_of(user_class: type) -> str:
 
 
 def protocol_of(user_class: Any, options: argparse.Namespace) -> str:
-    """What a user class speaks: "tcp" or "http"."""
-    return str(user_class.protocol) or ("http" if options.scenario == "http" else "tcp")
+    """What a user class speaks: tcp, http or websocket."""
+    return str(user_class.protocol) or (options.scenario if options.scenario in ("http", "websocket") else "tcp")
 
 
 class whole:  # noqa: N801 # reads as a function: argparse shows its name in no message

@@ -34,13 +34,14 @@ class StreamUser(User):  # type: ignore[misc]  # locust ships no types
     abstract = True
     wait_time = constant(0)
     protocol = "tcp"
+    request_type = "TCP"
     unix = True  # whether it can speak that over a Unix socket
     deadline_s = DEADLINE_S  # like every attribute of a user class it can be set with locust's --config-users
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        _, self.family, self.address = target(self)
-        self.scenario = scenario_of(type(self), environment.parsed_options)
+        self.server, self.family, self.address = target(self)
+        self.name = self.scenario = scenario_of(type(self), environment.parsed_options)
         # No two users send the same line, so that a reply which belongs to another client is noticed.
         self.numbers = itertools.count(random.getrandbits(48))
 
@@ -91,7 +92,7 @@ class TalkbackUser(StreamUser):
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
         """One whole connection."""
-        self.timed("TCP", self.scenario, self._talk)
+        self.timed(self.request_type, self.name, self._talk)
 
     def _talk(self) -> int:
         line = self.next_line()
@@ -109,7 +110,7 @@ class EchoUser(StreamUser):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self.connection: socket.socket | None = None
-        self.left = 0  # exchanges that this connection still serves
+        self.left: float = 0  # exchanges that this connection still serves
 
     def on_stop(self) -> None:
         """Close the connection with the user."""
@@ -118,9 +119,9 @@ class EchoUser(StreamUser):
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
         """One line there and back, on a new connection if there is none."""
-        if self.connection is None and not self.timed(CONNECT, self.scenario, self._open):
+        if self.connection is None and not self.timed(CONNECT, self.name, self._open):
             return
-        if not self.timed("TCP", self.scenario, self._echo) or self.left <= 0:
+        if not self.timed(self.request_type, self.name, self._echo) or self.left <= 0:
             self._close()
 
     def _open(self) -> int:

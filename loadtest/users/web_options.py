@@ -1,4 +1,5 @@
-"""The options of the http scenario on locust's command line, and what the users make of them. Its import adds them.
+"""The options of the http and websocket scenarios on locust's command line, and what the users make of them. Its import
+adds them.
 
 None is on the web page: the requests are made when the users are.
 """
@@ -14,6 +15,7 @@ from locust.exception import StopTest
 
 from ..generator import request, tls
 from ..generator.request import Expectation, Request
+from ..generator.websocket import OPCODES, Opening
 from .options import whole
 
 if TYPE_CHECKING:
@@ -27,13 +29,22 @@ if TYPE_CHECKING:
 def add_web_options(parser: LocustArgumentParser) -> None:
     """Add the options, with defaults that are not None, as workers get them in a message."""
 
-    def add(flag: str, *, help: str, **keywords: Any) -> None:  # noqa: A002 # argparse's word
-        parser.add_argument(flag, include_in_web_ui=False, help=f"http: {help}", **keywords)
+    def add(flag: str, *, help: str, of: str = "http", **keywords: Any) -> None:  # noqa: A002 # argparse's word
+        parser.add_argument(flag, include_in_web_ui=False, help=f"{of}: {help}", **keywords)
+
+    both = "http, websocket"
 
     add("--method", type=_parsed(request.method), default="GET", help="of the requests (default %(default)s).")
-    add("--path", type=_parsed(request.path), default="/", help="of the requests, with a query (default %(default)s).")
+    add(
+        "--path",
+        of=both,
+        type=_parsed(request.path),
+        default="/",
+        help="of the requests, with a query (default %(default)s).",
+    )
     add(
         "--header",
+        of=both,
         action="append",
         type=_parsed(request.header),
         default=[],
@@ -55,14 +66,16 @@ def add_web_options(parser: LocustArgumentParser) -> None:
     )
     add("--status", type=_parsed(request.status), default="2xx", help="of a good response (default %(default)s).")
     add("--length", type=whole(0), default=-1, metavar="<bytes>", help="of a good response's body (default: any).")
-    add("--insecure", action="store_true", help="take any certificate of an https:// server.")
+    add("--insecure", of=both, action="store_true", help="take any certificate of an https:// or wss:// server.")
     add(
         "--ca",
+        of=both,
         type=_parsed(_certificates),
         default="",
         metavar="<file>",
         help="certificates to trust (default: the system's).",
     )
+    add("--message", of="websocket", choices=OPCODES, default="text", help="their kind (default %(default)s).")
 
 
 def request_of(options: argparse.Namespace) -> Request:
@@ -83,8 +96,13 @@ def expectation_of(options: argparse.Namespace) -> Expectation:
     return Expectation(statuses=request.statuses(options.status), length=length, bodiless=options.method == "HEAD")
 
 
+def opening_of(options: argparse.Namespace, host: str) -> Opening:
+    """How a client asks for a WebSocket. Raises ValueError for a header that it may not set."""
+    return Opening.made(path=options.path, headers=options.header, host=host)
+
+
 def tls_of(options: argparse.Namespace) -> ssl.SSLContext:
-    """How an https:// server is verified. Raises StopTest, as a worker may lack the file that its master has."""
+    """How a server with TLS is verified. Raises StopTest, as a worker may lack the file that its master has."""
     try:
         return tls.context(insecure=options.insecure, ca=options.ca)
     except ValueError as error:

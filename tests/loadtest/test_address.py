@@ -26,6 +26,9 @@ from loadtest.generator.failure import ExchangeError, cause_of
         ("unix:/run/x", "http", "unix:/run/x"),
         ("https://example.org", "http", "example.org:443"),
         ("https://[::1]:8443/", "http", "[::1]:8443"),
+        ("ws://example.org", "websocket", "example.org:80"),
+        ("wss://example.org", "websocket", "example.org:443"),
+        ("unix:/run/x", "websocket", "unix:/run/x"),
     ],
 )
 def test_the_forms_of_an_address(text: str, protocol: str, expected: str) -> None:
@@ -39,6 +42,11 @@ def test_the_forms_of_an_address(text: str, protocol: str, expected: str) -> Non
         ("tcp://h:1", "http", "speaks http or https, not tcp; write http://HOST:PORT, https://HOST:PORT, unix:PATH or"),
         ("https://h:1", "tcp", "speaks tcp, not https"),
         ("ftp://h:1", "tcp", "not ftp"),
+        (
+            "https://h:1",
+            "websocket",
+            "speaks ws or wss, not https; write ws://HOST:PORT, wss://HOST:PORT, unix:PATH or",
+        ),
         ("localhost", "tcp", "the port is missing"),
         ("localhost", "http", "the port is missing"),
         ("tcp://[::1]", "tcp", "the port is missing"),
