@@ -16,13 +16,14 @@ class Exit:
     code: int | None = None
     signum: int | None = None
     dumped_core: bool = False
+    cpu_ns: int = 0  # user and system time that it has used
 
     @classmethod
-    def of_status(cls, pid: int, status: int) -> Exit:
+    def of_status(cls, pid: int, status: int, cpu_ns: int = 0) -> Exit:
         """Decode the status that waitpid(2) gave."""
         if os.WIFSIGNALED(status):
-            return cls(pid=pid, signum=os.WTERMSIG(status), dumped_core=os.WCOREDUMP(status))
-        return cls(pid=pid, code=os.WEXITSTATUS(status))
+            return cls(pid=pid, signum=os.WTERMSIG(status), dumped_core=os.WCOREDUMP(status), cpu_ns=cpu_ns)
+        return cls(pid=pid, code=os.WEXITSTATUS(status), cpu_ns=cpu_ns)
 
     @property
     def clean(self) -> bool:
@@ -39,9 +40,9 @@ def reap() -> list[Exit]:
     exits: list[Exit] = []
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
             return exits  # no children at all
         if pid == 0:
             return exits  # the rest are alive
-        exits.append(Exit.of_status(pid, status))
+        exits.append(Exit.of_status(pid, status, round((usage.ru_utime + usage.ru_stime) * 1e9)))

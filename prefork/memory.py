@@ -1,4 +1,4 @@
-"""MASTER. What the system says of a process: memory and CPU time. None where the process has gone or /proc is barred.
+"""What the system says of a process: memory and CPU time. None where the process has gone or /proc is barred.
 
 PSS, the proportional set size, is the one figure that adds up: a page that four workers share counts a quarter for
 each. The kernel walks every page for it (1-2 ms per 100 MB, and the process cannot map memory meanwhile), so `PssCache`
@@ -51,7 +51,7 @@ def _read(path: str) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class PssCache:
-    """MASTER. The last PSS of each process, in bytes."""
+    """The last PSS of each process, in bytes."""
 
     measure: Callable[[int], int | None] = pss_bytes
     clock: Callable[[], float] = time.monotonic

@@ -80,10 +80,14 @@ class Scoreboard:
     def clear(self, group: int) -> None:
         """Forget the last owner, before the next one. Only the master calls it, when no process owns the group."""
         self.header[IN_USE] = max(self.header[IN_USE], group + 1)
-        self.open_cells[group] = self.awake_cells[group] = 0
+        self.vacate(group)
         for thread in range(self.threads):
             row = self.row(group, thread)
             row.cells[:] = self._zeros
+
+    def vacate(self, group: int) -> None:
+        """Its owner is gone: no event loop shall wait for it. What it has counted stays until the next owner comes."""
+        self.open_cells[group] = self.awake_cells[group] = 0
 
     def read(self, group: int) -> Reading:
         """What the group says now."""

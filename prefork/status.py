@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .histogram import Histogram, estimable
 
 if TYPE_CHECKING:
+    from .facts import KnownWorker
     from .roster import WorkerHandle
     from .scoreboard import Reading
 
@@ -25,9 +26,9 @@ STARTING, IDLE, BUSY, DRAINING = "STARTING", "IDLE", "BUSY", "DRAINING"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerFacts:
-    """One live worker, as the master finds it. `held_is_busy`: each connection occupies a thread of its own."""
+    """One live worker, as it is seen. `held_is_busy`: each connection occupies a thread of its own."""
 
-    handle: WorkerHandle
+    handle: KnownWorker
     reading: Reading
     latencies: Histogram
     busy_ratio: float
@@ -56,16 +57,16 @@ class WorkerFacts:
         }
 
 
-def name_of(worker: WorkerHandle) -> Document:
+def name_of(worker: WorkerHandle | KnownWorker) -> Document:
     """Which worker it is."""
     return {"slot": worker.slot, "pid": worker.pid, "generation": worker.generation}
 
 
-def state(worker: WorkerHandle, reading: Reading, *, held_is_busy: bool) -> str:
+def state(worker: WorkerHandle | KnownWorker, reading: Reading, *, held_is_busy: bool) -> str:
     """One of the four states."""
     if worker.retiring_s is not None:
         return DRAINING
-    if worker.pending:
+    if worker.ready_s is None:
         return STARTING
     return BUSY if reading.since_ns or (held_is_busy and reading.held) else IDLE
 

@@ -1,8 +1,9 @@
 """MASTER. Its dealings with worker processes: fork them, hear them, bury them, and keep their counters.
 
 What a worker is told travels by signal (TERM, STACKS, FAULT), what it says by its pipe (channel.py), what it does by
-its rows of the scoreboard. Rows survive their owner until it is reaped; then its counters join `totals`, which never
-fall.
+its rows of the scoreboard. Rows survive their owner: when it is reaped its counters join those of its slot in `gone`,
+which never fall, and the rows stay as they are until the next owner comes. So who reads `gone` and the rows of the
+living sees everything once, also another process that learns of a death a moment later (bulletin.py).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Workforce:
     drop: Callable[[], None]  # what else a child closes first
     terms: Terms
     roster: Roster = field(default_factory=Roster)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))  # of workers that are gone
+    gone: dict[int, dict[str, int]] = field(default_factory=dict)  # by slot: COUNTERS of workers that are gone, cpu_ns
     latencies: Histogram = field(default_factory=lambda: Histogram(ARRAY_DIGITS))  # of workers that are gone
     board: Scoreboard = field(init=False)
     _receivers: dict[int, Receiver] = field(default_factory=dict)  # by pid
@@ -153,11 +154,12 @@ class Workforce:
         receiver = self._receivers.pop(child.pid)
         receiver.close()
         reading = self.board.read(worker.group)
-        for name, value in reading.counters.items():
-            self.totals[name] += value
+        counted = self.gone.setdefault(worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
+        for name, value in {**reading.counters, "cpu_ns": child.cpu_ns}.items():
+            counted[name] += value
         self.latencies.merge(self.board.histogram(worker.group))
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
-        self.board.clear(worker.group)
+        self.board.vacate(worker.group)
         return Obituary(
             worker=worker,
             exit=child,
@@ -238,13 +240,10 @@ class Workforce:
         readings = (self.board.read(worker.group) for worker in self.roster if worker.generation == generation)
         return self._served.get(generation, 0) + sum(reading.counters["completed"] for reading in readings)
 
-    def counters(self) -> dict[str, int]:
-        """Everything counted so far, by the living and the dead."""
-        sums = dict(self.totals)
-        for worker in self.roster:
-            for name, value in self.board.read(worker.group).counters.items():
-                sums[name] += value
-        return sums
+    @property
+    def totals(self) -> dict[str, int]:
+        """What workers that are gone have counted."""
+        return {name: sum(counted[name] for counted in self.gone.values()) for name in COUNTERS}
 
 
 def _nothing() -> None:

@@ -1,0 +1,54 @@
+"""What the master tells others of the server: it comes through text unchanged, and says whether clients are welcome."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prefork.facts import Facts, KnownWorker
+from prefork.histogram import ARRAY_DIGITS, Histogram
+
+
+def worker(**given: Any) -> KnownWorker:
+    known: dict[str, Any] = {
+        "pid": 4242, "slot": 1, "generation": 3, "group": 7, "spawned_s": 4900.0, "ready_s": 4901.5, "retiring_s": None,
+    }  # fmt: skip
+    return KnownWorker(**(known | given))
+
+
+def facts(**given: Any) -> Facts:
+    latencies = Histogram(ARRAY_DIGITS)
+    latencies.record(5_000_000, 3)
+    known: dict[str, Any] = {
+        "pid": 77, "began": 1.75e9, "began_s": 4800.25, "kind": "stream", "engine": "blocking", "generation": 3,
+        "wanted": 2, "booted": True, "reloading": False, "stopping": False, "last_reload": None, "control": None,
+        "workers": (worker(),), "gone": {0: {"completed": 4, "cpu_ns": 5}}, "latencies": latencies,
+        "respawns": {'of "this"\n': 2},
+    }  # fmt: skip
+    return Facts(**(known | given))
+
+
+def test_facts_come_back_from_their_text() -> None:
+    told = facts(workers=(worker(), worker(ready_s=None)), last_reload={"generation": 2, "ok": False, "reason": "ü\n"})
+    assert Facts.from_text(told.to_text()) == told
+
+
+def test_equal_facts_have_equal_texts() -> None:
+    assert facts().to_text() == facts().to_text() != facts(generation=4).to_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({}, ""),
+        ({"workers": (worker(retiring_s=1.0), worker())}, ""),
+        ({"booted": False}, "the server is starting"),
+        ({"stopping": True}, "the server is stopping"),
+        ({"workers": ()}, "no worker serves"),
+        ({"workers": (worker(retiring_s=4950.0), worker(ready_s=None))}, "no worker serves"),
+    ],
+)
+def test_when_new_clients_are_welcome(given: dict[str, Any], why: str) -> None:
+    assert replace(facts(), **given).unready == why
