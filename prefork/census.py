@@ -105,7 +105,7 @@ class Census:
             wanted=self.policy.workers,
             booted=self.policy.booted,
             reloading=bool(self.policy.booted and self.policy.rollout.phase),
-            stopping=self.policy.stopping,
+            stopping=self.policy.ending,
             last_reload=self._last_reload,
             control=self.control,
             workers=tuple(map(_known, self.force.roster)),

@@ -100,7 +100,8 @@ class Commands:
         if not self.policy.stopping:
             self.stop(f"prefork stop, {peer}")
         while not self.ended:
-            yield Progress(f"{len(self.force.roster)} workers left")
+            left = f"{len(self.force.roster)} workers left" if self.policy.stopping else "serving on for --lame-duck"
+            yield Progress(left)
         return {"pid": os.getpid(), "took_s": _since(began_s)}
 
     def _stack(self, slot: Any) -> Deed:
@@ -143,7 +144,7 @@ class Commands:
         return worker.pid in self.force.roster.workers
 
     def _refuse_when_stopping(self) -> None:
-        if self.ended or self.policy.stopping:
+        if self.ended or self.policy.ending:
             raise RefusedError("the server is stopping")
 
     def _refuse_when_late(self, until_s: float, otherwise: str) -> None:

@@ -28,6 +28,7 @@ class Config:
     backlog: int
     timeout_s: float
     graceful_timeout_s: float
+    lame_duck_s: float
     boot_timeout_s: float
     idle_timeout_s: float
     loop: str

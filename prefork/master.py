@@ -55,11 +55,11 @@ class Master:
         self._memory = MemoryLimit(limit=config.max_memory)
         self._fatal: PreforkError | None = None  # why the start failed
         self._desk = Desk(
-            config=config, policy=self._policy, force=self._force, log=log, scale=self.scale, stop=self._stop
+            config=config, policy=self._policy, force=self._force, log=log, scale=self.scale, stop=self._leave
         )
         self._tenure = Tenure(
             force=self._force, policy=self._policy, belongings=belongings, desk=self._desk,
-            heir=heir, place=started_in, stop=self._stop,
+            heir=heir, place=started_in,
         )  # fmt: skip
 
     def run(self) -> int:
@@ -131,13 +131,13 @@ class Master:
         if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             again = self._policy.stopping
             if not again:
-                self._stop(name)
+                (self._leave if signum == signal.SIGTERM else self._tenure.stop)(name)
             if signum == signal.SIGQUIT or (again and signum == signal.SIGINT):
                 self._tenure.upgrade.kill()
                 for worker in self._force.roster:
                     worker.killed = f"stopped at once by {name}"
                     self._force.kill(worker)
-        elif signum == signal.SIGHUP and not self._policy.stopping:
+        elif signum == signal.SIGHUP and not self._policy.ending:
             self._log.info("reloading", signal=name)
             self._policy.rollout.reload()
         elif signum == signal.SIGUSR1:
@@ -150,10 +150,8 @@ class Master:
             if refused := self.scale(max(1, wanted)):
                 self._log.warning("scaling refused", signal=name, reason=refused)
 
-    def _stop(self, why: str) -> None:
-        self._tenure.leave(why, time.monotonic())
-        self._policy.stop(time.monotonic())
-        self._log.info("stopping", signal=why, workers=len(self._force.roster))
+    def _leave(self, why: str) -> None:
+        self._tenure.leave(why)
 
     def scale(self, workers: int) -> str | None:
         """Want this many workers; return why not, if that cannot be."""

@@ -104,6 +104,8 @@ OPTIONS: tuple[Option, ...] = (
            help="How long handler code may run without waiting for its client; past it the worker is killed."),
     Option(name="graceful-timeout", field="graceful_timeout_s", parse=duration, default="30", metavar="DURATION",
            help="How long a stop waits for what is in flight; past it connections are cut, logged and counted."),
+    Option(name="lame-duck", field="lame_duck_s", parse=duration, default="0", metavar="DURATION",
+           help="After TERM, not ready any more, serve on for so long before the stop begins. A second TERM ends it."),
     Option(name="boot-timeout", field="boot_timeout_s", parse=positive_duration, default="60", metavar="DURATION",
            help="How long a worker may take from its start until it accepts."),
     Option(name="idle-timeout", field="idle_timeout_s", parse=positive_duration, default="60", metavar="DURATION",

@@ -18,6 +18,8 @@ from .judge import Judge
 from .rollout import Rollout, settled
 from .roster import Roster, WorkerHandle
 
+_NEVER = float("inf")
+
 
 class Policy:
     """MASTER. Turns what is known into what is to be done. `supervise` may be called as often as one likes."""
@@ -31,6 +33,7 @@ class Policy:
         self.rollout = Rollout(_latest=generation)
         self.backoff = Backoff()
         self.stopping = False
+        self.leaves_s = _NEVER  # when the stop is to begin, once it was asked for (--lame-duck)
         self.booted = False  # all workers have been ready once
         self._jitter = jitter
         self._filled: set[int] = set()  # slots that have had a worker
@@ -59,6 +62,11 @@ class Policy:
             return max(0.0, self.backoff.not_before_s - now_s)
         return self.backoff.note(now_s, self._jitter())
 
+    @property
+    def ending(self) -> bool:
+        """True from when a stop was asked for; until it begins, clients are served as ever."""
+        return self.stopping or self.leaves_s < _NEVER
+
     def spawn_refused(self, now_s: float) -> float:
         """A worker could not be forked; return the delay until the next try in seconds."""
         return self.backoff.wait(now_s, self._jitter())
@@ -77,7 +85,7 @@ class Policy:
 
     def stop(self, now_s: float) -> None:
         """Retire everybody; spawn nobody, unless the accept queue would be left to no one."""
-        self.stopping, self._stopped_s = True, now_s
+        self.stopping, self._stopped_s, self.leaves_s = True, now_s, _NEVER
 
     def settled(self, roster: Roster) -> bool:
         """True if what was wanted is so: the right number of serving workers, of the right generation."""

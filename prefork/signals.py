@@ -16,7 +16,7 @@ from types import FrameType
 
 # What the master does with each signal.
 TABLE: dict[signal.Signals, str] = {
-    signal.SIGTERM: "graceful stop: drain the accept queue, finish what is in flight, exit",
+    signal.SIGTERM: "graceful stop, after --lame-duck: drain the accept queue, finish what is in flight, exit",
     signal.SIGINT: "graceful stop; a second one stops at once",
     signal.SIGQUIT: "stop at once",
     signal.SIGCHLD: "internal: a child has exited",

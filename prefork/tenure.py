@@ -38,17 +38,16 @@ class Tenure:
         desk: Desk,
         heir: Heir | None,
         place: Place,
-        stop: Callable[[str], None],
     ) -> None:
         self._config = config = force.config
         self._log = log = force.log
+        self._roster = force.roster
         self._listeners = force.listeners  # one list: what is handed over, the workforce has no longer
         self._board = force.board
         self._policy = policy
         self._belongings = belongings
         self._desk = desk
         self._heir = heir
-        self._stop = stop
         self._reloading = False  # the service manager has been told so
         self.notifier = Notifier(os.environ)
         self.upgrade = Upgrade(
@@ -117,7 +116,9 @@ class Tenure:
             self._own(self._heir)
         if taken := self.upgrade.step(now_s):
             self._hand_over(taken)
-        return min(self.upgrade.wake_s, self.notifier.tick(now_s))
+        if now_s >= self._policy.leaves_s:
+            self.stop("--lame-duck is over")
+        return min(self.upgrade.wake_s, self.notifier.tick(now_s), self._policy.leaves_s)
 
     def acted(self, action: Action) -> None:
         """The master did what the policy wanted: does the service manager want to know?"""
@@ -143,7 +144,7 @@ class Tenure:
         """Start a new master, or say why not."""
         refusal = self.upgrade.refusal(
             ready=self._policy.booted,
-            stopping=self._policy.stopping,
+            stopping=self._policy.ending,
             reloading=bool(self._policy.rollout.phase),
             from_python=self._config.target is not None,
         )
@@ -173,7 +174,37 @@ class Tenure:
                 listener.close()
         if self._belongings.pidfile is not None and self._belongings.pidfile.fd in taken.fds:
             self._belongings.hand_over_pidfile()
-        self._stop("upgrade")
+        self.stop("upgrade")
+
+    # --- the end
+
+    def leave(self, why: str) -> None:
+        """The server is to stop: when --lame-duck is over, or at once if there is none or it is asked again.
+
+        Until then clients are served as ever, and whoever sends them here is told to send no more.
+        """
+        policy = self._policy
+        if policy.ending or not policy.booted or self.borrowing or not self._config.lame_duck_s:
+            self.stop(why)
+            return
+        now_s = time.monotonic()
+        policy.leaves_s = now_s + self._config.lame_duck_s
+        self._give_notice(why, now_s)
+        self._log.info("leaving", signal=why, stops_in=f"{self._config.lame_duck_s:g}s")
+
+    def stop(self, why: str) -> None:
+        """The server stops, and an upgrade with it."""
+        now_s = time.monotonic()
+        self.hold_off()
+        self._give_notice(why, now_s)
+        self._policy.stop(now_s)
+        self._log.info("stopping", signal=why, workers=len(self._roster))
+
+    def _give_notice(self, why: str, now_s: float) -> None:
+        self._reloading = False  # nobody waits for the end of a reload any more
+        self.notifier.stopping(f"stopping: {why}")
+        if not self.upgrade.done:
+            self.upgrade.cancel("the server stops", now_s)
 
     def hold_off(self) -> None:
         """The server stops: no newcomers, and what waits is for the workers to serve, unless it is another master's."""
@@ -181,13 +212,6 @@ class Tenure:
         self._board.header[STOPPING] = bool(mine)  # first: a signal to the group makes workers leave by themselves
         for listener in mine:
             listener.hold_off()
-
-    def leave(self, why: str, now_s: float) -> None:
-        """The server stops, and an upgrade with it."""
-        self.hold_off()
-        self.notifier.stopping(f"stopping: {why}")
-        if not self.upgrade.done:
-            self.upgrade.cancel("the server stops", now_s)
 
     def close(self) -> None:
         """Every worker has gone: remove what is ours."""

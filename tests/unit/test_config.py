@@ -40,6 +40,7 @@ OTHER = {
     "reload": "yes",
     "log": "/var/log/app.log",
     "graceful-timeout": "5s",
+    "lame-duck": "8s",
     "boot-timeout": "2m",
     "idle-timeout": "500ms",
     "loop": "asyncio",
