@@ -156,8 +156,8 @@ def test_a_master_and_its_workers_write_one_result(
     assert result["connections"] == 7
     assert counted(result) == (server.answered, 0)
     assert result["outside"]["completed"] > 0  # the warm-up
-    assert result["duration_s"] == pytest.approx(1.5, abs=0.8)
-    assert result["completed"] / result["duration_s"] == pytest.approx(7 / 0.02, rel=0.5)
+    assert 0 < result["duration_s"] < result["generator"]["wall_s"] - 0.45
+    assert result["completed"] / (result["duration_s"] + 0.02) <= 7 / 0.02  # no more than seven at a time
 
 
 @pytest.mark.slow
@@ -183,25 +183,35 @@ def test_the_result_names_a_worker_that_died(
 def test_a_worker_may_leave_and_another_come_late(
     engine: str, stand_in: StartServer, machines: Callable[..., Machines]
 ) -> None:
+    """The run lasts until all that has happened; how fast that may be follows from the server's 20 ms an answer."""
     server = stand_in(behave.slow(0.02))
+    count = 8 if engine == "fast" else 4
     users = ("-u", "4", "-r", "4")
-    options = (*users, *FAST, "--connections", "8") if engine == "fast" else users
-    run = machines("--host", server.address, *options, "-t", "9s", workers=2)
-    eventually(lambda: server.answered > 100, within_s=30, what="100 answers")
+    options = (*users, *FAST, "--connections", str(count)) if engine == "fast" else users
+    run = machines("--host", server.address, *options, workers=2)
+
+    def serve_for(least_s: float, what: str) -> None:
+        more = server.answered + round(least_s * count / 0.02)
+        eventually(lambda: server.answered > more, within_s=30, what=f"{least_s} s of answers {what}")
+
+    serve_for(0.5, "from two workers")
     late = run.join()
     seen = r"3 workers connected[^$]*All users spawned|All users spawned[^$]*3 workers connected"
-    eventually(lambda: re.search(seen, run.master.log), within_s=20, what="the third worker")
+    eventually(lambda: re.search(seen, run.master.log), within_s=30, what="the third worker")
+    serve_for(0.5, "from three workers")
     os.kill(run.workers[0].process.pid, signal.SIGTERM)  # leaves in good order: what it measured is not lost
-    assert run.workers[0].process.wait(20) == 0
+    assert run.workers[0].process.wait(30) == 0
+    serve_for(1.5, "without the one that left")
+    run.master.interrupt()
     result = run.result()
-    assert late.process.wait(20) == 0
+    assert late.process.wait(30) == 0
     check_sums(result)
-    parts = sorted(result["generator"]["processes"], key=lambda part: float(part["duration_s"]))
-    assert len(parts) == 3
     assert result["generator"]["lost"] == []
-    assert parts[2]["duration_s"] == pytest.approx(result["duration_s"], abs=0.6)  # who was there all the time
-    assert max(part["began_s"] for part in parts) > 1  # the late one, by the master's clock
-    assert parts[0]["duration_s"] < result["duration_s"] - 1
+    *early, latest = sorted(result["generator"]["processes"], key=lambda part: float(part["began_s"]))
+    left, stayed = sorted(early, key=lambda part: float(part["duration_s"]))
+    assert latest["began_s"] > 0.5  # by the master's clock
+    assert left["duration_s"] < stayed["duration_s"] - 1
+    assert stayed["duration_s"] == pytest.approx(result["duration_s"], abs=1)  # windows are laid by whole seconds
     assert counted(result) == (server.answered, 0)
 
 

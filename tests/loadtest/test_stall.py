@@ -38,17 +38,20 @@ def test_a_stall_shows_in_the_latency_from_the_schedule_and_hides_from_the_laten
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     threading.Event().wait(STALL_S)  # the length of the stall is what is measured
+    stall_s = time.monotonic() - began
     for pid in workers:
         os.kill(pid, signal.SIGCONT)
-    stall_s = time.monotonic() - began
     result = run.wait().result()
     corrected, service = (Histogram.from_json(result[clock]) for clock in ("latency", "service_time"))
     arrivals = result["arrivals"]
-    assert arrivals["offered"] == pytest.approx(RATE * result["duration_s"], abs=20)
-    assert (result["completed"], arrivals["missed"], result["failures"]) == (arrivals["offered"], 0, {})
-    expected_s = stall_s - 0.1 * result["duration_s"]
-    assert corrected.quantile(0.9) / 1e9 == pytest.approx(expected_s, abs=0.3)
-    assert service.quantile(0.9) < 100_000_000
-    assert service.max_ns > 0.9e9 * stall_s
-    assert corrected.quantile(0.5) < 100_000_000
+    asleep_s = result["generator"]["max_gap_s"]  # a generator that gets no CPU may see the last arrivals too late
+    assert -1 <= RATE * result["duration_s"] - arrivals["offered"] <= 1 + RATE * asleep_s
+    assert (result["completed"], result["failures"]) == (arrivals["offered"] - arrivals["missed"], {})
+    assert arrivals["missed"] == 0 or asleep_s > 0.09, "missed, though the generator was awake"
+    # Who came in the first part of the stall waited for the rest of it at least. A busy machine only adds to that.
+    waited_s = stall_s - (0.1 * result["completed"] + arrivals["missed"]) / RATE
+    assert corrected.quantile(0.9) / 1e9 > waited_s - 0.05
+    assert service.quantile(0.9) < corrected.quantile(0.9) / 4
+    assert service.max_ns / 1e9 > stall_s - asleep_s - 0.05
+    assert corrected.quantile(0.5) < corrected.quantile(0.9) / 4
     assert result["busy_s"] == pytest.approx(corrected.sum_ns / 1e9, rel=0.05)  # Little's law holds for a stall too
