@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 
 import loadtest.server
 from loadtest import planfile, sockdiag
+from loadtest.exchange import exchange as prove_ready
 from loadtest.interrupt import Interrupt
 from loadtest.server import RunningServer, ServerMissingError
 from tests.support.client import exchange, read_to_end, talkback_reply
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 PLANS = Path(loadtest.server.__file__).with_name("plans")
 PEERS = planfile.read(PLANS / "peers-stream.toml", {})
+WEB = [planfile.read(PLANS / f"peers-{kind}.toml", {}) for kind in ("wsgi", "asgi")]
 CPU_BOUND = planfile.read(PLANS / "workers-cpu.toml", {})
 ONE_AT_A_TIME = ("prefork", "C", "1 worker")
 LINES = {
@@ -81,6 +84,25 @@ def test_each_server_of_the_comparison_does_the_same_work(
     assert running.notes == []
 
 
+def web_servers() -> list[object]:
+    return [
+        pytest.param(plan, server, id=f"{plan.name}: {server.name}", marks=[pytest.mark.slow] * bool(number))
+        for plan in WEB
+        for number, server in enumerate(plan.servers)  # the first is prefork
+    ]
+
+
+@pytest.mark.parametrize(("plan", "server"), web_servers())
+def test_each_web_server_of_a_comparison_answers_every_load(
+    plan: Plan, server: Server, tmp_path: Path, interrupt: Interrupt
+) -> None:
+    """With answers of one length: the exchange that proves a server to be ready looks at it."""
+    lengths = {"hello": 14, "browser": 14, "post": 6, "large": 102_400, "connection each": 14}
+    with start(plan, server, tmp_path, interrupt) as running:
+        for load in plan.loads:
+            prove_ready(dataclasses.replace(load, length=lengths.get(load.name)), running.address, PLANS, 15.0)
+
+
 def test_peers_that_are_not_installed_are_left_out_with_the_way_to_install_them(
     tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,5 +115,5 @@ def test_peers_that_are_not_installed_are_left_out_with_the_way_to_install_them(
 def test_every_peer_that_must_be_installed_is_pinned() -> None:
     lines = (PLANS.parent / "peers" / "requirements.txt").read_text("utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    assert set(pinned) >= {"gevent", "uvloop"}
+    assert set(pinned) >= {"gevent", "granian", "gunicorn", "hypercorn", "uvicorn", "uvloop"}
     assert all(version[0].isdecimal() for version in pinned.values())

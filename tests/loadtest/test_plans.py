@@ -21,7 +21,7 @@ FOLDER = ROOT / "loadtest" / "plans"
 PLANS = sorted(FOLDER.glob("*.toml"))
 START_AND_STOP_S = 1.5  # of a round, beside its load
 MOST_S = 360
-LONG = {"peers-wsgi"}  # every kind of request on every server
+LONG = {"peers-asgi", "peers-wsgi"}  # every kind of request on every server
 DEADLINE_S = 110
 
 
@@ -51,7 +51,7 @@ def test_a_plan_says_what_it_asks_and_keeps_to_its_time(path: Path) -> None:
 
 def test_the_promised_plans_are_there() -> None:
     assert {path.stem for path in PLANS} >= {
-        "accept", "backlog", "calibrate", "demo", "peers-stream", "workers-cpu", "workers-io",
+        "accept", "backlog", "calibrate", "demo", "peers-asgi", "peers-stream", "workers-cpu", "workers-io",
     }  # fmt: skip
 
 
