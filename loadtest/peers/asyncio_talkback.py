@@ -2,6 +2,7 @@
 
 Streams are what asyncio's own page begins with, a Protocol is what it offers to those who need the speed; each runs on
 the standard library's event loop or on uvloop. Both loops set TCP_NODELAY on every connection by themselves.
+`handle` and `Talkback` are what prefork serves too, as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ GREETING = b"hello from prefork\n"
 BACKLOG = 2048
 
 
-async def talkback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(GREETING)
     line = await reader.readline()
     writer.write(b"you said: " + line.rstrip(b"\r\n") + b"\n")
@@ -47,7 +48,7 @@ class Talkback(asyncio.Protocol):
 
 async def serve(kind: str, host: str, port: int) -> None:
     if kind == "streams":
-        server = await asyncio.start_server(talkback, host, port, backlog=BACKLOG)
+        server = await asyncio.start_server(handle, host, port, backlog=BACKLOG)
     else:
         server = await asyncio.get_running_loop().create_server(Talkback, host, port, backlog=BACKLOG)
     await server.serve_forever()
@@ -59,4 +60,5 @@ def main() -> None:
     run(serve(kind, host, int(port)))
 
 
-main()
+if __name__ == "__main__":
+    main()
