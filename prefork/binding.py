@@ -82,12 +82,12 @@ def _remove_stale(address: Address) -> None:
 
 
 _HINTS = {
-    errno.EADDRINUSE: "another process listens there (`ss -ltnp` shows which); stop it or choose another --bind",
+    errno.EADDRINUSE: "another process listens there (`ss -ltnp` shows which); stop it or choose another address",
     errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher port or pass a listener as fd://N",
     errno.EADDRNOTAVAIL: "no interface of this machine has that address; `ip address` lists them",
 }
 _PATH_HINTS = {
-    errno.EADDRINUSE: "another process listens there (`ss -lxp` shows which); stop it or choose another --bind",
+    errno.EADDRINUSE: "another process listens there (`ss -lxp` shows which); stop it or choose another address",
     errno.EACCES: "this user may not write to its directory",
     errno.ENOENT: "its directory does not exist; create it first",
 }

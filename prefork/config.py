@@ -50,6 +50,7 @@ class Config:
     preload: bool
     accept: str
     control: str
+    admin: Address | None
     user: str
     group: str
     umask: int | None

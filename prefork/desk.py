@@ -1,4 +1,4 @@
-"""MASTER. Where operators are served: control socket, commands and census, as one object for the master's loop."""
+"""MASTER. Where operators are served: control socket, commands, census and admin, as one object for its loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from .actions import Action, Spawn
+from .admin_handle import AdminHandle
 from .census import Census
 from .commands import Commands
 from .config import Config
@@ -31,14 +32,17 @@ class Desk:
     ) -> None:
         self._place = config.control
         self.census = Census(config=config, policy=policy, force=force)
+        self.admin = AdminHandle(config=config, force=force, facts=self.census.facts)
         self._commands = Commands(policy=policy, force=force, census=self.census, log=log, scale=scale, stop=stop)
         self.control = Control(self._commands.obey, log)
         self.fd = self.control.fd
 
     def open(self) -> None:
-        """Make the control socket where the configuration wants it; a line in the log says so if that fails."""
+        """Make the control socket where the configuration wants it, a line in the log says so if that fails; begin to
+        answer on --admin."""
         self.control.open(self._place)
         self.census.control = self.control.path
+        self.admin.begin()
 
     # --- each turn of the master's loop
 
@@ -49,7 +53,7 @@ class Desk:
     def tell(self) -> float:
         """After the master has acted: answer. Returns when to come again (monotonic seconds)."""
         now_s = time.monotonic()
-        return min(self.census.tick(now_s), self.control.tell(now_s))
+        return min(self.census.tick(now_s), self.control.tell(now_s), self.admin.tell(now_s))
 
     # --- what happened
 
@@ -61,6 +65,7 @@ class Desk:
     def buried(self, obituary: Obituary) -> None:
         """A worker was reaped."""
         self.census.buried(obituary)
+        self.admin.publish()
 
     def spawned(self, order: Spawn) -> None:
         """A worker was forked."""
@@ -76,12 +81,15 @@ class Desk:
         """Another master is to be asked from now on; commands that were begun here are told their end here."""
         self.control.leave()
         self.census.control = None
+        self.admin.leave()
 
     def close(self) -> None:
         """The server has ended: whoever waits for that is told now."""
+        self.admin.end()
         self._commands.ended = True
         self.control.close(time.monotonic())
 
     def drop(self) -> None:
         """CHILD: close what only the master may hold."""
         self.control.drop()
+        self.admin.drop()

@@ -143,6 +143,16 @@ class Histogram:
         # The rounding keeps 0.07 * 100 == 7.000000000000001 from becoming rank 8.
         return self._at_ranks([max(1, math.ceil(round(q * self.n, 6))) for q in qs]) if self.n else [0] * len(qs)
 
+    def at_most(self, limits_ns: Sequence[int]) -> list[int]:
+        """How many samples do not exceed each of `limits_ns`, which ascend; a bucket counts with its largest value."""
+        found: list[int] = []
+        seen = 0
+        for bucket, count in sorted(self._counts.items()):
+            while len(found) < len(limits_ns) and highest(bucket, self.digits) > limits_ns[len(found)]:
+                found.append(seen)
+            seen += count
+        return found + [seen] * (len(limits_ns) - len(found))
+
     def quantile_interval(self, q: float) -> tuple[int, int] | None:
         """The 95 % interval in ns of the quantile `q` by order statistics; None if n is too small (see `estimable`).
 

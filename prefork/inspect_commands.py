@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .address import Address
 from .check import check as check_app
 from .config import Config
 from .option import APP, OPTIONS, Option
@@ -50,6 +51,8 @@ def _plain(option: Option, found: Config) -> Any:
     value = getattr(found, option.field)
     if option.many:
         return [str(item) for item in value]
+    if isinstance(value, Address):
+        return str(value)
     return f"{value:03o}" if option is _UMASK and value is not None else value
 
 

@@ -143,6 +143,7 @@ class Master:
         elif signum == signal.SIGUSR1:
             self._log.reopen(create=True)  # first: workers do not create it
             self._force.reopen_logs()
+            self._desk.admin.reopen_logs()
         elif signum == signal.SIGUSR2:
             self._tenure.begin_upgrade()
         elif signum in (signal.SIGTTIN, signal.SIGTTOU):
@@ -184,6 +185,7 @@ class Master:
     def _announce(self) -> None:
         if not self._policy.booted and self._force.roster.serving() == self._policy.workers:
             self._policy.booted = True
+            self._desk.admin.publish()  # first: who reads the line may ask at once
             took_s = time.monotonic() - self._started_s
             self._log.info(f"ready workers={self._policy.workers} in={took_s:.2f}s")
             self._tenure.ready()

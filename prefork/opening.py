@@ -1,6 +1,7 @@
 """MASTER. Every listener of a server: passed by the service manager, inherited in an upgrade, or made here.
 
-Sockets that were passed stand in place of the default address; with --bind given, they come on top.
+Sockets that were passed stand in place of the default address; with --bind given, they come on top. The listener of
+--admin is none of the workers', but is inherited in the same way.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from collections.abc import Iterator, MutableMapping
 
 from .address import Address
 from .config import Config
-from .errors import ConfigError
+from .errors import BindError, ConfigError
 from .heir import Heir
 from .listener import Listener, open_group, open_listener
 from .log import Log
 from .systemd import ACTIVATED, activated
+
+ADMIN_BACKLOG = 128
 
 
 def open_listeners(
@@ -49,3 +52,22 @@ def _open(bind: str, address: Address | None, config: Config, heir: Heir | None)
     listener = open_listener(address, backlog=config.backlog)
     listener.bind = bind
     return [listener]
+
+
+def open_admin(config: Config, log: Log, heir: Heir | None) -> Listener | None:
+    """The listener of --admin, if there is to be one. Raises BindError."""
+    if config.admin is None:
+        return None
+    bind = f"--admin {config.admin}"
+    inherited = heir.take(bind) if heir else []
+    try:
+        listener = inherited[0] if inherited else open_listener(config.admin, backlog=ADMIN_BACKLOG)
+    except BindError as error:
+        raise BindError(f"{config.sources['admin']}: {error}") from None
+    listener.bind = bind
+    log.info("admin listening", address=listener.address)
+    if not listener.address.startswith(("127.", "[::1]", "unix:")):
+        log.warning(
+            "admin is not on loopback", address=listener.address, effect="whoever can connect to it may read all of it"
+        )
+    return listener

@@ -82,6 +82,15 @@ def _root_path(text: str) -> str:
     return text
 
 
+def _admin(text: str) -> Address | None:
+    if text == "none":
+        return None
+    address = Address.parse(text)
+    if address.fd >= 0:
+        raise ValueError(f"{text!r} is not an address of the admin's own: give HOST:PORT, [V6]:PORT or unix:PATH")
+    return address
+
+
 def _app(text: str) -> str:
     if not text:
         raise ValueError("it is empty; give module:attribute, path.py:attribute or a built-in")
@@ -150,6 +159,9 @@ OPTIONS: tuple[Option, ...] = (
            help="shared: all workers accept on one socket. per-worker: a socket for each, the kernel spreads by hash."),
     Option(name="control", field="control", parse=str, default="auto", metavar="PATH|none",
            help="The control socket; auto: in $XDG_RUNTIME_DIR, or a private directory in the temp dir."),
+    Option(name="admin", field="admin", parse=_admin, default="none", metavar="ADDRESS|none",
+           help="Answer here, in a process of its own, how the server is: /metrics, /status.json, /healthz, /readyz, "
+                "and / for people."),
     Option(name="user", field="user", parse=str, default="", metavar="USER",
            help="Workers run as this user (name or number), from after the sockets are bound."),
     Option(name="group", field="group", parse=str, default="", metavar="GROUP",

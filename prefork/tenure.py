@@ -17,7 +17,7 @@ from .belongings import Belongings
 from .desk import Desk
 from .exits import Exit
 from .heir import Heir
-from .opening import open_listeners
+from .opening import open_admin, open_listeners
 from .policy import Policy
 from .privileges import Place
 from .scoreboard import STOPPING
@@ -72,6 +72,7 @@ class Tenure:
         self._belongings.open(drop, heir.take_pid_file(self._config.pid) if heir else None)
         for listener in open_listeners(self._config, self._log, heir, os.environ):
             self._listeners.append(listener)
+        self._desk.admin.listener = open_admin(self._config, self._log, heir)
         if heir:
             heir.leave_the_rest()
             self.notifier.silence(True)
@@ -92,7 +93,7 @@ class Tenure:
 
     def _own(self, heir: Heir) -> None:
         """The old master has handed over, or died."""
-        for listener in self._listeners:
+        for listener in (*self._listeners, *self._desk.admin.listeners):
             listener.borrowed = False
         if self._belongings.pidfile is not None:
             self._belongings.pidfile.write()
@@ -131,8 +132,8 @@ class Tenure:
             self.notifier.ready(self._status() + why)
 
     def buried(self, child: Exit) -> bool:
-        """A child was reaped; True if it was the new master."""
-        return self.upgrade.buried(child)
+        """A child was reaped; True if it was the new master, or the admin."""
+        return self.upgrade.buried(child) or self._desk.admin.bury(child)
 
     def _status(self) -> str:
         addresses = dict.fromkeys(listener.address for listener in self._listeners)
@@ -153,7 +154,7 @@ class Tenure:
             return
         try:
             self.upgrade.begin(
-                self._listeners,
+                [*self._listeners, *self._desk.admin.listeners],
                 self._belongings.pidfile,
                 generation=self._policy.rollout.generation,
                 configured=self._config.workers,
@@ -172,6 +173,7 @@ class Tenure:
             if listener.sock.fileno() in taken.fds:
                 self._listeners.remove(listener)
                 listener.close()
+        self._desk.admin.hand_over(taken.fds)
         if self._belongings.pidfile is not None and self._belongings.pidfile.fd in taken.fds:
             self._belongings.hand_over_pidfile()
         self.stop("upgrade")

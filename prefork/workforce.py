@@ -65,7 +65,7 @@ class Workforce:
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
     _nudge: int = field(init=False)  # eventfd through which workers wake each other
     templates: Templates = field(init=False)
-    _libc: ctypes.CDLL = field(init=False)
+    libc: ctypes.CDLL = field(init=False)
 
     def __post_init__(self) -> None:
         groups, threads = capacity(self.config.workers), self.config.threads
@@ -75,8 +75,8 @@ class Workforce:
             raise PreforkError(f"no memory for {groups} workers of {threads} threads: {error.strerror}") from None
         self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self.templates = Templates(libc=self._libc)
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.templates = Templates(libc=self.libc)
 
     # --- beginnings and ends
 
@@ -129,12 +129,17 @@ class Workforce:
             nudge=self._nudge,
             listeners=self.listeners,
             report=report,
-            lifeline=self._lifeline[0],
+            lifeline=self.lifeline,
             master=os.getpid(),
             drop=drop,
-            libc=self._libc,
+            libc=self.libc,
             terms=self.terms,
         )
+
+    @property
+    def lifeline(self) -> int:
+        """The end for children: its EOF is the master's death."""
+        return self._lifeline[0]
 
     def drop_masters(self, report: int = -1) -> None:
         """CHILD, first thing: close what only the master may hold."""

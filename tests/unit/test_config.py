@@ -31,6 +31,7 @@ OTHER = {
     "preload": "yes",
     "accept": "per-worker",
     "control": "none",
+    "admin": "127.0.0.1:9100",
     "user": "nobody",
     "group": "nogroup",
     "umask": "027",

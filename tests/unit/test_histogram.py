@@ -251,3 +251,12 @@ def test_what_is_no_latency_is_refused_and_changes_nothing() -> None:
 def test_a_damaged_document_is_refused_with_its_flaw(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Histogram.from_json(histogram_of([7, 9]).to_json() | change)
+
+
+@given(st.lists(st.integers(0, 1 << 42), max_size=50), st.lists(st.integers(0, 1 << 42), max_size=8))
+def test_how_many_do_not_exceed_a_limit(values: list[int], limits: list[int]) -> None:
+    made = Histogram(3)
+    made.record_many(values)
+    limits.sort()
+    for limit, found in zip(limits, made.at_most(limits), strict=True):
+        assert sum(value < limit * 0.999 for value in values) <= found <= sum(value <= limit for value in values)

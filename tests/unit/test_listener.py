@@ -224,7 +224,7 @@ def test_a_port_in_use_is_refused_with_advice(opened: Callable[..., Listener], m
     address = opened("127.0.0.1:0").address
     assert refused(address) == (
         f"cannot bind {address}: Address already in use; another process listens there (`ss -ltnp` shows which); "
-        "stop it or choose another --bind"
+        "stop it or choose another address"
     )
 
 

@@ -16,7 +16,7 @@ import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 import pytest
@@ -25,6 +25,7 @@ import loadtest.cli
 import loadtest.report
 import loadtest.verdict
 import prefork.cli
+import prefork.metrics
 import prefork.status
 from loadtest.compare import compare
 from loadtest.plan import Load, Plan, Server
@@ -32,6 +33,8 @@ from loadtest.planfile import LOAD_KEYS, PLAN_KEYS
 from loadtest.record import Worker
 from loadtest.report import Report
 from loadtest.store import Store
+from prefork.admin_answers import Answers
+from prefork.bulletin import Bulletin
 from prefork.errors import PreforkError
 from prefork.option import OPTIONS
 from prefork.signals import TABLE
@@ -135,6 +138,23 @@ def unused() -> str:
 
 def test_the_options() -> None:
     expect_table("### Options", *options())
+
+
+def metrics() -> Table:
+    rows = []
+    for metric in prefork.metrics.METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append((f"`{metric.name}`", metric.kind, labels, metric.help))
+    return ("metric", "type", "labels", "meaning"), rows
+
+
+def test_the_metrics() -> None:
+    expect_table("#### Metrics", *metrics())
+
+
+def test_the_paths_of_the_admin() -> None:
+    answers = Answers(bulletin=Bulletin(1), survey=cast("Any", None), page=b"")
+    assert sorted(cells("### Ask it over HTTP")) == sorted(path.decode() for path in answers._paths)
 
 
 def test_the_signals() -> None:
