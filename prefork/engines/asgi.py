@@ -37,12 +37,13 @@ class AsgiService:
 
     def retire(self, *, stopping: bool) -> None:
         """Every response is its connection's last one from here on; WebSockets are closed."""
-        self.site.draining = True
-        for exchange in self.site.running:
+        site = self.site
+        site.draining = True
+        site.retire_code = GOING_AWAY if stopping else SERVICE_RESTART
+        for exchange in site.running:
             exchange.retire()
-        code = GOING_AWAY if stopping else SERVICE_RESTART
-        for socket in list(self.site.sockets):
-            socket.retire(code)
+        for socket in list(site.sockets):
+            socket.retire()
         for member in list(self._crowd.members):
             if isinstance(member, HttpConnection):
                 member.retire()
@@ -54,7 +55,11 @@ class AsgiService:
 
     def cut(self) -> None:
         """Cancel the calls of the application."""
-        for task in [*self.site.running.values(), *self.site.sockets.values()]:
+        for exchange, task in list(self.site.running.items()):
+            exchange.lose()
+            task.cancel()
+        for socket, task in list(self.site.sockets.items()):
+            socket.cut()
             task.cancel()
 
     async def end(self, timeout_s: float) -> None:

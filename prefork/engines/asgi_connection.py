@@ -22,7 +22,7 @@ from .bell import Bell
 from .deadlines import NEVER
 from .inflow import Inflow
 from .outflow import Outflow
-from .parting import Parting, reset
+from .parting import Parting, reset, sends_on
 from .tls_facts import tls_facts
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ class HttpConnection(asyncio.Protocol):
         self._listener = listener
         self._inflow = Inflow(site)
         self._exchange: Exchange | None = None
-        self._ended = False  # the client sends no more
-        self._stalled = False  # it is not read from
-        self._over = False  # the connection is no longer this one's
+        # The client sends no more; it is not read from; the connection is no longer this one's.
+        self._ended = self._stalled = self._over = False
         self._drained = Bell()
         self.paused = False
         self.deadline_ns = self.watched_ns = NEVER
@@ -69,7 +68,7 @@ class HttpConnection(asyncio.Protocol):
         site = self.site
         self._outflow = Outflow(site, transport)
         if not hasattr(self, "peer"):
-            self.peer = site.peer(self._listener, transport.get_extra_info("peername"))
+            self.peer = site.peer(self._listener, transport.get_extra_info("peername") or ("", 0))  # or it has left
         if site.secure:
             self.peer.told.secure(tls_facts(transport))
         site.crowd.join(self)
@@ -81,7 +80,7 @@ class HttpConnection(asyncio.Protocol):
         if not pulse.on:
             pulse.begin()
         pulse.bytes_in += len(data)
-        request = self._inflow.feed(data, free=self._exchange is None)
+        request = self._inflow.feed(data, free=self._exchange is None and not self.paused)
         if request is not None:
             self._begin(request)
         else:
@@ -90,8 +89,9 @@ class HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See asyncio.Protocol. The client may still read."""
         self._ended = True
-        if self._exchange is not None:
-            self._exchange.hang_up()
+        exchange = self._exchange
+        if exchange is not None and (not exchange.body_open or self._inflow.waiting):
+            exchange.hang_up()
             return True
         for event in self._inflow.eof():
             self._take(event)
@@ -100,13 +100,13 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         exchange, self._exchange = self._exchange, None
-        self.site.timekeeper.forget(self)
-        self.site.crowd.leave(self)
         if exchange is not None:
             exchange.lose()
             self.site.lost(exchange)
-        elif not self._inflow.between:
+        elif not self._over and not self._inflow.between:
             self.site.lost()
+        self._leave()
+        self.site.crowd.leave(self)
         self.resume_writing()
 
     def pause_writing(self) -> None:
@@ -121,6 +121,8 @@ class HttpConnection(asyncio.Protocol):
         self._drained.ring()
         if self._exchange is not None:
             self._bound_body()
+        elif not self._over:
+            self._go_on(monotonic_ns())
 
     # --- from the exchange
 
@@ -140,11 +142,13 @@ class HttpConnection(asyncio.Protocol):
         exchange = self._exchange
         body = exchange.body if exchange is not None else None
         stalled = bool(self._inflow.waiting or (body is not None and body.buffered > _BODY_BYTES))
-        if stalled != self._stalled:
+        if stalled != self._stalled and not self._over:
             self._stalled = stalled
             if stalled:
                 self._transport.pause_reading()
             else:
+                if body is not None:
+                    body.began_ns = monotonic_ns()  # its client could not send meanwhile
                 self._transport.resume_reading()
             self._bound_body()
 
@@ -153,21 +157,26 @@ class HttpConnection(asyncio.Protocol):
         if exchange is not self._exchange:
             return
         self._exchange = None
-        site, response, body = self.site, exchange.response, exchange.body
-        if response.aborted or not response.keep_alive or self._ended or (body is not None and body.open):
+        response = exchange.response
+        if response.aborted or not response.keep_alive or self._ended or exchange.body_open:
             if response.aborted and not response.framed:
                 reset(self._transport)
             else:
-                more = (body is not None and body.open) or exchange.request.keep_alive or self._inflow.waiting
+                more = exchange.body_open or exchange.request.keep_alive or sends_on(self._transport)
                 self._end(linger=more and not self._ended and not response.aborted)
-        elif self._inflow.waiting:
-            self._advance()
         else:
-            self.deadline_ns = deadline_ns = now_ns + (site.header_ns if self._inflow.in_head else site.keep_alive_ns)
-            if deadline_ns < self.watched_ns:
-                site.timekeeper.watch(self)
+            self._go_on(now_ns)
 
     # --- inside
+
+    def _go_on(self, now_ns: int) -> None:
+        """Take the next request, or wait for it."""
+        if self._inflow.waiting:
+            self._advance()
+        else:
+            if self._stalled:
+                self.flow()
+            self._until(now_ns + (self.site.header_ns if self._inflow.in_head else self.site.keep_alive_ns))
 
     def _begin(self, request: Request) -> None:
         """Answer a request."""
@@ -204,26 +213,26 @@ class HttpConnection(asyncio.Protocol):
                 return False
             self._refuse(event)
         elif exchange is None:
+            if self.paused:
+                return False  # who does not read responses gets no more of them
             if type(event) is Request:
                 self._begin_any(event)
-        elif exchange.body is None or type(event) in (Request, Refusal):
+        elif exchange.body is None or type(event) is Request:
             return False
         elif type(event) is bytes:
             exchange.body.feed(event)
-            if not self._stalled:
-                self._bound_body()
+            self._bound_body()
         elif event is END:
             exchange.body.end()
-            self.deadline_ns = NEVER
+            self._bound_body()
         return True
 
     def _begin_any(self, request: Request) -> None:
         if request.upgrade:
             self._leave()
             self.site.upgrade(self, self._transport, request, self._inflow.detach())
-            return
-        self._begin(request)
-        if not request.complete:
+        else:
+            self._begin(request)
             self._bound_body()
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -231,8 +240,9 @@ class HttpConnection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.lose()
-            self.site.lost(exchange)
             if exchange.response.begun:
+                self.site.lost(exchange)
+                self._leave()
                 reset(self._transport)
                 return
         self.write(self.site.refuse(self.peer, refusal))
@@ -258,10 +268,9 @@ class HttpConnection(asyncio.Protocol):
                 self._until(deadline_ns)
             else:
                 self.abort()
-        elif self._exchange is not None:
-            self._refuse(Refusal(408, "its body did not come in time"))
-        elif not self._inflow.between:
-            self._refuse(Refusal(408, "its head did not come in time"))
+        elif self._exchange is not None or not self._inflow.between:
+            what = "head" if self._exchange is None else "body"
+            self._refuse(Refusal(408, f"its {what} did not come in time"))
         else:
             self._end(linger=False)
 
@@ -271,7 +280,9 @@ class HttpConnection(asyncio.Protocol):
             self._until(min(self.deadline_ns, monotonic_ns() + self.site.keep_alive_ns))
 
     def _bound_body(self) -> None:
-        """The client has to send the rest of its body, unless it is not read from."""
+        """The client has to send the rest of its body, unless it is not read from, or has to read first."""
+        if self.paused:
+            return
         exchange = self._exchange
         body = exchange.body if exchange is not None else None
         if body is None or not body.open or self._stalled:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..http.asgi_response import AsgiResponse, Message
 from ..http.response import ResponseError
 from .bell import Bell
+from .outflow import TURN_BYTES
 from .request_body import RequestBody
 
 if TYPE_CHECKING:
@@ -72,15 +73,14 @@ class Exchange:
         """ASGI: the next piece of the body, or that the client has left."""
         body = self.body
         if body is not None and not body.taken:
-            if body.continues:
+            if body.continues and not self.response.begun and not self.gone:
                 body.continues = False
                 self._connection.write(_CONTINUE)
             while not body.ready and not self.hung_up:
                 await self._wait()
             if body.ready:
                 data = body.take()
-                if body.open:
-                    self._connection.flow()
+                self._connection.flow()
                 return {"type": "http.request", "body": data, "more_body": body.open}
         elif body is None and not self._told:
             self._told = True
@@ -113,8 +113,10 @@ class Exchange:
             return
         if data:
             connection.write(data)
-        if connection.paused:
-            await connection.drained()
+        if self._site.retire_code and response.streams_events:
+            self.hang_up()
+        if connection.paused or self._site.pulse.bytes_out > TURN_BYTES:
+            await self._rest()
 
     @property
     def body_open(self) -> bool:
@@ -143,9 +145,11 @@ class Exchange:
         """The extension http.response.pathsend: the body is a file's content."""
         loop = self._site.loop
         with await loop.run_in_executor(None, open, path, "rb") as file:
-            left = os.fstat(file.fileno()).st_size
-            self.response.expect(left)
-            more = True
+            left, more = os.fstat(file.fileno()).st_size, True
+            if left:
+                self.response.expect(left)
+            else:
+                left = _FILE_BYTES << 40  # empty, or like those of /proc: its size says nothing
             while more:
                 data = await loop.run_in_executor(None, file.read, min(left, _FILE_BYTES))
                 left -= len(data)
@@ -157,8 +161,8 @@ class Exchange:
         response = self.response
         if response.done or self.gone:
             # Nobody reads it any more; but say it, unless it is just that.
-            if not (self.gone and isinstance(error, (OSError, asyncio.CancelledError))):
-                self._site.blame(error, self.peer)
+            if not (self.gone and tells_of_leaving(error)):
+                self._site.blame(error, self.peer, gone=self.gone)
             return
         data = response.fail(self._site.stamp)
         response.error = error
@@ -167,7 +171,27 @@ class Exchange:
             self._connection.write(data)
         self._connection.finished(self, now_ns)
 
+    async def _rest(self) -> None:
+        """Enough is written for now."""
+        if self._connection.paused:
+            await self._connection.drained()
+        else:
+            await self._site.pause()
+            if self.gone:
+                raise ClientDisconnected("the client has left")
+
     async def _wait(self) -> None:
         if self._news is None:
             self._news = Bell()
         await self._news.heard()
+
+
+def tells_of_leaving(error: BaseException | None) -> bool:
+    """Whether it is what an application made of ClientDisconnected, or of being cut."""
+    while error is not None:
+        if isinstance(error, (OSError, asyncio.CancelledError)):
+            return True
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(tells_of_leaving, error.exceptions))
+        error = error.__cause__ or error.__context__
+    return False

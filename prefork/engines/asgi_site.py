@@ -11,12 +11,13 @@ from ..histogram import array_index
 from ..http.forwarded import find_origin
 from ..http.refusal import Refusal
 from ..http.response import error_response
-from ..http.scope import Scope, Scopes, for_connection, for_listener, see_through
+from ..http.scope import Scope, Scopes, for_connection, for_listener, of_websocket, see_through
 from ..http.trusted import UNIX
 from ..http.websocket_opening import handshake, refuse
 from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, TOOK_NS
 from .asgi_websocket import WebSocketConnection
 from .http_site import HttpSite
+from .parting import Parting
 from .peer import Peer
 from .timekeeper import Timekeeper
 
@@ -32,7 +33,10 @@ AsgiPeer = Peer[Scopes]
 
 
 class AsgiSite(HttpSite[Scopes]):
-    """WORKER. `state`: what the lifespan has put there, for every request. `running`: calls of the application."""
+    """WORKER. `state`: what the lifespan has put there, for every request. `running`: calls of the application.
+
+    `retire_code`: why a WebSocket is closed, once the worker retires.
+    """
 
     def __init__(self, premises: Premises) -> None:
         station = premises.station
@@ -46,6 +50,7 @@ class AsgiSite(HttpSite[Scopes]):
         self.state: Scope = {}
         self.running: dict[Exchange, asyncio.Task[None]] = {}  # in the order of their beginnings
         self.sockets: dict[WebSocketConnection, asyncio.Task[None]] = {}  # calls for a WebSocket, each
+        self.retire_code = 0
         self.max_message = station.config.ws_max_message
         self.pings = station.config.ws_ping_s > 0
         self.look_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
@@ -85,25 +90,30 @@ class AsgiSite(HttpSite[Scopes]):
             response, took_ns = exchange.response, monotonic_ns() - exchange.began_ns
             self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, None)
 
-    def blame(self, error: BaseException, peer: AsgiPeer) -> None:
-        """The application failed where no response can tell."""
-        self._complaints.add(error, peer.text)
+    def blame(self, error: BaseException, peer: AsgiPeer, *, gone: bool = False) -> None:
+        """The application failed where no response can tell. `gone`: after its client had left, which may be why."""
+        if gone:
+            event = "handler failed after its client had left"
+            self._complaints.note(event, ours=False, peer=peer.text, error=repr(error))
+        else:
+            self._complaints.add(error, peer.text)
 
     def upgrade(self, connection: HttpConnection, transport: Any, request: Request, rest: bytes) -> None:
         """A request asks for a WebSocket: hand its connection over."""
         peer = connection.peer
         opening = handshake(request)
         if isinstance(opening, Refusal):
-            transport.write(refuse(opening, self.stamp))
             self.refuse(peer, opening)
-            transport.close()
+            connection.write(refuse(opening, self.stamp))
+            Parting(self, transport, connection, linger=True)
             return
         socket = WebSocketConnection(self, transport, peer, request, opening, rest)
         transport.set_protocol(socket)
         self.crowd.replace(connection, socket)
-        scope = peer.told.of_websocket(request, self.state, opening.subprotocols)
+        scope = peer.told.of(request, self.state)
         if peer.trusted:
             self.see_through(peer, request, scope)
+        scope = of_websocket(scope, opening.subprotocols)
         self.sockets[socket] = self.loop.create_task(socket.run(scope))
 
     def count_opening(self, began_ns: int, outcome: int = COMPLETED) -> None:
@@ -121,6 +131,12 @@ class AsgiSite(HttpSite[Scopes]):
     def tell_socket(self, peer: AsgiPeer, request: Request, status: int, sent: int, began_ns: int) -> None:
         """A WebSocket has ended: its line in the access log."""
         self.tell(peer, request, status, sent, monotonic_ns() - began_ns, None)
+
+    async def pause(self) -> None:
+        """Let the loop look after the others, and hear who has left: an application never waits while there is room."""
+        if not self.pulse.on:
+            self.pulse.begin()
+        await asyncio.sleep(0)
 
     def oldest(self) -> tuple[int, bytes]:
         """Since when the oldest exchange is in hand, and whose it is."""

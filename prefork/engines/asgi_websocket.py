@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..http.asgi_response import AsgiResponse, Message
 from ..http.response import ResponseError
-from ..http.websocket import CLOSED, OPEN, WebSocket
+from ..http.websocket import CLOSED, WebSocket
 from ..http.websocket_close import ABNORMAL, INTERNAL_ERROR, NORMAL, Closed
-from .asgi_exchange import ClientDisconnected
+from .asgi_exchange import ClientDisconnected, tells_of_leaving
 from .bell import Bell
 from .deadlines import NEVER
-from .parting import Parting
+from .outflow import TURN_BYTES
+from .parting import Parting, reset
 from .socket_inbox import SocketInbox
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.peer = peer
         self.began_ns = monotonic_ns()
         self.gone = False
-        self.deadline_ns = NEVER
-        self.watched_ns = NEVER
+        self.deadline_ns = self.watched_ns = NEVER
         self.entry: list[Any] | None = None
         transport.pause_reading()
 
@@ -77,7 +77,7 @@ class WebSocketConnection(asyncio.Protocol):
         try:
             await site.app(scope, self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - the border of the application
-            if not (self._ending and isinstance(error, (OSError, asyncio.CancelledError))):
+            if not (self._ending and tells_of_leaving(error)):
                 site.blame(error, self.peer)
             self._give_up(INTERNAL_ERROR)
         else:
@@ -106,10 +106,7 @@ class WebSocketConnection(asyncio.Protocol):
             data = ws.text(text) if text is not None else ws.binary(message["bytes"])
             self._sent += len(data)
             self._write(data)
-            if self._paused:
-                await self._drained.heard()
-                if self.gone:
-                    raise ClientDisconnected("the client has left")
+            await self._drain()
         elif what == "websocket.close":
             self._close(int(message.get("code") or NORMAL), message.get("reason") or "")
         elif ws is not None:
@@ -118,6 +115,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._accept(message.get("subprotocol"), list(message.get("headers") or ()))
         elif what in ("websocket.http.response.start", "websocket.http.response.body"):
             self._deny({**message, "type": what.removeprefix("websocket.")})
+            await self._drain()
         else:
             raise ResponseError(f"a message of type {what!r} cannot be sent before the handshake is answered")
 
@@ -159,10 +157,12 @@ class WebSocketConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """Time to look after the client."""
-        unread = self._transport.get_write_buffer_size()
-        stuck = self._paused and 0 < self._unread <= unread
+        before, unread = self._unread, self._transport.get_write_buffer_size()
         self._unread = unread
-        if self._ending or stuck or (self._pinged and not self._heard):
+        if self._ending and unread < before:
+            self._watch(_CLOSE_NS)  # the Close stands behind what it still reads
+            return
+        if self._ending or (self._paused and 0 < before <= unread) or (self._pinged and not self._heard):
             self.abort()
             return
         self._pinged = self._site.pings and not self._heard and self._ws is not None
@@ -175,14 +175,15 @@ class WebSocketConnection(asyncio.Protocol):
         """Cut the connection."""
         self._transport.abort()
 
-    def retire(self, code: int) -> None:
-        """The worker retires: say so to the client, and to the application."""
-        if self._ending:
-            return
-        if self._ws is None:
+    def retire(self) -> None:
+        """The worker retires: say so to the client and to the application, once the handshake is answered."""
+        if self._ws is not None and not self._ending:
+            self._close(self._site.retire_code, "")
+
+    def cut(self) -> None:
+        """The application was given long enough."""
+        if not self._ending:
             self._refuse(503)
-        else:
-            self._close(code, "")
 
     # --- inside
 
@@ -198,6 +199,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._flow()
         if not self._ending:
             self._watch(site.look_ns)
+        if site.retire_code:
+            self.retire()
 
     def _take(self, ws: WebSocket, data: bytes) -> None:
         for event in ws.feed(data):
@@ -227,6 +230,14 @@ class WebSocketConnection(asyncio.Protocol):
         self._pulse.bytes_out += len(data)
         self._transport.write(data)
 
+    async def _drain(self) -> None:
+        if self._paused:
+            await self._drained.heard()
+        elif self._pulse.bytes_out > TURN_BYTES:
+            await self._site.pause()
+        if self.gone:
+            raise ClientDisconnected("the client has left")
+
     def _close(self, code: int, reason: str) -> None:
         """Say Close, or, before there is a WebSocket, that there will be none."""
         if self._ws is None:
@@ -234,22 +245,25 @@ class WebSocketConnection(asyncio.Protocol):
             return
         self._write(self._ws.close(code, reason))
         self._end(Closed(code, reason))
+        self._unread = self._transport.get_write_buffer_size()
         self._watch(_CLOSE_NS)
 
     def _give_up(self, code: int) -> None:
         """The application has returned."""
-        if self._ending:
-            return
-        if self._ws is None:
+        if self._ws is None and not self._ending:
             self._refuse(500)
-        elif self._ws.state == OPEN:
+        elif not self._ending:
             self._close(code, "")
 
     def _refuse(self, status: int) -> None:
-        """Answer the handshake with an error."""
-        self._write(self._site.deny(status, self.began_ns))
+        """Answer the handshake with an error, or break off an answer that has begun."""
+        answer = self._site.deny(status, self.began_ns)
         self._end(Closed(ABNORMAL, ""), status)
-        self._part()
+        if self._response is not None and self._response.begun:
+            reset(self._transport)
+        else:
+            self._write(answer)
+            self._part()
 
     def _deny(self, message: Message) -> None:
         """Answer the handshake with a response of the application's (the extension websocket.http.response)."""

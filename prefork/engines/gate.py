@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..listener import Listener
     from .asgi_site import AsgiPeer, AsgiSite
 
+_LINGER_NS = 2_000_000_000  # how long who speaks plain HTTP may take to read what it is told
 _HANDSHAKE = b"\x16"  # RFC 8446 5.1: the type of a client's first record
 
 Adopt = Callable[[socket.socket, "Listener", "AsgiPeer"], None]
@@ -30,7 +31,8 @@ class Gate:
     """WORKER. Stands for one connection until `adopt` gets it. `deadline_ns` and so on: for deadlines.Deadlines."""
 
     __slots__ = (
-        "_adopt", "_listener", "_loop", "_peer", "_proxy", "_site", "_sock", "deadline_ns", "entry", "watched_ns",
+        "_adopt", "_listener", "_loop", "_peer", "_proxy", "_site", "_sock", "_told", "deadline_ns", "entry",
+        "watched_ns",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +45,7 @@ class Gate:
         self._listener = listener
         self._proxy = ProxyInput(sock) if proxied else None
         self._adopt = adopt
+        self._told = False  # that it does not speak TLS
         self.deadline_ns = monotonic_ns() + site.header_ns
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
@@ -64,6 +67,9 @@ class Gate:
         try:
             if self._proxy is not None:
                 self._take_header(self._proxy)
+            elif self._told:
+                if not self._sock.recv(65536):
+                    self.abort()
             else:
                 self._look_for_tls()
         except BlockingIOError:
@@ -87,11 +93,13 @@ class Gate:
         first = self._sock.recv(1, socket.MSG_PEEK)
         if first == _HANDSHAKE:
             self._pass()
+        elif first:
+            self._site.complain(ConnectionError("it does not speak TLS"), self._peer)
+            self._sock.send(PLAIN_HTTP)
+            self._sock.shutdown(socket.SHUT_WR)
+            self._told = True  # unread, what it still sends would make a reset of the close
+            self.deadline_ns = monotonic_ns() + _LINGER_NS
         else:
-            if first:
-                self._site.complain(ConnectionError("it does not speak TLS"), self._peer)
-                self._sock.recv(65536)  # unread, it would make a reset of the close
-                self._sock.send(PLAIN_HTTP)
             self.abort()
 
     def _pass(self) -> None:

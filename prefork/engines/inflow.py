@@ -48,7 +48,7 @@ class Inflow:
         events = self._parser.feed(data)
         if free and len(events) == 1 and not self.in_head:
             request = events[0]
-            if type(request) is Request and request.complete and not request.upgrade:
+            if type(request) is Request and request.complete and not request.upgrade and self._parser.idle:
                 return request  # the usual case, straight through
         self._events.extend(events)
         return None

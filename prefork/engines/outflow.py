@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .asgi_site import AsgiSite
 
+TURN_BYTES = 262144  # that are written in one turn of the loop before an application has to let others go first
+
 
 class Outflow:
     """WORKER. One wait for a client to read. Deadlines are CLOCK_MONOTONIC ns."""

@@ -12,6 +12,7 @@ import struct
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
+from ..connection import unread
 from .deadlines import NEVER
 from .outflow import Outflow
 
@@ -76,6 +77,14 @@ class Parting(asyncio.Protocol):
     def abort(self) -> None:
         """Cut the connection."""
         self._transport.abort()
+
+
+def sends_on(transport: Any) -> bool:
+    """Whether the client has sent what nobody has read."""
+    try:
+        return bool(unread(transport.get_extra_info("socket")))
+    except OSError:
+        return False  # it has left
 
 
 def reset(transport: Any) -> None:

@@ -145,7 +145,7 @@ class AsgiResponse:
             return head[1] + stamp + body
         if not self._mode and self._length is None and self._trailers is None and (size or request.method != "HEAD"):
             self._length = size
-        data = self._piece(body, stamp)
+        data = self._piece(body, stamp, last=True)
         if self._mode == SIZED and self.sent != self._length:
             self.keep_alive = False
             self.error = ResponseError(f"the body has only {self.sent} bytes: the Content-Length is {self._length}")
@@ -154,17 +154,17 @@ class AsgiResponse:
         self.done = True
         return data + LAST_CHUNK if self._mode == CHUNKED else data
 
-    def _piece(self, body: bytes, stamp: bytes) -> bytes:
+    def _piece(self, body: bytes, stamp: bytes, *, last: bool = False) -> bytes:
         """Frame a piece of the body; before the first, the head leaves."""
         if self.done:
             raise ResponseError("http.response.body was sent after the last one")
-        head = b"" if self._mode else self._leave(stamp)
+        head = b"" if self._mode else self._leave(stamp, len(body), last=last)
         if self._mode == SIZED:
             room = (self._length or 0) - self.sent
             if len(body) > room:
                 self.keep_alive = False
                 body = body[:room]
-                text = f"the body has more than {self._length} bytes and was cut: so long is the Content-Length"
+                text = f"the body is longer and was cut: the Content-Length is {self._length}"
                 self.error = ResponseError(text)
         elif self._mode == NO_BODY:
             return head
@@ -173,14 +173,17 @@ class AsgiResponse:
             return head + chunk(body) if body else head
         return head + body
 
-    def _leave(self, stamp: bytes) -> bytes:
-        """Return the head: from here on it cannot be taken back."""
+    def _leave(self, stamp: bytes, size: int, *, last: bool) -> bytes:
+        """Return the head, before so many bytes of body: from here on it cannot be taken back."""
         assert self._head is not None
         code, text, _, given = self._head
         request = self.request
         is_head = request.method == "HEAD"
         self._mode, framing = frame(code, given, self._length, head=is_head, minor=request.minor)
-        if self._mode == TO_THE_END or given & CLOSE:
+        wrong = (
+            self._mode == SIZED and self._length is not None and (size > self._length or (last and size < self._length))
+        )
+        if wrong or self._mode == TO_THE_END or given & CLOSE:
             self.keep_alive = False
         if given & (DATE | SERVER):
             stamp = without(stamp, given)

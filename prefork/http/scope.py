@@ -85,22 +85,23 @@ class Scopes:
         scope["state"] = state.copy()
         return scope
 
-    def of_websocket(self, request: Request, state: Scope, subprotocols: list[str]) -> Scope:
-        """The same for a connection that becomes a WebSocket."""
-        scope = self.of(request, state)
-        del scope["method"]
-        scope["type"] = "websocket"
-        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
-        scope["subprotocols"] = subprotocols
-        scope["extensions"] = {**_WEBSOCKET, **self._tls}
-        return scope
-
 
 def see_through(scope: Scope, origin: Origin) -> None:
-    """Put the client in the place of the trusted proxies that stand before it. Not yet for a WebSocket."""
+    """Put the client in the place of the trusted proxies that stand before it."""
     if origin.address != (scope["client"] or ("unix:",))[0]:
         scope["client"] = (origin.address, origin.port)
     if origin.scheme:
         scope["scheme"] = origin.scheme
     if origin.host:
         scope["headers"] = [(name, origin.host if name == b"host" else value) for name, value in scope["headers"]]
+
+
+def of_websocket(scope: Scope, subprotocols: list[str]) -> Scope:
+    """Make the scope of a request that of the WebSocket which its connection becomes."""
+    del scope["method"]
+    scope["type"] = "websocket"
+    scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+    scope["subprotocols"] = subprotocols
+    extensions = scope["extensions"]
+    scope["extensions"] = {**_WEBSOCKET, **{name: extensions[name] for name in ("tls",) if name in extensions}}
+    return scope

@@ -14,22 +14,32 @@ import pytest
 from tests.apps.web import BLOCK, HELLO
 from tests.support.client import abort, exchange, read_exactly, read_to_end
 from tests.support.wait import eventually
-from tests.support.web import WEB, Browser, fetch, request
+from tests.support.web import ASGI, WEB, Browser, fetch, request
 
 if TYPE_CHECKING:
     from tests.conftest import Serve, Shared
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
-HOW = [pytest.param("1", id="inline"), pytest.param("4", id="pool", marks=pytest.mark.slow)]
 ONE = ("--workers", "1")
+INLINE = pytest.param((WEB, *ONE), id="inline")
+POOL = pytest.param((WEB, *ONE, "--threads", "4"), id="pool", marks=pytest.mark.slow)
+ON_UVLOOP = pytest.param((ASGI, *ONE), id="asgi")
+ON_ASYNCIO = pytest.param((ASGI, *ONE, "--loop", "asyncio"), id="asgi-asyncio", marks=pytest.mark.slow)
+HOW = [INLINE, POOL, ON_UVLOOP, ON_ASYNCIO]
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @pytest.fixture(params=HOW)
 def server(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
-    """One worker, with the application in the loop or on threads."""
-    return shared(WEB, *ONE, "--threads", request.param, "--max-body", "8m")
+    """One worker, with a WSGI application in the loop or on threads, or with its ASGI twin."""
+    return shared(*request.param, "--max-body", "8m")
+
+
+@pytest.fixture(params=[INLINE, POOL])
+def wsgi(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
+    """The same without ASGI."""
+    return shared(*request.param, "--max-body", "8m")
 
 
 def silent(browser: Browser) -> bool:
@@ -51,15 +61,15 @@ def test_get_head_and_post(server: RunningServer) -> None:
         assert browser.get("/nowhere").status == 404
 
 
-def test_what_the_application_is_told(server: RunningServer) -> None:
-    with Browser(server) as browser:
+def test_what_the_application_is_told(wsgi: RunningServer) -> None:
+    with Browser(wsgi) as browser:
         said = json.loads(browser.post("/environ?a=%20b", b"12345", content_type="text/x", x_many="1").body)
         host, port = browser.sock.getsockname()
     expected = {
         "REQUEST_METHOD": "POST", "PATH_INFO": "/environ", "QUERY_STRING": "a=%20b", "RAW_URI": "/environ?a=%20b",
         "CONTENT_LENGTH": "5", "CONTENT_TYPE": "text/x", "HTTP_HOST": "test", "HTTP_X_MANY": "1", "SCRIPT_NAME": "",
         "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "127.0.0.1", "REMOTE_ADDR": host, "REMOTE_PORT": str(port),
-        "SERVER_PORT": server.address.rpartition(":")[2], "wsgi.url_scheme": "http", "wsgi.version": [1, 0],
+        "SERVER_PORT": wsgi.address.rpartition(":")[2], "wsgi.url_scheme": "http", "wsgi.version": [1, 0],
         "wsgi.multiprocess": False, "wsgi.run_once": False,
     }  # fmt: skip
     assert {key: said.get(key) for key in expected} == expected
@@ -253,8 +263,8 @@ def test_a_file_is_sent_from_where_it_stands(server: RunningServer, tmp_path: Pa
         assert browser.get().body == HELLO
 
 
-def test_written_blocks_come_before_returned_ones(server: RunningServer) -> None:
-    with Browser(server) as browser:
+def test_written_blocks_come_before_returned_ones(wsgi: RunningServer) -> None:
+    with Browser(wsgi) as browser:
         assert browser.get("/write").body == b"written, twice, and returned\n"
         assert browser.get("/204").status == 204
         assert browser.get().body == HELLO
@@ -280,7 +290,7 @@ def test_a_client_that_leaves_a_stream_has_it_closed_once(server: RunningServer,
 @pytest.fixture(params=HOW)
 def wronged(serve: Serve, request: pytest.FixtureRequest) -> RunningServer:
     """A server whose log may have tracebacks."""
-    return serve(WEB, *ONE, "--threads", request.param, expect_traceback=True)
+    return serve(*request.param, expect_traceback=True)
 
 
 def test_exceptions_of_the_application_are_told_to_the_log_alone(wronged: RunningServer) -> None:
@@ -323,9 +333,9 @@ def test_no_byte_leaves_of_a_header_that_would_split_the_response(wronged: Runni
     assert fetch(wronged, "/split?fine").fields["x-said"] == "fine"
 
 
-def test_what_is_written_to_wsgi_errors_is_in_the_log(server: RunningServer) -> None:
-    fetch(server, "/errors?something%20is%20wrong")
-    server.wait_log("^something is wrong$")
+def test_what_is_written_to_wsgi_errors_is_in_the_log(wsgi: RunningServer) -> None:
+    fetch(wsgi, "/errors?something%20is%20wrong")
+    wsgi.wait_log("^something is wrong$")
 
 
 # --- listeners, threads, limits

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.support.server import RunningServer
 
 WEB = f"{APPS / 'web.py'}:app"
+ASGI = f"{APPS / 'web_asgi.py'}:app"  # the same deeds
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) ([ -~]*)")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\t -~\x80-\xff]*)")
 
@@ -77,8 +78,8 @@ class Browser:
         self.send(request(path, method="POST", body=body, **fields))
         return self.response()
 
-    def response(self, *, head: bool = False) -> Response:
-        """Read one response; `head`: it answers HEAD, and has no body. Raises EOFError if the server closes."""
+    def head(self) -> tuple[int, dict[str, str]]:
+        """Read a head alone: status and fields."""
         raw = self._until(b"\r\n\r\n")
         first, *lines = raw[:-4].split(b"\r\n")
         status = _STATUS.fullmatch(first)
@@ -90,9 +91,13 @@ class Browser:
             name = match[1].decode().lower()
             assert name not in fields or name == "set-cookie", f"{name} twice: {raw!r}"
             fields[name] = match[2].decode("latin1")
-        code = int(status[1])
+        assert int(status[1]) == 100 or "date" in fields, raw
+        return int(status[1]), fields
+
+    def response(self, *, head: bool = False) -> Response:
+        """Read one response; `head`: it answers HEAD, and has no body. Raises EOFError if the server closes."""
+        code, fields = self.head()
         body = b"" if head or code in (100, 204, 304) else self._body(fields)
-        assert code == 100 or "date" in fields, raw
         return Response(status=code, fields=fields, body=body)
 
     def ended(self) -> bool:
