@@ -1,11 +1,10 @@
-"""The live page of --admin: one document that needs nothing else. Pure: its files are read when it is imported."""
+"""The live page of --admin: one document that needs nothing else. Its parts are read when this is imported."""
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 
-_FILES = files(__name__)
-_HTML, _CSS, _JS = ((_FILES / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js"))
+_HTML, _CSS, _JS = (Path(__file__).with_name(name).read_text("utf-8") for name in ("page.html", "page.css", "page.js"))
 
 
 def document() -> bytes:

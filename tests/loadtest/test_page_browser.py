@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .browser import CHROMIUM, Browser
+from tests.support.browser import CHROMIUM, Browser
+
 from .pages import at, busy_run, calm_run, printable, stored
 
 if TYPE_CHECKING:

@@ -25,6 +25,8 @@ _FLAGS = (
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
     "--remote-debugging-pipe",
 )
 
@@ -89,14 +91,14 @@ class Browser:
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         return self._hear(lambda heard: heard.get("id") == self._number)["result"]
 
-    def open(self, path: Path, *, width: int = 1200, dark: bool = False, media: str = "screen") -> None:
-        """Show a file, and wait until it is complete."""
+    def open(self, page: Path | str, *, width: int = 1200, dark: bool = False, media: str = "screen") -> None:
+        """Show a file, or what an address answers, and wait until it is complete."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media=media, features=scheme)
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self._hear(lambda heard: heard.get("method") == "Page.loadEventFired")
 
     def evaluate(self, expression: str) -> Any:
