@@ -111,6 +111,7 @@ class Census:
             workers=tuple(map(_known, self.force.roster)),
             gone=self.force.gone,
             latencies=self.force.latencies,
+            waits=self.force.waits,
             respawns=self._respawns,
         )
 

@@ -7,7 +7,7 @@ mere passing of time, so that equal facts mean that nothing has happened.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -51,6 +51,7 @@ class Facts:
     workers: tuple[KnownWorker, ...]
     gone: Mapping[int, Mapping[str, int]]  # by slot: what its workers that are gone have counted (COUNTERS, and cpu_ns)
     latencies: Histogram  # of workers that are gone
+    waits: Sequence[int]  # of their connections to be taken (Scoreboard.queue_waits)
     respawns: Mapping[str, int]  # by cause
 
     @property

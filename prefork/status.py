@@ -6,16 +6,18 @@ that so few samples do not bound (histogram.estimable).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .histogram import Histogram, estimable
+from .meanings import errors_by_kind
+from .waits import summary
 
 if TYPE_CHECKING:
     from .facts import KnownWorker
     from .roster import WorkerHandle
-    from .scoreboard import Reading
+    from .scoreboard import Reading, Work
 
 Document = dict[str, Any]
 
@@ -35,6 +37,9 @@ class WorkerFacts:
     cpu_s: float | None
     pss_bytes: int | None
     held_is_busy: bool
+    waits: Sequence[int] = ()
+    work: Sequence[Work] = ()
+    slow: Sequence[Document] = ()
 
     def document(self, *, timeout_s: float, now_s: float) -> Document:
         """The entry of `workers`."""
@@ -47,14 +52,26 @@ class WorkerFacts:
             "accepted": counters["accepted"],
             "requests": counters["completed"],
             "errors": counters["errors"],
+            "errors_by_kind": errors_by_kind(counters),
             "bytes_in": counters["bytes_in"],
             "bytes_out": counters["bytes_out"],
             "busy_ratio": round(self.busy_ratio, 4),
             **quantiles(self.latencies),
+            "queue_wait": summary(self.waits),
             "cpu_s": self.cpu_s,
             "pss_bytes": self.pss_bytes,
             "deadline_in_s": round(since_s + timeout_s - now_s, 3) if since_s else None,
+            "work": [
+                work_entry(each, now_s) for each in self.work if each.since_ns or (self.held_is_busy and each.held)
+            ],
+            "slow": list(self.slow),
         }
+
+
+def work_entry(work: Work, now_s: float) -> Document:
+    """What one thread does, and for how long; null while it waits for its client."""
+    busy_s = round(now_s - work.since_ns / 1e9, 3) if work.since_ns else None
+    return {"thread": work.thread, "serving": work.text or None, "busy_s": busy_s}
 
 
 def name_of(worker: WorkerHandle | KnownWorker) -> Document:
@@ -80,15 +97,22 @@ def quantiles(latencies: Histogram) -> Document:
 
 
 def totals(
-    counters: Mapping[str, int], latencies: Histogram, *, connections: int, respawns: Mapping[str, int]
+    counters: Mapping[str, int],
+    latencies: Histogram,
+    *,
+    connections: int,
+    respawns: Mapping[str, int],
+    waits: Sequence[int] = (),
 ) -> Document:
     """The entry `totals`: all workers that ever were, the connections of now, and why workers were replaced."""
     named = {_NAMES.get(name, name): value for name, value in counters.items() if name != "busy_ns"}
     return {
         "connections": connections,
         **named,
+        "errors_by_kind": errors_by_kind(counters),
         "busy_s": round(counters["busy_ns"] / 1e9, 3),
         **quantiles(latencies),
+        "queue_wait": summary(waits),
         "respawns": dict(sorted(respawns.items())),
     }
 

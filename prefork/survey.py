@@ -20,7 +20,7 @@ from .listener import Listener
 from .log import utc
 from .memory import PssCache, cpu_s
 from .option import OPTIONS
-from .scoreboard import BUSY_NS, COUNTERS, SINCE, Scoreboard
+from .scoreboard import BUSY_NS, COUNTERS, SINCE, Scoreboard, Slow
 from .status import Document, WorkerFacts, totals
 
 BUSY_S = 10.0
@@ -75,6 +75,7 @@ class Survey:
                 latencies,
                 connections=sum(each.reading.held for each in workers),
                 respawns=facts.respawns,
+                waits=[sum(counts) for counts in zip(facts.waits, *(each.waits for each in workers), strict=True)],
             ),
         }
         return Picture(facts=facts, document=document, latencies=latencies, slots=slots)
@@ -111,6 +112,9 @@ class Survey:
                 cpu_s=cpu_s(worker.pid),
                 pss_bytes=pss[worker.pid],
                 held_is_busy=held_is_busy(facts.engine),
+                waits=self.board.queue_waits(worker.group),
+                work=self.board.work(worker.group),
+                slow=[_slow(each) for each in self.board.slow(worker.group)],
             )
             for worker in known
         ]
@@ -152,6 +156,10 @@ def _slots(facts: Facts, workers: Iterable[WorkerFacts]) -> dict[int, dict[str, 
 def _listener(listener: Listener) -> Document:
     queue, limit = listener.queue() or (None, None)
     return {"address": listener.address, "queue": queue, "limit": limit, "drops": listener.drops()}
+
+
+def _slow(slow: Slow) -> Document:
+    return {"request": slow.text, "took_s": round(slow.took_ns / 1e9, 3), "ended": utc(slow.ended_ns / 1e9)}
 
 
 def _plain(value: Any) -> Any:

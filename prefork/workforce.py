@@ -26,7 +26,7 @@ from .listener import Listener
 from .log import Log
 from .obituary import Obituary
 from .roster import Roster, WorkerHandle
-from .scoreboard import COUNTERS, Scoreboard
+from .scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
 from .signals import FAULT, STACKS
 from .spawn import spawn
 from .templates import Templates
@@ -58,6 +58,7 @@ class Workforce:
     roster: Roster = field(default_factory=Roster)
     gone: dict[int, dict[str, int]] = field(default_factory=dict)  # by slot: COUNTERS of workers that are gone, cpu_ns
     latencies: Histogram = field(default_factory=lambda: Histogram(ARRAY_DIGITS))  # of workers that are gone
+    waits: list[int] = field(default_factory=lambda: [0] * QUEUE_BUCKETS)  # of their connections, to be taken
     board: Scoreboard = field(init=False)
     _receivers: dict[int, Receiver] = field(default_factory=dict)  # by pid
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: why it could not boot, in its words
@@ -163,6 +164,8 @@ class Workforce:
         for name, value in {**reading.counters, "cpu_ns": child.cpu_ns}.items():
             counted[name] += value
         self.latencies.merge(self.board.histogram(worker.group))
+        waits = zip(self.waits, self.board.queue_waits(worker.group), strict=True)
+        self.waits = [gone + here for gone, here in waits]
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         self.board.vacate(worker.group)
         return Obituary(

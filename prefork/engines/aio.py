@@ -24,6 +24,7 @@ from .complaints import Complaints
 from .crowd import Crowd
 from .door import Door, OwnDoor, SharedDoor
 from .pulse import Pulse
+from .queue_wait import note_wait
 from .service import Premises, Service
 
 if TYPE_CHECKING:
@@ -130,17 +131,22 @@ class AioEngine:
         """A connection was taken."""
         sock = socket.socket(listener.sock.family, socket.SOCK_STREAM, 0, fd)
         sock.setblocking(False)
+        queue_ms = note_wait(sock, listener.sock.family, self._station.rows[0].cells)
         self._crowd.expect()
-        if (self._proxied or self._tls) and self._kind == "asgi":
-            self._guard(sock, sockaddr, listener)
-        else:
+        if self._kind != "asgi":
             self._adopt(sock, partial(self._protocol, listener))
+            return
+        peer = cast("AsgiService", self._service).site.peer(listener, sockaddr)
+        peer.queue_ms = queue_ms
+        if self._proxied or self._tls:
+            self._guard(sock, peer, listener)
+        else:
+            self._let_in(sock, listener, peer)
 
-    def _guard(self, sock: socket.socket, sockaddr: Any, listener: Listener) -> None:
+    def _guard(self, sock: socket.socket, peer: AsgiPeer, listener: Listener) -> None:
         """Let it in when it has said what comes before HTTP."""
         gate = importlib.import_module(".gate", __package__).Gate
         site = cast("AsgiService", self._service).site
-        peer = site.peer(listener, sockaddr)
         if self._proxied and not peer.trusted:
             site.complain(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
             self._crowd.lose()

@@ -102,9 +102,9 @@ class HttpConnection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.lose()
-            self.site.lost(exchange)
-        elif not self._over and not self._inflow.between:
-            self.site.lost()
+            self.site.lost(exchange, late=self._outflow.late)
+        elif not self._over and (self._outflow.late or not self._inflow.between):
+            self.site.lost(late=self._outflow.late)
         self._leave()
         self.site.crowd.leave(self)
         self.resume_writing()

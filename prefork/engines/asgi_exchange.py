@@ -56,6 +56,11 @@ class Exchange:
         self.hung_up = False  # the client sends no more, or the worker retires and this would never end
         self.gone = False  # the connection is closed
 
+    @property
+    def text(self) -> str:
+        """Whose request it is, and which: for people."""
+        return f"{self.peer.text} {self.request.method} {self.request.target.decode('ascii')}"
+
     async def run(self) -> None:
         """Call the application. It is all in one coroutine, as a request's task has no other."""
         site = self._site

@@ -14,7 +14,7 @@ from ..http.response import error_response
 from ..http.scope import Scope, Scopes, for_connection, for_listener, of_websocket, see_through
 from ..http.trusted import UNIX
 from ..http.websocket_opening import handshake, refuse
-from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, TOOK_NS
+from ..scoreboard import ABORTED, COMPLETED, ERRORS, GONE, HISTOGRAM, TIMED_OUT, TOOK_NS, mark
 from .asgi_websocket import WebSocketConnection
 from .http_site import HttpSite
 from .parting import Parting
@@ -76,16 +76,20 @@ class AsgiSite(HttpSite[Scopes]):
         now_ns = monotonic_ns()
         took_ns = now_ns - exchange.began_ns
         response = exchange.response
-        cells[COMPLETED if response.error is None else ERRORS] += 1
+        if response.error is None:
+            cells[COMPLETED] += 1
+        else:
+            cells[ERRORS] += 1
+            cells[ABORTED] += response.aborted
         cells[HISTOGRAM + array_index(took_ns)] += 1
         cells[TOOK_NS] += took_ns
         if self.logs_access or response.error is not None:
             self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, response.error)
         return now_ns
 
-    def lost(self, exchange: Exchange | None = None) -> None:
-        """A client has left before its response was complete."""
-        self._cells[GONE] += 1
+    def lost(self, exchange: Exchange | None = None, *, late: bool = False) -> None:
+        """A client has left before its response was complete, or was `late` to read it."""
+        self._cells[TIMED_OUT if late else GONE] += 1
         if exchange is not None and self.logs_access:
             response, took_ns = exchange.response, monotonic_ns() - exchange.began_ns
             self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, None)
@@ -139,9 +143,9 @@ class AsgiSite(HttpSite[Scopes]):
         await asyncio.sleep(0)
 
     def oldest(self) -> tuple[int, bytes]:
-        """Since when the oldest exchange is in hand, and whose it is."""
+        """Since when the oldest exchange is in hand, and what it is."""
         for exchange in self.running:
-            return exchange.began_ns, exchange.peer.mark
+            return exchange.began_ns, mark(exchange.text)
         return 0, b""
 
 

@@ -29,6 +29,7 @@ from ..loader import App
 from ..scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row
 from .accepting import Acceptor
 from .complaints import Complaints
+from .queue_wait import note_wait
 from .station import Station
 
 
@@ -132,7 +133,9 @@ class BlockingEngine:
         cells[ACCEPTED] += 1
         peer = format_sockaddr(family, sockaddr)
         row.serve(peer)
-        self._handle(_socket.socket(family, _socket.SOCK_STREAM, 0, fd), sockaddr, peer, row)
+        sock = _socket.socket(family, _socket.SOCK_STREAM, 0, fd)
+        note_wait(sock, family, cells)
+        self._handle(sock, sockaddr, peer, row)
         busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
         cells[HISTOGRAM + array_index(busy_ns - before_ns)] += 1
         cells[BUSY_NS] = busy_ns

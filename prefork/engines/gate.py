@@ -84,7 +84,8 @@ class Gate:
             self.abort()
         elif header:
             if header.source:
-                self._peer = self._site.behind(header.source, self._listener)
+                queue_ms, self._peer = self._peer.queue_ms, self._site.behind(header.source, self._listener)
+                self._peer.queue_ms = queue_ms
             self._proxy = None
             if not self._site.secure:
                 self._pass()

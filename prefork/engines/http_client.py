@@ -103,11 +103,11 @@ class HttpClient:
 
     def expire(self) -> None:
         """Its deadline has passed."""
+        if self.state == WRITING:
+            self._site.late()
         if self.state in (HEAD, BODY):
             late = "head" if self.state == HEAD else "body"
             self._begin((Refusal(408, f"its {late} did not come in time"), None))
-        elif self.state == WRITING:
-            self._lost()
         elif self.state != BUSY:
             self.close()
 

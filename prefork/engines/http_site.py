@@ -17,6 +17,7 @@ from ..http.limits import Limits
 from ..http.response import error_response, stamp
 from ..http.trusted import UNIX, Trusted
 from ..outlet import Outlet
+from ..scoreboard import REFUSED, TIMED_OUT
 from .peer import Peer
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class HttpSite(ABC, Generic[Told]):
     def __init__(self, station: Station, complaints: Complaints) -> None:
         config = station.config
         self._complaints = complaints
+        self._counters = station.rows[0].cells  # of the loop
         self.limits = Limits(body_bytes=config.max_body)
         self.fields = FieldTable()
         self.header_ns = round(config.header_timeout_s * 1e9)
@@ -77,15 +79,20 @@ class HttpSite(ABC, Generic[Told]):
         text = f"[{end.address}]:{end.port}" if ":" in end.address else f"{end.address}:{end.port}"
         return self._peer(listener, text, end.address, end.port)
 
+    def late(self) -> None:
+        """A client has not sent, or not read, what it had to in time, and nobody can tell it."""
+        self._counters[TIMED_OUT] += 1
+
     def refuse(self, peer: Peer[Told], refusal: Refusal) -> bytes:
         """The whole response to what is not served."""
+        self._counters[TIMED_OUT if refusal.status == 408 else REFUSED] += 1
         self._complaints.note(
             "request refused", ours=False, peer=peer.text, status=refusal.status, reason=refusal.reason
         )
         response = error_response(refusal.status, self.stamp)
         if self.logs_access:
             size = len(response.partition(b"\r\n\r\n")[2])
-            self._log(self._access.line(time(), peer.address, None, refusal.status, size, 0))
+            self._log(self._access.line(time(), peer.address, None, refusal.status, size, 0, self._queue_ms(peer)))
         return response
 
     def tell(
@@ -99,7 +106,7 @@ class HttpSite(ABC, Generic[Told]):
         client = peer.address
         if peer.trusted:
             client = find_origin(request.fields, client, peer.port, self.trusted).address
-        self._log(self._access.line(time(), client, request, status, sent, took_ns // 1000))
+        self._log(self._access.line(time(), client, request, status, sent, took_ns // 1000, self._queue_ms(peer)))
 
     def complain(self, error: BaseException, peer: Peer[Told]) -> None:
         """Something went wrong on the way to a client."""
@@ -115,6 +122,12 @@ class HttpSite(ABC, Generic[Told]):
     def _peer(self, listener: Listener, text: str, address: str, port: int) -> Peer[Told]:
         trusted = bool(self.trusted) and self.trusted.has_peer(address)
         return Peer(text, address, port, self.told(listener, address, port), trusted=trusted)
+
+    @staticmethod
+    def _queue_ms(peer: Peer[Told]) -> int | None:
+        """How long the connection waited to be taken; it is told once."""
+        waited_ms, peer.queue_ms = peer.queue_ms, None
+        return waited_ms
 
     def _log(self, line: bytes) -> None:
         assert self._access_out is not None

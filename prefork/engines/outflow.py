@@ -11,14 +11,15 @@ TURN_BYTES = 262144  # that are written in one turn of the loop before an applic
 
 
 class Outflow:
-    """WORKER. One wait for a client to read. Deadlines are CLOCK_MONOTONIC ns."""
+    """WORKER. One wait for a client to read. Deadlines are CLOCK_MONOTONIC ns. `late`: it did not read in time."""
 
-    __slots__ = ("_bytes", "_since_ns", "_site", "_transport")
+    __slots__ = ("_bytes", "_since_ns", "_site", "_transport", "late")
 
     def __init__(self, site: AsgiSite, transport: Any) -> None:
         self._site = site
         self._transport = transport
         self._since_ns = 0
+        self.late = False
         self._bytes = 0  # that were to be read when it began; 0: nobody waits
 
     def begin(self, now_ns: int) -> int:
@@ -39,4 +40,6 @@ class Outflow:
         if not self._bytes:
             return self.begin(now_ns)
         moved = self._bytes - left
-        return self._site.deadline_ns(self._since_ns, moved, now_ns) if moved > 0 else now_ns
+        deadline_ns = self._site.deadline_ns(self._since_ns, moved, now_ns) if moved > 0 else now_ns
+        self.late = deadline_ns <= now_ns
+        return deadline_ns

@@ -72,6 +72,8 @@ class Parting(asyncio.Protocol):
         if self.deadline_ns > now_ns:
             self._site.timekeeper.watch(self)
         else:
+            if self._outflow.late:
+                self._site.late()
             self.abort()
 
     def abort(self) -> None:

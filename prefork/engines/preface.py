@@ -45,6 +45,7 @@ class Preface:
         if header:
             source = header.source
             peer = self._reactor.site.behind(source, self._listener) if source else self.peer
+            peer.queue_ms = self.peer.queue_ms
             self._reactor.greet(self._sock, peer)
         elif self._input.ended:
             self.close()

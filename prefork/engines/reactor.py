@@ -31,6 +31,7 @@ from .farewell import Farewell
 from .http_client import HttpClient
 from .pool import Pool
 from .preface import Preface
+from .queue_wait import note_wait
 from .station import Station
 from .wsgi_site import WsgiPeer, WsgiSite
 
@@ -151,10 +152,13 @@ class Reactor:
     def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
         """A connection was taken."""
         self._cells[ACCEPTED] += 1
-        sock = self._socket(int(listener.sock.family), socket.SOCK_STREAM, 0, fd)
+        family = int(listener.sock.family)
+        sock = self._socket(family, socket.SOCK_STREAM, 0, fd)
         sock.setblocking(False)
+        queue_ms = note_wait(sock, family, self._cells)
         self._epoll.register(fd, select.EPOLLIN)
         peer = self.site.peer(listener, sockaddr)
+        peer.queue_ms = queue_ms
         if not self._has_preface:
             self.greet(sock, peer)
         elif peer.trusted:

@@ -11,7 +11,7 @@ from ..http.environ import Environ, Environs, for_connection, for_listener
 from ..http.forwarded import find_origin
 from ..http.trusted import UNIX
 from ..http.wsgi import WsgiCall
-from ..scoreboard import BUSY_NS, COMPLETED, ERRORS, HISTOGRAM, SINCE, Row
+from ..scoreboard import ABORTED, BUSY_NS, COMPLETED, ERRORS, HISTOGRAM, SINCE, Row
 from .error_stream import ErrorStream
 from .http_site import HttpSite
 from .peer import Peer
@@ -59,9 +59,9 @@ class WsgiSite(HttpSite[Environs]):
 
         What is done is counted before its last bytes leave.
         """
-        cells = row.cells
+        cells, request = row.cells, call.request
+        row.serve_request(peer.lead, request.method, request.target)
         cells[SINCE] = began_ns = monotonic_ns()
-        row.note(peer.mark)
         part = call.step()
         took_ns = monotonic_ns() - began_ns
         cells[SINCE] = 0
@@ -71,14 +71,24 @@ class WsgiSite(HttpSite[Environs]):
             busy_ns = call.busy_ns
             cells[BUSY_NS] += busy_ns
             cells[HISTOGRAM + array_index(busy_ns)] += 1
-            cells[COMPLETED if call.error is None else ERRORS] += 1
+            if call.error is None:
+                cells[COMPLETED] += 1
+            else:
+                cells[ERRORS] += 1
+                cells[ABORTED] += call.aborted
             if call.error is not None or self.logs_access:
-                self.tell(peer, call.request, call.status, call.sent, busy_ns, call.error)
+                self.tell(peer, request, call.status, call.sent, busy_ns, call.error)
         return part
 
-    def abandon(self, peer: WsgiPeer, call: WsgiCall, _row: Row) -> bytes:
+    def abandon(self, peer: WsgiPeer, call: WsgiCall, row: Row) -> bytes:
         """The client left before the response was complete: let the application close it."""
+        row.serve_request(peer.lead, call.request.method, call.request.target)
+        row.cells[SINCE] = began_ns = monotonic_ns()
         call.close()
+        took_ns = monotonic_ns() - began_ns
+        row.cells[SINCE] = 0
+        self.busy_ns += took_ns
+        call.busy_ns += took_ns
         self.tell(peer, call.request, call.status, call.sent, call.busy_ns, call.error)
         return b""
 

@@ -11,6 +11,7 @@ The combined format, with the duration in microseconds behind it:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as quote
 from typing import Final
@@ -18,6 +19,7 @@ from typing import Final
 from .request import Request
 
 FORMATS: Final = ("combined", "json")
+_Line = Callable[[str, str, Request | None, int, int, int, int | None], bytes]
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SAFE = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')
 _UNSAFE = re.compile(rb"[^ !#-\[\]-~]")
@@ -29,25 +31,37 @@ class AccessLog:
     __slots__ = ("_line", "_second", "_time", "_written")
 
     def __init__(self, style: str = "combined") -> None:
-        self._line, self._written = (_json, _iso_time) if style == "json" else (_combined, _clf_time)
+        self._line: _Line = _json if style == "json" else _combined
+        self._written = _iso_time if style == "json" else _clf_time
         self._second = -1
         self._time = ""
 
     def line(
-        self, epoch_s: float, client: str, request: Request | None, status: int, sent: int, duration_us: int
+        self,
+        epoch_s: float,
+        client: str,
+        request: Request | None,
+        status: int,
+        sent: int,
+        duration_us: int,
+        queue_ms: int | None = None,
     ) -> bytes:
         """Return one line with its end.
 
         `client`: the address. `request`: None if what came was not understood. `sent`: bytes of the response's body.
+        `queue_ms`: how long the connection waited to be taken, of its first request; the combined format has no place
+        for it.
         """
         second = int(epoch_s)
         if second != self._second:
             self._time = self._written(datetime.fromtimestamp(second, UTC))
             self._second = second
-        return self._line(self._time, client, request, status, sent, duration_us)
+        return self._line(self._time, client, request, status, sent, duration_us, queue_ms)
 
 
-def _combined(time: str, client: str, request: Request | None, status: int, sent: int, duration_us: int) -> bytes:
+def _combined(
+    time: str, client: str, request: Request | None, status: int, sent: int, duration_us: int, _queue_ms: int | None
+) -> bytes:
     who = client.replace(" ", "%20").encode("ascii", "backslashreplace") or b"-"
     what, referer, agent = b"-", b"-", b"-"
     if request is not None:
@@ -60,7 +74,9 @@ def _combined(time: str, client: str, request: Request | None, status: int, sent
     )  # fmt: skip
 
 
-def _json(time: str, client: str, request: Request | None, status: int, sent: int, duration_us: int) -> bytes:
+def _json(
+    time: str, client: str, request: Request | None, status: int, sent: int, duration_us: int, queue_ms: int | None
+) -> bytes:
     method = target = protocol = referer = agent = "null"
     if request is not None:
         method = quote(request.method)
@@ -70,7 +86,8 @@ def _json(time: str, client: str, request: Request | None, status: int, sent: in
     who = quote(client) if client else "null"
     line = (
         f'{{"time": "{time}", "client": {who}, "method": {method}, "target": {target}, "protocol": {protocol}, '
-        f'"status": {status}, "bytes": {sent}, "referer": {referer}, "agent": {agent}, "duration_us": {duration_us}}}\n'
+        f'"status": {status}, "bytes": {sent}, "referer": {referer}, "agent": {agent}, "duration_us": {duration_us}, '
+        f'"queue_ms": {"null" if queue_ms is None else queue_ms}}}\n'
     )
     return line.encode("ascii")
 

@@ -36,8 +36,15 @@ def test_json() -> None:
     assert json.loads(line("json")) == {
         "time": "2023-11-14T22:13:20Z", "client": "127.0.0.1", "method": "GET", "target": "/a?b",
         "protocol": "HTTP/1.1", "status": 200, "bytes": 13, "referer": "http://x/", "agent": "curl/8.5",
-        "duration_us": 412,
+        "duration_us": 412, "queue_ms": None,
     }  # fmt: skip
+
+
+def test_the_first_request_of_a_connection_tells_how_long_that_waited() -> None:
+    made = AccessLog("json").line(NOW_S, "::1", None, 400, 16, 9, 12)
+    assert json.loads(made)["queue_ms"] == 12
+    combined = AccessLog("combined")
+    assert combined.line(NOW_S, "::1", None, 400, 16, 9, 12) == combined.line(NOW_S, "::1", None, 400, 16, 9)
 
 
 @pytest.mark.parametrize("fields", [(), ("Referer:", "User-Agent:")])
@@ -107,6 +114,7 @@ def test_no_bytes_make_a_second_line_or_field(style: str, raw: tuple[bytes, byte
         entry = json.loads(made)
         assert list(entry) == [
             "time", "client", "method", "target", "protocol", "status", "bytes", "referer", "agent", "duration_us",
+            "queue_ms",
         ]  # fmt: skip
         assert (entry["agent"] or "").encode("latin1") == raw[2]
 

@@ -57,12 +57,14 @@ SERVER: dict[str, type | tuple[type, ...]] = {
 LISTENER = {"address": str, "queue": (int, type(None)), "limit": (int, type(None)), "drops": (int, type(None))}
 WORKER: dict[str, type | tuple[type, ...]] = {
     "slot": int, "pid": int, "generation": int, "state": str, "age_s": NUMBER, "connections": int, "accepted": int,
-    "requests": int, "errors": int, "bytes_in": int, "bytes_out": int, "busy_ratio": NUMBER, "p50_us": OPTIONAL,
-    "p99_us": OPTIONAL, "cpu_s": NUMBER, "pss_bytes": int, "deadline_in_s": OPTIONAL,
+    "requests": int, "errors": int, "errors_by_kind": dict, "bytes_in": int, "bytes_out": int, "busy_ratio": NUMBER,
+    "p50_us": OPTIONAL, "p99_us": OPTIONAL, "queue_wait": dict, "cpu_s": NUMBER, "pss_bytes": int,
+    "deadline_in_s": OPTIONAL, "work": list, "slow": list,
 }  # fmt: skip
 TOTALS: dict[str, type | tuple[type, ...]] = {
     "connections": int, "accepted": int, "requests": int, "errors": int, "idle_closed": int, "too_long": int,
-    "client_gone": int, "bytes_in": int, "bytes_out": int, "busy_s": NUMBER, "p50_us": OPTIONAL, "p99_us": OPTIONAL,
+    "client_gone": int, "refused": int, "timed_out": int, "aborted": int, "bytes_in": int, "bytes_out": int,
+    "errors_by_kind": dict, "busy_s": NUMBER, "p50_us": OPTIONAL, "p99_us": OPTIONAL, "queue_wait": dict,
     "respawns": dict,
 }  # fmt: skip
 

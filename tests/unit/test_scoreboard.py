@@ -13,7 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.address import format_sockaddr
-from prefork.scoreboard import CELLS, COUNTERS, HELD, PID, SINCE, Scoreboard
+from prefork.scoreboard import (
+    CELLS,
+    COUNTERS,
+    HELD,
+    HISTOGRAM,
+    PID,
+    QUEUE,
+    QUEUE_BUCKETS,
+    SINCE,
+    Scoreboard,
+    Work,
+    lead,
+    mark,
+)
 
 LARGEST = 2**63 - 1
 
@@ -92,6 +105,10 @@ def test_clearing_forgets_one_owner() -> None:
     assert board.read(1).serving == "127.0.0.1:40312"
 
 
+def printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 @given(peers=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=100), min_size=1, max_size=3))
 def test_the_last_client_is_the_one_served_cut_to_the_row(peers: list[str]) -> None:
     board = Scoreboard(groups=2, threads=1)
@@ -99,11 +116,64 @@ def test_the_last_client_is_the_one_served_cut_to_the_row(peers: list[str]) -> N
     for peer in peers:
         row.serve(peer)
     last = peers[-1]
-    if len(last.encode()) <= 96:
-        assert row.peer == last.rstrip("\0")  # which fill up the place
+    shown = printable(last.rstrip("\0"))  # which fill up the place
+    if len(last.encode()) <= 192:
+        assert row.peer == shown
     else:
-        assert last.startswith(row.peer.rstrip("\ufffd"))
+        assert shown.startswith(row.peer.rstrip("\ufffd"))
     assert not any(board.row(1).cells)
+
+
+@given(method=st.sampled_from(["GET", "POST", "PROPFIND"]), target=st.text("/abc?%", max_size=300))
+def test_a_request_stands_behind_its_client_cut_to_the_row(method: str, target: str) -> None:
+    board = Scoreboard(groups=2, threads=1)
+    row = board.row(0)
+    row.serve("x" * 192)
+    row.serve_request(lead("127.0.0.1:40312"), method, target.encode())
+    assert row.peer == f"127.0.0.1:40312 {method} {target}"[:192]
+    row.serve_request(lead("unix:/" + "y" * 300), method, target.encode())
+    assert f" {method} " in row.peer
+    assert not any(board.row(1).cells)
+
+
+def test_the_latest_slow_requests_are_kept_by_row_and_told_by_group() -> None:
+    board = Scoreboard(groups=2, threads=2)
+    for number in range(20):
+        row = board.row(0, number % 2)
+        if number % 3:
+            row.serve(f"request {number}")
+            row.slowly(number)
+        else:
+            row.slowly(number, mark(f"request {number}"))
+    found = board.slow(0)
+    assert [entry.text for entry in found] == [f"request {number}" for number in range(12, 20)]
+    assert [entry.took_ns for entry in found] == list(range(12, 20))
+    assert found == sorted(found, key=lambda entry: entry.ended_ns)
+    assert board.slow(1) == []
+    board.clear(0)
+    assert board.slow(0) == []
+
+
+def test_what_a_row_is_told_stays_in_its_places() -> None:
+    row = Scoreboard(groups=1, threads=1).row(0)
+    row.serve("\x01" * 300)
+    for _ in range(9):
+        row.slowly(2**62, b"\x01" * 192)
+    row.cells[QUEUE : QUEUE + QUEUE_BUCKETS] = memoryview(bytes(8 * QUEUE_BUCKETS)).cast("q")
+    assert not any(row.cells[cell] for cell in (SINCE, HELD, *COUNTERS.values()))
+    assert not any(row.cells[HISTOGRAM:])
+
+
+def test_work_is_told_of_those_who_have_some() -> None:
+    board = Scoreboard(groups=1, threads=3)
+    board.row(0, 0).serve("idle")
+    for thread, cell in ((1, HELD), (2, SINCE)):
+        board.row(0, thread).serve(f"peer {thread}")
+        board.row(0, thread).cells[cell] = 5
+    assert board.work(0) == [
+        Work(thread=1, since_ns=0, beat_ns=0, held=5, text="peer 1"),
+        Work(thread=2, since_ns=5, beat_ns=0, held=0, text="peer 2"),
+    ]
 
 
 def test_a_unix_client_may_have_any_name() -> None:

@@ -70,9 +70,12 @@ def test_a_worker_in_the_middle_of_its_work() -> None:
     entry = facts(reading=seen, latencies=latencies(400), busy_ratio=0.123456).document(timeout_s=30, now_s=NOW_S)
     assert entry == {
         "slot": 1, "pid": 4242, "generation": 3, "state": "BUSY", "age_s": 100.0, "connections": 2, "accepted": 9,
-        "requests": 6, "errors": 1, "bytes_in": 70, "bytes_out": 800, "busy_ratio": 0.1235,
-        "p50_us": pytest.approx(200_000, rel=0.01), "p99_us": pytest.approx(396_000, rel=0.01), "cpu_s": 1.5,
-        "pss_bytes": 12_000_000, "deadline_in_s": 25.0,
+        "requests": 6, "errors": 1,
+        "errors_by_kind": {"app": 1, "aborted": 0, "refused": 0, "timeout": 0, "client_gone": 0},
+        "bytes_in": 70, "bytes_out": 800, "busy_ratio": 0.1235,
+        "p50_us": pytest.approx(200_000, rel=0.01), "p99_us": pytest.approx(396_000, rel=0.01),
+        "queue_wait": {"n": 0, "p50_ms": None, "p99_ms": None},
+        "cpu_s": 1.5, "pss_bytes": 12_000_000, "deadline_in_s": 25.0, "work": [], "slow": [],
     }  # fmt: skip
     assert json.loads(json.dumps(entry)) == entry
 
