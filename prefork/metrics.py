@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from .status import BUSY, DRAINING, IDLE, STARTING
+from .waits import highest_ms
 
 if TYPE_CHECKING:
     from .survey import Picture
@@ -153,6 +155,15 @@ def _durations(picture: Picture) -> Iterable[Sample]:
     yield "_count", {}, latencies.n
 
 
+def _queue_waits(picture: Picture) -> Iterable[Sample]:
+    """The last bucket counts what is longer than all others as well. The sum is not known."""
+    counts = list(accumulate(picture.waits))
+    for bucket, count in enumerate(counts[:-1]):
+        yield "_bucket", {"le": repr((highest_ms(bucket) + 1) / 1000)}, count
+    yield "_bucket", {"le": "+Inf"}, counts[-1]
+    yield "_count", {}, counts[-1]
+
+
 def _slot_counter(counted: str, help: str) -> Metric:  # noqa: A002 - as the format calls it
     name = f"prefork_worker_{_COUNTED[counted][0]}_total"
     return Metric(name=name, kind="counter", help=help, samples=_slot_total(counted), labels=("slot",))
@@ -191,10 +202,18 @@ METRICS: tuple[Metric, ...] = (
            help="Connections that were closed because a line passed its limit."),
     Metric(name="prefork_client_gone_total", kind="counter", samples=_total("client_gone"),
            help="Connections whose client left while it was being served."),
+    Metric(name="prefork_refused_total", kind="counter", samples=_total("refused"),
+           help="Requests that the server answered itself, as they were malformed or beyond a limit."),
+    Metric(name="prefork_timed_out_total", kind="counter", samples=_total("timed_out"),
+           help="Requests that did not come in time, and responses that were not read in time."),
+    Metric(name="prefork_aborted_total", kind="counter", samples=_total("aborted"),
+           help="Of the errors, those whose response had begun: the client got a part of it, and no end."),
     Metric(name="prefork_bytes_in_total", kind="counter", samples=_total("bytes_in"), help="Bytes from clients."),
     Metric(name="prefork_bytes_out_total", kind="counter", samples=_total("bytes_out"), help="Bytes to clients."),
     Metric(name="prefork_request_duration_seconds", kind="histogram", samples=_durations, labels=("le",),
            help="How long handler code ran for a unit of work, without waits for the client. Bounds are true to 1 %."),
+    Metric(name="prefork_queue_wait_seconds", kind="histogram", samples=_queue_waits, labels=("le",),
+           help="How long connections waited in the kernel to be taken. TCP only, to the kernel's tick."),
     Metric(name="prefork_listener_queue", kind="gauge", samples=_listener("queue"), labels=("address",),
            help="Connections that wait to be accepted. Not known of Unix sockets, as the next two."),
     Metric(name="prefork_listener_limit", kind="gauge", samples=_listener("limit"), labels=("address",),

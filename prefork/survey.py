@@ -37,6 +37,7 @@ class Picture:
     document: Document
     latencies: Histogram
     slots: Mapping[int, Mapping[str, int]]
+    waits: Sequence[int]  # to be taken, of all connections that ever were (waits.py)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class Survey:
         for each in workers:
             latencies.merge(each.latencies)
         slots = _slots(facts, workers)
+        waits = [sum(counts) for counts in zip(facts.waits, *(each.waits for each in workers), strict=True)]
         document = {
             "server": self._server(facts, now_s),
             "listeners": [_listener(listener) for listener in self.listeners],
@@ -75,10 +77,10 @@ class Survey:
                 latencies,
                 connections=sum(each.reading.held for each in workers),
                 respawns=facts.respawns,
-                waits=[sum(counts) for counts in zip(facts.waits, *(each.waits for each in workers), strict=True)],
+                waits=waits,
             ),
         }
-        return Picture(facts=facts, document=document, latencies=latencies, slots=slots)
+        return Picture(facts=facts, document=document, latencies=latencies, slots=slots, waits=waits)
 
     def _server(self, facts: Facts, now_s: float) -> Document:
         return {

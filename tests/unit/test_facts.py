@@ -9,6 +9,7 @@ import pytest
 
 from prefork.facts import Facts, KnownWorker
 from prefork.histogram import ARRAY_DIGITS, Histogram
+from prefork.scoreboard import QUEUE_BUCKETS
 
 
 def worker(**given: Any) -> KnownWorker:
@@ -24,7 +25,8 @@ def facts(**given: Any) -> Facts:
     known: dict[str, Any] = {
         "pid": 77, "began": 1.75e9, "began_s": 4800.25, "kind": "stream", "engine": "blocking", "generation": 3,
         "wanted": 2, "booted": True, "reloading": False, "stopping": False, "last_reload": None, "control": None,
-        "workers": (worker(),), "gone": {0: {"completed": 4, "cpu_ns": 5}}, "latencies": latencies, "waits": [1, 2],
+        "workers": (worker(),), "gone": {0: {"completed": 4, "cpu_ns": 5}}, "latencies": latencies,
+        "waits": [1, 2, *[0] * (QUEUE_BUCKETS - 2)],
         "respawns": {'of "this"\n': 2},
     }  # fmt: skip
     return Facts(**(known | given))
