@@ -119,8 +119,10 @@ class Engine:
                 busy = bool(ready)
                 now_ns = self._note_gap(looked_ns)
             self._check(now_ns)
-            yield 0.0 if busy else self._idle_s(now_ns)
-            now_ns = self._note_gap(looked_ns) if busy else clock()
+            idle_s = 0.0 if busy else self._idle_s(now_ns)
+            yield idle_s
+            # With nothing to do there is no gap before the wait should have ended: then others had held us up.
+            now_ns = self._note_gap(looked_ns if busy else now_ns + round(idle_s * 1e9))
 
     def report(self) -> None:
         """Report what has been noted since the last time."""

@@ -103,6 +103,16 @@ def test_http_connects_again_when_the_response_says_so(head: bytes, stand_in: St
     assert server.connections == done.completed
 
 
+def test_time_that_others_take_beyond_what_they_were_given_is_a_gap(stand_in: StartServer, drive: Drive) -> None:
+    driving = drive(stand_in(behave.hang).server_address).link(lambda engine: EchoLink(engine, LINE, 1))
+    run = driving.engine.run()
+    idle_s = next(idle_s for idle_s in run if idle_s)
+    threading.Event().wait(idle_s + 0.2)
+    next(run)
+    driving.engine.report()
+    assert max(batch.gap_ns for batch in driving.batches) >= 190_000_000
+
+
 class Together:
     """A poller that tells of events only when both connections have one."""
 
