@@ -167,15 +167,33 @@ def _kind(spec: str, target: Any, interface: str) -> str:
     if not callable(target):
         raise AppLoadError(f"cannot load {spec!r}: it is not callable but {_article(type(target).__name__)}")
     kind = guess(target) if interface == "auto" else interface
+    if fault := _fault_of_protocol(target, kind):
+        raise AppLoadError(f"cannot load {spec!r}: {fault}")
     if kind is None:
         arity = _arity(target)
         takes = f"it takes {arity} positional parameters" if arity >= 0 else "its parameters cannot be read"
         raise AppLoadError(
             f"cannot tell what {spec!r} is: {takes}; say it with --interface "
             "(stream takes 1, the connection; wsgi takes 2, environ and start_response; coroutine functions: streams "
-            "takes 2, reader and writer; asgi takes 3, scope, receive and send)"
+            "takes 2, reader and writer; asgi takes 3, scope, receive and send; protocol takes none and returns an "
+            "asyncio.Protocol)"
         )
     return kind
+
+
+def _fault_of_protocol(target: Any, kind: str | None) -> str | None:
+    """Why a class of asyncio's protocols cannot serve connections, or None if nothing speaks against it."""
+    asyncio = sys.modules.get("asyncio")
+    if kind != "protocol" or not isinstance(target, type) or asyncio is None:
+        return None
+    if issubclass(target, asyncio.BaseProtocol) and not issubclass(target, asyncio.Protocol | asyncio.BufferedProtocol):
+        return f"{target.__name__} is no protocol of a stream, as asyncio.Protocol and asyncio.BufferedProtocol are"
+    if (arity := _arity(target)) > 0:
+        return (
+            f"{target.__name__} is made for each connection without arguments, but takes {arity}; name a function "
+            "that makes one, with --interface protocol"
+        )
+    return None
 
 
 def guess(target: Callable[..., Any]) -> str | None:

@@ -22,8 +22,8 @@ class Adoption:
             future: asyncio.Future[Any] = self._coroutine.send(None)
         except StopIteration:
             return
-        except (OSError, asyncio.CancelledError) as error:  # it left meanwhile, or cannot speak TLS
-            self._failed(error)
+        except (OSError, RuntimeError, asyncio.CancelledError) as error:
+            self._failed(error)  # it left meanwhile (to uvloop a RuntimeError), or cannot speak TLS
             return
         future._asyncio_future_blocking = False  # what a task does with a future that it is given to wait for
         future.add_done_callback(self._step)

@@ -22,7 +22,8 @@ from .adoption import Adoption
 from .balance import Balance
 from .complaints import Complaints
 from .crowd import Crowd
-from .door import Door, OwnDoor, SharedDoor
+from .door import CarefulDoor, Door, QuickDoor
+from .peer import peer_of
 from .pulse import Pulse
 from .queue_wait import note_wait
 from .service import Premises, Service
@@ -69,21 +70,8 @@ class AioEngine:
         self._ssl: dict[str, Any] = {}
         if self._tls is not None:
             self._ssl = {"ssl": self._tls.context, "ssl_handshake_timeout": config.header_timeout_s}
-        shared = SharedDoor(
-            station,
-            self._loop,
-            crowd=self._crowd,
-            balance=balance,
-            complaints=self._complaints,
-            admit=self._admit,
-        )
-        native = config.accept == "per-worker" and not self._proxied and self._tls is None
-        self._door: Door = shared
-        if native:
-            self._door = OwnDoor(
-                station, self._loop, crowd=self._crowd, drain=shared, factory=lambda each: partial(self._protocol, each)
-            )
         self._protocol = self._service.protocol
+        self._door = self._build(station, balance)
         self._drains = all(listener.owned for listener in station.listeners)  # the accept queue is ours alone
         self._told = asyncio.Event()
 
@@ -103,10 +91,11 @@ class AioEngine:
         await starting
         self._life.ready(self._kind, self.name)  # before the first connection, which may end the process
         self._pulse.start()
-        await self._door.open()
+        self._door.open()
         self._crowd.announce()
         await told
         await self._retire()
+        await self._dismiss()
         self._pulse.stop()
 
     def _serve(self, station: Station) -> Service:
@@ -125,7 +114,29 @@ class AioEngine:
             ),
         )
 
+    def _build(self, station: Station, balance: Balance) -> Door:
+        """The way in."""
+        config, crowd, complaints = station.config, self._crowd, self._complaints
+        careful = CarefulDoor(
+            station, self._loop, crowd=crowd, balance=balance, complaints=complaints, admit=self._admit
+        )
+        if config.accept != "per-worker" or config.loop != "uvloop" or self._proxied or self._tls:
+            return careful
+        return QuickDoor(
+            station,
+            self._loop,
+            crowd=crowd,
+            complaints=complaints,
+            careful=careful,
+            factory=lambda listener: partial(self._invite, listener),
+        )
+
     # --- connections
+
+    def _invite(self, listener: Listener) -> asyncio.BaseProtocol:
+        """The loop itself has taken a connection."""
+        self._crowd.expect()
+        return self._protocol(listener)
 
     def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
         """A connection was taken."""
@@ -133,6 +144,7 @@ class AioEngine:
         sock.setblocking(False)
         queue_ms = note_wait(sock, listener.sock.family, self._station.rows[0].cells)
         self._crowd.expect()
+        self._crowd.announce()
         if self._kind != "asgi":
             self._adopt(sock, partial(self._protocol, listener))
             return
@@ -168,10 +180,11 @@ class AioEngine:
 
     def _astray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What nobody awaits has failed, in the application or in a library of its."""
-        error = context.get("exception")
-        if isinstance(error, ConnectionError):
-            return  # a client that left during its handshake
-        self._complaints.note("callback failed", exc=error, message=context.get("message"))
+        error, transport = context.get("exception"), context.get("transport")
+        if error is not None and transport is not None:  # in a protocol: the loop has closed its connection
+            self._complaints.add(error, peer_of(transport))
+        elif not isinstance(error, ConnectionError) or isinstance(context.get("future"), asyncio.Task):
+            self._complaints.note("callback failed", exc=error, message=context.get("message"))
 
     # --- the end
 
@@ -201,6 +214,14 @@ class AioEngine:
             crowd.cut()
             await crowd.gone(_CUT_S)
         await service.end(max(_LEAST_S, until_s - time.monotonic()))
+
+    async def _dismiss(self) -> None:
+        """Cancel what the application has left running, as asyncio.run() does, so that its `finally` clauses run."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_CUT_S)
 
 
 def _new_loop(name: str) -> asyncio.AbstractEventLoop:

@@ -6,6 +6,8 @@ Left alone, the kernel asks the first registered worker that waits, and one take
   EPOLLEXCLUSIVE a connection wakes one worker, and never one that is busy outside epoll_wait.
 - Balance: a worker that holds more than the mean plus half a connection stays off, for OFF_NS at a time. The mean is
   over the workers that could take one: not draining, full or paused, and inside epoll_wait or out of it only just.
+  A loop of asyncio cannot always say that it is out. So when a connection still waits after OFF_NS, the workers that
+  should have come and have not are left out of the mean until they take one.
 
 A worker that was woken takes what waits until the queue is empty or it holds its share; in the second case the rest
 would lie there unnoticed, as their arrival has woken only this one. So it nudges another through an eventfd that all
@@ -32,6 +34,8 @@ class Balance:
     def __init__(self, board: Scoreboard, group: int, nudge: int) -> None:
         self._open, self._awake, self._header = board.open_cells, board.awake_cells, board.header
         self._group = group
+        self._before: list[int] = []  # what all held when a connection was seen to wait; empty: none was
+        self._absent: dict[int, int] = {}  # groups that do not come, and what they held then
         self.fd = nudge
 
     def publish(self, held: int, *, able: bool) -> None:
@@ -51,7 +55,11 @@ class Balance:
         late_ns = monotonic_ns() - ASLEEP_NS
         total = others = 0
         size = self._header[IN_USE]  # few of many: 0.6 us instead of 3
-        for opened, awake_ns in zip(self._open[:size].tolist(), self._awake[:size].tolist(), strict=True):
+        cells = self._open[:size].tolist()
+        for group, opened in self._absent.items():
+            if cells[group] == opened:
+                cells[group] = 0
+        for opened, awake_ns in zip(cells, self._awake[:size].tolist(), strict=True):
             if opened and (not awake_ns or awake_ns > late_ns):
                 total += opened - 1
                 others += 1
@@ -59,10 +67,19 @@ class Balance:
 
     def leave(self) -> None:
         """A connection waits that this worker does not take: wake another."""
+        self._before = self._open[: self._header[IN_USE]].tolist()
         try:
             os.eventfd_write(self.fd, 1)
         except BlockingIOError:
             pass  # 2^64 nudges that nobody has read
+
+    def look(self, held: int, *, waits: bool) -> None:
+        """Whether a connection waits OFF_NS after the last look: so long, those who hold less have not come for it."""
+        cells = self._open[: self._header[IN_USE]].tolist() if waits else []
+        if waits and self._before:
+            pairs = enumerate(zip(self._before, cells, strict=False))
+            self._absent = {group: now for group, (before, now) in pairs if now == before and 0 < now <= held}
+        self._before = cells
 
     def heard(self) -> None:
         """Take one nudge."""

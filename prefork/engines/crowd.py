@@ -34,6 +34,7 @@ class Crowd:
         self._told = 0  # the number that the others know
         self._emptied: asyncio.Event | None = None
         self._arriving = 0  # taken from the kernel, and not served yet
+        self._joined = 0  # in this turn
         self.members: set[Member] = set()
         self.changed: Callable[[], None] = _nothing
         self.able = True
@@ -48,13 +49,14 @@ class Crowd:
         return len(self.members) + self._arriving
 
     def expect(self) -> None:
-        """A connection was taken from a shared listener, and will join in a moment."""
+        """A connection was taken from the kernel, and will join in a moment."""
         self._arriving += 1
-        self.announce()
 
     def lose(self) -> None:
         """It will not."""
         self._arriving -= 1
+        if not self._pulse.on:
+            self._pulse.begin()
 
     def join(self, member: Member) -> None:
         """A connection begins to be served."""
@@ -62,16 +64,14 @@ class Crowd:
             self._pulse.begin()
         if self._arriving:
             self._arriving -= 1
+        self._joined += 1
         self.members.add(member)
-        self._cells[ACCEPTED] += 1
 
     def leave(self, member: Member) -> None:
         """It has ended."""
         if not self._pulse.on:
             self._pulse.begin()
         self.members.discard(member)
-        if self._emptied is not None and not self.members:
-            self._emptied.set()
 
     def replace(self, member: Member, successor: Member) -> None:
         """Something else stands for the connection now."""
@@ -85,8 +85,8 @@ class Crowd:
         self._balance.publish(held, able=self.able and held < self._most)
 
     async def gone(self, timeout_s: float) -> bool:
-        """Wait until all have left; False if they have not by then."""
-        if self.members:
+        """Wait until all have left, and nobody arrives any more; False if that has not come by then."""
+        if self.held():
             self._emptied = asyncio.Event()
             try:
                 await asyncio.wait_for(self._emptied.wait(), timeout_s)
@@ -100,9 +100,15 @@ class Crowd:
             member.abort()
 
     def _tell(self) -> None:
-        if self.held() != self._told:
+        if self._joined:
+            self._cells[ACCEPTED] += self._joined
+            self._joined = 0
+        held = self.held()
+        if held != self._told:
             self.announce()
             self.changed()
+        if self._emptied is not None and not held:
+            self._emptied.set()
 
 
 def _nothing() -> None:

@@ -75,6 +75,8 @@ class Entrance:
         if self._paused and now_ns < self.look_ns:
             return
         self._paused = False
+        if self._shared and now_ns >= self.look_ns and self._room():
+            self._balance.look(self._held(), waits=bool(self._look.poll(0)))
         if self._wanted():
             self._enter()
         elif now_ns >= self.look_ns:

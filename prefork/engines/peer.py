@@ -1,9 +1,11 @@
-"""WORKER. Who is at the other end of an HTTP connection, or said to be there by a load balancer's PROXY header."""
+"""WORKER. Who is at the other end of a connection; of HTTP, or said to be there by a load balancer's PROXY header."""
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+import socket
+from typing import Any, Generic, TypeVar
 
+from ..address import format_sockaddr
 from ..scoreboard import lead
 
 Told = TypeVar("Told")
@@ -26,3 +28,11 @@ class Peer(Generic[Told]):
         self.told = told
         self.trusted = trusted
         self.queue_ms: int | None = None
+
+
+def peer_of(transport: Any) -> str:
+    """Who is at the other end of an asyncio transport, for people."""
+    sockaddr = transport.get_extra_info("peername")
+    if not isinstance(sockaddr, tuple):
+        return format_sockaddr(socket.AF_UNIX, sockaddr)
+    return format_sockaddr(socket.AF_INET if len(sockaddr) == 2 else socket.AF_INET6, sockaddr)

@@ -4,7 +4,8 @@ The loop talks to the application's own object. To know when a connection begins
 subclass, made once for each class, that has the same layout and tells us before it goes on: so nothing stands between
 the loop and the application when data comes, but a count.
 
-A protocol keeps its own time: --idle-timeout does not apply, as nobody can tell what it waits for.
+What the application raises ends the connection, as it does without us: the loop sees to that in most callbacks, and
+tells the engine. A protocol keeps its own time: --idle-timeout does not apply, as nobody can tell what it waits for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 from ..histogram import array_index
 from ..listener import Listener
 from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, TOOK_NS
+from .peer import peer_of
 from .service import Premises
+
+_SWEEP_S = 1.0
 
 
 class ProtocolService:
@@ -30,19 +34,25 @@ class ProtocolService:
         self._complaints = premises.complaints
         self._loop = premises.loop
         self._classes: dict[type, type] = {}  # of the application, and the subclass that tells us
-        # By id() of the protocol, which its transport keeps alive meanwhile: the transport, and when it began.
-        self._held: dict[int, tuple[asyncio.Transport, int]] = {}
-        self._faulty: set[int] = set()  # whose code has raised
+        # By id() of the protocol: itself, which keeps the number its own; its transport; when it began.
+        self._held: dict[int, tuple[Any, asyncio.Transport, int]] = {}
 
     def protocol(self, _listener: Listener) -> asyncio.BaseProtocol:
-        """The application's object for the next connection."""
-        protocol: asyncio.BaseProtocol = self._target()
-        own = type(protocol)
-        protocol.__class__ = self._classes.get(own) or self._observed(own)
-        return protocol
+        """The application's object for the next connection. Never raises: a loop that accepts would not go on."""
+        try:
+            protocol = self._target()
+            own = type(protocol)
+            protocol.__class__ = self._classes.get(own) or self._observed(own)
+            if id(protocol) in self._held:
+                raise ValueError("the factory has returned a protocol that serves another connection")
+        except Exception as error:  # noqa: BLE001 - the border of the application
+            return _Refusal(self, error)
+        made: asyncio.BaseProtocol = protocol
+        return made
 
     async def begin(self) -> None:
-        """Nothing is needed."""
+        """Begin to look for those who have left without a word."""
+        self._sweep()
 
     def retire(self, *, stopping: bool) -> None:
         """There is no way to tell a protocol; it may end in its own time, up to the graceful timeout."""
@@ -58,66 +68,103 @@ class ProtocolService:
     async def end(self, timeout_s: float) -> None:
         """Nothing is needed."""
 
+    def came(self, protocol: Any, transport: Any) -> None:
+        """A connection begins."""
+        self._crowd.join(transport)
+        self._held[id(protocol)] = protocol, transport, monotonic_ns()
+
+    def left(self, protocol: Any, error: BaseException | None) -> None:
+        """It has ended, for this reason."""
+        held = self._held.pop(id(protocol), None)
+        if held is None:
+            return  # it was given up before
+        _, transport, since_ns = held
+        took_ns = monotonic_ns() - since_ns
+        cells = self._cells
+        cells[HISTOGRAM + array_index(took_ns)] += 1
+        cells[TOOK_NS] += took_ns
+        cells[COMPLETED if error is None else GONE if isinstance(error, OSError) else ERRORS] += 1
+        self._crowd.leave(transport)
+
+    def failed(self, protocol: Any, error: Exception) -> None:
+        """The application's code raised where the loop would go on with the connection, or has ended it."""
+        held = self._held.get(id(protocol))
+        if held is not None:
+            _, transport, _ = held
+            self._complaints.add(error, peer_of(transport))
+            transport.abort()
+            self.left(protocol, error)
+
     def _observed(self, own: type) -> type:
         """Make the subclass of an application's class."""
+        if not issubclass(own, asyncio.Protocol | asyncio.BufferedProtocol):
+            raise TypeError(f"the factory has returned {own.__qualname__!r}, which is no protocol of a stream")
         service, pulse = self, self._pulse
-        made, lost = own.connection_made, own.connection_lost  # type: ignore[attr-defined]
+        made, lost = own.connection_made, own.connection_lost
 
         def connection_made(self: Any, transport: Any) -> None:
-            service._came(self, transport)
+            service.came(self, transport)
             try:
                 made(self, transport)
             except Exception as error:  # noqa: BLE001 - the border of the application
-                service._failed(self, error)
+                service.failed(self, error)
 
         def connection_lost(self: Any, error: Exception | None) -> None:
-            service._left(self, error)
-            lost(self, error)
+            try:
+                lost(self, error)
+            except Exception as fault:  # noqa: BLE001 - the border of the application
+                service.failed(self, fault)
+            else:
+                service.left(self, error)
 
         members: dict[str, Any] = {
             "__slots__": (),
             "__module__": own.__module__,
             "__qualname__": own.__qualname__,
+            "__doc__": own.__doc__,
             "connection_made": connection_made,
             "connection_lost": connection_lost,
         }
-        if data_received := getattr(own, "data_received", None):
+        if issubclass(own, asyncio.BufferedProtocol):
+            updated = own.buffer_updated
 
-            def count(self: Any, data: bytes) -> None:
+            def buffer_updated(self: Any, count: int) -> None:
+                if not pulse.on:
+                    pulse.begin()
+                pulse.bytes_in += count
+                updated(self, count)
+
+            members["buffer_updated"] = buffer_updated
+        else:
+            received = own.data_received
+
+            def data_received(self: Any, data: bytes) -> None:
                 if not pulse.on:
                     pulse.begin()
                 pulse.bytes_in += len(data)
-                try:
-                    data_received(self, data)
-                except Exception as error:  # noqa: BLE001 - the border of the application
-                    service._failed(self, error)
+                received(self, data)
 
-            members["data_received"] = count
+            members["data_received"] = data_received
         observed = type(own.__name__, (own,), members)
-        self._classes[own] = observed
+        self._classes[own] = self._classes[observed] = observed
         return observed
 
-    def _came(self, protocol: Any, transport: asyncio.Transport) -> None:
-        self._held[id(protocol)] = transport, monotonic_ns()
-        self._crowd.join(transport)
+    def _sweep(self) -> None:
+        """Give up those that have handed their transport to another protocol, which does not tell us of its end."""
+        for protocol, transport, _ in list(self._held.values()):
+            if transport.is_closing() and transport.get_protocol() is not protocol:
+                self.left(protocol, None)
+        self._loop.call_later(_SWEEP_S, self._sweep)
 
-    def _left(self, protocol: Any, error: Exception | None) -> None:
-        key = id(protocol)
-        transport, since_ns = self._held.pop(key)
-        took_ns = monotonic_ns() - since_ns
-        cells = self._cells
-        cells[HISTOGRAM + array_index(took_ns)] += 1
-        cells[TOOK_NS] += took_ns
-        if key in self._faulty:
-            self._faulty.remove(key)
-            cells[ERRORS] += 1
-        else:
-            cells[COMPLETED if error is None else GONE] += 1
-        self._crowd.leave(transport)
 
-    def _failed(self, protocol: Any, error: Exception) -> None:
-        """The application's code raised: the connection ends, as it would without us."""
-        transport, _ = self._held[id(protocol)]
-        self._faulty.add(id(protocol))
-        self._complaints.add(error, str(transport.get_extra_info("peername")))
-        transport.abort()
+class _Refusal(asyncio.Protocol):
+    """WORKER. Stands for a connection that the application has no protocol for."""
+
+    def __init__(self, service: ProtocolService, error: Exception) -> None:
+        self._service = service
+        self._error = error
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._service.came(self, transport)
+        self._service.failed(self, self._error)

@@ -1,7 +1,7 @@
 """WORKER. Coroutine handlers `async def handle(reader, writer)`, as `asyncio.start_server` runs them.
 
 The reader and the writer are asyncio's own. Two things are added. A handler's return closes the connection. And a wait
-for the client, to read or to drain, may last for --idle-timeout, which raises TimeoutError in the handler: a sweep
+for the client, to send or to read, may last for --idle-timeout, which raises TimeoutError in the handler: a sweep
 looks from time to time whether a connection still waits for the same thing, so that a wait costs nothing (a deadline
 of its own would: measured, 5 of 55 us a connection).
 """
@@ -12,10 +12,10 @@ import asyncio
 from time import monotonic_ns
 from typing import Any
 
-from ..errors import CLIENT_GONE
 from ..histogram import array_index
 from ..listener import Listener
-from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOOK_NS
+from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOO_LONG, TOOK_NS
+from .peer import peer_of
 from .service import Premises
 
 _LIMIT = 65536  # bytes of a line; the default of asyncio.start_server
@@ -68,15 +68,25 @@ class StreamsService:
 
 
 class StreamConnection(asyncio.StreamReaderProtocol):
-    """WORKER. One connection."""
+    """WORKER. One connection.
+
+    Of asyncio's own attributes it uses `_transport`, `_paused` (the client has to read before drain() goes on) and the
+    reader's `_waiter` (there is one while a coroutine waits for data): nothing public tells what a handler waits for.
+    """
+
+    _stream_reader: asyncio.StreamReader | None
+    _transport: asyncio.Transport | None
+    _paused: bool
 
     def __init__(self, service: StreamsService) -> None:
-        super().__init__(asyncio.StreamReader(_LIMIT, service.loop), self._connected, service.loop)
+        self._reader = asyncio.StreamReader(_LIMIT, service.loop)
+        super().__init__(self._reader, self._connected, service.loop)
         self._service = service
+        self._pulse = service.pulse
         self._serving: asyncio.Task[None] | None = None
         self._since_ns = monotonic_ns()
         self._lost = False
-        self._silent = False  # --idle-timeout has passed
+        self._silent: TimeoutError | None = None  # --idle-timeout has passed
         self._waits_for: Any = None  # what it waited for when it was looked at last
         self._waits_since_ns = 0
 
@@ -87,37 +97,36 @@ class StreamConnection(asyncio.StreamReaderProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        pulse = self._service.pulse
+        pulse = self._pulse
         if not pulse.on:
             pulse.begin()
         pulse.bytes_in += len(data)
-        super().data_received(data)
+        self._reader.feed_data(data)  # what asyncio's own does, by way of a weak reference
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._lost = True
-        super().connection_lost(exc)
+        super().connection_lost(exc or self._silent)
         if self._serving is None:
             self._service.crowd.leave(self)
 
     def look(self, late_ns: int) -> None:
         """End a wait for the client that is older than that."""
         waits_for = self._awaited()
-        if waits_for is None or waits_for is not self._waits_for:
+        if waits_for is None or waits_for != self._waits_for:
             self._waits_for = waits_for
             self._waits_since_ns = monotonic_ns()
         elif self._waits_since_ns < late_ns:
-            self._silent = True
-            if waits_for is _READ or self._stream_reader is None:  # type: ignore[attr-defined] # asyncio's own
+            self._silent = TimeoutError("the client was silent for --idle-timeout")
+            if isinstance(waits_for, int):
                 self.abort()
-            else:
-                self._stream_reader.set_exception(TimeoutError("the client was silent for --idle-timeout"))  # type: ignore[attr-defined]
+            elif not waits_for.done():
+                waits_for.set_exception(self._silent)  # of this wait only: a handler may go on, and wait anew
 
     def abort(self) -> None:
         """Cut the connection."""
-        transport: asyncio.Transport | None = self._transport  # type: ignore[attr-defined] # asyncio's own
-        if transport is not None:
-            transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     def cancel(self) -> None:
         """Cancel the handler."""
@@ -125,11 +134,13 @@ class StreamConnection(asyncio.StreamReaderProtocol):
             self._serving.cancel()
 
     def _awaited(self) -> Any:
-        """What the connection waits for: that its client reads, data (then a future that changes), or nothing."""
-        if self._paused or self._serving is None:  # type: ignore[attr-defined] # asyncio's own: the buffer is full
-            return _READ
-        reader = self._stream_reader  # type: ignore[attr-defined]
-        return reader._waiter if reader is not None else None
+        """What the connection waits for: that its client reads so many bytes, or sends some (a future), or nothing."""
+        transport = self._transport
+        if transport is None:
+            return None
+        if self._paused or transport.is_closing():
+            return transport.get_write_buffer_size()
+        return self._reader._waiter  # type: ignore[attr-defined]
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving = self._service.loop.create_task(self._serve(reader, writer))
@@ -142,7 +153,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         except BaseException as error:  # noqa: BLE001 - the handler border
             fate = self._judge(error, writer)
         took_ns = monotonic_ns() - self._since_ns
-        cells[IDLE_CLOSED if self._silent else fate] += 1
+        cells[IDLE_CLOSED if self._silent and fate != ERRORS else fate] += 1
         cells[HISTOGRAM + array_index(took_ns)] += 1
         cells[TOOK_NS] += took_ns
         self._serving = None
@@ -155,10 +166,16 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         """What a handler's end by an exception is counted as: the client's fault, or the application's."""
         if isinstance(error, asyncio.CancelledError | asyncio.IncompleteReadError):
             return GONE
-        if isinstance(error, OSError) and (error.errno in CLIENT_GONE or self._silent or self._lost):
+        if self._silent and isinstance(error, TimeoutError):
+            return IDLE_CLOSED
+        if self._lost and (isinstance(error, OSError) or _is_closed(error)):
             return GONE
-        self._service.complaints.add(error, str(writer.get_extra_info("peername")))
+        if isinstance(error, asyncio.LimitOverrunError) or isinstance(error.__context__, asyncio.LimitOverrunError):
+            return TOO_LONG
+        self._service.complaints.add(error, peer_of(writer.transport))
         return ERRORS
 
 
-_READ = object()  # what is waited for when the client has to read
+def _is_closed(error: BaseException) -> bool:
+    """Whether it is what uvloop raises on a write to a transport that is closed; asyncio's own loop takes it."""
+    return isinstance(error, RuntimeError) and "handler is closed" in str(error)

@@ -70,6 +70,33 @@ def test_who_is_long_out_of_epoll_wait_is_not_waited_for(workers: list[Balance])
     assert not me.may_take(10)
 
 
+def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(workers: list[Balance]) -> None:
+    """Its loop is blocked by a timer's callback, say, and its line says that it waits in epoll_wait."""
+    me, blocked = workers[0], workers[1]
+    blocked.publish(0, able=True)
+    assert not me.may_take(10)
+    me.leave()
+    me.look(10, waits=True)
+    assert me.may_take(10)
+    assert not me.may_take(11), "more than those who do come"
+    blocked.publish(1, able=True)
+    assert not me.may_take(10)
+
+
+def test_who_has_moved_between_two_looks_is_waited_for(workers: list[Balance]) -> None:
+    me, slow = workers[0], workers[1]
+    slow.publish(0, able=True)
+    me.leave()
+    slow.publish(1, able=True)
+    me.look(10, waits=True)
+    assert not me.may_take(10)
+    me.look(10, waits=False)
+    me.look(10, waits=True)
+    assert not me.may_take(10), "between these two nothing waited"
+    me.look(10, waits=True)
+    assert me.may_take(10)
+
+
 def test_a_nudge_wakes_and_is_heard_once(workers: list[Balance], nudge: int) -> None:
     workers[0].leave()
     assert os.eventfd_read(nudge) == 1

@@ -1,0 +1,193 @@
+"""Coroutine handlers, as `asyncio.start_server` takes them; what some of them do is written into the log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from tests.apps.asking import pass_gate
+
+RUNNING = set[asyncio.Task[None]]()
+
+
+def say(*words: object) -> None:
+    """Write into the server's log."""
+    print("app:", *words, flush=True)
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The echo server of the standard library's documentation, for many lines."""
+    while data := await reader.readline():
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer as the built-in talkback does; whoever returns need not close."""
+    writer.write(b"hello from prefork\n")
+    line = await reader.readline()
+    writer.write(b"you said: " + line.rstrip(b"\r\n") + b"\n")
+
+
+async def nap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Talk, and wait for 5 ms before the answer."""
+    writer.write(b"hello from prefork\n")
+    line = await reader.readline()
+    await asyncio.sleep(0.005)
+    writer.write(b"you said: " + line.rstrip(b"\r\n") + b"\n")
+
+
+async def gated(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Talk, and wait at the test's gate before the answer."""
+    writer.write(b"hello from prefork\n")
+    line = await reader.readline()
+    await pass_gate()
+    writer.write(b"you said: " + line.rstrip(b"\r\n") + b"\n")
+
+
+async def slot(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say slot, generation and pid of the worker."""
+    environ = os.environ
+    writer.write(f"{environ['PREFORK_SLOT']} {environ['PREFORK_GENERATION']} {os.getpid()}\n".encode())
+
+
+async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say the pid, and stay for as long as the client does."""
+    writer.write(b"%d\n" % os.getpid())
+    await reader.read()
+
+
+async def ends_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """End the reply, then read on to the client's end."""
+    writer.write(b"my last word\n")
+    writer.write_eof()
+    say("read", len(await reader.read()))
+
+
+async def facts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say what a handler may ask of its connection."""
+    loop, peer = type(asyncio.get_running_loop()).__module__, writer.get_extra_info("peername")
+    line = await reader.readline()
+    tls = writer.get_extra_info("ssl_object") is not None
+    writer.write(f"{loop}|{peer}|{line.decode().strip()}|{tls}\n".encode())
+
+
+async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say how long a silent client was waited for, twice, and on which error."""
+    for _ in range(2):
+        began_s = time.monotonic()
+        try:
+            await reader.readexactly(1000)
+        except TimeoutError as error:
+            writer.write(f"{type(error).__name__} {time.monotonic() - began_s:.2f}\n".encode())
+            await writer.drain()
+
+
+async def escapes(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Wait for a silent client, and let the error through."""
+    await reader.readline()
+
+
+async def big(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send 8 MB, and say how that ended."""
+    try:
+        for _ in range(128):
+            writer.write(b"x" * 65536)
+            await writer.drain()
+    except OSError as error:
+        say("drain", type(error).__name__, error)
+        raise
+    say("all is sent")
+
+
+async def closes(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send 8 MB at once, close, and wait until all has gone."""
+    writer.write(b"x" * (8 << 20))
+    writer.close()
+    try:
+        await writer.wait_closed()
+    finally:
+        say("closed")
+
+
+async def cleans_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Stay until cancelled, with something to put in order."""
+    writer.write(b"here\n")
+    try:
+        await asyncio.sleep(600)
+    finally:
+        say("finally of the handler")
+
+
+async def background(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Start something that outlives the connection."""
+
+    async def go_on() -> None:
+        try:
+            say("background runs")
+            await asyncio.sleep(600)
+        finally:
+            say("finally of the background")
+
+    RUNNING.add(asyncio.get_running_loop().create_task(go_on()))
+    writer.write(b"started\n")
+
+
+async def writes_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Write to a client that has gone, as long as it takes to be told."""
+    try:
+        await reader.read()
+    except ConnectionResetError:
+        pass
+    await asyncio.sleep(0.05)
+    for _ in range(3):
+        writer.write(b"too late\n")
+        await writer.drain()
+    say("nobody was told")
+
+
+async def obey(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Do what a line asks for, the worst included."""
+    word, _, argument = (await reader.readline()).decode().strip().partition(" ")
+    match word:
+        case "pid":
+            writer.write(b"%d\n" % os.getpid())
+        case "raise":
+            raise RuntimeError(argument)
+        case "upstream":
+            raise ConnectionResetError(104, "the database has gone")
+        case "exit":
+            raise SystemExit(int(argument))
+        case "block":
+            hold_up(float(argument))
+            writer.write(b"done\n")
+        case "later":
+            asyncio.get_running_loop().call_later(0.05, hold_up, float(argument))
+            writer.write(b"%d\n" % os.getpid())
+        case "descriptors":
+            take_descriptors(float(argument))
+            writer.write(b"taken\n")
+
+
+def hold_up(seconds: float) -> None:
+    """Block the loop."""
+    say("blocked")
+    time.sleep(seconds)
+
+
+def take_descriptors(seconds: float) -> None:
+    """Leave none for others, for a while."""
+    taken = []
+    try:
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        say("descriptors", len(taken))
+    asyncio.get_running_loop().call_later(seconds, lambda: [os.close(fd) for fd in taken])
+
+
+def not_a_coroutine(_reader: object, _writer: object) -> None:
+    """What is no coroutine function."""
