@@ -81,7 +81,7 @@ class Exchange:
             if body.continues and not self.response.begun and not self.gone:
                 body.continues = False
                 self._connection.write(_CONTINUE)
-            while not body.ready and not self.hung_up:
+            while not (body.ready or self.hung_up or self.response.done):
                 await self._wait()
             if body.ready:
                 data = body.take()

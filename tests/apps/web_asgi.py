@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -196,6 +195,7 @@ async def watch(scope: Scope, receive: Receive, send: Send) -> None:
 async def outlive(scope: Scope, receive: Receive, send: Send) -> None:
     """Go on after the response, as background tasks do."""
     await hello(scope, receive, send)
+    assert (await receive())["type"] == "http.request"
     note(scope, (await receive())["type"])
     await asyncio.sleep(0.2)
     note(scope, "done")
@@ -282,9 +282,10 @@ async def count_sent(scope: Scope, receive: Receive, send: Send) -> None:
     """Stream so many blocks, and note how many of them were taken each time."""
     await start(send)
     count, path = argument(scope).split(" ")
-    for number in range(int(count)):
-        await give(send, BLOCK, more=True)
-        Path(path).write_text(str(number + 1))
+    with open(path, "wb", buffering=0) as file:
+        for number in range(int(count)):
+            await give(send, BLOCK, more=True)
+            os.pwrite(file.fileno(), b"%9d" % (number + 1), 0)
     await give(send)
 
 
@@ -395,14 +396,15 @@ async def ws_flood(scope: Scope, receive: Receive, send: Send) -> None:
     """Send messages of 64 KiB without an end, and note how many were taken."""
     await send({"type": "websocket.accept"})
     number = 0
-    try:
-        while True:
-            await send({"type": "websocket.send", "bytes": BLOCK})
-            number += 1
-            Path(argument(scope)).write_text(str(number))
-    except OSError:
-        Path(argument(scope)).write_text("closed")
-        raise
+    with open(argument(scope), "wb", buffering=0) as file:
+        try:
+            while True:
+                await send({"type": "websocket.send", "bytes": BLOCK})
+                number += 1
+                os.pwrite(file.fileno(), b"%9d" % number, 0)
+        except OSError:
+            os.pwrite(file.fileno(), b"   closed", 0)
+            raise
 
 
 async def ws_sink(scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,17 +14,31 @@ from tests.apps.web import HELLO
 from tests.support.client import dial, read_to_end
 from tests.support.processes import open_fds
 from tests.support.wait import eventually
-from tests.support.web import WEB, Browser, fetch, request
+from tests.support.web import ASGI, WEB, Browser, fetch, request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Serve, Shared
+    from tests.support.server import RunningServer
 
 ONE = ("--workers", "1")
+TWINS = [pytest.param(WEB, id="wsgi"), pytest.param(ASGI, id="asgi")]
 LIMIT_S = 0.3
 LATE_S = 4.0  # for busy machines
 SHORT = ("--header-timeout", str(LIMIT_S), "--idle-timeout", str(LIMIT_S), "--keep-alive", "20")
+
+
+@pytest.fixture(params=TWINS)
+def web(request: pytest.FixtureRequest) -> str:
+    """The same application, as WSGI and as ASGI."""
+    return str(request.param)
+
+
+def descriptors(server: RunningServer) -> int:
+    """How many the only worker has open."""
+    (worker,) = server.worker_pids()
+    return len(open_fds(worker))
 
 
 class Trickle:
@@ -56,8 +70,8 @@ def in_time(began_s: float) -> bool:
     return LIMIT_S - 0.05 <= time.monotonic() - began_s <= LIMIT_S + LATE_S
 
 
-def test_a_head_that_does_not_come_in_time_is_answered_408(shared: Shared) -> None:
-    server = shared(WEB, *ONE, *SHORT)
+def test_a_head_that_does_not_come_in_time_is_answered_408(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, *SHORT)
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
         browsers = []
@@ -71,8 +85,8 @@ def test_a_head_that_does_not_come_in_time_is_answered_408(shared: Shared) -> No
             assert browser.ended()
 
 
-def test_a_byte_now_and_then_does_not_move_the_deadline_of_a_head(shared: Shared) -> None:
-    server = shared(WEB, *ONE, *SHORT)
+def test_a_byte_now_and_then_does_not_move_the_deadline_of_a_head(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, *SHORT)
     with Browser(server) as browser:
         began_s = time.monotonic()
         browser.send(b"GET /")
@@ -82,8 +96,8 @@ def test_a_byte_now_and_then_does_not_move_the_deadline_of_a_head(shared: Shared
 
 
 @pytest.mark.slow
-def test_the_second_head_of_a_connection_has_the_same_deadline(shared: Shared) -> None:
-    server = shared(WEB, *ONE, *SHORT)
+def test_the_second_head_of_a_connection_has_the_same_deadline(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, *SHORT)
     with Browser(server) as browser:
         browser.send(request() + b"GET")
         began_s = time.monotonic()
@@ -92,8 +106,8 @@ def test_the_second_head_of_a_connection_has_the_same_deadline(shared: Shared) -
         assert in_time(began_s)
 
 
-def test_a_body_that_does_not_come_in_time_is_answered_408(shared: Shared) -> None:
-    server = shared(WEB, *ONE, *SHORT)
+def test_a_body_that_does_not_come_in_time_is_answered_408(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, *SHORT)
     for head in (
         request("/length", method="POST", content_length="1000000"),
         request("/length", method="POST", transfer_encoding="chunked"),
@@ -108,16 +122,16 @@ def test_a_body_that_does_not_come_in_time_is_answered_408(shared: Shared) -> No
 
 
 @pytest.mark.slow
-def test_a_new_connection_that_says_nothing_is_closed_without_a_word(shared: Shared) -> None:
-    server = shared(WEB, *ONE, *SHORT)
+def test_a_new_connection_that_says_nothing_is_closed_without_a_word(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, *SHORT)
     with dial(server.address) as sock:
         began_s = time.monotonic()
         assert read_to_end(sock) == b""
         assert in_time(began_s)
 
 
-def test_a_connection_is_kept_for_the_next_request_and_no_longer(shared: Shared) -> None:
-    server = shared(WEB, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
+def test_a_connection_is_kept_for_the_next_request_and_no_longer(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
     with Browser(server) as browser:
         for _ in range(3):
             assert browser.get().body == HELLO
@@ -130,8 +144,8 @@ def test_a_connection_is_kept_for_the_next_request_and_no_longer(shared: Shared)
 
 
 @pytest.mark.slow
-def test_an_empty_line_does_not_keep_a_connection(shared: Shared) -> None:
-    server = shared(WEB, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
+def test_an_empty_line_does_not_keep_a_connection(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
     with Browser(server) as browser:
         browser.get()
         began_s = time.monotonic()
@@ -140,17 +154,17 @@ def test_an_empty_line_does_not_keep_a_connection(shared: Shared) -> None:
         assert in_time(began_s)
 
 
-def test_no_keep_alive_is_said(shared: Shared) -> None:
-    server = shared(WEB, *ONE, "--keep-alive", "0")
+def test_no_keep_alive_is_said(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, "--keep-alive", "0")
     with Browser(server) as browser:
         assert browser.get().closes
         assert browser.ended()
 
 
 @pytest.mark.slow
-def test_the_application_may_take_longer_than_any_limit_of_its_client(shared: Shared) -> None:
+def test_the_application_may_take_longer_than_any_limit_of_its_client(shared: Shared, web: str) -> None:
     """Also of others: in the loop, the clock of those who wait stands still meanwhile."""
-    server = shared(WEB, *ONE, *SHORT)
+    server = shared(web, *ONE, *SHORT)
     with Browser(server) as browser, Browser(server) as other:
         other.send(b"GET / HT")
         fetch(server)
@@ -161,11 +175,15 @@ def test_the_application_may_take_longer_than_any_limit_of_its_client(shared: Sh
         assert other.response().body == HELLO
 
 
-@pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.slow)], ids=["inline", "pool"])
-def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, threads: str) -> None:
-    server = serve(WEB, *ONE, *SHORT, "--threads", threads)
-    (worker,) = server.worker_pids()
-    before = len(open_fds(worker))
+@pytest.mark.parametrize(
+    "how",
+    [(WEB,), pytest.param((WEB, "--threads", "2"), marks=pytest.mark.slow), (ASGI,)],
+    ids=["inline", "pool", "asgi"],
+)
+def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, how: tuple[str, ...]) -> None:
+    server = serve(*how, *ONE, *SHORT)
+    fetch(server)  # a loop may open a descriptor for itself with its first connection
+    before = descriptors(server)
     mark = tmp_path / "closed"
     with Browser(server) as stream, Browser(server) as big:
         stream.send(request(f"/endless?{mark}"))
@@ -173,13 +191,13 @@ def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, thread
         began_s = time.monotonic()
         eventually(mark.exists, within_s=LIMIT_S + LATE_S)
         assert in_time(began_s)
-        eventually(lambda: len(open_fds(worker)) == before, within_s=LATE_S)
+        eventually(lambda: descriptors(server) == before, within_s=LATE_S)
     assert mark.read_text() == "closed\n"
 
 
 @pytest.mark.slow
-def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(shared: Shared) -> None:
-    server = shared(WEB, *ONE, *SHORT)
+def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(shared: Shared, web: str) -> None:
+    server = shared(web, *ONE, *SHORT)
     with Browser(server) as browser:
         browser.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         browser.send(request("/big?300"))
@@ -194,13 +212,13 @@ def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(shared: Sh
 
 
 @pytest.mark.slow
-def test_who_does_not_leave_after_the_last_answer_is_left(serve: Serve) -> None:
+def test_who_does_not_leave_after_the_last_answer_is_left(serve: Serve, web: str) -> None:
     """It was refused, has its answer, and sends on for ever."""
-    server = serve(WEB, *ONE, *SHORT)
-    (worker,) = server.worker_pids()
-    before = len(open_fds(worker))
+    server = serve(web, *ONE, *SHORT)
+    fetch(server)  # a loop may open a descriptor for itself with its first connection
+    before = descriptors(server)
     with Browser(server) as browser:
         browser.send(b"nonsense\r\n\r\n")
         assert browser.response().status == 400
         with Trickle(browser):
-            eventually(lambda: len(open_fds(worker)) == before, within_s=5 + LATE_S)
+            eventually(lambda: descriptors(server) == before, within_s=5 + LATE_S)

@@ -222,6 +222,8 @@ class RunningServer:
             complaints.append(f"exit {code}, expected {self.expected_exit}")
         if not self.expect_traceback and "Traceback (most recent call last)" in self.log:
             complaints.append("a traceback in the log")
+        if not self.expect_traceback and "callback failed" in self.log:
+            complaints.append("an exception that reached an event loop")
         assert not complaints, "the server did not end cleanly: " + "; ".join(complaints)
 
     def _wait_session_empty(self) -> set[int]:

@@ -117,16 +117,16 @@ class Browser:
             assert fields["transfer-encoding"] == "chunked", fields
             return self._chunks()
         if "content-length" in fields:
-            return self._exactly(int(fields["content-length"]))
+            return self.exactly(int(fields["content-length"]))
         assert fields.get("connection") == "close", f"where does it end? {fields}"
         return self.rest()
 
     def _chunks(self) -> bytes:
         body = []
         while size := int(self._until(b"\r\n"), 16):
-            body.append(self._exactly(size))
-            assert self._exactly(2) == b"\r\n"
-        assert self._exactly(2) == b"\r\n"
+            body.append(self.exactly(size))
+            assert self.exactly(2) == b"\r\n"
+        assert self.exactly(2) == b"\r\n"
         return b"".join(body)
 
     def _until(self, end: bytes) -> bytes:
@@ -136,7 +136,8 @@ class Browser:
         found, self._buffer = self._buffer[: at + len(end)], self._buffer[at + len(end) :]
         return found
 
-    def _exactly(self, size: int) -> bytes:
+    def exactly(self, size: int) -> bytes:
+        """Read so many bytes."""
         parts, have = [self._buffer], len(self._buffer)
         while have < size:
             chunk = self.sock.recv(min(size - have, 1 << 20))
