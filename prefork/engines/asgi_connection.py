@@ -173,7 +173,7 @@ class HttpConnection(asyncio.Protocol):
         """Take the next request, or wait for it."""
         if self._inflow.waiting:
             self._advance()
-        else:
+        elif not self.paused:
             if self._stalled:
                 self.flow()
             self._until(now_ns + (self.site.header_ns if self._inflow.in_head else self.site.keep_alive_ns))
