@@ -5,9 +5,12 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := .venv-peers
 
-# Tests mostly wait, so two processes take half the time on two CPUs; JOBS=1 goes one by one.
-JOBS     ?= 2
+# Tests mostly wait, so two processes for each of two CPUs take a third of the time; JOBS=1 goes one by one.
+JOBS     ?= 4
 PARALLEL := -n $(JOBS) --dist loadfile
+
+# To compile all modules and rewrite all assertions anew would take each of these processes some seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo peers test test-all soak fuzz lint format clean
 .DEFAULT_GOAL := help

@@ -27,19 +27,20 @@ def test_without_free_descriptors_accepting_pauses_and_nobody_dies(serve: Serve)
     used = open_fds(worker)
     first_free = next(fd for fd in range(len(used) + 1) if fd not in used)
     resource.prlimit(worker, resource.RLIMIT_NOFILE, (first_free, usual[1]))
-    # The kernel takes the descriptor when accept() is called, not when a client comes: that one is served still.
-    assert exchange(server.address, b"hi\n") == talkback_reply(b"hi")
     cpu_before_s = stat(worker).cpu_s  # type: ignore[union-attr]
-    with dial(server.address) as client:
-        client.sendall(b"waiting\n")
+    # The kernel takes the descriptor when accept() is called, not when a client comes: the first may be served still.
+    with dial(server.address) as first, dial(server.address) as second:
+        first.sendall(b"waiting\n")
+        second.sendall(b"waiting too\n")
         server.wait_log("(?i)EMFILE|too many open files")
-        client.settimeout(0.7)
+        second.settimeout(0.7)
         with pytest.raises(TimeoutError):
-            client.recv(1)
+            second.recv(1)
         assert stat(worker).cpu_s - cpu_before_s < 0.3, "it does not spin"  # type: ignore[union-attr]
         resource.prlimit(worker, resource.RLIMIT_NOFILE, usual)
-        client.settimeout(10)
-        assert read_to_end(client) == talkback_reply(b"waiting")
+        second.settimeout(10)
+        assert read_to_end(first) == talkback_reply(b"waiting")
+        assert read_to_end(second) == talkback_reply(b"waiting too")
     assert server.worker_pids() == {worker}
     assert len([line for line in server.log.splitlines() if "open files" in line or "EMFILE" in line]) <= 10
 
