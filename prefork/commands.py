@@ -15,6 +15,7 @@ from typing import Any
 from .census import Census
 from .conversation import Deed, Peer, Progress, RefusedError, Request
 from .log import Log
+from .memory import thread_states
 from .policy import Policy
 from .roster import WorkerHandle
 from .status import name_of
@@ -23,7 +24,12 @@ from .workforce import Message, Workforce
 NAMES = ("status", "reload", "scale", "stop", "stack")
 STACKS_WAIT_S = 0.25
 MARGIN_S = 5.0
-NO_ANSWER = "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
+_MUTE = {  # why a worker does not answer, by the state of its threads in proc(5)
+    "T": "the worker is stopped",
+    "R": "C code holds the GIL, and it computes",
+    "D": "C code holds the GIL, and waits for a disk",
+    "S": "C code holds the GIL, and waits",
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,7 +136,7 @@ class Commands:
     def _stacks_of(self, worker: WorkerHandle, text: str | None) -> dict[str, Any]:
         if not self._alive(worker):
             return {**name_of(worker), "state": None, "stacks": text, "reason": "it ended meanwhile"}
-        return {**self.census.activity(worker), "stacks": text, "reason": NO_ANSWER if text is None else None}
+        return {**self.census.activity(worker), "stacks": text, "reason": None if text is not None else _why(worker)}
 
     # --- when to give up
 
@@ -151,6 +157,12 @@ class Commands:
         if time.monotonic() >= until_s:
             serving = f"{self.force.roster.serving()} of {self.policy.workers} workers serve"
             raise RefusedError(f"not done in time: {serving}; {otherwise}; see the server's log")
+
+
+def _why(worker: WorkerHandle) -> str:
+    states = thread_states(worker.pid)
+    why = next((meaning for state, meaning in _MUTE.items() if state in states), "nothing is known of it")
+    return f"no answer in 250 ms: {why}"
 
 
 def _since(began_s: float) -> float:

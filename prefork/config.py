@@ -44,6 +44,7 @@ class Config:
     trusted_proxies: tuple[str, ...]
     proxy_protocol: bool
     access_log: str
+    slow_s: float
     max_requests: int
     max_requests_jitter: int
     max_memory: int

@@ -21,6 +21,7 @@ from typing import Any
 from .channel import Sender
 from .scoreboard import STOPPING, Scoreboard
 from .signals import FAULT, STACKS, SignalInbox, ignore
+from .stack_text import compose
 
 ORPHANED = 1  # exit code; nobody is left to read it
 _ADOPTION_S = 2.0
@@ -50,7 +51,8 @@ class Life:
         self._title = title
         self._reopen = reopen  # the log
         self._inbox = SignalInbox([signal.SIGTERM, signal.SIGUSR1])
-        self._stacks_lock = threading.Lock()
+        # What an event loop adds to the stacks of the threads: those of its tasks, and whom the one serves that runs.
+        self.tasks: Callable[[], tuple[list[tuple[str, str]], str]] = _no_tasks
         self.told = False
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for signum in NOT_OURS:
@@ -122,20 +124,29 @@ class Life:
             self.told = True
             self._title("draining")
 
+    def slow(self, serving: str, elapsed_s: float, stack: str, *, also: int) -> None:
+        """Tell the master of a request that is slow, and how many others have become so."""
+        self._sender.send("slow", serving=serving, elapsed_s=elapsed_s, stack=stack[-_STACKS_MOST:], also=also)
+
     def _answer(self, _signum: int, frame: FrameType | None) -> None:
         """Write the stacks of all threads: the one handler that does more than record, as it is there for hangs."""
-        self._sender.send("stacks", text=stacks(frame)[-_STACKS_MOST:])
+        tasks, current = self.tasks()
+        self._sender.send("stacks", text=compose([*stacks(frame), *tasks], _STACKS_MOST), current=current)
 
 
-def stacks(own: FrameType | None = None) -> str:
-    """The Python stacks of all threads, as text. `own` replaces the frame of the thread that asks."""
+def stacks(own: FrameType | None = None) -> list[tuple[str, str]]:
+    """The Python stacks of all threads, each under its title. `own` replaces the frame of the thread that asks."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     me = threading.get_ident()
-    text = []
+    found = []
     for ident, frame in sys._current_frames().items():
-        text.append(f"thread {names.get(ident, ident)}:\n")
-        text += traceback.format_stack(own if ident == me and own is not None else frame)
-    return "".join(text)
+        lines = traceback.format_stack(own if ident == me and own is not None else frame)
+        found.append((f"thread {names.get(ident, ident)}", "".join(lines)))
+    return found
+
+
+def _no_tasks() -> tuple[list[tuple[str, str]], str]:
+    return [], ""
 
 
 def adopted(master: int, lifeline: int) -> bool:

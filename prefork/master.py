@@ -28,6 +28,7 @@ from .policy import Policy
 from .privileges import Place
 from .roster import WorkerHandle
 from .signals import TABLE, SignalInbox
+from .slow_log import SlowLog
 from .template_handle import TemplateHandle
 from .tenure import Tenure
 from .workforce import Message, Workforce, capacity
@@ -53,6 +54,7 @@ class Master:
         self._policy = Policy(workers=workers, judge=judge, generation=generation)
         self._policy.rollout.patient = belongings.waits()
         self._memory = MemoryLimit(limit=config.max_memory)
+        self._slow_log = SlowLog.of(config, self._force)
         self._fatal: PreforkError | None = None  # why the start failed
         self._desk = Desk(
             config=config, policy=self._policy, force=self._force, log=log, scale=self.scale, stop=self._leave
@@ -87,7 +89,8 @@ class Master:
             wake_s = min(self._tenure.turn(), self._supervise(), self._desk.tell())
             if self._policy.stopping and not self._force.roster and not self._tenure.upgrade.running:
                 break
-            self._wait(min(wake_s, self._memory.check(self._force.roster, time.monotonic())))
+            now_s = time.monotonic()
+            self._wait(min(wake_s, self._memory.check(self._force.roster, now_s), self._slow_log.look(now_s)))
             for signum in self._inbox.take():
                 self._heed(signum)
             for generation in self._force.templates.news():
@@ -169,6 +172,7 @@ class Master:
 
     def _hear(self, message: Message) -> None:
         self._desk.heard(message)
+        self._slow_log.heard(message, time.monotonic())
         worker = message.worker
         if message.kind == "ready":
             self._policy.ready(worker, self._force.completed(worker.generation), time.monotonic())

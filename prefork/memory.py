@@ -41,6 +41,16 @@ def cpu_s(pid: int) -> float | None:
     return (int(fields[11]) + int(fields[12])) / _TICKS if fields else None
 
 
+def thread_states(pid: int) -> set[str]:
+    """The states of the process's threads, as proc(5) letters them; empty if they cannot be known."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return set()
+    stats = [_read(f"/proc/{pid}/task/{thread}/stat") for thread in threads]
+    return {text.rpartition(")")[2].split()[0] for text in stats if text}
+
+
 def _read(path: str) -> str:
     try:
         with open(path, "rb") as file:

@@ -147,6 +147,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(name="access-log", field="access_log", parse=str, default="", metavar="PATH|-",
            help="HTTP: append a line for each request to PATH (reopened on USR1), -: standard output. The combined "
                 "format, or JSON with --log-format json."),
+    Option(name="slow", field="slow_s", parse=duration, default="0", metavar="DURATION",
+           help="Log the stack of a request while it takes longer than DURATION, one a second at most; 0: never."),
     Option(name="max-requests", field="max_requests", parse=partial(count, least=0), default="0", metavar="N",
            help="Replace a worker after it has completed N units of work; 0: never."),
     Option(name="max-requests-jitter", field="max_requests_jitter", parse=partial(count, least=0), default="0",

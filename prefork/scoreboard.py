@@ -220,6 +220,11 @@ def _readable(text: bytes) -> str:
     return found if found.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in found)
 
 
+def beat_s(timeout_s: float, slow_s: float) -> float:
+    """How long an asyncio loop has between its beats: shorter than what is judged by them."""
+    return min(1.0, timeout_s / 4, max(slow_s / 2, 0.05) if slow_s else 1.0)
+
+
 def queue_bucket(waited_ms: int) -> int:
     """The cell, from QUEUE on, that counts a wait: 0 ms, 1, 2 to 3, 4 to 7 and so on; the last has no end."""
     return min(waited_ms.bit_length(), QUEUE_BUCKETS - 1)

@@ -39,7 +39,7 @@ ROWS_PER_WORKER = 4
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a worker said: `kind` is ready, failed, stacks or enough."""
+    """What a worker said: `kind` is ready, failed, stacks, slow or enough."""
 
     worker: WorkerHandle
     kind: str

@@ -27,6 +27,7 @@ from .peer import peer_of
 from .pulse import Pulse
 from .queue_wait import note_wait
 from .service import Premises, Service
+from .task_stacks import tasks_of
 
 if TYPE_CHECKING:
     from ..listener import Listener
@@ -81,10 +82,13 @@ class AioEngine:
 
     async def _run(self) -> None:
         self._life.listen()
+        own: set[Any] = set()  # tasks that are of no interest to anybody else
+        self._life.tasks = lambda: tasks_of(self._loop, self._service.names(), without=own)
         for fd in self._life.fds:
             self._loop.add_reader(fd, self._heed, fd)
         starting = self._loop.create_task(self._service.begin())
         told = self._loop.create_task(self._told.wait())
+        own |= {asyncio.current_task(), told}
         await asyncio.wait((starting, told), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             return  # told to stop while the application started up

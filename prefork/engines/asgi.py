@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from ..http.websocket_close import GOING_AWAY, SERVICE_RESTART
 from .asgi_connection import HttpConnection
 from .asgi_site import AsgiSite
+from .deadlines import NEVER
 from .lifespan import Lifespan
+from .slow_tasks import SlowTasks
 
 if TYPE_CHECKING:
     from ..listener import Listener
@@ -26,6 +28,8 @@ class AsgiService:
         self._lifespan = Lifespan(station.app.target, station.app.name, station.log, self.site.state)
         premises.pulse.ticks.append(self.site.tick)
         premises.pulse.oldest = self.site.oldest
+        if self.site.slow_ns < NEVER:
+            premises.pulse.beats.append(SlowTasks(self.site.running, self.site.slow_ns, station.life).look)
 
     def protocol(self, listener: Listener, peer: AsgiPeer | None = None) -> asyncio.BaseProtocol:
         """What serves the next connection."""
@@ -52,6 +56,11 @@ class AsgiService:
     def busy(self) -> int:
         """Calls of the application that have not returned."""
         return len(self.site.running) + len(self.site.sockets)
+
+    def names(self) -> dict[asyncio.Task[None], str]:
+        """Which task serves whom."""
+        names = {task: exchange.text for exchange, task in self.site.running.items()}
+        return names | {task: socket.text for socket, task in self.site.sockets.items()}
 
     def cut(self) -> None:
         """Cancel the calls of the application."""

@@ -54,6 +54,7 @@ class AsgiSite(HttpSite[Scopes]):
         self.max_message = station.config.ws_max_message
         self.pings = station.config.ws_ping_s > 0
         self.look_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
+        self._row = station.rows[0]
         self._cells = station.rows[0].cells
         scheme = "https" if self.secure else "http"
         self._scopes = {
@@ -83,6 +84,8 @@ class AsgiSite(HttpSite[Scopes]):
             cells[ABORTED] += response.aborted
         cells[HISTOGRAM + array_index(took_ns)] += 1
         cells[TOOK_NS] += took_ns
+        if took_ns >= self.slow_ns:
+            self._slowly(exchange, took_ns)
         if self.logs_access or response.error is not None:
             self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, response.error)
         return now_ns
@@ -90,9 +93,17 @@ class AsgiSite(HttpSite[Scopes]):
     def lost(self, exchange: Exchange | None = None, *, late: bool = False) -> None:
         """A client has left before its response was complete, or was `late` to read it."""
         self._cells[TIMED_OUT if late else GONE] += 1
-        if exchange is not None and self.logs_access:
-            response, took_ns = exchange.response, monotonic_ns() - exchange.began_ns
+        if exchange is None:
+            return
+        response, took_ns = exchange.response, monotonic_ns() - exchange.began_ns
+        if took_ns >= self.slow_ns:
+            self._slowly(exchange, took_ns)
+        if self.logs_access:
             self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, None)
+
+    def _slowly(self, exchange: Exchange, took_ns: int) -> None:
+        if not exchange.response.streams_events:
+            self._row.slowly(took_ns, mark(exchange.text))
 
     def blame(self, error: BaseException, peer: AsgiPeer, *, gone: bool = False) -> None:
         """The application failed where no response can tell. `gone`: after its client had left, which may be why."""

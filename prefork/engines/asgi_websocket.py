@@ -71,6 +71,11 @@ class WebSocketConnection(asyncio.Protocol):
         self.entry: list[Any] | None = None
         transport.pause_reading()
 
+    @property
+    def text(self) -> str:
+        """Whose WebSocket it is, and which: for people."""
+        return f"{self.peer.text} WebSocket {self._request.target.decode('ascii')}"
+
     async def run(self, scope: dict[str, Any]) -> None:
         """Call the application."""
         site = self._site

@@ -29,6 +29,7 @@ from ..loader import App
 from ..scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row
 from .accepting import Acceptor
 from .complaints import Complaints
+from .deadlines import NEVER
 from .queue_wait import note_wait
 from .station import Station
 
@@ -48,6 +49,7 @@ class BlockingEngine:
         self._listeners = list(station.listeners)
         self._rows = list(station.rows)
         self._idle_s = config.idle_timeout_s
+        self._slow_ns = round(config.slow_s * 1e9) or NEVER
         self._drains = all(listener.owned for listener in self._listeners)  # the accept queue is ours alone
         self._life = station.life
         self._log = station.log
@@ -138,6 +140,8 @@ class BlockingEngine:
         self._handle(sock, sockaddr, peer, row)
         busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
         cells[HISTOGRAM + array_index(busy_ns - before_ns)] += 1
+        if busy_ns - before_ns >= self._slow_ns:
+            row.slowly(busy_ns - before_ns)
         cells[BUSY_NS] = busy_ns
         cells[SINCE] = 0
         cells[HELD] = 0

@@ -18,6 +18,7 @@ from ..http.response import error_response, stamp
 from ..http.trusted import UNIX, Trusted
 from ..outlet import Outlet
 from ..scoreboard import REFUSED, TIMED_OUT
+from .deadlines import NEVER
 from .peer import Peer
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class HttpSite(ABC, Generic[Told]):
         self.fields = FieldTable()
         self.header_ns = round(config.header_timeout_s * 1e9)
         self.keep_alive_ns = round(config.keep_alive_s * 1e9)
+        self.slow_ns = round(config.slow_s * 1e9) or NEVER
         self._idle_ns = round(config.idle_timeout_s * 1e9)
         self.draining = self.keep_alive_ns == 0
         self.trusted = Trusted(text for text in config.trusted_proxies if text != "none")

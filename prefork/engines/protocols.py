@@ -62,6 +62,10 @@ class ProtocolService:
         """Nothing runs without a connection."""
         return 0
 
+    def names(self) -> dict[asyncio.Task[None], str]:
+        """Nobody can tell."""
+        return {}
+
     def cut(self) -> None:
         """The crowd cuts the connections, and that ends the protocols."""
 

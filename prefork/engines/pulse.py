@@ -15,11 +15,10 @@ import random
 from collections.abc import Callable
 from time import monotonic_ns, thread_time_ns
 
-from ..scoreboard import BEAT, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, SINCE
+from ..scoreboard import BEAT, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, SINCE, beat_s
 from .balance import Balance
 from .station import Station
 
-_BEAT_S = 1.0
 _NOBODY = 0, b""
 
 Oldest = Callable[[], tuple[int, bytes]]
@@ -28,8 +27,8 @@ Oldest = Callable[[], tuple[int, bytes]]
 class Pulse:
     """WORKER. `on`: a turn has begun. `bytes_in`, `bytes_out`: of this turn.
 
-    `ticks` are called when a turn begins, `tocks` when it ends; `oldest` says since when (ns, 0 = not) the oldest work
-    is in hand, and its mark for the scoreboard.
+    `ticks` are called when a turn begins, `tocks` when it ends, `beats` with each beat; `oldest` says since when (ns,
+    0 = not) the oldest work is in hand, and its mark for the scoreboard.
     """
 
     def __init__(self, station: Station, loop: asyncio.AbstractEventLoop, balance: Balance) -> None:
@@ -38,12 +37,13 @@ class Pulse:
         self._cells = station.rows[0].cells
         self._loop = loop
         self._balance = balance
-        self._period_s = min(_BEAT_S, station.config.timeout_s / 4)
+        self._period_s = beat_s(station.config.timeout_s, station.config.slow_s)
         most = station.config.max_requests
         self._most = most and most + random.randint(0, station.config.max_requests_jitter)  # noqa: S311
         self._began_ns = 0
         self.ticks: list[Callable[[], None]] = []
         self.tocks: list[Callable[[], None]] = []
+        self.beats: list[Callable[[], None]] = []
         self.oldest: Oldest = _nobody
         self.on = False
         self.bytes_in = 0
@@ -96,6 +96,8 @@ class Pulse:
         if since_ns:
             self._row.note(mark)
         cells[SINCE] = since_ns
+        for beat in self.beats:
+            beat()
         self._loop.call_later(self._period_s, self._beat)
 
 

@@ -42,6 +42,9 @@ class Service(Protocol):
     def busy(self) -> int:
         """What still runs without a connection."""
 
+    def names(self) -> dict[asyncio.Task[None], str]:
+        """Which task serves whom; for a signal handler, so it only looks."""
+
     def cut(self) -> None:
         """Their time is over: have what still runs end."""
 

@@ -50,6 +50,11 @@ class StreamsService:
         """Nothing runs without a connection."""
         return 0
 
+    def names(self) -> dict[asyncio.Task[None], str]:
+        """Which task serves whom."""
+        members = [member for member in self.crowd.members if isinstance(member, StreamConnection)]
+        return {member.task: member.text for member in members if member.task is not None}
+
     def cut(self) -> None:
         """Cancel the handlers, so that they can put in order what they leave."""
         for connection in list(self.crowd.members):
@@ -127,6 +132,17 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         """Cut the connection."""
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """Of the handler, while it runs."""
+        return self._serving
+
+    @property
+    def text(self) -> str:
+        """Whose connection it is: for people."""
+        transport: asyncio.Transport = self._transport  # type: ignore[attr-defined] # asyncio's own
+        return str(transport.get_extra_info("peername"))
 
     def cancel(self) -> None:
         """Cancel the handler."""

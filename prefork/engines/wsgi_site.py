@@ -71,6 +71,8 @@ class WsgiSite(HttpSite[Environs]):
             busy_ns = call.busy_ns
             cells[BUSY_NS] += busy_ns
             cells[HISTOGRAM + array_index(busy_ns)] += 1
+            if busy_ns >= self.slow_ns:
+                row.slowly(busy_ns)
             if call.error is None:
                 cells[COMPLETED] += 1
             else:
@@ -89,6 +91,8 @@ class WsgiSite(HttpSite[Environs]):
         row.cells[SINCE] = 0
         self.busy_ns += took_ns
         call.busy_ns += took_ns
+        if call.busy_ns >= self.slow_ns:
+            row.slowly(call.busy_ns)
         self.tell(peer, call.request, call.status, call.sent, call.busy_ns, call.error)
         return b""
 

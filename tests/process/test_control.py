@@ -218,7 +218,8 @@ def test_stack_says_who_cannot_answer_and_harms_nobody(serve: Serve, place: Plac
 
         entries = eventually(lambda: len(found := mute()) == 2 and found, within_s=10, what="two mute workers")
         assert {entry["reason"] for entry in entries} == {
-            "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
+            "no answer in 250 ms: C code holds the GIL, and waits",
+            "no answer in 250 ms: the worker is stopped",
         }
         host, port = client.getsockname()
         assert f"{host}:{port}" in {entry["serving"] for entry in entries}

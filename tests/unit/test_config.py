@@ -40,6 +40,7 @@ OTHER = {
     "hooks": "shop.hooks",
     "reload": "yes",
     "log": "/var/log/app.log",
+    "slow": "2s",
     "graceful-timeout": "5s",
     "lame-duck": "8s",
     "boot-timeout": "2m",
