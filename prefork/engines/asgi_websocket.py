@@ -47,8 +47,7 @@ class WebSocketConnection(asyncio.Protocol):
         self, site: AsgiSite, transport: Any, peer: AsgiPeer, request: Request, opening: Opening, rest: bytes
     ) -> None:
         """Take over a connection; `rest`: what came behind the handshake's request."""
-        self._site = site
-        self._pulse = site.pulse
+        self._site, self._pulse = site, site.pulse
         self._transport = transport
         self._request = request
         self._opening = opening
@@ -111,7 +110,8 @@ class WebSocketConnection(asyncio.Protocol):
             data = ws.text(text) if text is not None else ws.binary(message["bytes"])
             self._sent += len(data)
             self._write(data)
-            await self._drain()
+            if self._paused or self._pulse.bytes_out > TURN_BYTES:
+                await self._drain()
         elif what == "websocket.close":
             self._close(int(message.get("code") or NORMAL), message.get("reason") or "")
         elif ws is not None:
@@ -135,9 +135,6 @@ class WebSocketConnection(asyncio.Protocol):
         self._heard = True
         if self._ws is not None:
             self._take(self._ws, data)
-
-    def eof_received(self) -> None:
-        """See asyncio.Protocol. The loop closes the connection."""
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -236,9 +233,10 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport.write(data)
 
     async def _drain(self) -> None:
+        """Let the client, or the others, have their turn."""
         if self._paused:
             await self._drained.heard()
-        elif self._pulse.bytes_out > TURN_BYTES:
+        else:
             await self._site.pause()
         if self.gone:
             raise ClientDisconnected("the client has left")

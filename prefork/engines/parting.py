@@ -57,9 +57,6 @@ class Parting(asyncio.Protocol):
         if self._left < 0:
             self.abort()
 
-    def eof_received(self) -> None:
-        """See asyncio.Protocol. The loop closes the connection."""
-
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._site.timekeeper.forget(self)

@@ -141,8 +141,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     @property
     def text(self) -> str:
         """Whose connection it is: for people."""
-        transport: asyncio.Transport = self._transport  # type: ignore[attr-defined] # asyncio's own
-        return str(transport.get_extra_info("peername"))
+        return peer_of(self._transport)
 
     def cancel(self) -> None:
         """Cancel the handler."""
