@@ -130,7 +130,6 @@ class AioEngine:
             station,
             self._loop,
             crowd=crowd,
-            complaints=complaints,
             careful=careful,
             factory=lambda listener: partial(self._invite, listener),
         )

@@ -5,7 +5,8 @@ a connection wakes every worker that is not off; what keeps them even is the mea
 
 QuickDoor: listeners of this worker's own (--accept per-worker), so uvloop's way of accepting will do, which is cheaper
 (measured: 11 of 47 us a connection). But libuv does not know how many are wanted, and where there is no descriptor for
-a connection it takes those that wait and closes them. So the careful door stands in for it well before either limit.
+a connection it takes those that wait and closes them. So the careful door stands in for it well before either limit:
+a quarter of all descriptors, of thousands, is more than an application opens between two looks.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from .deadlines import NEVER
 from .entrance import Entrance
 from .station import Station
 
-_LOOK_S = 1.0
-_BETWEEN = 8
+_LOOK_S = 0.2
+_BETWEEN = 8  # connections that libuv may take from a listener until a turn ends and the crowd is counted: seen are 3
 _SCARCE, _PLENTY = 0.75, 0.5  # of what is allowed: more than that, and the careful door opens; less, and it shuts
+_FEWEST_FDS = 4096  # with less there is never plenty
 
 Admit = Callable[[int, Any, Listener], None]
 Factory = Callable[[Listener], Callable[[], asyncio.BaseProtocol]]
@@ -106,17 +108,15 @@ class QuickDoor:
         loop: asyncio.AbstractEventLoop,
         *,
         crowd: Crowd,
-        complaints: Complaints,
         careful: CarefulDoor,
         factory: Factory,
     ) -> None:
         self._loop = loop
         self._listeners = station.listeners
         self._backlog = station.config.backlog
-        # Until a turn ends and the crowd is counted, libuv may take some more from each listener: seen are 3.
         self._most = station.config.max_connections - _BETWEEN * len(station.listeners)
         self._crowd = crowd
-        self._complaints = complaints
+        self._log = station.log
         self._careful = careful
         self._factory = factory
         self._servers: list[asyncio.Server] = []  # none: the careful door is open
@@ -154,6 +154,7 @@ class QuickDoor:
         """Change to the other door if it is time."""
         if self._servers:
             if not self._plenty(_SCARCE):
+                self._log.debug("accepting with care", connections=self._crowd.held(), descriptors=self._most_fds)
                 self._close()
                 self._careful.open()
         elif (self._changing is None or self._changing.done()) and self._plenty(_PLENTY):
@@ -178,12 +179,11 @@ class QuickDoor:
 
     def _plenty(self, share: float) -> bool:
         """Whether less than this share of the connections, and of the descriptors, is in use."""
-        if self._crowd.held() >= share * self._most:
+        if self._crowd.held() >= share * self._most or self._most_fds < _FEWEST_FDS:
             return False
         try:
             lowest_free = os.dup(self._listeners[0].sock.fileno())
-        except OSError as error:
-            self._complaints.note("descriptors scarce", ours=False, reason=error.strerror)
+        except OSError:
             return False
         os.close(lowest_free)
         return lowest_free < share * self._most_fds

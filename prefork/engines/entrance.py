@@ -76,7 +76,7 @@ class Entrance:
             return
         self._paused = False
         if self._shared and now_ns >= self.look_ns and self._room():
-            self._balance.look(self._held(), waits=bool(self._look.poll(0)))
+            self._balance.look(self._held(), now_ns, waits=bool(self._look.poll(0)))
         if self._wanted():
             self._enter()
         elif now_ns >= self.look_ns:

@@ -155,6 +155,8 @@ async def obey(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     match word:
         case "pid":
             writer.write(b"%d\n" % os.getpid())
+        case "hello":
+            writer.write(b"hello\n")
         case "raise":
             raise RuntimeError(argument)
         case "upstream":
@@ -169,7 +171,7 @@ async def obey(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             writer.write(b"%d\n" % os.getpid())
         case "descriptors":
             take_descriptors(float(argument))
-            writer.write(b"taken\n")
+            await asyncio.sleep(float(argument))
 
 
 def hold_up(seconds: float) -> None:

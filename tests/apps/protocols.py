@@ -136,6 +136,8 @@ class Obey(Line):
         match word:
             case "raise":
                 raise RuntimeError(argument)
+            case "hello":
+                self.transport.write(b"hello\n")
             case "block":
                 hold_up(float(argument))
                 self.transport.write(b"done\n")
@@ -144,7 +146,8 @@ class Obey(Line):
                 self.transport.write(b"%d\n" % os.getpid())
             case "descriptors":
                 take_descriptors(float(argument))
-                self.transport.write(b"taken\n")
+                loop.call_later(float(argument), self.transport.close)
+                return
         self.transport.close()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.engines.balance import ASLEEP_NS, Balance
+from prefork.engines.balance import ASLEEP_NS, PATIENCE_NS, Balance
 from prefork.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -75,8 +75,10 @@ def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(worke
     me, blocked = workers[0], workers[1]
     blocked.publish(0, able=True)
     assert not me.may_take(10)
-    me.leave()
-    me.look(10, waits=True)
+    me.look(10, 1, waits=True)
+    me.look(10, PATIENCE_NS, waits=True)
+    assert not me.may_take(10), "too soon"
+    me.look(10, PATIENCE_NS + 1, waits=True)
     assert me.may_take(10)
     assert not me.may_take(11), "more than those who do come"
     blocked.publish(1, able=True)
@@ -86,14 +88,14 @@ def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(worke
 def test_who_has_moved_between_two_looks_is_waited_for(workers: list[Balance]) -> None:
     me, slow = workers[0], workers[1]
     slow.publish(0, able=True)
-    me.leave()
+    me.look(10, 1, waits=True)
     slow.publish(1, able=True)
-    me.look(10, waits=True)
+    me.look(10, PATIENCE_NS + 1, waits=True)
     assert not me.may_take(10)
-    me.look(10, waits=False)
-    me.look(10, waits=True)
-    assert not me.may_take(10), "between these two nothing waited"
-    me.look(10, waits=True)
+    me.look(10, PATIENCE_NS + 2, waits=False)
+    me.look(10, 2 * PATIENCE_NS + 3, waits=True)
+    assert not me.may_take(10), "in between nothing waited"
+    me.look(10, 3 * PATIENCE_NS + 3, waits=True)
     assert me.may_take(10)
 
 

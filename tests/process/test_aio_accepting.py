@@ -1,0 +1,174 @@
+"""Loops of asyncio take connections: evenly, not from behind a blocked one, and none is lost without descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.client import Hammer, Outcome, collect, crowd, dial, exchange, read_to_end, talkback_reply
+from tests.support.processes import open_fds, stat
+from tests.support.server import APPS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Serve
+    from tests.support.server import RunningServer
+
+MOST_RATIO = 1.2
+ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair server fails every round
+SOON_S = 0.8  # who has to wait for a worker that is blocked for 2 s waits longer
+HI = talkback_reply(b"hi")
+PER_WORKER = ("--accept", "per-worker")
+SLOW = pytest.mark.slow
+DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])
+
+
+def kinds(coroutine: str, protocol: str) -> pytest.MarkDecorator:
+    """The same application as a coroutine handler and as a protocol."""
+    names = (f"{APPS / 'coroutines.py'}:{coroutine}", f"{APPS / 'protocols.py'}:{protocol}")
+    return pytest.mark.parametrize("app", names, ids=["coroutine", "protocol"])
+
+
+def held(server: RunningServer, count: int) -> Counter[int]:
+    """Who serves connections that stay."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(dial(server.address)) for _ in range(count)]
+        return Counter(int(client.recv(100)) for client in clients)
+
+
+def sequential(server: RunningServer, count: int) -> Counter[int]:
+    """Who serves connections that come one after the other."""
+    return Counter(int(exchange(server.address, b"", half_close=True)) for _ in range(count))
+
+
+def share_evenly(server: RunningServer, how: Callable[[RunningServer, int], Counter[int]], count: int) -> None:
+    """Fail unless the workers share so many connections evenly, in one of some rounds."""
+    rounds = []
+    for _ in range(ROUNDS):
+        served = how(server, count)
+        assert set(served) == server.worker_pids()
+        rounds.append(sorted(served.values()))
+        if max(served.values()) <= MOST_RATIO * min(served.values()):
+            print(f"{how.__name__}: {rounds}")
+            return
+    raise AssertionError(f"busiest over least busy is above {MOST_RATIO} in each round: {rounds}")
+
+
+@kinds("stay", "Stay")
+def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve, app: str) -> None:
+    share_evenly(serve(app, "--workers", "4"), held, 400)
+
+
+@SLOW
+@kinds("stay", "Stay")
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, app: str, loop: str) -> None:
+    server = serve(app, "--workers", "4", "--loop", loop)
+    share_evenly(server, sequential, 2000)
+    share_evenly(server, held, 400)
+
+
+@kinds("obey", "Obey")
+@pytest.mark.parametrize("how", [b"block 2\n", b"later 2\n"], ids=["in-its-code", "by-a-timer"])
+def test_nobody_new_waits_for_a_worker_that_is_blocked(serve: Serve, app: str, how: bytes) -> None:
+    """Its own clients have left, so that it is the least loaded of all; those of the others stay."""
+    server = serve(app, "--workers", "4")
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(dial(server.address))
+        blocking = stack.enter_context(dial(server.address))
+        blocking.sendall(how)
+        if how.startswith(b"later"):
+            read_to_end(blocking)
+        server.wait_log("app: blocked")
+        until_s = time.monotonic() + 1.5
+        waits = []
+        while time.monotonic() < until_s:
+            began_s = time.monotonic()
+            many = [stack.enter_context(dial(server.address)) for _ in range(8)]
+            for client in many:
+                client.sendall(b"nothing\n")
+            for client in many:
+                assert read_to_end(client) == b""
+            waits.append(time.monotonic() - began_s)
+            stack.enter_context(dial(server.address))  # and one that stays
+    waits.sort()
+    print(
+        f"{len(waits)} times 8 clients, longest {waits[-1] * 1000:.0f} ms, median {waits[len(waits) // 2] * 1000:.0f}"
+    )
+    assert waits[-1] < SOON_S
+
+
+def leave_no_descriptor(pid: int) -> None:
+    used = open_fds(pid)
+    first_free = next(fd for fd in range(len(used) + 1) if fd not in used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+
+
+@DOORS
+@kinds("talk", "Talk")
+def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, app: str, accept: str) -> None:
+    server = serve(app, "--workers", "1", "--accept", accept, "--log-level", "debug")
+    (worker,) = server.worker_pids()
+    assert exchange(server.address, b"hi\n") == HI
+    usual = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    leave_no_descriptor(worker)
+    if accept == "per-worker":
+        server.wait_log("accepting with care")
+        leave_no_descriptor(worker)  # not that of the listener's copy either, which uvloop's accepting had
+    cpu_before_s = stat(worker).cpu_s  # type: ignore[union-attr]
+    clients = crowd(server.address, 20)
+    server.wait_log("accept paused.*open files")
+    clients[0].settimeout(0.7)
+    with pytest.raises(TimeoutError):
+        clients[0].recv(1)
+    assert stat(worker).cpu_s - cpu_before_s < 0.3, "it does not spin"  # type: ignore[union-attr]
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, usual)
+    clients[0].settimeout(10)
+    assert collect(clients, HI) == {Outcome.OK: 20}
+    assert server.worker_pids() == {worker}
+    assert server.log.count("accept paused") <= 5, "one a second"
+
+
+@SLOW
+@DOORS
+@kinds("obey", "Obey")
+def test_ten_seconds_without_descriptors(serve: Serve, app: str, accept: str) -> None:
+    """An application takes them all, all at once, and gives them back."""
+    wrapper = ["/bin/sh", "-c", 'ulimit -n 256; exec "$@"', "sh"]
+    server = serve(app, "--workers", "1", "--accept", accept, wrapper=wrapper)
+    (worker,) = server.worker_pids()
+    with dial(server.address) as taker:
+        taker.sendall(b"descriptors 10\n")
+        server.wait_log("app: descriptors")
+        began_s, before_s = time.monotonic(), stat(worker).cpu_s  # type: ignore[union-attr]
+        clients = crowd(server.address, 60, b"hello\n")
+        assert collect(clients, b"hello\n") == {Outcome.OK: 60}
+        took_s = time.monotonic() - began_s
+    used = (stat(worker).cpu_s - before_s) / took_s  # type: ignore[union-attr]
+    print(f"{took_s:.1f} s, share of a processor: {used:.4f}")
+    assert took_s > 9
+    assert used < 0.05
+    assert server.worker_pids() == {worker}
+    assert server.log.count("accept paused") <= took_s + 2, "one a second"
+
+
+@SLOW
+@kinds("talk", "Talk")
+def test_doors_change_under_load_without_a_loss(serve: Serve, app: str) -> None:
+    """Near --max-connections our own accepting stands in for uvloop's, and back."""
+    server = serve(app, "--workers", "1", *PER_WORKER, "--max-connections", "20")
+    with Hammer(server.address, clients=24) as hammer:
+        for _ in range(10):
+            inside = [dial(server.address) for _ in range(8)]
+            hammer.wait_more(100)
+            for client in inside:
+                client.close()
+            hammer.wait_more(100)
+    assert not hammer.failures
