@@ -129,7 +129,8 @@ class HttpConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send, or keep what the client has no room for."""
         self._pulse.bytes_out += len(data)
-        self._transport.write(data)
+        if not (transport := self._transport).is_closing():  # as it is once the client has left
+            transport.write(data)
 
     async def drained(self) -> None:
         """Wait until the client has read enough. Raises ClientDisconnected if it has left."""
@@ -182,10 +183,9 @@ class HttpConnection(asyncio.Protocol):
         """Answer a request."""
         site = self.site
         self.deadline_ns = NEVER
-        peer = self.peer
-        scope = peer.told.of(request, site.state)
-        if peer.trusted:
-            site.see_through(peer, request, scope)
+        scope = self.peer.told.of(request, site.state)
+        if self.peer.trusted:
+            site.see_through(self.peer, request, scope)
         self._exchange = exchange = Exchange(self, request, scope)
         if site.draining:
             exchange.response.keep_alive = False

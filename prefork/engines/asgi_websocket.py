@@ -77,17 +77,18 @@ class WebSocketConnection(asyncio.Protocol):
 
     async def run(self, scope: dict[str, Any]) -> None:
         """Call the application."""
-        site = self._site
+        site, code = self._site, NORMAL
         try:
             await site.app(scope, self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - the border of the application
-            if not (self._ending and tells_of_leaving(error)):
+            if not (self._ended and tells_of_leaving(error)):
                 site.blame(error, self.peer)
-            self._give_up(INTERNAL_ERROR)
+            code = INTERNAL_ERROR
         else:
-            if self._ws is None and not self._ending:
+            if self._ws is None and not self._ended:
                 site.blame(ResponseError("the application returned without an answer to the handshake"), self.peer)
-            self._give_up(NORMAL)
+        if not self._ended:
+            self._close(code, "", denial=500)
         del site.sockets[self]
 
     # --- for the application
@@ -102,7 +103,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     async def send(self, message: Message) -> None:
         """ASGI: a message, or a step of the handshake. Raises ClientDisconnected and ResponseError."""
-        if self._ending:
+        if self._ended:
             raise ClientDisconnected("the WebSocket has ended")
         what, ws = message["type"], self._ws
         if what == "websocket.send" and ws is not None:
@@ -230,7 +231,12 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         self._pulse.bytes_out += len(data)
-        self._transport.write(data)
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    @property
+    def _ended(self) -> bool:
+        return self._ending or bool(self._transport.is_closing())
 
     async def _drain(self) -> None:
         """Let the client, or the others, have their turn."""
@@ -241,22 +247,15 @@ class WebSocketConnection(asyncio.Protocol):
         if self.gone:
             raise ClientDisconnected("the client has left")
 
-    def _close(self, code: int, reason: str) -> None:
+    def _close(self, code: int, reason: str, *, denial: int = 403) -> None:
         """Say Close, or, before there is a WebSocket, that there will be none."""
         if self._ws is None:
-            self._refuse(403)
+            self._refuse(denial)
             return
         self._write(self._ws.close(code, reason))
         self._end(Closed(code, reason))
         self._unread = self._transport.get_write_buffer_size()
         self._watch(_CLOSE_NS)
-
-    def _give_up(self, code: int) -> None:
-        """The application has returned."""
-        if self._ws is None and not self._ending:
-            self._refuse(500)
-        elif not self._ending:
-            self._close(code, "")
 
     def _refuse(self, status: int) -> None:
         """Answer the handshake with an error, or break off an answer that has begun."""
@@ -293,7 +292,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _part(self) -> None:
         """All has been said: the client has a moment to read it."""
         self._site.timekeeper.forget(self)
-        Parting(self._site, self._transport, self, linger=self._ws is None)
+        Parting(self._site, self._transport, self, linger=True)
 
     def _watch(self, in_ns: int) -> None:
         self.deadline_ns = monotonic_ns() + in_ns

@@ -378,7 +378,7 @@ async def ws_close(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         await send({"type": "websocket.send", "text": "too late"})
     except OSError as error:
-        print(f"after close: {event['type'] if event['type'] != 'websocket.connect' else ''} {type(error).__name__}")
+        print(f"after close: {event['type']} {type(error).__name__}")
 
 
 async def ws_fail(scope: Scope, receive: Receive, send: Send) -> None:
@@ -410,7 +410,6 @@ async def ws_flood(scope: Scope, receive: Receive, send: Send) -> None:
 async def ws_sink(scope: Scope, receive: Receive, send: Send) -> None:
     """Accept, stand at the gate, then count what has come until an empty message."""
     await send({"type": "websocket.accept"})
-    await receive()
     await wait_at_gate()
     total = 0
     while (event := await receive())["type"] == "websocket.receive" and (event.get("bytes") or event.get("text")):
@@ -445,6 +444,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await live(scope, receive, send)
         return
     deeds = DEEDS if scope["type"] == "http" else SOCKETS
+    if scope["type"] == "websocket":
+        assert (await receive())["type"] == "websocket.connect"
     if scope["path"] in deeds:
         await deeds[scope["path"]](scope, receive, send)
     elif scope["type"] == "http":
