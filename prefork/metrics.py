@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from .meanings import MEANINGS
+from .scoreboard import COUNTERS
 from .status import BUSY, DRAINING, IDLE, STARTING
 from .waits import highest_ms
 
@@ -169,6 +171,11 @@ def _slot_counter(counted: str, help: str) -> Metric:  # noqa: A002 - as the for
     return Metric(name=name, kind="counter", help=help, samples=_slot_total(counted), labels=("slot",))
 
 
+def _counter(counted: str) -> Metric:
+    name = _COUNTED[counted][0] if counted in _COUNTED else counted
+    return Metric(name=f"prefork_{name}_total", kind="counter", help=MEANINGS[counted], samples=_total(name))
+
+
 _BUILD = ("version", "app", "kind", "engine", "accept")
 _UP = Metric(
     name="prefork_up", kind="gauge", samples=lambda _: [], help="1 while the master's loop turns, else 0, as /healthz."
@@ -190,26 +197,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="prefork_respawns_total", kind="counter", samples=_respawns, labels=("cause",),
            help="Workers that were replaced, by cause."),
     Metric(name="prefork_connections", kind="gauge", samples=_total("connections"), help="Connections that are open."),
-    Metric(name="prefork_accepted_total", kind="counter", samples=_total("accepted"),
-           help="Connections that were accepted."),
-    Metric(name="prefork_requests_total", kind="counter", samples=_total("requests"),
-           help="Units of work that ended: HTTP requests, or connections of a stream handler."),
-    Metric(name="prefork_errors_total", kind="counter", samples=_total("errors"),
-           help="Units of work whose handler failed."),
-    Metric(name="prefork_idle_closed_total", kind="counter", samples=_total("idle_closed"),
-           help="Connections that were closed because the client was silent."),
-    Metric(name="prefork_too_long_total", kind="counter", samples=_total("too_long"),
-           help="Connections that were closed because a line passed its limit."),
-    Metric(name="prefork_client_gone_total", kind="counter", samples=_total("client_gone"),
-           help="Connections whose client left while it was being served."),
-    Metric(name="prefork_refused_total", kind="counter", samples=_total("refused"),
-           help="Requests that the server answered itself, as they were malformed or beyond a limit."),
-    Metric(name="prefork_timed_out_total", kind="counter", samples=_total("timed_out"),
-           help="Requests that did not come in time, and responses that were not read in time."),
-    Metric(name="prefork_aborted_total", kind="counter", samples=_total("aborted"),
-           help="Of the errors, those whose response had begun: the client got a part of it, and no end."),
-    Metric(name="prefork_bytes_in_total", kind="counter", samples=_total("bytes_in"), help="Bytes from clients."),
-    Metric(name="prefork_bytes_out_total", kind="counter", samples=_total("bytes_out"), help="Bytes to clients."),
+    *map(_counter, [name for name in COUNTERS if name != "busy_ns"]),
     Metric(name="prefork_request_duration_seconds", kind="histogram", samples=_durations, labels=("le",),
            help="How long handler code ran for a unit of work, without waits for the client. Bounds are true to 1 %."),
     Metric(name="prefork_queue_wait_seconds", kind="histogram", samples=_queue_waits, labels=("le",),
@@ -220,12 +208,7 @@ METRICS: tuple[Metric, ...] = (
            help="How many may wait."),
     Metric(name="prefork_listener_drops_total", kind="counter", samples=_listener("drops"), labels=("address",),
            help="Attempts to connect that the kernel dropped, mostly because the queue was full."),
-    _slot_counter("accepted", "Connections that workers of the slot accepted."),
-    _slot_counter("completed", "Units of work that ended in the slot."),
-    _slot_counter("errors", "Units of work of the slot whose handler failed."),
-    _slot_counter("bytes_in", "Bytes from clients of the slot."),
-    _slot_counter("bytes_out", "Bytes to clients of the slot."),
-    _slot_counter("busy_ns", "Time that handler code ran in the slot, of all its threads. Units under way come later."),
+    *(_slot_counter(counted, MEANINGS[counted]) for counted in _COUNTED if counted != "cpu_ns"),
     _slot_counter("cpu_ns", "User and system time of the slot's workers."),
     Metric(name="prefork_worker_connections", kind="gauge", samples=_slot_now("connections"), labels=("slot",),
            help="Connections that are open in the slot."),

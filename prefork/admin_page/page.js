@@ -2,7 +2,7 @@
 // One loop: ask for /status.json, show it, wait a second. A rate is the difference of two documents by the server's
 // own clock. Everything is written as text, so that no name of an application can become markup.
 
-const EVERY_MS = 1000, PATIENCE_MS = 4000, POINTS = 120;
+const EVERY_MS = 1000, PATIENCE_MS = 4000, POINTS = 120, SLOW_MOST = 20;
 const WIDTH = 300, HEIGHT = 80; // of a chart's view box
 const STATES = ["STARTING", "IDLE", "BUSY", "DRAINING"];
 const $ = (id) => document.getElementById(id);
@@ -29,6 +29,7 @@ function seconds(value) {
     if (value >= size) return `${Math.floor(value / size)} ${name} ${Math.floor((value % size) / part)} ${partName}`;
   return Math.round(value) + " s";
 }
+const millis = (value) => (value === null ? "-" : value < 1000 ? value + " ms" : seconds(value / 1000));
 const known = (write) => (value) => (value === null || value === undefined ? "-" : write(value));
 
 // --- elements
@@ -66,7 +67,7 @@ const CHARTS = [
   { name: "rate", title: "Requests per second", write: two, least: 1,
     below: (d) => ["errors ", figure("totals.errors", count(d.totals.errors)), ", connections ",
       figure("totals.connections", count(d.totals.connections))] },
-  { name: "took", title: "Time in handler, mean", write: micros, least: 100,
+  { name: "took", title: "Time in handler, mean", of_loops: "Processor time per request", write: micros, least: 100,
     below: (d) => ["since start p50 ", figure("totals.p50_us", known(micros)(d.totals.p50_us)), ", p99 ",
       figure("totals.p99_us", known(micros)(d.totals.p99_us))] },
   { name: "busy", title: "Busy, mean of all workers", write: percent, least: 1,
@@ -75,7 +76,8 @@ const CHARTS = [
     below: (d) => {
       const known = d.listeners.filter((each) => each.queue !== null);
       const sum = (key) => known.reduce((all, each) => all + each[key], 0);
-      return [known.length ? `limit ${count(sum("limit"))}, dropped ${count(sum("drops"))}` : "not known of Unix sockets"];
+      const queue = known.length ? `limit ${count(sum("limit"))}, dropped ${count(sum("drops"))}` : "not known of Unix sockets";
+      return [queue, ", waited p99 ", figure("totals.queue_wait.p99_ms", millis(d.totals.queue_wait.p99_ms))];
     } },
 ];
 
@@ -85,10 +87,10 @@ function frame(chart) {
   const floor = element("line", { class: "floor", x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT });
   const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" },
     floor, area, curve, mark);
-  const top = element("span"), now = element("output", { "aria-live": "off" }, "-"), below = element("p", { class: "quiet" });
+  const heading = element("span", null, chart.title), top = element("span"), now = element("output", { "aria-live": "off" }, "-"), below = element("p", { class: "quiet" });
   $("charts").append(element("div", { class: "card", id: chart.name },
-    element("h2", null, chart.title, top), now, below, svg));
-  Object.assign(chart, { svg, area, curve, mark, top, now, line: below, at: null });
+    element("h2", null, heading, top), now, below, svg));
+  Object.assign(chart, { svg, heading, area, curve, mark, top, now, line: below, at: null });
   series[chart.name] = [];
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect();
@@ -164,7 +166,26 @@ const WORKER = [
   { title: "PSS", cell: own("pss_bytes", bytes) },
   { title: "Age", cell: own("age_s", seconds) },
   { title: "Time left", cell: own("deadline_in_s", seconds) },
+  { title: "Serving", side: "text", cell: serving },
 ];
+const SLOW = [
+  { title: "Slot", cell: (row) => figure(`workers.${row.row}.slot`, String(row.slot)) },
+  { title: "Took", cell: (row) => figure(`workers.${row.row}.slow.${row.entry}.took_s`, seconds(row.took_s)) },
+  { title: "Ended", cell: (row) => new Date(row.ended).toLocaleString() },
+  { title: "Request", side: "text",
+    cell: (row) => figure(`workers.${row.row}.slow.${row.entry}.request`, row.request) },
+];
+// Failures, each of them once, in words.
+const KINDS = {
+  app: "Failed in the application", aborted: "Failed in the midst of a response", refused: "Refused, malformed or too large",
+  timeout: "Client too slow", client_gone: "Client left",
+};
+function serving(row, at) {
+  const [first, ...others] = row.work;
+  if (!first) return "";
+  return [figure(`workers.${at}.work.0.serving`, first.serving ?? "-"),
+    (first.busy_s === null ? "" : ` for ${seconds(first.busy_s)}`) + (others.length ? `, and ${others.length} more` : "")];
+}
 const LISTENER = [
   { title: "Address", side: "text", cell: placed("address", String, "listeners") },
   { title: "Queue", cell: placed("queue", count, "listeners") },
@@ -172,10 +193,8 @@ const LISTENER = [
   { title: "Drops", cell: placed("drops", count, "listeners") },
 ];
 const TOTALS = [
-  ["Connections accepted", "accepted", count], ["Requests", "requests", count], ["Errors", "errors", count],
-  ["Closed, client silent", "idle_closed", count], ["Closed, line too long", "too_long", count],
-  ["Client left", "client_gone", count], ["Bytes in", "bytes_in", bytes], ["Bytes out", "bytes_out", bytes],
-  ["Time in handlers", "busy_s", seconds],
+  ["Connections accepted", "accepted", count], ["Requests", "requests", count], ["Bytes in", "bytes_in", bytes],
+  ["Bytes out", "bytes_out", bytes], ["Time in handlers", "busy_s", seconds],
 ];
 
 function mood(server) {
@@ -195,6 +214,7 @@ function show(found) {
     server.kind ? `${server.kind} by ${server.engine}` : "not loaded yet", `, accept ${server.accept}`);
   for (const chart of CHARTS) {
     draw(chart);
+    say(chart.heading, (server.engine === "aio" && chart.of_loops) || chart.title); // where busy_s is the loop's own time
     chart.line.replaceChildren(...chart.below(found));
   }
   $("strip").replaceChildren(...found.workers.map((worker) => element("span",
@@ -202,20 +222,22 @@ function show(found) {
   grid("workers", WORKER, found.workers);
   grid("listeners", LISTENER, found.listeners);
   pairs("totals", TOTALS.map(([name, key, write]) => [name, figure(`totals.${key}`, write(found.totals[key]))]));
+  pairs("failures", Object.entries(found.totals.errors_by_kind).map(([kind, number]) =>
+    [KINDS[kind] ?? kind, figure(`totals.errors_by_kind.${kind}`, count(number))]));
   const causes = Object.entries(found.totals.respawns);
   pairs("respawns", causes.length
     ? causes.map(([cause, number]) => [cause, figure(`totals.respawns.${cause}`, count(number))]) : [["none so far", ""]]);
   const last = server.last_reload;
   say($("reload"), last ? `Last reload: generation ${last.generation}, ${new Date(last.ended).toLocaleString()}, `
     + (last.ok ? "done" : `abandoned: ${last.reason}`) : "");
-  showDeaths(found.obituaries);
+  showSlow(found.workers);
 }
 
-function showDeaths(obituaries) {
-  $("deaths").hidden = !obituaries?.length;
-  if (!obituaries?.length) return;
-  const keys = Object.keys(obituaries[0]);
-  grid("obituaries", keys.map((key) => ({ title: key, side: "text", cell: (row) => String(row[key] ?? "-") })), obituaries);
+function showSlow(workers) {
+  const slow = workers.flatMap((worker, row) => worker.slow.map((each, entry) => ({ ...each, slot: worker.slot, row, entry })));
+  slow.sort((one, other) => (one.ended < other.ended ? 1 : -1));
+  $("slow").hidden = !slow.length;
+  grid("requests", SLOW, slow.slice(0, SLOW_MOST));
 }
 
 // --- the loop

@@ -27,7 +27,9 @@ NO_BROWSER = "there is no browser here; on Debian: apt-get install chromium"
 # What is shown, and the document that it comes from, of one moment.
 SHOWN = """({seen, figures: [...document.querySelectorAll('[data-figure]')]
   .filter(e => e.getClientRects().length).map(e => [e.dataset.figure, e.textContent])})"""
+IN_PARTS = {"accepted", "rate", "errors_by_kind", "queue_wait", "work", "slow"}  # of a worker; or left out
 UNITS = {"": 1.0, "k": 1024.0, "M": 1024.0**2, "G": 1024.0**3, "T": 1024.0**4, "%": 0.01}
+PARTS_OF_A_SECOND = {"s": 1, "ms": 1e3, "us": 1e6}
 TIMES_S = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -54,9 +56,9 @@ def at(document: Any, place: str) -> Any:
 
 def number(text: str, unit: str) -> float:
     """Read a figure as a person does; `unit` is that of its key, for times."""
-    if unit in ("s", "us"):
+    if unit in PARTS_OF_A_SECOND:
         parts = re.findall(r"(-?[0-9.]+) (\S+)", text)
-        return sum(float(value) * TIMES_S[name] for value, name in parts) * (1e6 if unit == "us" else 1)
+        return sum(float(value) * TIMES_S[name] for value, name in parts) * PARTS_OF_A_SECOND[unit]
     found = re.fullmatch(r"(-?[0-9.,]+) ?(\D?)", text)
     assert found, text
     return float(found[1].replace(",", "")) * UNITS[found[2]]
@@ -95,10 +97,11 @@ def test_what_it_shows_is_what_the_server_says(serve: Serve, browser: Browser, w
     for place, text in figures:
         assert_shown(place, text, at(document, place))
     places = {place for place, _text in figures}
-    wanted = {f"workers.{row}.{key}" for row in range(workers) for key in document["workers"][row]}
-    wanted -= {place for place in wanted if place.endswith((".accepted", ".rate"))}
-    wanted |= {f"totals.{key}" for key in document["totals"] if key != "respawns"} | {"totals.respawns.SIGKILL"}
-    assert wanted <= places
+    wanted = {f"workers.{row}.{key}" for row in range(workers) for key in document["workers"][row].keys() - IN_PARTS}
+    wanted |= {f"totals.{key}" for key in ("accepted", "requests", "errors", "connections", "bytes_in", "p99_us")}
+    wanted |= {f"totals.errors_by_kind.{kind}" for kind in document["totals"]["errors_by_kind"]}
+    wanted |= {"totals.respawns.SIGKILL", "totals.queue_wait.p99_ms", "listeners.0.queue", "server.version"}
+    assert not wanted - places
     assert len(document["workers"]) == workers
     assert browser.evaluate("document.querySelector('#rate .curve').getAttribute('d').length") > 10
     assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
@@ -152,6 +155,9 @@ def test_busy_workers_are_seen_as_such(serve: Serve, browser: Browser) -> None:
         browser.open(f"http://{address_of(server)}/")
         busy = "[...document.querySelectorAll('#strip span')].map(each => each.className).sort().join()"
         eventually(lambda: browser.evaluate(busy) == "BUSY,IDLE", within_s=20)
+        text = "document.getElementById('workers').textContent"
+        peer = "{}:{}".format(*stuck.getsockname())
+        eventually(lambda: re.search(rf"{peer}.* for [0-9.]+ s", browser.evaluate(text)), within_s=20)
         assert server.stop(signal.SIGQUIT) == 0
 
 
