@@ -70,7 +70,7 @@ class WorkerFacts:
 
 def work_entry(work: Work, now_s: float) -> Document:
     """What one thread does, and for how long; null while it waits for its client."""
-    busy_s = round(now_s - work.since_ns / 1e9, 3) if work.since_ns else None
+    busy_s = max(0.0, round(now_s - work.since_ns / 1e9, 3)) if work.since_ns else None  # it may have begun since
     return {"thread": work.thread, "serving": work.text or None, "busy_s": busy_s}
 
 
