@@ -64,7 +64,8 @@ def array_index(value_ns: int) -> int:
     if value_ns < 1024:
         return 0
     shift = value_ns.bit_length() - 8
-    return min((shift << 7) + (value_ns >> shift) - _FLOOR_INDEX, BUCKETS - 1)
+    cell = (shift << 7) + (value_ns >> shift) - _FLOOR_INDEX
+    return cell if cell < BUCKETS else BUCKETS - 1
 
 
 def estimable(q: float, n: int) -> bool:

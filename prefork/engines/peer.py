@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..address import format_sockaddr
-from ..scoreboard import lead
+from ..scoreboard import lead, request_mark
+
+if TYPE_CHECKING:
+    from ..http.request import Request
 
 Told = TypeVar("Told")
 
 
 class Peer(Generic[Told]):
-    """WORKER. `text` is for people, `lead` for the scoreboard, `told` for the application (HttpSite.told).
+    """WORKER. `text` is for people, `told` for the application (HttpSite.told).
 
     `address` is `unix:` on a Unix socket. `trusted`: what it says of others is believed. `queue_ms`: how long the
     connection waited to be taken, until that is logged with its first request; None if it is not known.
     """
 
-    __slots__ = ("address", "lead", "port", "queue_ms", "text", "told", "trusted")
+    __slots__ = ("_lead", "_mark", "_method", "_target", "address", "port", "queue_ms", "text", "told", "trusted")
 
     def __init__(self, text: str, address: str, port: int, told: Told, *, trusted: bool) -> None:
         self.text = text
-        self.lead = lead(text)
+        self._lead = lead(text)
+        self._method, self._target, self._mark = "", b"", b""
         self.address = address
         self.port = port
         self.told = told
         self.trusted = trusted
         self.queue_ms: int | None = None
+
+    def mark(self, request: Request) -> bytes:
+        """What the scoreboard is to say of a request.
+
+        A client that asks for the same again, as the parser remembers lines, costs 0.05 us here, else 0.2.
+        """
+        if request.target is not self._target or request.method is not self._method:
+            self._method, self._target = request.method, request.target
+            self._mark = request_mark(self._lead, request.method, request.target)
+        return self._mark
 
 
 def peer_of(transport: Any) -> str:

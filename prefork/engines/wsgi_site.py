@@ -60,7 +60,7 @@ class WsgiSite(HttpSite[Environs]):
         What is done is counted before its last bytes leave.
         """
         cells, request = row.cells, call.request
-        row.serve_request(peer.lead, request.method, request.target)
+        row.note(peer.mark(request))
         cells[SINCE] = began_ns = monotonic_ns()
         part = call.step()
         took_ns = monotonic_ns() - began_ns
@@ -84,7 +84,7 @@ class WsgiSite(HttpSite[Environs]):
 
     def abandon(self, peer: WsgiPeer, call: WsgiCall, row: Row) -> bytes:
         """The client left before the response was complete: let the application close it."""
-        row.serve_request(peer.lead, call.request.method, call.request.target)
+        row.note(peer.mark(call.request))
         row.cells[SINCE] = began_ns = monotonic_ns()
         call.close()
         took_ns = monotonic_ns() - began_ns

@@ -26,6 +26,7 @@ from prefork.scoreboard import (
     Work,
     lead,
     mark,
+    request_mark,
 )
 
 LARGEST = 2**63 - 1
@@ -129,9 +130,9 @@ def test_a_request_stands_behind_its_client_cut_to_the_row(method: str, target: 
     board = Scoreboard(groups=2, threads=1)
     row = board.row(0)
     row.serve("x" * 192)
-    row.serve_request(lead("127.0.0.1:40312"), method, target.encode())
+    row.note(request_mark(lead("127.0.0.1:40312"), method, target.encode()))
     assert row.peer == f"127.0.0.1:40312 {method} {target}"[:192]
-    row.serve_request(lead("unix:/" + "y" * 300), method, target.encode())
+    row.note(request_mark(lead("unix:/" + "y" * 300), method, target.encode()))
     assert f" {method} " in row.peer
     assert not any(board.row(1).cells)
 
