@@ -63,5 +63,5 @@ class Generator:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
-        eventually(lambda: not session_members(self.process.pid), within_s=5, what="locust left no process behind")
+        eventually(lambda: not session_members(self.process.pid), within_s=15, what="locust left no process behind")
         assert not list(self._result.parent.glob(".result*")), "locust left an unfinished result behind"

@@ -91,9 +91,8 @@ def test_each_scenario_talks_its_protocol(
     assert (result["scenario"], result["connections"], result["address"]) == (scenario, 4, server.address)
     assert (result["failures"], result["censored"], result["warmup_s"]) == ({}, 0, 0.0)
     assert result["completed"] > 10
-    # Nothing is invented, and beyond the window are only the exchanges of the moment that locust takes to stop users.
-    assert 0.8 * server.answered - 4 <= result["completed"] <= server.answered
-    assert 0.5 < result["duration_s"] < 5
+    assert result["completed"] + result["outside"]["completed"] == server.answered  # nothing is lost or invented
+    assert 0 < result["duration_s"] <= result["generator"]["wall_s"] * 1.01
     assert 0.5 < result["busy_s"] / result["duration_s"] <= 4.01
     if scenario == "nap":
         assert latency.min_ns >= 5_000_000
@@ -130,17 +129,20 @@ def test_the_open_model_offers_its_rate_and_counts_latency_from_the_schedule(
     stand_in: StartServer, generate: Generate
 ) -> None:
     server = stand_in(behave.slow(0.02))
-    options = ("--engine", "fast", "--connections", "2", "--rate", "120", "--arrivals", "poisson", "-t", "2s")
+    options = ("--engine", "fast", "--connections", "2", "--rate", "200", "--arrivals", "poisson", "-t", "1s")
     result = generate("--host", server.address, *options).wait().result()
     latency, service = (Histogram.from_json(result[clock]) for clock in ("latency", "service_time"))
     assert latency.n == service.n == result["completed"]
     assert service.min_ns >= 20_000_000
-    # Two connections serve at most 100 of the 120 exchanges that come due in a second; the others wait for them.
+    # Two connections serve at most 100 of the 200 exchanges that come due in a second; the others wait for them.
     assert latency.quantile(0.9) > service.quantile(0.9) + 50_000_000
     arrivals = result["arrivals"]
-    assert arrivals["offered"] == result["completed"]  # those that waited were served in the drain
-    assert 120 * result["duration_s"] == pytest.approx(arrivals["offered"], rel=0.4)  # five standard deviations
-    assert (arrivals["missed"], result["failures"], result["censored"]) == (0, {}, 0)
+    # Those that waited were served in the drain. A generator that gets no CPU for 0.1 s misses some, and says so.
+    gap_s = result["generator"]["max_gap_s"]
+    assert arrivals["offered"] == result["completed"] + arrivals["missed"]
+    assert arrivals["missed"] == 0 or gap_s > 0.09
+    assert 0.6 * (result["duration_s"] - gap_s) <= arrivals["offered"] / 200 <= 1.4 * result["duration_s"]  # five sigma
+    assert (result["failures"], result["censored"]) == ({}, 0)
     assert Histogram.from_json(arrivals["lag"]).n == arrivals["offered"]
 
 
@@ -256,7 +258,8 @@ def test_the_warm_up_is_left_out(engine: str, stand_in: StartServer, generate: G
     result = generate("--host", server.address, *brief(engine), "--warmup", "0.7").wait().result()
     check_consistency(result, engine)
     assert result["duration_s"] < result["generator"]["wall_s"] - 0.65
-    assert 0 < result["completed"] <= server.answered - 4 * 5  # at the very least; 0.7 s hold about 13 exchanges a user
+    assert 0 < result["completed"] == server.answered - result["outside"]["completed"]
+    assert result["outside"]["completed"] >= 4  # the first of each user
 
 
 @pytest.mark.slow
@@ -397,7 +400,7 @@ def test_the_web_page_starts_and_stops_a_run(
     def talked_so_far() -> list[Any]:
         return [entry for entry in json.loads(ask("/stats/requests"))["stats"] if entry["name"] == "talkback"]
 
-    (talked,) = eventually(talked_so_far, within_s=5, what="the row of the table")
+    (talked,) = eventually(talked_so_far, within_s=15, what="the row of the table")
     assert talked["num_requests"] > 0
     assert talked["num_failures"] == 0
     assert json.loads(ask("/stop", now=1))["success"]

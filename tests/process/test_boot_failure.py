@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CANNOT_BOOT = 3
 CANNOT_LOAD = 4
-FAST_S = 6.0
+FAST_S = 15.0  # a boot that is tried again and again never ends
 IDENTITY = str(APPS / "identity.py")
 
 

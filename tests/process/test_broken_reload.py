@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HI = talkback_reply(b"hi")
 HUP = signal.SIGHUP
 WORKS = "from prefork.apps import talkback as handle\n"
-SAID_WITHIN_S = 2.0
+SAID_WITHIN_S = 10.0  # far less than the usual --boot-timeout
 BOOT_S = 1.0
 MEMORY_FOLDERS = [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")]  # version 1, version 2
 
@@ -79,12 +79,12 @@ def test_the_old_generation_serves_on_and_the_log_says_why(
         load.wait_more(20)
         app(fault.source)
         server.signal(HUP)
-        said = server.wait_log("reload abandoned.*", within_s=10)[0]
+        said = server.wait_log("reload abandoned.*")[0]
         load.wait_more(20)
     assert load.failed == {}
     assert fault.said in said or any(word in said for word in fault.said.split("|")), said
     assert seconds_between(server, "reloading", "reload abandoned") <= fault.after_s + SAID_WITHIN_S
-    eventually(lambda: children(server.pid) == before, within_s=5, what="the same processes as before")
+    eventually(lambda: children(server.pid) == before, within_s=15, what="the same processes as before")
     assert [event.fields["gen"] for event in events(server.log, "retiring")] == [], "nobody had to leave"
 
 
@@ -117,7 +117,7 @@ def test_a_reload_asked_for_during_a_broken_one_is_tried_after_it(
     app("def handle(conn):\n    conn.sendall(b'mended\\n')\n")
     server.signal(HUP)
     server.wait_log("reload abandoned")
-    server.wait_log("reloaded generation=", within_s=5)
+    server.wait_log("reloaded generation=", within_s=15)
     assert exchange(server.address, b"") == b"mended\n"
 
 
@@ -174,7 +174,7 @@ def memory_group() -> Iterator[Path]:
     yield group
     for pid in (group / "cgroup.procs").read_text().split():
         (folder / "cgroup.procs").write_text(pid)
-    eventually(lambda: removed(group), within_s=5, what="the control group removed")
+    eventually(lambda: removed(group), within_s=15, what="the control group removed")
 
 
 def removed(group: Path) -> bool:
@@ -202,5 +202,5 @@ def test_a_generation_that_the_kernel_kills_for_memory_is_abandoned(
         load.wait_more(20)
     assert load.failed == {}
     assert "out of memory" in said or "SIGKILL" in said, said
-    eventually(lambda: children(server.pid) == before, within_s=5, what="the same processes as before")
+    eventually(lambda: children(server.pid) == before, within_s=15, what="the same processes as before")
     assert server.stop() == 0, "the group is removed with the test"

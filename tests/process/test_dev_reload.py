@@ -56,7 +56,7 @@ def pid_of(server: RunningServer, title: str) -> int:
     def look() -> list[int]:
         return [pid for pid in server.worker_pids() if title in Path(f"/proc/{pid}/cmdline").read_text()]
 
-    (found,) = eventually(look, within_s=5)
+    (found,) = eventually(look, within_s=15)
     return found
 
 
@@ -162,7 +162,7 @@ def test_the_watcher_ends_with_the_master(serve: Serve, project: Project) -> Non
     watcher = pid_of(server, "prefork: watcher")
     server.expected_exit = -signal.SIGKILL
     server.stop(signal.SIGKILL)
-    eventually(lambda: not alive(watcher), within_s=5)
+    eventually(lambda: not alive(watcher), within_s=15)
 
 
 def test_a_watcher_that_dies_is_told_and_the_server_serves_on(serve: Serve, project: Project) -> None:

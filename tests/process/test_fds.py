@@ -31,7 +31,7 @@ def test_five_hundred_connections_leave_no_descriptor_behind(serve: Serve) -> No
                 dial(server.address).close()
             case _:
                 exchange(server.address)
-    eventually(lambda: len(open_fds(worker)) <= len(before), within_s=5, what="as few descriptors as before")
+    eventually(lambda: len(open_fds(worker)) <= len(before), within_s=15, what="as few descriptors as before")
     assert server.worker_pids() == {worker}
 
 
@@ -44,7 +44,7 @@ def test_twenty_respawns_leave_no_descriptor_behind_in_the_master(serve: Serve) 
         exchange(server.address)  # one each, or two for the survivor: the deaths are not all barren
         os.kill(victim, signal.SIGKILL)
         server.wait_workers(2, without={victim})
-    eventually(lambda: len(open_fds(server.pid)) <= len(before), within_s=5, what="as few descriptors as before")
+    eventually(lambda: len(open_fds(server.pid)) <= len(before), within_s=15, what="as few descriptors as before")
     counts = {len(open_fds(pid)) for pid in server.worker_pids()}
     assert max(counts) <= len(before) + 8, "late workers do not inherit what earlier ones had"
 
@@ -60,7 +60,7 @@ def test_a_program_that_a_handler_starts_does_not_hold_the_listener(serve: Serve
     server = serve(OBEY, "--workers", "1")
     sleeper = int(exchange(server.address, b"spawn\n"))
     try:
-        eventually(lambda: set(open_fds(sleeper)) <= {0, 1, 2}, within_s=5, what="no descriptor but 0, 1 and 2")
+        eventually(lambda: set(open_fds(sleeper)) <= {0, 1, 2}, within_s=15, what="no descriptor but 0, 1 and 2")
         assert server.stop() == 0
         successor = serve("--workers", "1", bind=server.address)
         assert exchange(successor.address, b"hi\n") == talkback_reply(b"hi")

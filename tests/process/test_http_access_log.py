@@ -30,7 +30,7 @@ COMBINED = re.compile(
 
 def lines_of(path: Path, count: int) -> list[str]:
     """Wait for so many lines."""
-    eventually(lambda: path.read_text().count("\n") >= count, within_s=5, what=f"{count} lines")
+    eventually(lambda: path.read_text().count("\n") >= count, within_s=15, what=f"{count} lines")
     lines = path.read_text().splitlines()
     assert len(lines) == count, lines
     return lines

@@ -40,7 +40,7 @@ POOL_FIRST = pytest.mark.parametrize(
     "threads", [pytest.param("1", id="inline", marks=SLOW), pytest.param("3", id="pool")]
 )
 FAITHFUL, FRESH = Crew(clients=4, posts=1000, pause_s=0.005), Crew(clients=2, posts=1)
-SOON_S = 10.0
+SOON_S = 20.0
 
 
 def reload(server: RunningServer) -> None:
@@ -209,7 +209,7 @@ def test_a_stop_waits_for_bodies_and_readers_that_are_on_their_way(serve: Serve)
         reads.send(request("/big?300"))
         pipelines.send(request("/stream?200") + request())
         for browser in (reads, pipelines):
-            eventually(lambda browser=browser: browser.sock.recv(1, socket.MSG_PEEK), within_s=5)
+            eventually(lambda browser=browser: browser.sock.recv(1, socket.MSG_PEEK), within_s=15)
         server.signal(signal.SIGTERM)
         server.wait_log("SIGTERM")
         sends.send(b"def")
@@ -241,7 +241,7 @@ def test_what_takes_longer_than_the_graceful_timeout_is_cut_and_logged(serve: Se
         server.signal(signal.SIGTERM)
         with pytest.raises((EOFError, ConnectionResetError)):
             browser.response()
-        assert 0.6 < time.monotonic() - began_s < 5
+        assert 0.6 < time.monotonic() - began_s < 15
     assert server.wait_exit() == 0
     # Inline, the loop itself is in the application, and only the master can end it.
     assert ("killing worker" if threads == "1" else "connections cut count=1") in server.log
@@ -254,7 +254,7 @@ def test_a_stop_at_once(serve: Serve) -> None:
         browser.get()
         began_s = time.monotonic()
         assert server.stop(signal.SIGQUIT) == 0
-        assert time.monotonic() - began_s < 3
+        assert time.monotonic() - began_s < 15
 
 
 # --- death
@@ -286,7 +286,7 @@ def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(serve: Serve, t
         stuck.send(request(deed))
         with pytest.raises((EOFError, ConnectionResetError)):
             stuck.response()
-        assert 0.9 < time.monotonic() - began_s < 5
+        assert 0.9 < time.monotonic() - began_s < 15
     server.wait_log(rf"{host}:{port}\b")
     server.wait_log(r"worker=0 gen=1 pid=\d+.*SIGKILL")
     server.wait_log(rf"web\.py.*\b{'spin_forever' if deed == '/spin' else 'work'}\b")

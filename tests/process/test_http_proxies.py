@@ -216,4 +216,4 @@ def test_the_access_log_names_the_client_not_the_proxy(serve: Serve, tmp_path: P
     with Browser(server) as browser:
         browser.send(V1 + request())
         browser.response()
-    eventually(lambda: log.read_text().startswith("192.0.2.7 - - ["), within_s=5)
+    eventually(lambda: log.read_text().startswith("192.0.2.7 - - ["), within_s=15)

@@ -243,7 +243,7 @@ def test_a_large_response_waits_for_a_slow_reader_and_nobody_waits_for_him(serve
     for path in ("/big?200", "/stream?200"):
         with Browser(server) as slow:
             slow.send(request(path))
-            eventually(lambda slow=slow: not silent(slow), within_s=5)
+            eventually(lambda slow=slow: not silent(slow), within_s=15)
             assert fetch(server).body == HELLO
             assert slow.response().body == BLOCK * 200
 

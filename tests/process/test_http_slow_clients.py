@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
-LATE_S = 6.0  # for busy machines
+LATE_S = 15.0  # for busy machines
 PER_SOURCE = 5_000  # connections from one loopback address: fewer than there are ports
 
 
@@ -177,7 +177,7 @@ def besiege(server: RunningServer, *, heads: int, bodies: int, readers: int, lim
         sep="; ",
     )
     assert besieged.p50 < 20 * usual.p50 + 20
-    assert besieged.p99 < 20 * usual.p99 + 200
+    assert besieged.p99 < 20 * usual.p99 + 1000 * limit_s, "nobody waits for what is waited for"
     assert server.worker_pids() == {worker}
 
 

@@ -111,7 +111,7 @@ def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> 
         except ConnectionResetError:
             pass
         sock.close()
-    assert 0.3 < time.monotonic() - began < 5
+    assert 0.3 < time.monotonic() - began < 15
     assert fetch(server, tls=trusting()).body == HELLO
 
 
@@ -174,7 +174,7 @@ def test_a_reload_renews_the_certificate_and_a_broken_one_changes_nothing(serve:
     shutil.copy(SECOND, file)
     server.signal(signal.SIGHUP)
     server.wait_workers(2, without=workers)
-    eventually(lambda: name_shown(server) == "second", within_s=5)
+    eventually(lambda: name_shown(server) == "second", within_s=15)
     assert {name_shown(server) for _ in range(10)} == {"second"}
 
 

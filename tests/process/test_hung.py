@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OBEY = f"{APPS / 'obey.py'}:handle"
 TIMEOUT_S = 1.0
-LATE_S = 3.0  # promised are 1.5; the rest is for busy machines
+LATE_S = 10.0  # promised are 1.5; the rest is for busy machines
 
 DEEDS = {
     "python": (b"spin\n", "spin_forever"),

@@ -127,7 +127,7 @@ def test_a_stopped_worker_of_another_user_does_not_outlive_the_master(
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     server.stop(signal.SIGKILL)
-    eventually(lambda: not any(map(alive, pids)), within_s=5)
+    eventually(lambda: not any(map(alive, pids)), within_s=15)
     assert not session_members(server.pid)
 
 

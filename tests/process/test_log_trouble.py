@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HI = talkback_reply(b"hi")
 OBEY = f"{APPS / 'obey.py'}:handle"
-SOON_S = 5.0
+SOON_S = 15.0  # less than any timeout that would end it too
 LOST = re.compile(r"log lines lost count=(\d+)")
 
 

@@ -55,7 +55,7 @@ def test_every_worker_is_replaced_and_runs_the_new_code(serve: Serve, app: AppWr
     server.signal(HUP)
     server.wait_log(r"reloaded generation=2\b")
     assert {exchange(server.address, b"") for _ in range(10)} == {b"version 2\n"}
-    eventually(lambda: not before & children(server.pid), within_s=5, what="no process of the old generation")
+    eventually(lambda: not before & children(server.pid), within_s=15, what="no process of the old generation")
     assert len(children(server.pid)) == len(before)
     assert_at_strength(server, 2)
 

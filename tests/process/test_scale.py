@@ -59,7 +59,7 @@ def test_the_last_worker_stays(serve: Serve) -> None:
     (left,) = server.wait_workers(1)
     for _ in range(3):
         server.signal(LESS)
-        eventually(lambda: asleep(server.pid), within_s=5, what="the signal was heard")
+        eventually(lambda: asleep(server.pid), within_s=15, what="the signal was heard")
     assert scale_by(server, MORE) == 2, "had it counted on below 1, this would be fewer"
     assert left in server.wait_workers(2)
     assert exchange(server.address, b"hi\n") == HI

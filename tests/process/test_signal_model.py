@@ -94,7 +94,7 @@ class Model(RuleBasedStateMachine):
     def unheard(self, signum: signal.Signals) -> None:
         """Send a signal that changes nothing, and wait until the master has dealt with it."""
         self.server.signal(signum)
-        eventually(lambda: asleep(self.server.pid), within_s=5, what=f"{signum.name} dealt with")
+        eventually(lambda: asleep(self.server.pid), within_s=15, what=f"{signum.name} dealt with")
 
     @precondition(lambda self: self.workers < MOST)
     @rule()
@@ -136,7 +136,7 @@ class Model(RuleBasedStateMachine):
             except ProcessLookupError:
                 return  # it was about to leave anyway
             # Reaped: until its last thread is gone, a connection may still be given to it.
-            eventually(lambda: not Path(f"/proc/{victim}").exists(), within_s=5, what="the victim buried")
+            eventually(lambda: not Path(f"/proc/{victim}").exists(), within_s=15, what="the victim buried")
 
     @rule()
     def settle(self) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 GATED = f"{APPS / 'gated.py'}:handle"
 OBEY = f"{APPS / 'obey.py'}:handle"
 HI = talkback_reply(b"hi")
-SOON_S = 5.0
+SOON_S = 15.0  # less than any timeout that would end it too
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])

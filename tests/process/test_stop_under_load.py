@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.support.server import RunningServer
 
 TERM = signal.SIGTERM
-SOON_S = 5.0
+SOON_S = 15.0  # less than any timeout that would end it too
 CLIENTS = 60
 
 

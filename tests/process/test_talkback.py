@@ -133,7 +133,7 @@ def test_a_silent_client_is_closed_after_the_idle_timeout(serve: Serve, app: str
     with dial(server.address) as client:
         started = time.monotonic()
         assert read_to_end(client) == (b"" if app == "echo" else GREETING)
-        assert 0.25 < time.monotonic() - started < 5
+        assert 0.25 < time.monotonic() - started < 15
     pids = server.worker_pids()
     with dial(server.address) as client:
         client.sendall(b"and then nothing")

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ROOT / "tests" / "apps"
-READY_S = 20.0
-STOP_S = 15.0
+# Deadlines for busy machines; a server takes milliseconds. A stop must take less than the usual --graceful-timeout.
+READY_S = 30.0
+LOG_S = 20.0
+STOP_S = 20.0
 TERM = signal.SIGTERM
 
 LISTENING = r"listening address=(\S+)"
@@ -45,7 +47,7 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def run(
-    *args: str, within_s: float = 20.0, text: str | None = None, cwd: Path = ROOT
+    *args: str, within_s: float = READY_S, text: str | None = None, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Run a `prefork` command that ends by itself and return its exit code, output and errors."""
     return subprocess.run(
@@ -118,7 +120,7 @@ class RunningServer:
         with self._grew:
             return self._text
 
-    def wait_log(self, pattern: str, *, within_s: float = 10.0, count: int = 1, after: int = 0) -> re.Match[str]:
+    def wait_log(self, pattern: str, *, within_s: float = LOG_S, count: int = 1, after: int = 0) -> re.Match[str]:
         """Wait for the `count`-th match of a pattern behind position `after` of the log and return it."""
         deadline = time.monotonic() + within_s
         with self._grew:
@@ -155,7 +157,7 @@ class RunningServer:
         return children(self.pid)
 
     def wait_workers(
-        self, count: int, *, without: set[int] | frozenset[int] = frozenset(), within_s: float = 10.0
+        self, count: int, *, without: set[int] | frozenset[int] = frozenset(), within_s: float = LOG_S
     ) -> set[int]:
         """Wait until the master has exactly so many children, none of them in `without`, and return their pids."""
 
@@ -231,7 +233,7 @@ class RunningServer:
         if self.running:
             return session_members(self.pid)
         try:
-            eventually(lambda: not session_members(self.pid), within_s=2.0)
+            eventually(lambda: not session_members(self.pid), within_s=LOG_S)
         except AssertionError:
             pass  # the caller complains, with the pids
         return session_members(self.pid)
