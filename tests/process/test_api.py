@@ -156,24 +156,25 @@ def test_an_app_that_cannot_be_served_is_an_exception_of_the_same_code(tmp_path:
     assert mistake(tmp_path, "bind='unix:/no/such/folder/s'").startswith("BindError|5|cannot bind unix:/no/such")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ("wokers=4", "serve() has no option 'wokers'; did you mean 'workers'?"),
-        ("workers=0", "serve(workers=0): '0' is too small: at least 1; give a number from 1 up, or auto"),
-        ("workers=True", "serve(workers=True): give a number or a string"),
-        ("timeout='soon'", "serve(timeout='soon'): 'soon' is not a duration: plain seconds, or 500ms, 10s, 2m, 1h"),
-        ("bind=[1]", "serve(bind=[1]): give a string, or several in an array"),
-        ("preload='yes'", "serve(preload='yes'): give true or false"),
-        ("42", "serve(): 42 is not callable, nor the text that names an app"),
-        ("print, preload=True", "serve(preload=): preload imports the app, so serve() needs its name, not the object"),
-        ("print, reload=True", "serve(reload=): reload imports the app, so serve() needs its name, not the object"),
-        ("config='none.toml'", "cannot read 'none.toml': No such file or directory"),
-        ("chdir='/no/such/folder'", "serve(chdir=): cannot change to '/no/such/folder': No such file or directory"),
-    ],
-)
-def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: str, sentence: str) -> None:
-    assert mistake(tmp_path, arguments) == f"ConfigError|2|{sentence}"
+MISTAKES = {
+    "wokers=4": "serve() has no option 'wokers'; did you mean 'workers'?",
+    "workers=0": "serve(workers=0): '0' is too small: at least 1; give a number from 1 up, or auto",
+    "workers=True": "serve(workers=True): give a number or a string",
+    "timeout='soon'": "serve(timeout='soon'): 'soon' is not a duration: plain seconds, or 500ms, 10s, 2m, 1h",
+    "bind=[1]": "serve(bind=[1]): give a string, or several in an array",
+    "preload='yes'": "serve(preload='yes'): give true or false",
+    "42": "serve(): 42 is not callable, nor the text that names an app",
+    "print, preload=True": "serve(preload=): preload imports the app, so serve() needs its name, not the object",
+    "print, reload=True": "serve(reload=): reload imports the app, so serve() needs its name, not the object",
+    "config='none.toml'": "cannot read 'none.toml': No such file or directory",
+    "chdir='/no/such/folder'": "serve(chdir=): cannot change to '/no/such/folder': No such file or directory",
+}
+
+
+def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+    calls = "\n".join(MISTAKE.format(arguments=arguments) for arguments in MISTAKES)
+    said = output(tmp_path, f"import sys\n{calls}").splitlines()
+    assert said == [f"ConfigError|2|{sentence}" for sentence in MISTAKES.values()]
 
 
 def test_threads_that_would_be_lost_are_named(tmp_path: Path) -> None:

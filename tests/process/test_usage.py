@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.client import exchange, talkback_reply
 from tests.support.processes import open_fds
-from tests.support.server import run
+from tests.support.server import READY_S, ROOT, clean_environment, run
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    import subprocess
     from pathlib import Path
 
     from tests.conftest import Serve
@@ -24,73 +26,105 @@ CANNOT_BIND = 5
 
 def complain(*args: str, code: int) -> str:
     """Run a command that must fail with `code`, and return what it said: a few lines on stderr, nothing else."""
-    done: subprocess.CompletedProcess[str] = run(*args)
-    said = done.stderr
-    assert done.returncode == code, said
-    assert done.stdout == ""
+    done = run(*args)
+    return checked(done.returncode, done.stdout, done.stderr, code=code)
+
+
+def checked(status: int, printed: str, said: str, *, code: int) -> str:
+    assert status == code, said
+    assert printed == ""
     assert "Traceback" not in said
     assert said.strip()
     assert len(said.strip().splitlines()) <= 6
     return said
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--workers", "0"),
-        ("--workers", "-1"),
-        ("--workers", "many"),
-        ("--workers", "1.5"),
-        ("--workers", "\u00b2"),
-        ("--workers", "1_0"),
-        ("--workers", ""),
-        ("--threads", "0"),
-        ("--threads", "few"),
-        ("--backlog", "0"),
-        ("--timeout", "soon"),
-        ("--timeout", "-1"),
-        ("--timeout", "nan"),
-        ("--timeout", "10 parsecs"),
-        ("--idle-timeout", "1e"),
-        ("--graceful-timeout", "-5s"),
-        ("--log-level", "shout"),
-        ("--log-format", "xml"),
-        ("--interface", "pigeon"),
-    ],
-)
-def test_a_bad_value_names_the_option_and_the_value(option: str, value: str) -> None:
-    said = complain("serve", option, value, code=BAD_USAGE)
-    assert option in said
-    assert value in said
+FORKS = """
+import json, os, sys
+from prefork.cli import main
+for args in json.load(sys.stdin):
+    ends = [os.pipe(), os.pipe()]
+    pid = os.fork()
+    if not pid:
+        for fd, (_, end) in enumerate(ends, 1):
+            os.dup2(end, fd)
+        sys.argv[1:] = args
+        main()
+        os._exit(0)
+    for _, end in ends:
+        os.close(end)
+    said = [open(end, closefd=True).read() for end, _ in ends]
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), *said]))
+"""
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "nonsense",
-        "127.0.0.1:99999",
-        "127.0.0.1:-1",
-        "127.0.0.1:http",
-        "127.0.0.1:1_0",
-        "127.0.0.1",
-        "[::1]",
-        "::1:80",
-        "unix:",
-        "fd://x",
-        "fd://-1",
-        "http://127.0.0.1:80",
-        "",
-    ],
-)
-def test_a_bad_address_is_named(address: str) -> None:
-    assert address in complain("serve", "--bind", address, code=BAD_USAGE)
+def complaints(commands: list[tuple[str, ...]], *, code: int) -> list[str]:
+    """The same for many: each is a process that is forked when all has been imported, which is what takes time."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], input=json.dumps(commands), cwd=ROOT, env=clean_environment(),
+        capture_output=True, text=True, timeout=READY_S, check=True,
+    )  # fmt: skip
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(ends) == len(commands), done.stderr
+    return [checked(*end, code=code) for end in ends]
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "", "http://127.0.0.1:80"])
-def test_an_address_of_no_known_form_is_told_the_forms_there_are(address: str) -> None:
-    said = complain("serve", "--bind", address, code=BAD_USAGE)
-    for form in ("HOST:PORT", "[V6]:PORT", "unix:PATH", "fd://N"):
-        assert form in said
+BAD_VALUES = [
+    ("--workers", "0"),
+    ("--workers", "-1"),
+    ("--workers", "many"),
+    ("--workers", "1.5"),
+    ("--workers", "\u00b2"),
+    ("--workers", "1_0"),
+    ("--workers", ""),
+    ("--threads", "0"),
+    ("--threads", "few"),
+    ("--backlog", "0"),
+    ("--timeout", "soon"),
+    ("--timeout", "-1"),
+    ("--timeout", "nan"),
+    ("--timeout", "10 parsecs"),
+    ("--idle-timeout", "1e"),
+    ("--graceful-timeout", "-5s"),
+    ("--log-level", "shout"),
+    ("--log-format", "xml"),
+    ("--interface", "pigeon"),
+]
+BAD_ADDRESSES = [
+    "nonsense",
+    "127.0.0.1:99999",
+    "127.0.0.1:-1",
+    "127.0.0.1:http",
+    "127.0.0.1:1_0",
+    "127.0.0.1",
+    "[::1]",
+    "::1:80",
+    "unix:",
+    "fd://x",
+    "fd://-1",
+    "http://127.0.0.1:80",
+    "",
+]
+
+
+def test_a_bad_value_names_the_option_and_the_value() -> None:
+    all_said = complaints([("serve", option, value) for option, value in BAD_VALUES], code=BAD_USAGE)
+    for (option, value), said in zip(BAD_VALUES, all_said, strict=True):
+        assert option in said
+        assert value in said
+
+
+def test_a_bad_address_is_named() -> None:
+    all_said = complaints([("serve", "--bind", address) for address in BAD_ADDRESSES], code=BAD_USAGE)
+    for address, said in zip(BAD_ADDRESSES, all_said, strict=True):
+        assert address in said
+
+
+def test_an_address_of_no_known_form_is_told_the_forms_there_are() -> None:
+    addresses = ["nonsense", "127.0.0.1", "", "http://127.0.0.1:80"]
+    for said in complaints([("serve", "--bind", address) for address in addresses], code=BAD_USAGE):
+        for form in ("HOST:PORT", "[V6]:PORT", "unix:PATH", "fd://N"):
+            assert form in said
 
 
 def test_an_unknown_option_suggests_the_near_one() -> None:

@@ -6,6 +6,7 @@ A table that is out of date fails with the whole table to paste in its place.
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import json
 import os
@@ -321,6 +322,7 @@ def test_every_module_has_its_place_in_the_reading_order(package: str) -> None:
 # --- the figures
 
 
+@functools.cache
 def read_run(name: str) -> Report:
     store = Store.open(ROOT / "results" / name)
     rounds = store.rounds()
@@ -364,7 +366,7 @@ def test_the_figure_in_the_prose_about_the_demo_is_that_of_its_report() -> None:
 def test_the_results_name_no_path_of_the_machine_they_come_from() -> None:
     documents = [json.loads(path.read_bytes()) for name in RUNS for path in (ROOT / "results" / name).rglob("*.json")]
     assert documents
-    words = {word for text in texts(documents) for word in re.split(r"[\s=:,'\"]+", text)}
+    words = {word for text in set(texts(documents)) for word in re.split(r"[\s=:,'\"]+", text)}
     asked = {load.path for name in RUNS for load in Store.open(ROOT / "results" / name).plan.loads}
     assert not [word for word in words - asked if word.startswith(("/", "~")) and not word.startswith("//")]
 
