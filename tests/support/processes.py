@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROC = Path("/proc")
-GONE = "ZX"
+GONE = b"ZX"
+_STATE, _PARENT, _SESSION, _USER_TICKS, _SYSTEM_TICKS = 0, 1, 3, 11, 12  # fields behind the name
 
 
 class Stat(NamedTuple):
@@ -19,49 +20,63 @@ class Stat(NamedTuple):
     cpu_s: float
 
 
-def stat(pid: int) -> Stat | None:
-    """Read /proc/PID/stat; None when there is no such process any more."""
+def _fields(pid: int | str) -> list[bytes]:
+    """Read /proc/PID/stat; nothing when there is no such process any more. Tests ask for all processes, many times."""
     try:
-        text = (PROC / str(pid) / "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+    except FileNotFoundError:
+        return []
+    try:
+        text = os.read(fd, 4096)
+    except ProcessLookupError:
+        return []
+    finally:
+        os.close(fd)
+    return text.rpartition(b")")[2].split()  # the name may hold spaces and brackets: count from its end
+
+
+def stat(pid: int) -> Stat | None:
+    """Read the fields of one process; None when there is no such process any more."""
+    if not (fields := _fields(pid)):
         return None
-    fields = text.rpartition(")")[2].split()  # the name may hold spaces and brackets: count from its end
-    ticks = os.sysconf("SC_CLK_TCK")
+    ticks = int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])
     return Stat(
-        state=fields[0],
-        parent=int(fields[1]),
-        session=int(fields[3]),
-        cpu_s=(int(fields[11]) + int(fields[12])) / ticks,
+        state=fields[_STATE].decode(),
+        parent=int(fields[_PARENT]),
+        session=int(fields[_SESSION]),
+        cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
     )
 
 
 def alive(pid: int) -> bool:
     """Say whether the process still runs."""
-    found = stat(pid)
-    return found is not None and found.state not in GONE
+    fields = _fields(pid)
+    return bool(fields) and fields[_STATE] not in GONE
 
 
-def _matching(field: str, value: int) -> set[int]:
-    pids = (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
-    found = ((pid, stat(pid)) for pid in pids)
-    return {pid for pid, seen in found if seen and seen.state not in GONE and getattr(seen, field) == value}
+def _matching(field: int, value: int) -> dict[int, bytes]:
+    """Map the pids of the processes whose field has that value to their states."""
+    found = ((name, _fields(name)) for name in os.listdir(PROC) if name.isdigit())
+    return {int(name): fields[_STATE] for name, fields in found if fields and int(fields[field]) == value}
+
+
+def _living(field: int, value: int) -> set[int]:
+    return {pid for pid, state in _matching(field, value).items() if state not in GONE}
 
 
 def children(pid: int) -> set[int]:
     """List the living direct children of a process."""
-    return _matching("parent", pid)
+    return _living(_PARENT, pid)
 
 
 def session_members(session: int) -> set[int]:
     """List the living processes of a session: all that a server started with its own session has left behind."""
-    return _matching("session", session)
+    return _living(_SESSION, session)
 
 
 def zombies_of(pid: int) -> set[int]:
     """List the direct children that have died and were not reaped."""
-    pids = (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
-    found = ((child, stat(child)) for child in pids)
-    return {child for child, seen in found if seen and seen.state in GONE and seen.parent == pid}
+    return {child for child, state in _matching(_PARENT, pid).items() if state in GONE}
 
 
 def open_fds(pid: int) -> dict[int, str]:
