@@ -10,6 +10,7 @@ from .actions import Abandoned, Action, Reloaded, Spawn
 from .config import Config
 from .facts import Facts, KnownWorker
 from .log import utc
+from .obituaries import Obituaries
 from .obituary import Obituary
 from .policy import Policy
 from .roster import WorkerHandle
@@ -30,6 +31,7 @@ class Census:
     control: str | None = None  # the path of the socket
     reloads: dict[int, str | None] = field(default_factory=dict)  # how the latest ended: why not, by generation
     _survey: Survey = field(init=False)
+    obituaries: Obituaries = field(default_factory=Obituaries)
     _kind: tuple[str | None, str | None] = (None, None)  # of the app, and its engine: workers say it
     _began_s: float = field(default_factory=time.monotonic)
     _began: float = field(default_factory=time.time)  # seconds since the epoch
@@ -84,8 +86,7 @@ class Census:
         """Note a death, and its cause if the slot is to be filled again."""
         worker = obituary.worker
         if worker.retiring_s is None:
-            cause = "timeout" if worker.hang else "boot-timeout" if worker.pending else "killed"
-            self._deaths[worker.slot] = cause if worker.killed else str(obituary.exit)
+            self._deaths[worker.slot] = obituary.cause
 
     def tick(self, now_s: float) -> float:
         """Note how busy everybody was, when it is time to; return when to come again."""
@@ -113,6 +114,7 @@ class Census:
             latencies=self.force.latencies,
             waits=self.force.waits,
             respawns=self._respawns,
+            obituaries=self.obituaries.short(),
         )
 
     def document(self) -> Document:

@@ -16,12 +16,13 @@ from .census import Census
 from .conversation import Deed, Peer, Progress, RefusedError, Request
 from .log import Log
 from .memory import thread_states
+from .obituaries import KEPT
 from .policy import Policy
 from .roster import WorkerHandle
 from .status import name_of
 from .workforce import Message, Workforce
 
-NAMES = ("status", "reload", "scale", "stop", "stack")
+NAMES = ("status", "reload", "scale", "stop", "stack", "obituaries")
 STACKS_WAIT_S = 0.25
 MARGIN_S = 5.0
 _MUTE = {  # why a worker does not answer, by the state of its threads in proc(5)
@@ -58,6 +59,8 @@ class Commands:
                 return (yield from self._stop(peer))
             case "stack":
                 return (yield from self._stack(request.get("slot")))
+            case "obituaries":
+                return self.census.obituaries.document(_last(request.get("last", KEPT)))
             case other:
                 raise RefusedError(f"there is no command {other!r}; there are {', '.join(NAMES)}")
 
@@ -163,6 +166,12 @@ def _why(worker: WorkerHandle) -> str:
     states = thread_states(worker.pid)
     why = next((meaning for state, meaning in _MUTE.items() if state in states), "nothing is known of it")
     return f"no answer in 250 ms: {why}"
+
+
+def _last(count: Any) -> int:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise RefusedError(f"last is a whole number from 1, not {count!r}")
+    return count
 
 
 def _since(began_s: float) -> float:

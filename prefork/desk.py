@@ -31,6 +31,7 @@ class Desk:
         stop: Callable[[str], None],
     ) -> None:
         self._place = config.control
+        self._oom = force.oom
         self.census = Census(config=config, policy=policy, force=force)
         self.admin = AdminHandle(config=config, force=force, facts=self.census.facts)
         self._commands = Commands(policy=policy, force=force, census=self.census, log=log, scale=scale, stop=stop)
@@ -53,7 +54,7 @@ class Desk:
     def tell(self) -> float:
         """After the master has acted: answer. Returns when to come again (monotonic seconds)."""
         now_s = time.monotonic()
-        return min(self.census.tick(now_s), self.control.tell(now_s), self.admin.tell(now_s))
+        return min(self.census.tick(now_s), self.control.tell(now_s), self.admin.tell(now_s), self._oom.tick(now_s))
 
     # --- what happened
 
@@ -66,6 +67,10 @@ class Desk:
         """A worker was reaped."""
         self.census.buried(obituary)
         self.admin.publish()
+
+    def mourned(self, obituary: Obituary, respawn_in_s: float | None) -> None:
+        """That worker was to live."""
+        self.census.obituaries.keep(obituary, None if obituary.worker.retiring_s is not None else respawn_in_s)
 
     def spawned(self, order: Spawn) -> None:
         """A worker was forked."""

@@ -17,13 +17,20 @@ class Exit:
     signum: int | None = None
     dumped_core: bool = False
     cpu_ns: int = 0  # user and system time that it has used
+    peak_rss_bytes: int = 0  # the most memory that was resident; of its own children, if one had more
 
     @classmethod
-    def of_status(cls, pid: int, status: int, cpu_ns: int = 0) -> Exit:
-        """Decode the status that waitpid(2) gave."""
-        if os.WIFSIGNALED(status):
-            return cls(pid=pid, signum=os.WTERMSIG(status), dumped_core=os.WCOREDUMP(status), cpu_ns=cpu_ns)
-        return cls(pid=pid, code=os.WEXITSTATUS(status), cpu_ns=cpu_ns)
+    def of_status(cls, pid: int, status: int, cpu_ns: int = 0, peak_rss_bytes: int = 0) -> Exit:
+        """Decode the status that wait4(2) gave, with what it says of the resources that were used."""
+        signum = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        return cls(
+            pid=pid,
+            code=os.WEXITSTATUS(status) if signum is None else None,
+            signum=signum,
+            dumped_core=os.WCOREDUMP(status),
+            cpu_ns=cpu_ns,
+            peak_rss_bytes=peak_rss_bytes,
+        )
 
     @property
     def clean(self) -> bool:
@@ -45,4 +52,5 @@ def reap() -> list[Exit]:
             return exits  # no children at all
         if pid == 0:
             return exits  # the rest are alive
-        exits.append(Exit.of_status(pid, status, round((usage.ru_utime + usage.ru_stime) * 1e9)))
+        cpu_ns = round((usage.ru_utime + usage.ru_stime) * 1e9)
+        exits.append(Exit.of_status(pid, status, cpu_ns=cpu_ns, peak_rss_bytes=usage.ru_maxrss * 1024))

@@ -53,6 +53,7 @@ class Facts:
     latencies: Histogram  # of workers that are gone
     waits: Sequence[int]  # of their connections to be taken (Scoreboard.queue_waits)
     respawns: Mapping[str, int]  # by cause
+    obituaries: Mapping[str, Any]  # how many, and the last (Obituaries.short)
 
     @property
     def unready(self) -> str:

@@ -179,9 +179,9 @@ class Master:
             self._log.debug("worker ready", **worker.identity, engine=message.fields.get("engine"))
             self._announce()
         elif message.kind == "stacks" and worker.hang is not None:
-            worker.hang.answered = True
+            worker.hang.answered, worker.hang.stacks = True, str(message.fields["text"])
             self._log.warning(
-                "worker hung", **worker.identity, serving=worker.hang.serving or None, detail=message.fields["text"]
+                "worker hung", **worker.identity, serving=worker.hang.serving or None, detail=worker.hang.stacks
             )
         elif message.kind == "enough":
             worker.stale = str(message.fields["reason"])
@@ -217,6 +217,7 @@ class Master:
             self._log.debug("worker retired", **worker.identity)
         else:
             self._log.error("worker died", **obituary.fields(), respawn_in=f"{delay_s:.2f}s" if delay_s else None)
+            self._desk.mourned(obituary, None if self._policy.stopping else delay_s)
             self._belongings.mourn(obituary)
 
     def _bury_template(self, template: TemplateHandle, child: Exit) -> None:

@@ -10,15 +10,28 @@ from .errors import AppLoadError, BootError, PreforkError
 from .exits import Exit
 from .roster import WorkerHandle
 
+_KILLED = {
+    True: "out of memory: the kernel killed it, and its control group counts that",
+    False: "killed from outside, by a person or a program: the kernel counts no kill for want of memory",
+    None: "killed from outside: by the kernel, out of memory, or by a person",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obituary:
-    """One worker's end. `message` is what it said of its own failure, `fault` what faulthandler wrote for it."""
+    """One worker's end. `message` is what it said of its own failure, `fault` what faulthandler wrote for it.
+
+    `oom`: whether the kernel killed it for want of memory, None if nobody can tell.
+    """
 
     worker: WorkerHandle
     exit: Exit
+    time: str  # UTC
     age_s: float
     serving: str = ""
+    serving_s: float | None = None  # since when; None = no unit of work was in progress
+    requests: int = 0  # units of work that it had done
+    oom: bool | None = None
     message: dict[str, Any] | None = None
     fault: str = ""
 
@@ -28,6 +41,13 @@ class Obituary:
         return self.worker.retiring_s is not None and (self.exit.clean or self.worker.pending)
 
     @property
+    def cause(self) -> str:
+        """One word or two, under which deaths are counted."""
+        if self.worker.killed:
+            return "timeout" if self.worker.hang else "boot-timeout" if self.worker.pending else "killed"
+        return "out-of-memory" if self.oom else str(self.exit)
+
+    @property
     def reason(self) -> str | None:
         """What is known beyond the exit status."""
         if self.worker.killed and self.exit.signum == signal.SIGKILL:
@@ -35,8 +55,13 @@ class Obituary:
         if self.message:
             return str(self.message["message"])
         if self.exit.signum == signal.SIGKILL:
-            return "killed from outside: by the kernel, out of memory, or by a person"
+            return _KILLED[self.oom]
         return "it left by itself" if self.exit.clean else None
+
+    @property
+    def stacks(self) -> str:
+        """Where its threads were, if it hung and could say so."""
+        return self.worker.hang.stacks if self.worker.hang else ""
 
     @property
     def detail(self) -> str:

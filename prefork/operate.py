@@ -1,4 +1,4 @@
-"""CLIENT. The commands that talk to a running server: status, reload, scale, stop, stack."""
+"""CLIENT. The commands that talk to a running server: status, reload, scale, stop, stack, obituaries."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .obituaries import KEPT, page
 from .remote import ask, find, printable, wait_gone
 from .status import cell, table
 
@@ -73,6 +74,16 @@ def stack(place: str, slot: int | None, as_json: bool) -> None:
         click.echo(printable(("\n" if number else "") + _stacks(entry)))
 
 
+@click.command(epilog=_EXITS)
+@_talks
+@click.option("--last", default=KEPT, type=click.IntRange(min=1), metavar="N", help="Only the last N.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def obituaries(place: str, last: int, as_json: bool) -> None:
+    """Show how workers died that nobody had told to leave: when, of what, whom they served, where they were."""
+    answer = ask(find(place), {"command": "obituaries", "last": last}, progress=_ignore)
+    click.echo(json.dumps(answer, indent=2) if as_json else printable(page(answer)))
+
+
 def _stacks(entry: dict[str, Any]) -> str:
     facts = [f"worker {entry['slot']}  pid {entry['pid']}  generation {entry['generation']}"]
     facts += [entry["state"]] if entry.get("state") else []
@@ -82,7 +93,7 @@ def _stacks(entry: dict[str, Any]) -> str:
     return "\n".join(["  ".join(facts), *(f"  {line}" for line in lines)])
 
 
-COMMANDS = (status, reload, scale, stop, stack)
+COMMANDS = (status, reload, scale, stop, stack, obituaries)
 
 
 def _watch(place: str, request: dict[str, Any]) -> Any:

@@ -50,6 +50,7 @@ class Hang:
     serving: str
     asked_s: float  # for its Python stacks
     answered: bool = False
+    stacks: str = ""  # the answer
     fault_s: float | None = None  # asked faulthandler
 
 

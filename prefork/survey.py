@@ -79,6 +79,7 @@ class Survey:
                 respawns=facts.respawns,
                 waits=waits,
             ),
+            "obituaries": facts.obituaries,
         }
         return Picture(facts=facts, document=document, latencies=latencies, slots=slots, waits=waits)
 

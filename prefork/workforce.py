@@ -23,8 +23,9 @@ from .errors import FORK_REFUSED, ConfigError, PreforkError
 from .exits import Exit
 from .histogram import ARRAY_DIGITS, Histogram
 from .listener import Listener
-from .log import Log
+from .log import Log, utc
 from .obituary import Obituary
+from .oom import OomKills
 from .roster import Roster, WorkerHandle
 from .scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
 from .signals import FAULT, STACKS
@@ -67,6 +68,7 @@ class Workforce:
     _nudge: int = field(init=False)  # eventfd through which workers wake each other
     templates: Templates = field(init=False)
     libc: ctypes.CDLL = field(init=False)
+    oom: OomKills = field(default_factory=OomKills)
 
     def __post_init__(self) -> None:
         groups, threads = capacity(self.config.workers), self.config.threads
@@ -157,6 +159,7 @@ class Workforce:
         worker = self.roster.remove(child.pid)
         if worker is None:
             return None
+        now_s = time.monotonic()
         receiver = self._receivers.pop(child.pid)
         receiver.close()
         reading = self.board.read(worker.group)
@@ -171,8 +174,12 @@ class Workforce:
         return Obituary(
             worker=worker,
             exit=child,
-            age_s=time.monotonic() - worker.spawned_s,
+            time=utc(time.time()),
+            age_s=now_s - worker.spawned_s,
             serving=reading.serving if reading.since_ns else "",
+            serving_s=now_s - reading.since_ns / 1e9 if reading.since_ns else None,
+            requests=reading.counters["completed"],
+            oom=self.oom.claim() if child.signum == signal.SIGKILL and not worker.killed else False,
             message=self._failures.pop(child.pid, None),
             fault=receiver.text,
         )

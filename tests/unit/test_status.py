@@ -114,6 +114,7 @@ def document(**server: Any) -> dict[str, Any]:
         ],
         "workers": [worker.document(timeout_s=30, now_s=NOW_S)],
         "totals": totals(counters, latencies(10), connections=1, respawns={"SIGSEGV": 2, "reload": 4}),
+        "obituaries": {"count": 0, "last": None},
     }
 
 
@@ -154,6 +155,15 @@ def test_the_table_of_a_server_that_has_not_booted_and_one_whose_reload_was_aban
     assert text.endswith("last reload: generation 4, 2026-11-22T16:50:00.000Z, abandoned: SyntaxError: bad")
     assert text.split("\n")[0].endswith("ready, reloading")
     assert table(document(stopping=True, ready=False)).split("\n")[0].endswith("stopping")
+
+
+def test_the_table_names_the_last_unexpected_death() -> None:
+    last = {"slot": 2, "time": "2026-11-22T16:50:00.000Z", "cause": "timeout", "serving": "10.0.0.9:5000"}
+    text = table(document() | {"obituaries": {"count": 3, "last": last}})
+    assert text.split("\n")[-1] == (
+        "died unexpectedly: 3, last worker 2, 2026-11-22T16:50:00.000Z, timeout, serving 10.0.0.9:5000 "
+        "(prefork obituaries)"
+    )
 
 
 def test_the_table_of_a_server_without_workers() -> None:

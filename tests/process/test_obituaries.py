@@ -1,0 +1,203 @@
+"""`prefork obituaries`: how workers died, asked for when they are gone, also while all others are stuck."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.client import dial, exchange
+from tests.support.control import Place, converse
+from tests.support.server import APPS
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import AppWriter, Serve
+    from tests.support.server import RunningServer
+
+OBEY = f"{APPS / 'obey.py'}:handle"
+GROUPS = Path("/sys/fs/cgroup")
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with Place() as made:
+        yield made
+
+
+def told(place: Place, count: int) -> list[dict[str, Any]]:
+    """Wait until so many deaths are known, and return them."""
+    (path,) = place.sockets
+
+    def look() -> list[dict[str, Any]] | None:
+        ((line),) = converse(path, b'{"command": "obituaries"}\n')
+        entries: list[dict[str, Any]] = line["answer"]["obituaries"]
+        return entries if len(entries) == count else None
+
+    return eventually(look, within_s=15, what=f"{count} obituaries") or []
+
+
+def die(server: RunningServer, request: bytes) -> tuple[int, str]:
+    """Have the only worker die of a request; return its pid and whom it served."""
+    assert exchange(server.address, b"work\n") == b"done\n"
+    (pid,) = server.worker_pids()
+    with dial(server.address) as client:
+        host, port = client.getsockname()
+        client.sendall(request)
+        server.wait_workers(1, without={pid}, within_s=15)
+    return pid, f"{host}:{port}"
+
+
+@pytest.mark.slow
+def test_each_death_is_told_with_its_cause_its_client_and_its_stacks_when_the_worker_is_gone(
+    serve: Serve, place: Place
+) -> None:
+    server = serve(OBEY, "--workers", "1", "--timeout", "700ms", env=place.env)
+    requests = {b"segfault\n": "SIGSEGV", b"exit 3\n": "exit code 3", b"spin\n": "timeout", b"hold_gil 60\n": "timeout"}
+    victims = [die(server, request) for request in requests]
+    entries = told(place, 4)
+    assert [entry["cause"] for entry in entries] == list(requests.values())
+    assert [(entry["pid"], entry["serving"]) for entry in entries] == victims
+    assert [entry["exit"] for entry in entries] == ["SIGSEGV", "exit code 3", "SIGKILL", "SIGKILL"]
+    for entry, function in zip(entries, ("read_null", None, "spin_forever", "hold_the_gil"), strict=True):
+        assert (function in entry["detail"]) if function else entry["detail"] is None
+        assert (entry["slot"], entry["generation"], entry["requests"]) == (0, 1, 1)
+        assert 0 <= entry["serving_s"] <= entry["age_s"]
+        assert 0 <= entry["respawn_in_s"] < 5
+        assert 1 << 22 < entry["peak_rss_bytes"] < 1 << 30
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"])
+    assert all(entry["serving_s"] >= 0.7 for entry in entries[2:])
+    assert entries[2]["cpu_s"] > 0.1
+    short = place.status()["obituaries"]
+    assert short == {"count": 4, "last": {key: value for key, value in entries[-1].items() if key != "detail"}}
+    assert json.loads(place.ok("obituaries", "--json", "--last", "2")) == {"count": 4, "obituaries": entries[2:]}
+    text = place.ok("obituaries")
+    assert re.search(rf"worker 0  pid {victims[2][0]}  generation 1  timeout\n", text)
+    assert "in spin_forever" in text
+    assert "died unexpectedly: 4, last worker 0" in place.ok("status")
+
+
+def test_a_kill_from_outside_is_not_laid_at_the_oom_killers_door(serve: Serve, place: Place) -> None:
+    server = serve(OBEY, "--workers", "2", env=place.env)
+    victim = min(server.worker_pids())
+    os.kill(victim, signal.SIGKILL)
+    (entry,) = told(place, 1)
+    assert (entry["pid"], entry["cause"], entry["serving"], entry["requests"]) == (victim, "SIGKILL", None, 0)
+    assert "by a person or a program" in entry["reason"]
+    assert entry["respawn_in_s"] > 0, "it had done nothing"
+
+
+@pytest.mark.slow
+def test_who_was_told_to_leave_has_no_obituary_and_one_who_did_not_go_has(serve: Serve, place: Place) -> None:
+    server = serve(OBEY, "--workers", "2", "--graceful-timeout", "300ms", env=place.env)
+    place.ok("reload")
+    place.ok("scale", "1")
+    assert place.status()["obituaries"] == {"count": 0, "last": None}
+    assert place.ok("obituaries") == "no worker has died unexpectedly since the server started\n"
+    with dial(server.address) as client:
+        client.sendall(b"hold_gil 60\n")
+        eventually(lambda: place.status()["workers"][0]["state"] == "BUSY", within_s=10, what="a busy worker")
+        place.ok("reload")
+    (entry,) = told(place, 1)
+    assert (entry["cause"], entry["respawn_in_s"]) == ("killed", None)
+    assert "after it was told to stop" in entry["reason"]
+
+
+def test_they_are_told_while_four_workers_are_stuck(serve: Serve, place: Place) -> None:
+    server = serve(OBEY, "--workers", "4", env=place.env)
+    os.kill(min(server.worker_pids()), signal.SIGKILL)
+    told(place, 1)
+    server.wait_workers(4)
+    with ExitStack() as stuck:
+        for _ in range(4):
+            stuck.enter_context(dial(server.address)).sendall(b"spin\n")
+        eventually(
+            lambda: [worker["state"] for worker in place.status()["workers"]] == ["BUSY"] * 4,
+            within_s=10,
+            what="four busy workers",
+        )
+        assert "killed from outside" in place.ok("obituaries")
+        for pid in server.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+    assert all("in spin" not in (entry["detail"] or "") for entry in told(place, 5))
+
+
+@pytest.mark.parametrize("last", ["0", "-1", "some"])
+def test_a_wrong_number_is_bad_usage(last: str, place: Place) -> None:
+    assert place.run("obituaries", "--last", last).returncode == 2
+
+
+def test_a_wrong_request_is_refused(serve: Serve, place: Place) -> None:
+    serve("talkback", "--workers", "1", env=place.env)
+    (path,) = place.sockets
+    for last in (b"0", b'"x"', b"true", b"null"):
+        ((line),) = converse(path, b'{"command": "obituaries", "last": %s}\n' % last)
+        assert line["error"].startswith("last is a whole number from 1, not ")
+
+
+# --- the OOM killer
+
+HOG = """
+import os
+def handle(conn):
+    if conn.readline() != b"grow\\n":
+        conn.sendall(b"done\\n")
+        return
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 20))
+"""
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group with 150 MB of memory, of whichever version this machine has."""
+    v1 = (GROUPS / "memory" / "memory.limit_in_bytes").exists()
+    folder = (GROUPS / "memory" if v1 else GROUPS) / f"prefork-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made: {error.strerror}")
+    try:
+        limits = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if v1 else ("memory.max", "memory.swap.max")
+        (folder / limits[0]).write_text(str(150 << 20))
+        if (folder / limits[1]).exists():
+            (folder / limits[1]).write_text(str(150 << 20) if v1 else "0")
+        yield folder
+    except OSError as error:
+        pytest.skip(f"memory cannot be limited here: {error.strerror}")
+    finally:
+        eventually(lambda: not (folder / "cgroup.procs").read_text(), within_s=10, what="an empty group")
+        folder.rmdir()
+
+
+@pytest.mark.slow
+def test_the_oom_killers_victim_is_told_from_other_kills(
+    group: Path, serve: Serve, place: Place, app: AppWriter
+) -> None:
+    enter = ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh")
+    server = serve(app(HOG), "--workers", "2", env=place.env, wrapper=enter)
+    try:
+        assert exchange(server.address, b"work\n") == b"done\n"
+        with dial(server.address) as client:
+            client.sendall(b"grow\n")
+            (entry,) = told(place, 1)
+            assert entry["serving"] == "{}:{}".format(*client.getsockname())
+        assert (entry["cause"], entry["exit"]) == ("out-of-memory", "SIGKILL")
+        assert entry["reason"].startswith("out of memory: ")
+        assert entry["peak_rss_bytes"] > 80 << 20
+        server.wait_log('worker died .*cause=SIGKILL reason="out of memory')
+        server.wait_workers(2, without={entry["pid"]})
+        eventually(lambda: place.status()["totals"]["respawns"] == {"out-of-memory": 1}, within_s=10, what="counted")
+        os.kill(min(server.worker_pids()), signal.SIGKILL)
+        assert told(place, 2)[1]["cause"] == "SIGKILL"
+    finally:
+        server.close()
