@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .glossary import explanation
 from .obituaries import KEPT, page
 from .remote import ask, find, printable, wait_gone
 from .status import cell, table
@@ -27,8 +28,12 @@ def _talks(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(epilog=_EXITS)
 @_talks
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
-def status(place: str, as_json: bool) -> None:
+@click.option("--explain", is_flag=True, help="Say what each figure means; no server is asked.")
+def status(place: str, as_json: bool, explain: bool) -> None:
     """Show what a running server and its workers are doing."""
+    if explain:
+        click.echo(explanation())
+        return
     document = ask(find(place), {"command": "status"}, progress=_ignore)
     click.echo(json.dumps(document, indent=2) if as_json else printable(table(document)))
 

@@ -43,7 +43,7 @@ class WorkerFacts:
 
     def document(self, *, timeout_s: float, now_s: float) -> Document:
         """The entry of `workers`."""
-        counters, since_s = self.reading.counters, self.reading.judged_ns / 1e9
+        counters, began_s, since_s = self.reading.counters, self.reading.since_ns / 1e9, self.reading.judged_ns / 1e9
         return {
             **name_of(self.handle),
             "state": state(self.handle, self.reading, held_is_busy=self.held_is_busy),
@@ -60,6 +60,8 @@ class WorkerFacts:
             "queue_wait": summary(self.waits),
             "cpu_s": self.cpu_s,
             "pss_bytes": self.pss_bytes,
+            "serving": (self.reading.serving or None) if began_s else None,
+            "serving_s": round(now_s - began_s, 3) if began_s else None,
             "deadline_in_s": round(since_s + timeout_s - now_s, 3) if since_s else None,
             "work": [
                 work_entry(each, now_s) for each in self.work if each.since_ns or (self.held_is_busy and each.held)
@@ -137,9 +139,11 @@ _COLUMNS = {
     "CPU": "cpu_s",
     "PSS": "pss_bytes",
     "TIME LEFT": "deadline_in_s",
+    "FOR": "serving_s",
+    "SERVING": "serving",
 }
 _LISTENER_COLUMNS = {"LISTENER": "address", "QUEUE": "queue", "LIMIT": "limit", "DROPS": "drops"}
-_TEXTS = frozenset({"address", "slot", "state"})  # the others are numbers, and stand at the right
+_TEXTS = frozenset({"address", "slot", "state", "serving"})  # the others are numbers, and stand at the right
 
 
 def table(document: Document) -> str:

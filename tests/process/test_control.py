@@ -59,7 +59,7 @@ WORKER: dict[str, type | tuple[type, ...]] = {
     "slot": int, "pid": int, "generation": int, "state": str, "age_s": NUMBER, "connections": int, "accepted": int,
     "requests": int, "errors": int, "errors_by_kind": dict, "bytes_in": int, "bytes_out": int, "busy_ratio": NUMBER,
     "p50_us": OPTIONAL, "p99_us": OPTIONAL, "queue_wait": dict, "cpu_s": NUMBER, "pss_bytes": int,
-    "deadline_in_s": OPTIONAL, "work": list, "slow": list,
+    "serving": (str, type(None)), "serving_s": OPTIONAL, "deadline_in_s": OPTIONAL, "work": list, "slow": list,
 }  # fmt: skip
 TOTALS: dict[str, type | tuple[type, ...]] = {
     "connections": int, "accepted": int, "requests": int, "errors": int, "idle_closed": int, "too_long": int,
@@ -177,6 +177,10 @@ def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place
         assert (worker["state"], worker["connections"]) == ("BUSY", 1)
         assert 0 < worker["deadline_in_s"] <= 30  # to a tenth
         assert worker["busy_ratio"] > 0
+        assert worker["serving_s"] > 0
+    assert {worker["serving"] for worker in place.status()["workers"]} == {
+        "{}:{}".format(*client.getsockname()) for client in stuck
+    }
     stacks = place.ok("stack")
     assert stacks.count("in spin_forever") == 2
     assert stacks.count("BUSY") == 2

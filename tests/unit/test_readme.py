@@ -37,6 +37,7 @@ from loadtest.store import Store
 from prefork.admin_answers import Answers
 from prefork.bulletin import Bulletin
 from prefork.errors import PreforkError
+from prefork.glossary import FIGURES, UNIT
 from prefork.option import OPTIONS
 from prefork.signals import TABLE
 from tests.loadtest import records
@@ -441,11 +442,20 @@ def test_the_configuration_of_the_page_is_shown_as_it_says(tmp_path: Path) -> No
     assert done.stdout.splitlines()[:10] == wanted.splitlines()
 
 
-def test_the_columns_of_the_status() -> None:
-    """Those that explain themselves need no row."""
-    plain = {"SLOT", "PID", "GEN", "AGE", "CPU"}
-    explained = set(re.findall(r"`([A-Z0-9 ]+)`", "\n".join(line.split("|")[1] for line in table("## Operate")[2:])))
-    assert explained | plain == set(prefork.status._COLUMNS)
+def figures() -> Table:
+    rows = [
+        (f"`{each.key}`", f"`{each.column}`" if each.column else "", each.unit, each.over, each.meaning, each.null)
+        for each in FIGURES
+    ]
+    return ("figure", "column", "unit", "over", "what it is", "null, `-`"), rows
+
+
+def test_the_figures_of_the_status() -> None:
+    expect_table("### What the figures mean", *figures())
+    assert " ".join(section("### What the figures mean").split()).startswith(UNIT)
+
+
+def test_the_status_that_is_shown_has_all_columns() -> None:
     (shown,) = (body for _, body in FENCE.findall(section("## Operate")) if body.startswith("$ prefork status"))
     heading = next(line for line in shown.splitlines() if line.startswith("SLOT"))
     assert re.split(r" {2,}", heading.strip()) == list(prefork.status._COLUMNS)

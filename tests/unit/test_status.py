@@ -27,9 +27,9 @@ def handle(**given: Any) -> WorkerHandle:
     return WorkerHandle(**(known | given))
 
 
-def reading(*, since_s: float = 0, held: int = 0, **counters: int) -> Reading:
+def reading(*, since_s: float = 0, held: int = 0, serving: str = "", **counters: int) -> Reading:
     counted = dict.fromkeys(COUNTERS, 0) | counters
-    return Reading(since_ns=round(since_s * 1e9), serving="", held=held, counters=counted)
+    return Reading(since_ns=round(since_s * 1e9), serving=serving, held=held, counters=counted)
 
 
 def latencies(count: int) -> Histogram:
@@ -66,7 +66,8 @@ def test_the_states(worker: WorkerHandle, seen: Reading, held_is_busy: bool, exp
 
 
 def test_a_worker_in_the_middle_of_its_work() -> None:
-    seen = reading(since_s=4995, held=2, accepted=9, completed=6, errors=1, bytes_in=70, bytes_out=800)
+    counted = {"accepted": 9, "completed": 6, "errors": 1, "bytes_in": 70, "bytes_out": 800}
+    seen = reading(since_s=4995, held=2, serving="10.0.0.9:5000", **counted)
     entry = facts(reading=seen, latencies=latencies(400), busy_ratio=0.123456).document(timeout_s=30, now_s=NOW_S)
     assert entry == {
         "slot": 1, "pid": 4242, "generation": 3, "state": "BUSY", "age_s": 100.0, "connections": 2, "accepted": 9,
@@ -75,7 +76,8 @@ def test_a_worker_in_the_middle_of_its_work() -> None:
         "bytes_in": 70, "bytes_out": 800, "busy_ratio": 0.1235,
         "p50_us": pytest.approx(200_000, rel=0.01), "p99_us": pytest.approx(396_000, rel=0.01),
         "queue_wait": {"n": 0, "p50_ms": None, "p99_ms": None},
-        "cpu_s": 1.5, "pss_bytes": 12_000_000, "deadline_in_s": 25.0, "work": [], "slow": [],
+        "cpu_s": 1.5, "pss_bytes": 12_000_000, "serving": "10.0.0.9:5000", "serving_s": 5.0, "deadline_in_s": 25.0,
+        "work": [], "slow": [],
     }  # fmt: skip
     assert json.loads(json.dumps(entry)) == entry
 
@@ -83,7 +85,12 @@ def test_a_worker_in_the_middle_of_its_work() -> None:
 def test_what_is_not_known_is_null() -> None:
     entry = facts(cpu_s=None, pss_bytes=None).document(timeout_s=30, now_s=NOW_S)
     unknown = {key for key, value in entry.items() if value is None}
-    assert unknown == {"p50_us", "p99_us", "cpu_s", "pss_bytes", "deadline_in_s"}
+    assert unknown == {"p50_us", "p99_us", "cpu_s", "pss_bytes", "serving", "serving_s", "deadline_in_s"}
+
+
+def test_who_was_served_last_is_not_served_now() -> None:
+    entry = facts(reading=reading(serving="10.0.0.9:5000")).document(timeout_s=30, now_s=NOW_S)
+    assert (entry["serving"], entry["serving_s"]) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "known"), [(5, []), (6, ["p50_us"]), (367, ["p50_us"]), (368, ["p50_us", "p99_us"])])
@@ -105,7 +112,7 @@ def document(**server: Any) -> dict[str, Any]:
         "reloading": False, "stopping": False, "last_reload": None, "control": None, "config": {},
     }  # fmt: skip
     counters = dict.fromkeys(COUNTERS, 0) | {"completed": 1234, "bytes_out": 5 * 1024 * 1024, "busy_ns": 2_500_000_000}
-    worker = facts(reading=reading(since_s=4995, held=1), latencies=latencies(10), busy_ratio=0.5)
+    worker = facts(reading=reading(since_s=4995, held=1, serving="unix:"), latencies=latencies(10), busy_ratio=0.5)
     return {
         "server": head | server,
         "listeners": [
@@ -140,7 +147,7 @@ def test_the_table() -> None:
     assert titles.split()[:4] == ["SLOT", "PID", "GEN", "STATE"]
     assert row.split() == [
         "1", "4242", "3", "BUSY", "1m", "40s", "1", "0", "0", "0", "0", "0", "50%", "5.01ms", "-", "1.5s", "11.4M",
-        "25s",
+        "25s", "5s", "unix:",
     ]  # fmt: skip
     assert total.split()[:4] == ["all", "1", "0", "1234"]
     assert footer == "workers replaced: SIGSEGV 2, reload 4"

@@ -1,0 +1,45 @@
+"""The definitions of the figures: one for each, told completely."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import prefork.status
+from prefork.glossary import FIGURES, explanation
+
+
+def test_each_figure_has_one_definition() -> None:
+    assert {key: count for key, count in Counter(figure.key for figure in FIGURES).items() if count > 1} == {}
+    for figure in FIGURES:
+        assert figure.unit, figure
+        assert figure.over, figure
+        assert figure.meaning.endswith("."), figure
+        assert not figure.null.endswith("."), figure
+
+
+def test_units_agree_with_the_names() -> None:
+    units = {"s": "seconds", "us": "microseconds", "ms": "milliseconds", "bytes": "bytes", "ratio": "0 to 1"}
+    for figure in FIGURES:
+        key = figure.key.rpartition(".")[2]
+        end = key.rpartition("_")[2]
+        if "_" in key and end in units:
+            assert figure.unit == units[end], figure
+
+
+def test_the_columns_of_the_tables_are_those_of_the_figures() -> None:
+    for part, columns in (
+        ("workers[].", prefork.status._COLUMNS), ("listeners[].", prefork.status._LISTENER_COLUMNS),
+    ):  # fmt: skip
+        explained = {f.column: f.key.removeprefix(part) for f in FIGURES if f.key.startswith(part) and f.column}
+        assert explained == columns
+    totals = {f.column: f.key.removeprefix("totals.") for f in FIGURES if f.key.startswith("totals.") and f.column}
+    assert totals.items() <= prefork.status._COLUMNS.items()
+
+
+def test_the_text_names_every_figure_and_fits_the_page() -> None:
+    text = explanation(80)
+    for figure in FIGURES:
+        assert f"\n{figure.key}  " in text
+    assert max(len(line) for line in text.split("\n") if line.startswith("    ")) <= 80
+    assert "workers[].p99_us  (P99)  microseconds, since the worker started\n" in text
+    assert "Null: none is." in text
