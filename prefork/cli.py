@@ -17,6 +17,7 @@ from .inspect_commands import COMMANDS as INSPECT
 from .operate import COMMANDS
 from .options import configured
 from .send import exchange, head_request
+from .top.command import top
 from .units import positive_duration
 
 _SERVE_HELP = """Serve APP with worker processes that share one listener.
@@ -95,7 +96,7 @@ def _parsed(flag: str, text: str, parse: Callable[[str], Any]) -> Any:
         raise click.UsageError(f"{flag}: {error}") from None
 
 
-for _command in (*INSPECT, *COMMANDS):
+for _command in (*INSPECT, *COMMANDS, top):
     cli.add_command(_command)
 
 

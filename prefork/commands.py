@@ -23,7 +23,7 @@ from .status import name_of
 from .workforce import Message, Workforce
 
 NAMES = ("status", "reload", "scale", "stop", "stack", "obituaries")
-STACKS_WAIT_S = 0.25
+STACKS_WAIT_S = 1.0  # a worker that can answer does so in a millisecond, unless all processors are taken
 MARGIN_S = 5.0
 _MUTE = {  # why a worker does not answer, by the state of its threads in proc(5)
     "T": "the worker is stopped",
@@ -50,7 +50,7 @@ class Commands:
         """Do what is asked for. Raises RefusedError."""
         match request.get("command"):
             case "status":
-                return self.census.document()
+                return self._status(latencies=request.get("latencies") is True)
             case "reload":
                 return (yield from self._reload(peer))
             case "scale":
@@ -71,6 +71,14 @@ class Commands:
                 stacks[message.worker.pid] = str(message.fields.get("text", ""))
 
     # --- the commands
+
+    def _status(self, *, latencies: bool) -> dict[str, Any]:
+        """`latencies`: with the workers' histograms, by pid, so that two answers can be compared. 1 ms each."""
+        document = self.census.document()
+        if latencies:
+            histograms = {worker.pid: self.force.board.histogram(worker.group) for worker in self.force.roster}
+            document["latencies"] = {str(pid): found.to_json()["buckets"] for pid, found in histograms.items()}
+        return document
 
     def _reload(self, peer: Peer) -> Deed:
         self._refuse_when_stopping()
@@ -165,7 +173,7 @@ class Commands:
 def _why(worker: WorkerHandle) -> str:
     states = thread_states(worker.pid)
     why = next((meaning for state, meaning in _MUTE.items() if state in states), "nothing is known of it")
-    return f"no answer in 250 ms: {why}"
+    return f"no answer in 1 s: {why}"
 
 
 def _last(count: Any) -> int:

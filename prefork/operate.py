@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
 
+from .asking import EXITS, talks
 from .glossary import explanation
 from .obituaries import KEPT, page
 from .remote import ask, find, printable, wait_gone
-from .status import cell, table
-
-_CONTROL_HELP = "The server's control socket; by default that of the only server that you are running."
-_EXITS = "Exit codes: 0 done, 1 refused or abandoned (and why), 6 no server."
+from .stacks import stacks_page
+from .status import table
 
 
-def _talks(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what every command has that talks to a server."""
-    return click.option(
-        "--control", "place", default="auto", envvar="PREFORK_CONTROL", metavar="PATH", help=_CONTROL_HELP
-    )(command)
-
-
-@click.command(epilog=_EXITS)
-@_talks
+@click.command(epilog=EXITS)
+@talks
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
 @click.option("--explain", is_flag=True, help="Say what each figure means; no server is asked.")
 def status(place: str, as_json: bool, explain: bool) -> None:
@@ -38,8 +29,8 @@ def status(place: str, as_json: bool, explain: bool) -> None:
     click.echo(json.dumps(document, indent=2) if as_json else printable(table(document)))
 
 
-@click.command(epilog=_EXITS)
-@_talks
+@click.command(epilog=EXITS)
+@talks
 def reload(place: str) -> None:
     """Replace every worker by one that loads the app anew, each ready before the old one leaves; wait until done."""
     answer = _watch(place, {"command": "reload"})
@@ -47,17 +38,17 @@ def reload(place: str) -> None:
     click.echo(f"reloaded: generation {answer['generation']}, {workers}, in {answer['took_s']:.1f} s")
 
 
-@click.command(epilog=_EXITS)
+@click.command(epilog=EXITS)
 @click.argument("workers", type=click.IntRange(min=0))
-@_talks
+@talks
 def scale(place: str, workers: int) -> None:
     """Run WORKERS worker processes from now on; 0 leaves clients waiting until there are more. Wait until done."""
     answer = _watch(place, {"command": "scale", "workers": workers})
     click.echo(f"scaled: {_workers(answer['workers'])} (before: {answer['before']}), in {answer['took_s']:.1f} s")
 
 
-@click.command(epilog=_EXITS)
-@_talks
+@click.command(epilog=EXITS)
+@talks
 def stop(place: str) -> None:
     """Stop the server gracefully, as SIGTERM does; wait until it has ended."""
     answer = _watch(place, {"command": "stop"})
@@ -65,9 +56,9 @@ def stop(place: str) -> None:
     click.echo(f"stopped in {answer['took_s']:.1f} s")
 
 
-@click.command(epilog=_EXITS)
+@click.command(epilog=EXITS)
 @click.argument("slot", type=click.IntRange(min=0), required=False)
-@_talks
+@talks
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def stack(place: str, slot: int | None, as_json: bool) -> None:
     """Show the Python stacks of every live worker, or of the one in SLOT."""
@@ -75,27 +66,17 @@ def stack(place: str, slot: int | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    for number, entry in enumerate(answer["workers"]):
-        click.echo(printable(("\n" if number else "") + _stacks(entry)))
+    click.echo(printable(stacks_page(answer)))
 
 
-@click.command(epilog=_EXITS)
-@_talks
+@click.command(epilog=EXITS)
+@talks
 @click.option("--last", default=KEPT, type=click.IntRange(min=1), metavar="N", help="Only the last N.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def obituaries(place: str, last: int, as_json: bool) -> None:
     """Show how workers died that nobody had told to leave: when, of what, whom they served, where they were."""
     answer = ask(find(place), {"command": "obituaries", "last": last}, progress=_ignore)
     click.echo(json.dumps(answer, indent=2) if as_json else printable(page(answer)))
-
-
-def _stacks(entry: dict[str, Any]) -> str:
-    facts = [f"worker {entry['slot']}  pid {entry['pid']}  generation {entry['generation']}"]
-    facts += [entry["state"]] if entry.get("state") else []
-    facts += [f"serving {entry['serving']}"] if entry.get("serving") else []
-    facts += [f"for {cell('busy_s', entry['busy_s'])}"] if entry.get("busy_s") is not None else []
-    lines = (entry["stacks"] or entry["reason"] or "").rstrip().split("\n")
-    return "\n".join(["  ".join(facts), *(f"  {line}" for line in lines)])
 
 
 COMMANDS = (status, reload, scale, stop, stack, obituaries)

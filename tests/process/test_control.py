@@ -214,7 +214,7 @@ def test_stack_says_who_cannot_answer_and_harms_nobody(serve: Serve, place: Plac
     server = serve(OBEY, "--workers", "3", env=place.env)
     before = server.worker_pids()
     with dial(server.address) as client, dial(server.address) as other:
-        client.sendall(b"hold_gil 4\n")
+        client.sendall(b"hold_gil 6\n")
         other.sendall(b"signal SIGSTOP\n")
 
         def mute() -> list[dict[str, Any]]:
@@ -223,8 +223,8 @@ def test_stack_says_who_cannot_answer_and_harms_nobody(serve: Serve, place: Plac
 
         entries = eventually(lambda: len(found := mute()) == 2 and found, within_s=10, what="two mute workers")
         assert {entry["reason"] for entry in entries} == {
-            "no answer in 250 ms: C code holds the GIL, and waits",
-            "no answer in 250 ms: the worker is stopped",
+            "no answer in 1 s: C code holds the GIL, and waits",
+            "no answer in 1 s: the worker is stopped",
         }
         host, port = client.getsockname()
         assert f"{host}:{port}" in {entry["serving"] for entry in entries}
