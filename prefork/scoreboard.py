@@ -149,24 +149,27 @@ class Scoreboard:
 
 
 class Row:
-    """One thread's line. `cells` is the 64-bit view; the owner indexes it directly, as that is the request path."""
+    """One thread's line. `cells` is the 64-bit view; the owner indexes it directly, as that is the request path.
 
-    __slots__ = ("_end", "_first", "_memory", "_start", "cells")
+    `memory[place]` is the text: a slice of the mmap itself, as that is faster than a view (0.05 us instead of 0.2).
+    """
+
+    __slots__ = ("_first", "cells", "memory", "place")
 
     def __init__(self, memory: mmap.mmap, cells: memoryview, first: int) -> None:
         self.cells = cells
-        self._memory = memory
+        self.memory = memory
         self._first = first
-        self._start = 8 * (first + _TEXT)
-        self._end = self._start + _TEXT_BYTES
+        start = 8 * (first + _TEXT)
+        self.place = slice(start, start + _TEXT_BYTES)
 
     def serve(self, peer: str) -> None:
         """Note who is being served; what is too long is cut."""
-        self._memory[self._start : self._end] = mark(peer)
+        self.memory[self.place] = mark(peer)
 
     def note(self, marked: bytes) -> None:
-        """The same, of a `mark` (a slice of the mmap itself: 0.08 us instead of 0.2 with a length and a view)."""
-        self._memory[self._start : self._end] = marked
+        """The same, of a `mark`."""
+        self.memory[self.place] = marked
 
     def slowly(self, took_ns: int, marked: bytes = b"") -> None:
         """Note that what is being served, or what is marked so, took long. Its time comes last, when all is written."""
@@ -175,7 +178,7 @@ class Row:
         cells[at] = 0
         cells[at + 1] = took_ns
         start = 8 * (self._first + at + 2)
-        self._memory[start : start + _TEXT_BYTES] = marked or self._memory[self._start : self._end]
+        self.memory[start : start + _TEXT_BYTES] = marked or self.memory[self.place]
         cells[at] = time_ns()
         cells[_SLOW] = count + 1
 
@@ -185,14 +188,14 @@ class Row:
         for at in range(_RING, _RING + _RING_ENTRIES * _ENTRY, _ENTRY):
             if ended_ns := self.cells[at]:
                 start = 8 * (self._first + at + 2)
-                text = _readable(self._memory[start : start + _TEXT_BYTES])
+                text = _readable(self.memory[start : start + _TEXT_BYTES])
                 found.append(Slow(ended_ns=ended_ns, took_ns=self.cells[at + 1], text=text))
         return found
 
     @property
     def peer(self) -> str:
         """Who is, or was last, being served; of HTTP, with which request."""
-        return _readable(self._memory[self._start : self._end])
+        return _readable(self.memory[self.place])
 
 
 def mark(text: str) -> bytes:

@@ -22,7 +22,7 @@ from time import monotonic_ns
 from typing import Any, cast
 
 from ..listener import Listener
-from ..scoreboard import ACCEPTED, BYTES_IN, BYTES_OUT, COMPLETED, GONE, HELD
+from ..scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, GONE, HELD
 from .balance import Balance
 from .complaints import Complaints
 from .deadlines import NEVER, Deadlines
@@ -143,6 +143,8 @@ class Reactor:
             cells[BYTES_IN] += self.bytes_in
             cells[BYTES_OUT] += self.bytes_out
             self.bytes_in = self.bytes_out = 0
+        if self.site.row is not None:
+            cells[BUSY_NS] = self.site.busy_ns
         if self._most and sum(row.cells[COMPLETED] for row in self._rows) >= self._most:
             self._most = 0
             self._life.enough("max-requests")

@@ -60,7 +60,9 @@ class WsgiSite(HttpSite[Environs]):
         What is done is counted before its last bytes leave.
         """
         cells, request = row.cells, call.request
-        row.note(peer.mark(request))
+        if request.target is not peer.target or request.method is not peer.method:
+            peer.asks(request)
+        row.memory[row.place] = peer.mark  # without a call: 0.1 us less
         cells[SINCE] = began_ns = monotonic_ns()
         part = call.step()
         took_ns = monotonic_ns() - began_ns
@@ -69,7 +71,8 @@ class WsgiSite(HttpSite[Environs]):
         call.busy_ns += took_ns
         if call.done:
             busy_ns = call.busy_ns
-            cells[BUSY_NS] += busy_ns
+            if self.row is None:  # else the loop tells it, once a turn
+                cells[BUSY_NS] += busy_ns
             cells[HISTOGRAM + array_index(busy_ns)] += 1
             if busy_ns >= self.slow_ns:
                 row.slowly(busy_ns)
@@ -84,7 +87,8 @@ class WsgiSite(HttpSite[Environs]):
 
     def abandon(self, peer: WsgiPeer, call: WsgiCall, row: Row) -> bytes:
         """The client left before the response was complete: let the application close it."""
-        row.note(peer.mark(call.request))
+        peer.asks(call.request)
+        row.note(peer.mark)
         row.cells[SINCE] = began_ns = monotonic_ns()
         call.close()
         took_ns = monotonic_ns() - began_ns
