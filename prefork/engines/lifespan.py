@@ -36,7 +36,7 @@ class Lifespan:
         if self._failure is not None:
             lines = self._failure.splitlines()
             what = f": {lines[-1]}" if lines else ""
-            raise BootError(f"{self._name!r} says that it cannot start{what}", self._failure)
+            raise BootError(f"{self._name!r} says that it cannot start{what}", self._failure if len(lines) > 1 else "")
 
     async def stop(self, timeout_s: float) -> None:
         """Have it shut down, for at most so long."""

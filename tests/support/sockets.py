@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Socket:
-    """One WebSocket. `status` and `head`: the answer to its handshake; it is open if that is 101."""
+    """One WebSocket. `status` and `head`: the answer to its handshake; it is open if that is 101.
+
+    `heard`: what has come and waits for `receive`.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class Socket:
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
         self._client = WebsocketsClient(deflate=deflate, subprotocols=subprotocols)
-        self._heard: list[Heard] = []
+        self.heard: list[Heard] = []
         opening = self._client.opening().replace(b"GET /chat ", b"GET %b " % path.encode())
         more = "".join(f"{name}: {value}\r\n" for name, value in fields).encode()
         self.sock.sendall(opening[:-2] + more + b"\r\n")
@@ -56,7 +59,7 @@ class Socket:
         if self.status == 101:
             self._client.answered(self.head)
             if rest:
-                self._heard += self._client.receive(rest)
+                self.heard += self._client.receive(rest)
         else:
             self.rest = rest
         return self
@@ -85,17 +88,17 @@ class Socket:
 
     def receive(self) -> Heard:
         """The next message, or ("close", code, reason). Answers pings and the server's Close. EOFError at the end."""
-        while not self._heard:
+        while not self.heard:
             data = self.sock.recv(1 << 20)
             if not data:
                 raise EOFError("the server has ended the connection")
-            self._heard += self._client.receive(data)
+            self.heard += self._client.receive(data)
             if owed := self._client.replies():
                 try:
                     self.sock.sendall(owed)
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # the server has gone after its Close
-        return self._heard.pop(0)
+        return self.heard.pop(0)
 
     def closed(self) -> int:
         """Read to the Close and the end of the connection; returns the code."""

@@ -1,0 +1,377 @@
+"""Start, reload, stop and death of ASGI workers: the application's lifespan, and clients of every kind meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.apps.web_asgi import HELLO
+from tests.process.test_asgi_http import LOOPS
+from tests.process.test_asgi_websocket import SHAKE
+from tests.process.test_http_life import FAITHFUL, FRESH
+from tests.process.test_http_proxies import PROXIED, V1
+from tests.process.test_http_serving import ONE
+from tests.process.test_http_tls import TLS, trusting
+from tests.support.client import dial, exchange, read_to_end
+from tests.support.load import Load
+from tests.support.processes import children
+from tests.support.sockets import Socket
+from tests.support.wait import eventually
+from tests.support.web import ASGI, Browser, fetch, request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Serve, Shared
+    from tests.support.gate import Gate
+    from tests.support.server import RunningServer
+
+SLOW = pytest.mark.slow
+TWO = ("--workers", "2", "--keep-alive", "2")
+
+
+# --- the lifespan
+
+
+@pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=SLOW)])
+def test_the_application_shuts_down_after_its_last_response(
+    serve: Serve, gate: Gate, tmp_path: Path, loop: str
+) -> None:
+    mark = tmp_path / "mark"
+    server = serve(ASGI, *ONE, "--loop", loop, env={**gate.env, "LIFESPAN_MARK": str(mark)})
+    with Browser(server) as browser:
+        browser.get("/state")
+        browser.send(request("/gate"))
+        gate.wait_entered(1)
+        server.signal(signal.SIGTERM)
+        server.wait_log("stopping")
+        assert not mark.exists()
+        gate.open()
+        assert browser.response().body == HELLO
+    assert server.wait_exit() == 0
+    assert mark.read_text() == "shut down after 1\n"
+
+
+def test_an_application_that_cannot_start_is_one_message_and_an_exit_code(serve: Serve) -> None:
+    server = serve(ASGI, "--workers", "2", env={"LIFESPAN": "fail"}, ready=False, expected_exit=3)
+    assert server.wait_exit() == 3
+    assert server.log.count("the database is not there") == 1, server.log
+    assert "ready workers" not in server.log
+
+
+@pytest.mark.parametrize("how", ["raise", "raise-late"])
+def test_an_exception_means_that_there_is_no_lifespan(serve: Serve, how: str) -> None:
+    server = serve(ASGI, *ONE, env={"LIFESPAN": how}, expect_traceback=True)
+    assert fetch(server).body == HELLO
+    assert ("lifespan given up" in server.log) is (how == "raise-late"), "it had asked for its order"
+    assert server.stop() == 0
+
+
+@SLOW
+def test_a_start_that_hangs_is_ended(serve: Serve, gate: Gate) -> None:
+    env = {**gate.env, "LIFESPAN": "gate"}
+    server = serve(ASGI, *ONE, "--boot-timeout", "3", env=env, ready=False, expected_exit=3)
+    gate.wait_entered(1)
+    assert server.wait_exit() == 3
+
+
+def test_a_stop_during_the_start(serve: Serve, gate: Gate) -> None:
+    server = serve(ASGI, *ONE, env={**gate.env, "LIFESPAN": "gate"}, ready=False)
+    gate.wait_entered(1)
+    assert server.stop() == 0
+
+
+def test_a_shutdown_that_fails_is_told(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, env={"LIFESPAN": "shutdown-fails"})
+    assert server.stop() == 0
+    assert "the database did not close" in server.log
+
+
+def test_a_reload_whose_application_cannot_start_is_abandoned(serve: Serve, tmp_path: Path) -> None:
+    source = (
+        "async def app(scope, receive, send):\n"
+        "    if scope['type'] == 'lifespan':\n"
+        "        await receive()\n"
+        "        await send({'type': 'lifespan.startup.%s'})\n"
+        "        await receive()\n"
+        "    await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+        "    await send({'type': 'http.response.body', 'body': b'served'})\n"
+    )
+    file = tmp_path / "site.py"
+    file.write_text(source % "complete")
+    server = serve(f"{file}:app", *ONE, expect_traceback=True)
+    before = server.worker_pids()
+    file.write_text(source % "failed")
+    server.signal(signal.SIGHUP)
+    server.wait_log("reload abandoned")
+    assert fetch(server).body == b"served"
+    assert server.worker_pids() == before
+
+
+# --- stop
+
+
+def test_a_stop_answers_whom_it_has_let_in(serve: Serve, gate: Gate) -> None:
+    """In the application, waiting for a first request, in the midst of a body, and in the kernel's queue."""
+    server = serve(ASGI, *ONE, "--keep-alive", "300ms", env=gate.env)
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> Browser:
+            return stack.enter_context(Browser(server))
+
+        inside, body, queued = connect(), connect(), []
+        inside.send(request("/gate"))
+        gate.wait_entered(1)
+        body.send(request("/echo", method="POST", content_length="6") + b"abc")
+        fetch(server)
+        blocks = connect()
+        blocks.send(request("/block?0.5"))
+        for _ in range(50):
+            queued.append(connect())
+            queued[-1].send(request())
+        server.signal(signal.SIGTERM)
+        server.wait_log("stopping")
+        body.send(b"def")
+        gate.open()
+        assert inside.response().body == blocks.response().body == HELLO
+        assert body.response().body == b"abcdef"
+        for browser in queued:
+            assert browser.response().body == HELLO
+            assert browser.ended()
+    assert server.wait_exit() == 0
+
+
+@SLOW
+def test_a_stop_answers_those_who_are_still_in_their_handshake(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, *TLS)
+    context, found = trusting(), list[bytes]()
+
+    def shake(plain: socket.socket) -> None:
+        with plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
+            sock.sendall(request(connection="close"))
+            found.append(read_to_end(sock)[-len(HELLO) :])
+
+    with Browser(server, tls=context) as blocks:
+        blocks.send(request("/block?0.5"))
+        threads = [threading.Thread(target=shake, args=(dial(server.address),)) for _ in range(10)]
+        server.signal(signal.SIGTERM)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(15)
+        assert blocks.response().body == HELLO
+    assert found == [HELLO] * 10
+    assert server.wait_exit() == 0
+
+
+def test_events_end_when_the_worker_does(serve: Serve) -> None:
+    """Those that listen; and also those that begin only now."""
+    server = serve(ASGI, *ONE)
+    with Browser(server) as browser, Browser(server) as later:
+        browser.send(request("/tick"))
+        assert browser.head()[1]["content-type"] == "text/event-stream"
+        later.send(request("/tick")[:-2])
+        fetch(server)
+        server.signal(signal.SIGTERM)
+        assert browser.rest().endswith(b"\r\nb\r\ndata: end\n\n\r\n0\r\n\r\n") or browser.rest() == b""
+        later.send(b"\r\n")
+        assert b"data: end\n\n" in later.response().body
+    assert server.wait_exit(within_s=8) == 0
+    assert "connections cut" not in server.log
+
+
+def test_who_does_not_listen_is_cut_and_counted(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, "--graceful-timeout", "500ms")
+    with Browser(server) as browser, Browser(server) as other:
+        for each in (browser, other):
+            each.send(request("/tick?deaf"))
+            assert each.head()[0] == 200
+        server.signal(signal.SIGTERM)
+        for each in (browser, other):
+            with contextlib.suppress(ConnectionResetError):
+                assert b"data: end" not in each.rest()
+    assert server.wait_exit() == 0
+    server.wait_log(r"connections cut count=2 after=0\.5s")
+
+
+def test_a_call_that_waits_is_cut_as_well(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, "--graceful-timeout", "300ms")
+    with Browser(server) as waits, Browser(server) as shakes:
+        waits.send(request("/work?60"))
+        shakes.send(request("/work?60", **SHAKE))
+        fetch(server)
+        server.signal(signal.SIGTERM)
+        with pytest.raises((EOFError, ConnectionResetError)):
+            waits.response()
+    assert server.wait_exit(within_s=8) == 0
+
+
+# --- reload
+
+
+class Sockets:
+    """Clients of WebSockets and of events, a thread each: they stay until they are told to go, and come again.
+
+    `ends` counts how their connections ended; `served` counts messages.
+    """
+
+    def __init__(self, server: RunningServer, *, sockets: int = 3, listeners: int = 2) -> None:
+        self._server = server
+        self._enough = threading.Event()
+        self._lock = threading.Lock()
+        self.ends = Counter[object]()
+        self.served = 0
+        self._threads = [threading.Thread(target=self._loop, args=(self._talk,)) for _ in range(sockets)]
+        self._threads += [threading.Thread(target=self._loop, args=(self._listen,)) for _ in range(listeners)]
+
+    def __enter__(self) -> Sockets:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def _loop(self, act: object) -> None:
+        while not self._enough.is_set():
+            try:
+                how = act()  # type: ignore[operator] # one of the two below
+            except (OSError, EOFError, AssertionError) as error:
+                how = repr(error)
+            with self._lock:
+                self.ends[how] += 1
+
+    def _talk(self) -> object:
+        with Socket(self._server) as ws:
+            if ws.status != 101:
+                return ws.status
+            while not self._enough.is_set():
+                if not ws.heard:  # the Close may have come with the handshake's answer
+                    ws.send("message")
+                heard = ws.receive()
+                if isinstance(heard, tuple):
+                    return heard[1]
+                assert heard == "message"
+                self.served += 1
+                self._enough.wait(0.01)
+            ws.close_with(1000)
+            return ws.closed()
+
+    def _listen(self) -> object:
+        with Browser(self._server) as browser:
+            browser.send(request("/tick"))
+            assert browser.head()[0] == 200
+            heard = b""
+            while not heard.endswith(b"0\r\n\r\n"):
+                heard += browser.exactly(1)
+                if self._enough.is_set():
+                    return "left"
+            return "events ended" if b"data: end\n\n" in heard else "events broke off"
+
+
+def reload_times(server: RunningServer, times: int) -> Counter[object]:
+    """Reload so often under all kinds of clients at once; return how the long ones ended."""
+    with Load(server.address, FAITHFUL, FRESH) as load, Sockets(server) as long:
+        for turn in range(1, times + 1):
+            served = long.served
+            load.wait_more(20)
+            eventually(lambda served=served: long.served > served + 5, within_s=20)
+            server.signal(signal.SIGHUP)
+            server.wait_log("reloaded", count=turn, within_s=30)
+        load.wait_more(20)
+    assert not load.failed, load.failures
+    print(f"{times} reloads: {load.counts.total()} requests; long ones: {dict(long.ends)}, {long.served} messages")
+    assert set(long.ends) <= {1012, 1000, "events ended", "left"}, long.ends
+    return long.ends
+
+
+@pytest.mark.parametrize(
+    "how", [(), pytest.param(("--loop", "asyncio"), marks=SLOW), pytest.param(("--preload",), marks=SLOW)]
+)
+def test_a_reload_under_all_kinds_of_clients_loses_nothing(serve: Serve, how: tuple[str, ...]) -> None:
+    ends = reload_times(serve(ASGI, *TWO, *how), 2)
+    assert ends[1012] >= 3
+    assert ends["events ended"] >= 2
+
+
+@SLOW
+def test_twenty_reloads_under_all_kinds_of_clients_lose_nothing(serve: Serve) -> None:
+    reload_times(serve(ASGI, *TWO), 20)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1_200)
+def test_a_hundred_reloads_under_all_kinds_of_clients_lose_nothing(serve: Serve) -> None:
+    reload_times(serve(ASGI, *TWO), 100)
+
+
+# --- around HTTP
+
+
+@pytest.fixture(params=LOOPS)
+def secure(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
+    """One worker under TLS."""
+    return shared(*request.param, *TLS)
+
+
+def test_tls(secure: RunningServer) -> None:
+    body = bytes(range(256)) * 8192
+    with Browser(secure, tls=trusting()) as browser:
+        said = browser.get("/scope").body
+        assert b'"scheme": "https"' in said
+        assert b'"tls_version": 772' in said
+        assert browser.post("/echo", body).body == body
+        assert len(browser.get("/stream?100").body) == 100 << 16
+        browser.send(request() * 300)
+        assert all(browser.response().body == HELLO for _ in range(300))
+    answer = exchange(secure.address, request(method="POST", body=bytes(300_000)))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"https://" in answer
+
+
+def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, *TLS, "--header-timeout", "400ms")
+    half = [dial(server.address) for _ in range(50)]
+    for number, sock in enumerate(half):
+        sock.sendall(b"\x16\x03\x01\x02\x00" if number % 2 else b"")
+    foreign = dial(server.address)
+    foreign.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+    assert fetch(server, tls=trusting()).body == HELLO
+    for sock in [*half, foreign]:
+        with contextlib.suppress(ConnectionResetError):
+            read_to_end(sock)
+        sock.close()
+    assert fetch(server, tls=trusting()).body == HELLO
+
+
+def test_the_proxys_header_before_tls(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, *TLS, *PROXIED)
+    with dial(server.address) as plain:
+        plain.sendall(V1)
+        with trusting().wrap_socket(plain, server_hostname="localhost") as sock:
+            sock.sendall(request("/scope", connection="close"))
+            said = read_to_end(sock)
+    assert b'"client": ["192.0.2.7", 5555]' in said
+    assert b'"scheme": "https"' in said
+
+
+@SLOW
+def test_the_death_of_a_worker_is_mended(serve: Serve) -> None:
+    server = serve(ASGI, *TWO)
+    with Load(server.address, FAITHFUL, FRESH) as load:
+        load.wait_more(50)
+        before = children(server.pid)
+        os.kill(min(before), signal.SIGKILL)
+        eventually(lambda: len(children(server.pid) - before) == 1, within_s=10)
+        load.wait_more(50)
+    assert sum(load.failed.values()) <= 6, load.failed
