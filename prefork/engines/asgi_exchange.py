@@ -70,8 +70,7 @@ class Exchange:
             self._failed(error)
         else:
             if not self.response.done and not self.gone:
-                what = "before its response was complete" if self.response.status else "without a response"
-                self._failed(ResponseError(f"the application returned {what}"))
+                await self._returned()
         del site.running[self]
 
     async def receive(self) -> dict[str, Any]:
@@ -160,6 +159,16 @@ class Exchange:
                 left -= len(data)
                 more = bool(data and left)
                 await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _returned(self) -> None:
+        """The application has returned with its response incomplete, as it may if it was told that the client left."""
+        if not self.hung_up:
+            what = "before its response was complete" if self.response.status else "without a response"
+            self._failed(ResponseError(f"the application returned {what}"))
+        elif self.response.begun and self.response.streams_events:
+            await self.send({"type": "http.response.body"})  # it was the worker who wanted it to end
+        else:
+            self._connection.abort()
 
     def _failed(self, error: BaseException) -> None:
         """The application raised, or did not do what it has to."""

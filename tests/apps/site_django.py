@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.contrib.staticfiles.handlers import StaticFilesHandler
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler, StaticFilesHandler
+from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
 from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
@@ -51,6 +52,14 @@ def stream(_: Any) -> StreamingHttpResponse:
     return StreamingHttpResponse((b"line %d\n" % number for number in range(10)), content_type="text/plain")
 
 
+async def stream_async(_: Any) -> StreamingHttpResponse:
+    async def lines() -> Any:
+        for number in range(10):
+            yield b"line %d\n" % number
+
+    return StreamingHttpResponse(lines(), content_type="text/plain")
+
+
 def file(_: Any) -> FileResponse:
     return FileResponse(FILE.open("rb"))
 
@@ -76,5 +85,7 @@ urlpatterns = [
     path("file", file),
     path("cookie", cookie),
     path("fail", fail),
+    path("astream", stream_async),
 ]
 site = StaticFilesHandler(get_wsgi_application())
+asgi_site = ASGIStaticFilesHandler(get_asgi_application())
