@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -312,6 +313,7 @@ def test_twenty_reloads_under_all_kinds_of_clients_lose_nothing(serve: Serve) ->
 @pytest.mark.soak
 @pytest.mark.timeout(1_200)
 def test_a_hundred_reloads_under_all_kinds_of_clients_lose_nothing(serve: Serve) -> None:
+    faulthandler.cancel_dump_traceback_later()  # it is no hang, and to dump threads that run can crash
     reload_times(serve(ASGI, *TWO), 100)
 
 
