@@ -130,14 +130,21 @@ def probe(server: RunningServer, seconds: float, between: Callable[[], None] | N
 
 
 def wait_idle(worker: int) -> None:
-    """Wait until the worker has done what it had to do: its clients' buffers are full."""
+    """Wait until the worker has done what it had to do: its clients' buffers are full.
+
+    It sleeps, with every thread, at each of some looks, and has not worked between them; who waits for the CPU is not
+    asleep.
+    """
     used: deque[float] = deque(maxlen=8)
 
     def idle() -> bool:
+        tasks = Path(f"/proc/{worker}/task").glob("*/stat")
+        if any(task.read_text().rpartition(") ")[2][0] != "S" for task in tasks):
+            used.clear()
         used.append(cpu_s(worker))
         return len(used) == used.maxlen and used[0] == used[-1]
 
-    eventually(idle, within_s=30, what="an idle worker")
+    eventually(idle, within_s=60, what="an idle worker")
 
 
 def cpu_s(pid: int) -> float:
