@@ -14,6 +14,7 @@ import asyncio
 import importlib
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -131,22 +132,27 @@ class AioEngine:
             self._loop,
             crowd=crowd,
             careful=careful,
-            factory=lambda listener: partial(self._invite, listener),
+            factory=self._factory,
         )
 
     # --- connections
 
-    def _invite(self, listener: Listener) -> asyncio.BaseProtocol:
-        """The loop itself has taken a connection."""
-        self._crowd.expect()
-        return self._protocol(listener)
+    def _factory(self, listener: Listener) -> Callable[[], asyncio.BaseProtocol]:
+        """What the loop calls when it has taken a connection by itself."""
+        crowd, protocol = self._crowd, self._protocol
+
+        def invite() -> asyncio.BaseProtocol:
+            crowd.arriving += 1
+            return protocol(listener)
+
+        return invite
 
     def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
         """A connection was taken."""
         sock = socket.socket(listener.sock.family, socket.SOCK_STREAM, 0, fd)
         sock.setblocking(False)
         queue_ms = note_wait(sock, listener.sock.family, self._station.rows[0].cells)
-        self._crowd.expect()
+        self._crowd.arriving += 1
         self._crowd.announce()
         if self._kind != "asgi":
             self._adopt(sock, partial(self._protocol, listener))

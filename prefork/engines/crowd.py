@@ -24,7 +24,10 @@ class Member(Protocol):
 
 
 class Crowd:
-    """WORKER. `changed` is called in a turn in which somebody came or went. `able` is False once no more are taken."""
+    """WORKER. `changed(held)` is called after a turn in which somebody came or went.
+
+    `arriving` are taken from the kernel, and will join in a moment. `able` is False once no more are taken.
+    """
 
     def __init__(self, station: Station, balance: Balance, pulse: Pulse) -> None:
         self._cells = station.rows[0].cells
@@ -33,10 +36,11 @@ class Crowd:
         self._pulse = pulse
         self._told = 0  # the number that the others know
         self._emptied: asyncio.Event | None = None
-        self._arriving = 0  # taken from the kernel, and not served yet
         self._joined = 0  # in this turn
+        self._shared = any(listener.slot is None for listener in station.listeners)
+        self.arriving = 0
         self.members: set[Member] = set()
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[int], None] = _nothing
         self.able = True
         pulse.tocks.append(self._tell)
 
@@ -46,15 +50,11 @@ class Crowd:
 
     def held(self) -> int:
         """How many there are."""
-        return len(self.members) + self._arriving
-
-    def expect(self) -> None:
-        """A connection was taken from the kernel, and will join in a moment."""
-        self._arriving += 1
+        return len(self.members) + self.arriving
 
     def lose(self) -> None:
-        """It will not."""
-        self._arriving -= 1
+        """One that was taken will not join."""
+        self.arriving -= 1
         if not self._pulse.on:
             self._pulse.begin()
 
@@ -62,8 +62,8 @@ class Crowd:
         """A connection begins to be served."""
         if not self._pulse.on:
             self._pulse.begin()
-        if self._arriving:
-            self._arriving -= 1
+        if self.arriving:
+            self.arriving -= 1
         self._joined += 1
         self.members.add(member)
 
@@ -80,9 +80,10 @@ class Crowd:
 
     def announce(self) -> None:
         """Tell the scoreboard and the other workers."""
-        self._told = held = self.held()
-        self._cells[HELD] = held
-        self._balance.publish(held, able=self.able and held < self._most)
+        held = len(self.members) + self.arriving
+        self._told = self._cells[HELD] = held
+        if self._shared:
+            self._balance.publish(held, able=self.able and held < self._most)
 
     async def gone(self, timeout_s: float) -> bool:
         """Wait until all have left, and nobody arrives any more; False if that has not come by then."""
@@ -103,13 +104,13 @@ class Crowd:
         if self._joined:
             self._cells[ACCEPTED] += self._joined
             self._joined = 0
-        held = self.held()
+        held = len(self.members) + self.arriving
         if held != self._told:
             self.announce()
-            self.changed()
+            self.changed(held)
         if self._emptied is not None and not held:
             self._emptied.set()
 
 
-def _nothing() -> None:
+def _nothing(_held: int) -> None:
     pass

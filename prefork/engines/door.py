@@ -30,6 +30,7 @@ from .station import Station
 _LOOK_S = 0.2
 _BETWEEN = 8  # connections that libuv may take from a listener until a turn ends and the crowd is counted: seen are 3
 _SCARCE, _PLENTY = 0.75, 0.5  # of what is allowed: more than that, and the careful door opens; less, and it shuts
+_SOME = 64  # connections more, and it is looked again
 _FEWEST_FDS = 4096  # with less there is never plenty
 
 Admit = Callable[[int, Any, Listener], None]
@@ -123,11 +124,12 @@ class QuickDoor:
         self._changing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._most_fds = 0
+        self._enough = 0.0  # connections, from which on it is time to look again
 
     def open(self) -> None:
         """Begin to accept."""
         self._careful.open()
-        self._crowd.changed = self._consider
+        self._crowd.changed = self._heed
         self._look()
 
     def shut(self) -> None:
@@ -150,6 +152,10 @@ class QuickDoor:
         self._consider()
         self._timer = self._loop.call_later(_LOOK_S, self._look)
 
+    def _heed(self, held: int) -> None:
+        if held >= self._enough or not self._servers:
+            self._consider()
+
     def _consider(self) -> None:
         """Change to the other door if it is time."""
         if self._servers:
@@ -161,6 +167,8 @@ class QuickDoor:
             self._changing = self._loop.create_task(self._quicken())
 
     async def _quicken(self) -> None:
+        if not self._plenty(_PLENTY):
+            return  # many have come since it was decided
         self._careful.shut()
         try:
             for listener in self._listeners:
@@ -179,8 +187,10 @@ class QuickDoor:
 
     def _plenty(self, share: float) -> bool:
         """Whether less than this share of the connections, and of the descriptors, is in use."""
-        if self._crowd.held() >= share * self._most or self._most_fds < _FEWEST_FDS:
+        held, most = self._crowd.held(), share * self._most
+        if held >= most or self._most_fds < _FEWEST_FDS:
             return False
+        self._enough = min(held + _SOME, most)
         try:
             lowest_free = os.dup(self._listeners[0].sock.fileno())
         except OSError:
@@ -189,7 +199,7 @@ class QuickDoor:
         return lowest_free < share * self._most_fds
 
 
-def _nothing() -> None:
+def _nothing(_held: int) -> None:
     pass
 
 

@@ -105,7 +105,7 @@ class Gate:
 
     def _pass(self) -> None:
         self._leave()
-        self._site.crowd.expect()
+        self._site.crowd.arriving += 1
         self._adopt(self._sock, self._listener, self._peer)
 
     def _leave(self) -> None:

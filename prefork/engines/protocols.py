@@ -103,11 +103,13 @@ class ProtocolService:
         """Make the subclass of an application's class."""
         if not issubclass(own, asyncio.Protocol | asyncio.BufferedProtocol):
             raise TypeError(f"the factory has returned {own.__qualname__!r}, which is no protocol of a stream")
-        service, pulse = self, self._pulse
+        # All that these need is at hand, as they are called for every connection.
+        service, pulse, join, held = self, self._pulse, self._crowd.join, self._held
         made, lost = own.connection_made, own.connection_lost
 
         def connection_made(self: Any, transport: Any) -> None:
-            service.came(self, transport)
+            join(transport)
+            held[id(self)] = self, transport, monotonic_ns()
             try:
                 made(self, transport)
             except Exception as error:  # noqa: BLE001 - the border of the application

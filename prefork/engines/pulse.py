@@ -36,7 +36,8 @@ class Pulse:
         self._row = station.rows[0]
         self._cells = station.rows[0].cells
         self._loop = loop
-        self._balance = balance
+        self._call_soon = loop.call_soon
+        self._balance = balance if any(listener.slot is None for listener in station.listeners) else None
         self._period_s = beat_s(station.config.timeout_s, station.config.slow_s)
         most = station.config.max_requests
         self._most = most and most + random.randint(0, station.config.max_requests_jitter)  # noqa: S311
@@ -52,8 +53,9 @@ class Pulse:
     def begin(self) -> None:
         """Something has come in. Call it only if not `on`."""
         self.on = True
-        self._balance.woke()
-        self._loop.call_soon(self._end)
+        if self._balance is not None:
+            self._balance.woke()
+        self._call_soon(self._end)
         for tick in self.ticks:
             tick()
 
@@ -71,17 +73,21 @@ class Pulse:
 
     def _end(self) -> None:
         self.on = False
-        self._flush()
+        if self.bytes_in or self.bytes_out or self._most:
+            self._flush()
         for tock in self.tocks:
             tock()
-        self._balance.sleeps()
+        if self._balance is not None:
+            self._balance.sleeps()
 
     def _flush(self) -> None:
         cells = self._cells
-        if self.bytes_in or self.bytes_out:
+        if self.bytes_in:
             cells[BYTES_IN] += self.bytes_in
+            self.bytes_in = 0
+        if self.bytes_out:
             cells[BYTES_OUT] += self.bytes_out
-            self.bytes_in = self.bytes_out = 0
+            self.bytes_out = 0
         if self._most and cells[COMPLETED] >= self._most:
             self._most = 0
             self._life.enough("max-requests")
