@@ -366,6 +366,7 @@ def test_a_worker_is_replaced_after_its_requests(serve: Serve) -> None:
     assert not load.failed, load.failures
 
 
+@SLOW
 def test_a_blocked_loop_is_seen_and_its_neighbours_go_on(serve: Serve) -> None:
     server = serve(ASGI, "--workers", "2", "--timeout", "1")
     before = server.worker_pids()

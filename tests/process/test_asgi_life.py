@@ -174,7 +174,7 @@ def test_a_stop_answers_those_who_are_still_in_their_handshake(serve: Serve) -> 
 
 def test_events_end_when_the_worker_does(serve: Serve) -> None:
     """Those that listen; and also those that begin only now."""
-    server = serve(ASGI, *ONE)
+    server = serve(ASGI, *ONE, "--keep-alive", "500ms")
     with Browser(server) as browser, Browser(server) as later:
         browser.send(request("/tick"))
         assert browser.head()[1]["content-type"] == "text/event-stream"
@@ -297,10 +297,15 @@ def reload_times(server: RunningServer, times: int) -> Counter[object]:
 
 
 @pytest.mark.parametrize(
-    "how", [(), pytest.param(("--loop", "asyncio"), marks=SLOW), pytest.param(("--preload",), marks=SLOW)]
+    ("how", "times"),
+    [
+        ((), 1),
+        pytest.param(("--loop", "asyncio"), 2, marks=SLOW),
+        pytest.param(("--preload",), 2, marks=SLOW),
+    ],
 )
-def test_a_reload_under_all_kinds_of_clients_loses_nothing(serve: Serve, how: tuple[str, ...]) -> None:
-    ends = reload_times(serve(ASGI, *TWO, *how), 2)
+def test_a_reload_under_all_kinds_of_clients_loses_nothing(serve: Serve, how: tuple[str, ...], times: int) -> None:
+    ends = reload_times(serve(ASGI, "--workers", "2", "--keep-alive", "500ms", *how), times)
     assert ends[1012] >= 3
     assert ends["events ended"] >= 2
 

@@ -358,6 +358,7 @@ def test_a_trusted_proxy_speaks_for_the_client(shared: Shared) -> None:
     assert (said["scheme"], said["client"][0]) == ("wss", "192.0.2.9")
 
 
+@SLOW
 def test_behind_a_proxy_header(serve: Serve) -> None:
     server = serve(ASGI, *ONE, *PROXIED)
     with Browser(server) as browser:
@@ -421,6 +422,7 @@ def test_a_handshake_that_is_under_way_is_answered_and_then_closed(serve: Serve,
     server.wait_log("reloaded")
 
 
+@SLOW
 def test_a_client_that_does_not_answer_is_cut_with_the_worker(serve: Serve) -> None:
     server = serve(ASGI, *ONE)
     with Browser(server) as browser:
