@@ -27,7 +27,9 @@ NO_BROWSER = "there is no browser here; on Debian: apt-get install chromium"
 # What is shown, and the document that it comes from, of one moment.
 SHOWN = """({seen, figures: [...document.querySelectorAll('[data-figure]')]
   .filter(e => e.getClientRects().length).map(e => [e.dataset.figure, e.textContent])})"""
-IN_PARTS = {"accepted", "rate", "errors_by_kind", "queue_wait", "work", "slow"}  # of a worker; or left out
+IN_PARTS = {  # of a worker; or left out
+    "accepted", "rate", "errors_by_kind", "queue_wait", "work", "slow", "serving", "serving_s",
+}  # fmt: skip
 UNITS = {"": 1.0, "k": 1024.0, "M": 1024.0**2, "G": 1024.0**3, "T": 1024.0**4, "%": 0.01}
 PARTS_OF_A_SECOND = {"s": 1, "ms": 1e3, "us": 1e6}
 TIMES_S = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
