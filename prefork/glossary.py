@@ -1,8 +1,8 @@
 """What each figure of `prefork status` is: its unit, what counts, over which time, and when it is null. Pure.
 
-The one table: `prefork status --explain` prints it, README.md shows it, and tests hold it to the document, so that no
-figure comes without its definition. What a unit of work is depends on the kind of APP; figures that count units say
-`UNIT`, which is explained once.
+The one table: `prefork status --explain` prints it, docs/operating.md shows it, and tests hold it to the document, so
+that no figure comes without its definition. What a unit of work is depends on the kind of APP; figures that count units
+say `UNIT`, which is explained once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A picture of the server as Prometheus reads it (text format 0.0.4). Pure.
 
-Names follow the keys of `status --json`; METRICS is all there are, and the README's table is tested against it. Workers
-are told by slot, their stable place: what successive workers of a slot have counted is added up, so that counters never
-fall and series do not multiply with pids. Only a new master begins at 0.
+Names follow the keys of `status --json`; METRICS is all there are, and the table in docs/operating.md is tested against
+it. Workers are told by slot, their stable place: what successive workers of a slot have counted is added up, so that
+counters never fall and series do not multiply with pids. Only a new master begins at 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""README.md says what the code does: its tables, paths, flags, examples and figures are compared with the sources.
+"""README.md and docs/ say what the code does: tables, links, flags, examples and figures are compared with the sources.
 
 A table that is out of date fails with the whole table to paste in its place.
 """
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 import pytest
+from websockets.sync.client import connect
 
 import loadtest.cli
 import loadtest.report
@@ -43,6 +44,7 @@ from prefork.signals import TABLE
 from tests.loadtest import records
 from tests.support.client import exchange
 from tests.support.server import clean_environment
+from tests.support.web import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,60 +54,96 @@ if TYPE_CHECKING:
     Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
 DEMO = ROOT / "results" / "demo"
 RUNS = sorted(path.parent.name for path in (ROOT / "results").glob("*/session.json"))
-QUOTES = {  # the heading over a table of figures: the run and the load that it quotes
-    "## A real run": ("demo", "nap"),
-    "### Beside other stream servers": ("peers-stream", "talkback"),
-    "### Beside other WSGI servers": ("peers-wsgi", "hello"),
-    "#### accept, 3 clients": ("accept", "3 clients"),
-    "#### accept, 256 clients": ("accept", "256 clients"),
-    "#### workers-io": ("workers-io", "nap"),
-    "#### workers-cpu": ("workers-cpu", "talkback"),
-    "#### backlog": ("backlog", "nap"),
-}
 WIDTH = 120
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PROSE = FENCE.sub(lambda found: "\n" * found[0].count("\n"), README)  # line by line as README
 FOREIGN_FLAGS = {  # locust's own
     "--headless", "--users", "--run-time", "--host", "--csv", "--html", "--json-file", "--processes", "--master",
     "--master-host", "--worker", "--expect-workers",
 }  # fmt: skip
 
 
-def section(heading: str) -> str:
-    """The text under a heading, up to the next one of its level or above."""
-    level = len(heading.partition(" ")[0])
-    plain, lines = PROSE.splitlines(), README.splitlines(keepends=True)
-    assert heading in plain, f"README.md has no heading {heading!r}"
-    first = plain.index(heading) + 1
-    ends = (number for number in range(first, len(plain)) if re.match(rf"#{{1,{level}}} ", plain[number]))
-    return "".join(lines[first : next(ends, len(plain))])
+class Page:
+    """A page for people. `prose` is its text with empty lines where code blocks are, line by line the same."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.text = (ROOT / name).read_text("utf-8")
+        self.prose = FENCE.sub(lambda found: "\n" * found[0].count("\n"), self.text)
+
+    def headings(self) -> list[str]:
+        """All headings, with their hashes."""
+        return re.findall(r"^#+ .*$", self.prose, re.MULTILINE)
+
+    def anchors(self) -> set[str]:
+        """What a link may name."""
+        names = [heading.partition(" ")[2].lower() for heading in self.headings()]
+        return {re.sub(r"[^\w\- ]", "", name).replace(" ", "-") for name in names}
+
+    def section(self, heading: str) -> str:
+        """The text under a heading, up to the next one of its level or above."""
+        first, end = self._lines(heading, level=len(heading.partition(" ")[0]))
+        return "".join(self.text.splitlines(keepends=True)[first:end])
+
+    def blocks(self, heading: str) -> list[str]:
+        """The code blocks under a heading."""
+        return [body for _, body in FENCE.findall(self.section(heading))]
+
+    def table(self, heading: str) -> list[str]:
+        """The lines of the first table under a heading, before any other heading."""
+        first, end = self._lines(heading, level=6)
+        rest = itertools.dropwhile(lambda line: not line.startswith("|"), self.prose.splitlines()[first:end])
+        return list(itertools.takewhile(lambda line: line.startswith("|"), rest))
+
+    def cells(self, heading: str, column: int = 1) -> list[str]:
+        """One column of a table, without its header and its backquotes."""
+        return [line.split("|")[column].strip().strip("`") for line in self.table(heading)[2:]]
+
+    def expect_table(self, heading: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        """Fail with the table to paste if the one under the heading is another."""
+        wanted = written(header, rows)
+        if self.table(heading) != wanted:
+            text = "\n".join(wanted)
+            pytest.fail(f"{self.name}, {heading!r}: replace its table by\n\n{text}\n", pytrace=False)
+
+    def _lines(self, heading: str, *, level: int) -> tuple[int, int]:
+        lines = self.prose.splitlines()
+        assert lines.count(heading) == 1, f"{self.name} has to have one heading {heading!r}"
+        first = lines.index(heading) + 1
+        ends = (number for number in range(first, len(lines)) if re.match(rf"#{{1,{level}}} ", lines[number]))
+        return first, next(ends, len(lines))
 
 
-def table(heading: str) -> list[str]:
-    """The lines of the first table under a heading."""
-    rest = itertools.dropwhile(lambda line: not line.startswith("|"), section(heading).splitlines())
-    return list(itertools.takewhile(lambda line: line.startswith("|"), rest))
+README, CHANGELOG = Page("README.md"), Page("CHANGELOG.md")
+DOCS = [Page(f"docs/{path.name}") for path in sorted((ROOT / "docs").glob("*.md"))]
+ARCHITECTURE, COMPARISONS, LAB, OPERATING, SERVING = DOCS
+PAGES = [README, *DOCS]  # what is said of prefork as it is
+ALL = [page.text for page in PAGES]
 
-
-def cells(heading: str, column: int = 1) -> list[str]:
-    """One column of a table, without its header and its backquotes."""
-    return [line.split("|")[column].strip().strip("`") for line in table(heading)[2:]]
+# The heading over a table of figures: its page, and the run and the load that it quotes. A run that is not kept yet has
+# its heading already, and no table.
+QUOTES = {
+    "## A real run": (README, "demo", "nap"),
+    "## Beside other stream servers": (COMPARISONS, "peers-stream", "talkback"),
+    "## Beside other WSGI servers": (COMPARISONS, "peers-wsgi", "hello"),
+    "## Beside other ASGI servers": (COMPARISONS, "peers-asgi", "hello"),
+    "### WebSocket": (COMPARISONS, "peers-asgi", "websocket"),
+    "## At half load": (COMPARISONS, "half-load", "http"),
+    "### For WSGI": (COMPARISONS, "overhead-wsgi", "hello"),
+    "### For ASGI": (COMPARISONS, "overhead-asgi", "hello"),
+    "### accept, 3 clients": (LAB, "accept", "3 clients"),
+    "### accept, 256 clients": (LAB, "accept", "256 clients"),
+    "### workers-io": (LAB, "workers-io", "nap"),
+    "### workers-cpu": (LAB, "workers-cpu", "talkback"),
+    "### backlog": (LAB, "backlog", "nap"),
+}
 
 
 def written(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """A table as README.md writes it."""
+    """A table as the pages write it."""
     lines = [header, ("---",) * len(header), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def expect_table(heading: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Fail with the table to paste if the one under the heading is another."""
-    wanted = written(header, rows)
-    if table(heading) != wanted:
-        pytest.fail(f"README.md, {heading!r}: replace its table by\n\n" + "\n".join(wanted) + "\n", pytrace=False)
 
 
 # --- what the code defines
@@ -139,7 +177,7 @@ def unused() -> str:
 
 
 def test_the_options() -> None:
-    expect_table("### Options", *options())
+    README.expect_table("### Options", *options())
 
 
 def metrics() -> Table:
@@ -151,24 +189,24 @@ def metrics() -> Table:
 
 
 def test_the_metrics() -> None:
-    expect_table("#### Metrics", *metrics())
+    OPERATING.expect_table("#### Metrics", *metrics())
 
 
 def test_the_paths_of_the_admin() -> None:
     answers = Answers(bulletin=Bulletin(1), survey=cast("Any", None), page=b"")
-    assert sorted(cells("### Ask it over HTTP")) == sorted(path.decode() for path in answers._paths)
+    assert sorted(OPERATING.cells("### Ask it over HTTP")) == sorted(path.decode() for path in answers._paths)
 
 
 def test_the_signals() -> None:
-    expect_table("### Signals", *signals())
+    README.expect_table("### Signals", *signals())
 
 
 def test_the_commands() -> None:
-    expect_table("### Commands", *commands())
+    README.expect_table("### Commands", *commands())
 
 
 def test_options_without_effect_are_named_as_such() -> None:
-    found = re.search(r"^- (Accepted, but without effect yet: .*?)$(?!\n  )", PROSE, re.MULTILINE | re.DOTALL)
+    found = re.search(r"^- (Accepted, but without effect yet: .*?)$(?!\n  )", README.prose, re.MULTILINE | re.DOTALL)
     if (" ".join(found[1].split()) if found else "") != unused():
         wanted = textwrap.fill(f"- {unused()}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
         limits = "README.md, '## Limits of this version'"
@@ -177,7 +215,7 @@ def test_options_without_effect_are_named_as_such() -> None:
 
 def test_the_exit_codes() -> None:
     codes = {0} | {kind.exit_code for kind in (PreforkError, *subclasses(PreforkError))}  # type: ignore[attr-defined]
-    assert sorted(map(int, cells("### Exit codes"))) == sorted(codes)
+    assert sorted(map(int, README.cells("### Exit codes"))) == sorted(codes)
 
 
 def subclasses(parent: type) -> Iterator[type]:
@@ -188,7 +226,7 @@ def subclasses(parent: type) -> Iterator[type]:
 
 def test_the_exit_codes_of_the_lab() -> None:
     codes = {value for name, value in vars(loadtest.cli).items() if name.startswith("EXIT_")}
-    listed = re.search(r"^Exit status: (.*?)\n\n", section("### Run, report, compare"), re.MULTILINE | re.DOTALL)
+    listed = re.search(r"^Exit status: (.*?)\n\n", LAB.section("## Run, report, compare"), re.MULTILINE | re.DOTALL)
     assert listed
     assert set(map(int, re.findall(r"`(\d+)`", listed[1]))) == codes
 
@@ -199,21 +237,23 @@ def test_the_keys_of_a_plan_and_their_defaults() -> None:
     wanted = {key: "none" if value in ("", (), None) else str(value) for key, value in defaults.items()}
     wanted |= {key: str(value).lower() for key, value in defaults.items() if isinstance(value, bool)}
     wanted |= {key: f"{getattr(plain, LOAD_KEYS[key][0]):g}s" for key in ("duration", "warmup")}
-    shown = dict(zip(cells("### A plan"), cells("### A plan", 2), strict=True))
+    shown = dict(zip(LAB.cells("## A plan"), LAB.cells("## A plan", 2), strict=True))
     assert set(shown) == {"name", "attach", "[[server]]", "[[load]]", *PLAN_KEYS, *LOAD_KEYS}
     assert {key: shown[key] for key in wanted} == wanted
 
 
 def test_the_verdicts() -> None:
-    assert sorted(cells("### Verdicts")) == sorted({*(name for name, _ in loadtest.verdict._RULES), "OK", "LEFT-OUT"})
+    assert sorted(LAB.cells("## Verdicts")) == sorted(
+        {*(name for name, _ in loadtest.verdict._RULES), "OK", "LEFT-OUT"}
+    )
 
 
 def test_the_columns_of_the_lab() -> None:
-    assert cells("### What a row means") == [*loadtest.report._HEADERS[1:], "vs BASELINE"]
+    assert LAB.cells("## What a row means") == [*loadtest.report._HEADERS[1:], "vs BASELINE"]
 
 
 def test_the_columns_about_workers() -> None:
-    rest = section("### What a row means").partition("Where a server has several workers")[2].splitlines()
+    rest = LAB.section("## What a row means").partition("Where a server has several workers")[2].splitlines()
     rows = [line for line in rest if line.startswith("| `")]
     assert [line.split("|")[1].strip().strip("`") for line in rows] == list(loadtest.report.SHARING)
 
@@ -221,12 +261,12 @@ def test_the_columns_about_workers() -> None:
 def test_the_placeholders_of_a_command() -> None:
     source = (ROOT / "loadtest" / "server.py").read_text("utf-8")
     names = set(re.findall(r"\"(\w+)\"(?=: |\] = )", source[source.index("def _argv") : source.index("def __enter__")]))
-    shown = re.findall(r"`\{(\w+)\}`", "\n".join(line.split("|")[1] for line in table("#### Placeholders")[2:]))
+    shown = re.findall(r"`\{(\w+)\}`", "\n".join(line.split("|")[1] for line in LAB.table("### Placeholders")[2:]))
     assert sorted(shown) == sorted(names)
 
 
 def test_the_plans_that_ship() -> None:
-    assert set(cells("### What the plans show")) == {path.stem for path in (ROOT / "loadtest/plans").glob("*.toml")}
+    assert set(LAB.cells("## What the plans show")) == {path.stem for path in (ROOT / "loadtest/plans").glob("*.toml")}
 
 
 def test_every_flag_that_is_shown_exists() -> None:
@@ -234,12 +274,13 @@ def test_every_flag_that_is_shown_exists() -> None:
     for command in (*prefork.cli.cli.commands.values(), *loadtest.cli.main.commands.values()):
         known |= {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "loadtest/users/options.py").read_text("utf-8")))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - known == set()
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(ALL))) - known == set()
 
 
 def test_every_command_that_is_shown_exists() -> None:
     groups: dict[str, click.Group] = {"prefork": prefork.cli.cli, "loadtest": loadtest.cli.main}
-    code = "\n".join([*re.findall(r"`([^`\n]+)`", PROSE), *(body for _, body in FENCE.findall(README))])
+    quoted = [text for page in PAGES for text in re.findall(r"`([^`\n]+)`", page.prose)]
+    code = "\n".join([*quoted, *(body for page in PAGES for _, body in FENCE.findall(page.text))])
     shown = set(re.findall(r"^(?:\$ )?(prefork|loadtest) ([a-z]+)", code, re.MULTILINE))
     assert shown >= {(group, name) for group, found in groups.items() for name in found.commands}
     assert not [(group, name) for group, name in shown if name not in groups[group].commands]
@@ -247,7 +288,7 @@ def test_every_command_that_is_shown_exists() -> None:
 
 def test_every_make_target_that_is_shown_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    shown = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", README, re.MULTILINE))
+    shown = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", "\n".join(ALL), re.MULTILINE))
     assert shown
     assert shown <= targets
 
@@ -262,7 +303,7 @@ def test_the_json_of_the_lab() -> None:
     found = {re.sub(r"(service_time|sharing)\..*", r"\1", place) for place in places(json.loads(json.dumps(document)))}
     found = {place.replace(".nap.", ".LOAD.") for place in found}
     found = {re.sub(r"(ratios|LOAD)\.(rate|p50|p99|cpu)", r"\1.METRIC", place) for place in found}
-    shown = re.findall(r"`([^`]+)`", " ".join(line.split("|")[1] for line in table("#### The JSON")[2:]))
+    shown = re.findall(r"`([^`]+)`", " ".join(line.split("|")[1] for line in LAB.table("### The JSON")[2:]))
     assert sorted(set(shown) - {"contrasts[].ratios.METRIC"}) == sorted(found)
 
 
@@ -282,32 +323,68 @@ def places(data: Any, at: str = "") -> Iterator[str]:
 
 
 def test_every_path_that_is_shown_exists() -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", PROSE)
-    quoted = re.findall(r"`((?:prefork|loadtest|tests|results|\.ci)/[\w./-]*)`", PROSE)
-    arguments = re.findall(r"(?<=[ ])(?:loadtest|results)/[\w./-]+", "".join(body for _, body in FENCE.findall(README)))
-    assert links
+    quoted, arguments = set(), set()
+    for page in PAGES:
+        quoted |= set(re.findall(r"`((?:prefork|loadtest|tests|results|docs|\.ci)/[\w./-]*)`", page.prose))
+        blocks = "".join(body for _, body in FENCE.findall(page.text))
+        arguments |= set(re.findall(r"(?<=[ ])(?:loadtest|results)/[\w./-]+", blocks))
     assert quoted
     assert arguments
-    assert not [path for path in (*links, *quoted, *arguments) if not (ROOT / path).exists()]
+    assert not [path for path in sorted(quoted | arguments) if not (ROOT / path).exists()]
 
 
-def test_every_link_within_the_page_has_its_heading() -> None:
-    headings = re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", PROSE)) <= anchors
+@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Page) -> None:
+    """To a file, and where it names a heading, to that."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.prose)
+    assert links
+    pages = {(ROOT / each.name): each for each in PAGES}
+    broken = []
+    for path, anchor in links:
+        target = ((ROOT / page.name).parent / path).resolve() if path else ROOT / page.name
+        if not target.exists() or (anchor and (target not in pages or anchor not in pages[target].anchors())):
+            broken.append(f"{path}#{anchor}")
+    assert not broken
+
+
+def test_the_readme_leads_to_all_other_pages() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)", README.prose))
+    assert {page.name for page in [*DOCS, CHANGELOG]} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_two_headings_of_a_page_have_the_same_anchor(page: Page) -> None:
+    assert len(page.anchors()) == len(page.headings())
+
+
+def test_the_readme_can_be_read() -> None:
+    assert len(README.text.encode()) <= 30_000, "move something to docs/"
 
 
 def test_every_test_that_is_named_exists() -> None:
     sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", PROSE))
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.prose)}
     assert named
     assert not sorted(name for name in named if f"def {name}(" not in sources)
+
+
+def test_the_reading_order_is_that_of_the_groups() -> None:
+    """README.md has the groups, docs/architecture.md has what is in them."""
+    rows = [line.split("|") for line in README.section("## How it is built").splitlines() if "architecture.md#" in line]
+    groups = [(cells[1].strip(" []").partition("](")[0], cells[2].strip(" `").partition("/")) for cells in rows]
+    wanted = [heading.removeprefix("### ") for heading in ARCHITECTURE.headings() if heading.startswith("### ")]
+    assert [name for name, _ in groups] == [*wanted, "The lab"]
+    for name, (package, _, module) in groups:
+        place = ARCHITECTURE.section(f"### {name}" if name in wanted else f"## {package}/")
+        assert f"`{module}`" in place, f"{package}/{module} is not in the group {name!r}"
 
 
 @pytest.mark.parametrize("package", ["prefork", "loadtest"])
 def test_every_module_has_its_place_in_the_reading_order(package: str) -> None:
     """By its name, or by that of its folder."""
-    rows = [line for line in section(f"### {package}/").splitlines() if line.startswith("|")]  # of several tables
+    rows = [
+        line for line in ARCHITECTURE.section(f"## {package}/").splitlines() if line.startswith("|")
+    ]  # of several tables
     listed = Counter(re.findall(r"`([\w/]+(?:\.py|/))`", "\n".join(line.split("|")[1] for line in rows)))
     faults = [f"is listed twice: {name}" for name, count in listed.items() if count > 1]
     faults += [f"does not exist: {name}" for name in listed if not (ROOT / package / name).exists()]
@@ -317,7 +394,7 @@ def test_every_module_has_its_place_in_the_reading_order(package: str) -> None:
             docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
             faults.append(f"is missing: | `{name}` | {docstring.partition(chr(10))[0]} |")
     if faults:
-        pytest.fail("\n  ".join([f"README.md, '### {package}/', the reading order", *faults]), pytrace=False)
+        pytest.fail("\n  ".join([f"{ARCHITECTURE.name}, '## {package}/', the reading order", *faults]), pytrace=False)
 
 
 # --- the figures
@@ -340,9 +417,12 @@ def test_the_report_of_a_run_is_what_its_rounds_say(name: str) -> None:
 @pytest.mark.parametrize("heading", QUOTES)
 def test_a_table_of_figures_is_what_its_run_says(heading: str) -> None:
     """The page chooses the columns, of any of the report's tables; the rows are all there are."""
-    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(heading)]
+    page, name, load = QUOTES[heading]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.table(heading)]
+    if name not in RUNS:
+        assert not shown, f"{page.name}, {heading!r}: there is no results/{name}"
+        return
     columns = shown[0][1:] if shown else ["requests/s", "p50", "p99", "CPU/request", "verdict"]
-    name, load = QUOTES[heading]
     figures: dict[str, dict[str, str]] = {}
     for part in read_run(name).tables(load):
         for row in part.rows:
@@ -351,14 +431,14 @@ def test_a_table_of_figures_is_what_its_run_says(heading: str) -> None:
     assert figures
     unknown = set(columns) - {title for row in figures.values() for title in row}
     assert not unknown, f"{heading}: the report of {name} has no column {unknown}"
-    rows = [(name, *(row.get(title, "-") for title in columns)) for name, row in figures.items()]
+    rows = [(server, *(row.get(title, "-") for title in columns)) for server, row in figures.items()]
     if shown[:1] + shown[2:] != [["configuration", *columns], *map(list, rows)]:
         wanted = "\n".join(written(("configuration", *columns), rows))
-        pytest.fail(f"README.md, {heading!r}: replace its table by\n\n{wanted}\n", pytrace=False)
+        pytest.fail(f"{page.name}, {heading!r}: replace its table by\n\n{wanted}\n", pytrace=False)
 
 
 def test_the_figure_in_the_prose_about_the_demo_is_that_of_its_report() -> None:
-    figures = re.findall(r"[0-9.]+ ?%", section("## A real run"))
+    figures = re.findall(r"[0-9.]+ ?%", README.section("## A real run"))
     report = (DEMO / "report.md").read_text("utf-8")
     assert figures
     assert not [figure for figure in figures if figure.replace(" ", "") not in report]
@@ -385,11 +465,11 @@ def texts(data: Any) -> Iterator[str]:
 
 
 def examples() -> list[Any]:
-    """Each handler that the page shows, with the commands and the reply below it."""
-    pairs = itertools.pairwise(FENCE.findall(section("## Write a handler")))
+    """Each application that a page shows, with the commands and the reply below it."""
     return [
-        pytest.param(code, shell, id=file_name(code))
-        for (language, code), (other, shell) in pairs
+        pytest.param(code, shell, id=f"{page.name}-{file_name(code)}")
+        for page in PAGES
+        for (language, code), (other, shell) in itertools.pairwise(FENCE.findall(page.text))
         if (language, other) == ("python", "console")
     ]
 
@@ -400,18 +480,31 @@ def file_name(code: str) -> str:
 
 
 @pytest.mark.parametrize(("code", "shell"), examples())
-def test_the_handlers_of_the_page_answer_as_it_says(serve: Serve, tmp_path: Path, code: str, shell: str) -> None:
+def test_the_applications_of_the_pages_answer_as_they_say(serve: Serve, tmp_path: Path, code: str, shell: str) -> None:
     (tmp_path / file_name(code)).write_text(code)
     app = re.search(r"^\$ prefork serve (\S+)", shell, re.MULTILINE)
-    sent = re.search(r"^\$ prefork send \"(.*)\"\n(.*)\Z", shell, re.MULTILINE | re.DOTALL)
+    asked = re.search(r"^\$ (?:prefork send \"(.*)\"|curl http://[\d.:]+(/\S*))\n([^$]*)\Z", shell, re.MULTILINE)
     assert app
-    assert sent
+    assert asked
     server = serve(app[1], "--workers", "1", cwd=tmp_path)
-    assert exchange(server.address, sent[1].encode() + b"\n", half_close=True) == sent[2].encode()
+    line, path, answer = asked.groups()
+    if path:
+        assert fetch(server, path).body == answer.encode()
+    else:
+        assert exchange(server.address, line.encode() + b"\n", half_close=True) == answer.encode()
+
+
+def test_the_websocket_of_the_page_says_back_what_comes(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "greet.py").write_text(SERVING.blocks("## Serve ASGI")[1])
+    server = serve("greet.py:app", "--workers", "1", cwd=tmp_path)
+    with connect(f"ws://{server.address}/", proxy=None) as socket:
+        for message in ("good morning", b"in bytes"):
+            socket.send(message)
+            assert socket.recv(timeout=10) == message
 
 
 def test_the_script_of_the_page_serves(serve: Serve, tmp_path: Path) -> None:
-    (code,) = (body for _, body in FENCE.findall(section("## From Python")) if "prefork.serve(" in body)
+    (code,) = (body for body in SERVING.blocks("## From Python") if "prefork.serve(" in body)
     assert "127.0.0.1:1935" in code
     (tmp_path / file_name(code)).write_text(code.replace("127.0.0.1:1935", "127.0.0.1:0"))
     server = serve(wrapper=[sys.executable, file_name(code)], bind=None, cwd=tmp_path)
@@ -419,7 +512,7 @@ def test_the_script_of_the_page_serves(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_the_hooks_of_the_page_are_hooks(serve: Serve, tmp_path: Path) -> None:
-    (code,) = (body for _, body in FENCE.findall(section("### Hooks")))
+    (code,) = SERVING.blocks("### Hooks")
     (tmp_path / file_name(code)).write_text(code)
     server = serve("talkback", "--workers", "1", "--hooks", file_name(code), cwd=tmp_path)
     server.wait_log("worker 0 opens its own connections")
@@ -430,7 +523,7 @@ def test_the_hooks_of_the_page_are_hooks(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_the_configuration_of_the_page_is_shown_as_it_says(tmp_path: Path) -> None:
-    code, shown = (body for language, body in FENCE.findall(section("## Configure"))[:2] if language)
+    code, shown = OPERATING.blocks("## Configure")[:2]
     (tmp_path / file_name(code)).write_text(code)
     command, _, wanted = shown.partition("\n")
     setting, _, arguments = command.removeprefix("$ ").removesuffix(" | head -10").partition(" prefork ")
@@ -451,28 +544,32 @@ def figures() -> Table:
 
 
 def test_the_figures_of_the_status() -> None:
-    expect_table("### What the figures mean", *figures())
-    assert " ".join(section("### What the figures mean").split()).startswith(UNIT)
+    OPERATING.expect_table("### What the figures mean", *figures())
+    assert " ".join(OPERATING.section("### What the figures mean").split()).startswith(UNIT)
 
 
 def test_the_status_that_is_shown_has_all_columns() -> None:
-    (shown,) = (body for _, body in FENCE.findall(section("## Operate")) if body.startswith("$ prefork status"))
+    (shown,) = (body for body in OPERATING.blocks("## Operate") if body.startswith("$ prefork status"))
     heading = next(line for line in shown.splitlines() if line.startswith("SLOT"))
     assert re.split(r" {2,}", heading.strip()) == list(prefork.status._COLUMNS)
 
 
-def test_there_are_examples_of_both_kinds() -> None:
-    assert {"def handle(conn)", "socketserver"} <= {
-        kind for example in examples() for kind in ("def handle(conn)", "socketserver") if kind in example.values[0]
-    }
+def test_there_are_examples_of_all_kinds() -> None:
+    kinds = (
+        "def handle(conn)",
+        "socketserver",
+        "async def handle(reader, writer)",
+        "asyncio.Protocol",
+        "async def app(",
+    )
+    assert not [kind for kind in kinds if not any(kind in example.values[0] for example in examples())]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
-def test_prose_fits_the_page(name: str) -> None:
-    prose = PROSE if name == "README.md" else (ROOT / name).read_text("utf-8")
+@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=lambda page: page.name)
+def test_prose_fits_the_page(page: Page) -> None:
     bad = [
-        f"{name}:{number}: {len(line)} columns"
-        for number, line in enumerate(prose.splitlines(), 1)
+        f"{page.name}:{number}: {len(line)} columns"
+        for number, line in enumerate(page.prose.splitlines(), 1)
         if len(line) > WIDTH and not line.startswith("|")
     ]
     assert not bad
