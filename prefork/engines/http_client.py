@@ -263,7 +263,7 @@ class HttpClient:
         except OSError:
             self.close()  # reset meanwhile: nobody reads it
             return
-        self.state = CLOSED
+        self.state, self.deadline_ns = CLOSED, NEVER
         self._incoming.close()
         self._watch(select.EPOLLIN)
         self._reactor.hold(farewell)

@@ -93,6 +93,17 @@ def test_plain_http_is_told_what_is_spoken_here(shared: Shared, body: bytes) -> 
     assert fetch(server, tls=trusting()).body == HELLO
 
 
+def test_who_was_told_and_left_has_no_deadline_any_more(serve: Serve) -> None:
+    server = serve(WEB, "--workers", "1", *TLS, "--header-timeout", "300ms")
+    workers = server.worker_pids()
+    exchange(server.address, request())
+    for _ in range(2):  # silent clients, whose deadlines come after that of the one before
+        with dial(server.address) as later:
+            assert read_to_end(later) == b""
+    assert fetch(server, tls=trusting()).body == HELLO
+    assert server.worker_pids() == workers
+
+
 def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> None:
     server = serve(WEB, "--workers", "1", *TLS, "--header-timeout", "400ms")
     began = time.monotonic()
