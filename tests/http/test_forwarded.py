@@ -191,4 +191,4 @@ def test_long_lists_are_no_work(line: str) -> None:
     fields = [table[line.encode()]]
     began = time.thread_time()
     find_origin(fields, PROXY, 1, TRUSTED)
-    assert time.thread_time() - began < 0.2
+    assert time.thread_time() - began < 1  # quadratic work would take minutes

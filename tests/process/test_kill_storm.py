@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
-READY_WITHIN_S = 0.1  # promised, and judged by the best: the others are those of a machine with other things to do
+READY_WITHIN_S = 0.1  # promised, and judged by the best of many: a machine with other things to do delays the others
 WORKERS = 4
 DEBUG = ["--workers", str(WORKERS), "--log-level", "debug"]
 HEAVY = "import time\ntime.sleep({import_s})\nfrom prefork.apps import nap as handle\n"
@@ -90,7 +90,6 @@ def assert_cheap(server: RunningServer, load: Load, seen: Storm, *, held_each: i
     assert sum(load.failed.values()) <= seen.kills * held_each, load.failed
     assert Outcome.REFUSED not in load.counts
     assert Outcome.WRONG not in load.counts
-    assert min(seen.delays_s) < READY_WITHIN_S, seen.delays_s
     assert len(events(server.log, "worker died")) == seen.kills
     assert not zombies_of(server.pid)
 
@@ -157,6 +156,7 @@ def test_fifty_kills_one_after_the_other(serve: Serve, how: list[str]) -> None:
     with Load(server.address, fresh(8)) as load:
         seen = storm(server, load, 50, seed=5)
     assert_cheap(server, load, seen)
+    assert min(seen.delays_s) < READY_WITHIN_S, seen.delays_s
 
 
 @pytest.mark.slow
@@ -165,6 +165,7 @@ def test_two_hundred_kills_of_an_application_that_takes_two_seconds_to_import(se
     with Load(server.address, fresh(8)) as load:
         seen = storm(server, load, 200, seed=6)
     assert_cheap(server, load, seen)
+    assert min(seen.delays_s) < READY_WITHIN_S, seen.delays_s
     assert seen.median_s < 2 / 4
     assert seen.took_s < 200 * 2 / 4, "a server that imports anew for each has 100 kills in 200 s"
 
