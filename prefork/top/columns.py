@@ -17,8 +17,8 @@ _SERVING_LEAST = 15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """`key` is the unit's suffix and what `rates` or the worker's document call it. `drop`: leave it out of a screen
-    that is narrower."""
+    """`width` 0 takes what is left. `drop`: left out of a screen that is narrower. `old`: the quantile that it shows,
+    dim where that is of another time (Rates.old)."""
 
     title: str
     width: int
@@ -27,7 +27,7 @@ class Column:
     drop: int = 0
     left: bool = False
     sorts: bool = False
-    old: str = ""  # the quantile that it shows
+    old: str = ""
 
 
 def _of(key: str) -> Callable[[Document, Rates], Value]:

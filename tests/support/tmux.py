@@ -28,6 +28,7 @@ class Terminal:
     def __init__(self, env: Mapping[str, str], columns: int = 80, lines: int = 24) -> None:
         self._socket = f"prefork-test-{os.getpid()}-{id(self)}"
         self._env = clean_environment({**env, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"})
+        self._env["TMUX_TMPDIR"] = env["TMPDIR"]  # its socket stays behind, and goes with the place
         self._env.pop("TMUX", None)
         size = ("-x", str(columns), "-y", str(lines))
         self._tmux("-f", "/dev/null", "new-session", "-d", *size, "env", "PS1=shell> ", "/bin/sh")
