@@ -22,13 +22,16 @@ from .units import positive_duration
 
 _SERVE_HELP = """Serve APP with worker processes that share one listener.
 
-APP is `module:attribute`, `path.py:attribute`, `module:create()`, or a built-in: talkback (the default), echo, nap.
-It may be a stream handler, `def handle(conn)`, or a subclass of socketserver.BaseRequestHandler.
+APP is `module:attribute`, `path.py:attribute`, `module:create()`, or a built-in: talkback (the default), echo, nap,
+hello (WSGI), ahello (ASGI). What it is follows from its parameters: a WSGI or ASGI application; a handler
+`def handle(conn)` or `async def handle(reader, writer)`; a subclass of socketserver.BaseRequestHandler or
+asyncio.Protocol.
 
 \b
   prefork serve --workers 4                 the built-in talkback on 127.0.0.1:1935
-  prefork serve shop.py:handle -w 4 -t 8    your handler, 32 connections at a time
-  prefork serve app:Handler -b unix:/run/app.sock
+  prefork serve shop.wsgi:application -w 4 -t 8 -b 0.0.0.0:8000
+  prefork serve shop.asgi:app -b unix:/run/app.sock --preload
+  prefork serve chat.py:handle              your handler
 
 Every option can also be set in the environment, --threads as PREFORK_THREADS, and in a file given with --config; a flag
 wins over the environment, that over the file. Durations: 30, 30s, 500ms, 2m.

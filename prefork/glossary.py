@@ -193,6 +193,8 @@ FIGURES = (
     _figure("obituaries.last.reason", "text", "at its death", "What more is known.", "the cause says it all"),
     _figure("obituaries.last.serving", "text", "at its death", "Whose unit was in progress.", "none was"),
     _figure("obituaries.last.serving_s", "seconds", "at its death", "For how long.", "none was in progress"),
+    _figure("obituaries.last.last", "list", "at its death", "What each of its threads had served last."),
+    _figure("obituaries.last.slow", "list", "its life", "Its latest requests over --slow, as workers[].slow has them."),
     _figure("obituaries.last.age_s", "seconds", "at its death", "Since it was forked."),
     _figure("obituaries.last.requests", "count", "its life", "Units that it had completed."),
     _figure("obituaries.last.cpu_s", "seconds", "its life", "Processor time that it had used, with its children's."),

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .status import cell
+from .status import cell, slow_document
 
 if TYPE_CHECKING:
     from .obituary import Obituary
@@ -56,6 +56,8 @@ def _document(obituary: Obituary, respawn_in_s: float | None) -> Document:
         "reason": obituary.reason,
         "serving": obituary.serving or None,
         "serving_s": None if obituary.serving_s is None else round(obituary.serving_s, 3),
+        "last": list(obituary.last),
+        "slow": [slow_document(each) for each in obituary.slow],
         "age_s": round(obituary.age_s, 3),
         "requests": obituary.requests,
         "cpu_s": round(obituary.exit.cpu_ns / 1e9, 3),
@@ -90,6 +92,12 @@ def _entry(entry: Document) -> str:
     lines += [f"  why      {entry['reason']}"] if entry["reason"] else []
     if entry["serving_s"] is not None:
         lines.append(f"  serving  {entry['serving'] or 'a client'}, for {cell('serving_s', entry['serving_s'])}")
+    elif entry["last"]:
+        lines.append(f"  served   {', '.join(entry['last'])}, last")
+    lines += [
+        f"  slow     {each['request']}, {cell('took_s', each['took_s'])}, until {each['ended']}"
+        for each in entry["slow"]
+    ]
     requests = "1 request" if entry["requests"] == 1 else f"{entry['requests']} requests"
     memory = f"at most {cell('peak_rss_bytes', entry['peak_rss_bytes'])} of memory"
     lines.append(

@@ -9,6 +9,7 @@ from typing import Any
 from .errors import AppLoadError, BootError, PreforkError
 from .exits import Exit
 from .roster import WorkerHandle
+from .scoreboard import Slow
 
 _KILLED = {
     True: "out of memory: the kernel killed it, and its control group counts that",
@@ -31,6 +32,8 @@ class Obituary:
     serving: str = ""
     serving_s: float | None = None  # since when; None = no unit of work was in progress
     requests: int = 0  # units of work that it had done
+    last: tuple[str, ...] = ()  # what each of its threads served last
+    slow: tuple[Slow, ...] = ()  # its latest slow requests
     oom: bool | None = None
     message: dict[str, Any] | None = None
     fault: str = ""

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .histogram import Histogram, estimable
+from .log import utc
 from .meanings import errors_by_kind
 from .waits import summary
 
 if TYPE_CHECKING:
     from .facts import KnownWorker
     from .roster import WorkerHandle
-    from .scoreboard import Reading, Work
+    from .scoreboard import Reading, Slow, Work
 
 Document = dict[str, Any]
 
@@ -74,6 +75,11 @@ def work_entry(work: Work, now_s: float) -> Document:
     """What one thread does, and for how long; null while it waits for its client."""
     busy_s = max(0.0, round(now_s - work.since_ns / 1e9, 3)) if work.since_ns else None  # it may have begun since
     return {"thread": work.thread, "serving": work.text or None, "busy_s": busy_s}
+
+
+def slow_document(slow: Slow) -> Document:
+    """One request of the slow ones."""
+    return {"request": slow.text, "took_s": round(slow.took_ns / 1e9, 3), "ended": utc(slow.ended_ns / 1e9)}
 
 
 def name_of(worker: WorkerHandle | KnownWorker) -> Document:

@@ -20,8 +20,8 @@ from .listener import Listener
 from .log import utc
 from .memory import PssCache, cpu_s
 from .option import OPTIONS
-from .scoreboard import BUSY_NS, COUNTERS, SINCE, Scoreboard, Slow
-from .status import Document, WorkerFacts, totals
+from .scoreboard import BUSY_NS, COUNTERS, SINCE, Scoreboard
+from .status import Document, WorkerFacts, slow_document, totals
 
 BUSY_S = 10.0
 
@@ -117,7 +117,7 @@ class Survey:
                 held_is_busy=held_is_busy(facts.engine),
                 waits=self.board.queue_waits(worker.group),
                 work=self.board.work(worker.group),
-                slow=[_slow(each) for each in self.board.slow(worker.group)],
+                slow=[slow_document(each) for each in self.board.slow(worker.group)],
             )
             for worker in known
         ]
@@ -159,10 +159,6 @@ def _slots(facts: Facts, workers: Iterable[WorkerFacts]) -> dict[int, dict[str, 
 def _listener(listener: Listener) -> Document:
     queue, limit = listener.queue() or (None, None)
     return {"address": listener.address, "queue": queue, "limit": limit, "drops": listener.drops()}
-
-
-def _slow(slow: Slow) -> Document:
-    return {"request": slow.text, "took_s": round(slow.took_ns / 1e9, 3), "ended": utc(slow.ended_ns / 1e9)}
 
 
 def _plain(value: Any) -> Any:

@@ -179,6 +179,8 @@ class Workforce:
             serving=reading.serving if reading.since_ns else "",
             serving_s=now_s - reading.since_ns / 1e9 if reading.since_ns else None,
             requests=reading.counters["completed"],
+            last=tuple(work.text for work in self.board.work(worker.group) if work.text),
+            slow=tuple(self.board.slow(worker.group)),
             oom=self.oom.claim() if child.signum == signal.SIGKILL and not worker.killed else False,
             message=self._failures.pop(child.pid, None),
             fault=receiver.text,

@@ -12,6 +12,7 @@ from prefork.exits import Exit
 from prefork.obituaries import KEPT, Obituaries, page
 from prefork.obituary import Obituary
 from prefork.roster import Hang, WorkerHandle
+from prefork.scoreboard import Slow
 
 TIME = "2026-11-25T03:12:44.120Z"
 
@@ -65,10 +66,14 @@ def test_causes_and_reasons(obituary: Obituary, cause: str, reason: str | None) 
 
 def test_a_hung_worker_whole() -> None:
     worker = handle(killed="one unit of work took 30.0 s, over --timeout", hang=HUNG)
-    obituary = died(worker, serving="10.0.0.9:5000", serving_s=30.25, requests=812, fault="not asked")
+    obituary = died(
+        worker, serving="10.0.0.9:5000", serving_s=30.25, requests=812, fault="not asked",
+        last=("10.0.0.9:5000",), slow=(Slow(ended_ns=2_000_000_000, took_ns=1_500_000_000, text="a"),),
+    )  # fmt: skip
     assert told(obituary, 0.25) == {
         "time": TIME, "slot": 2, "pid": 4242, "generation": 3, "cause": "timeout", "exit": "SIGKILL",
         "reason": "one unit of work took 30.0 s, over --timeout", "serving": "10.0.0.9:5000", "serving_s": 30.25,
+        "last": ["10.0.0.9:5000"], "slow": [{"request": "a", "took_s": 1.5, "ended": "1970-01-01T00:00:02.000Z"}],
         "age_s": 75.0, "requests": 812, "cpu_s": 1.5, "peak_rss_bytes": 64 << 20, "respawn_in_s": 0.25,
         "detail": "thread Main:\n  at work\n",
     }  # fmt: skip
