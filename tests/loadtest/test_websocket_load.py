@@ -371,7 +371,7 @@ def test_several_generators_keep_to_a_rate(web_socket: StartWebSocket, generate:
     run = generate("--host", host, *several, "--rate", "200", "--run-time", "2s", "--window", "1.5").wait()
     result = run.result()
     assert (result["failures"], result["connections"], len(server.requests)) == ({}, 5, 5)
-    assert result["arrivals"]["offered"] == pytest.approx(300, rel=0.1)
+    assert 180 < result["arrivals"]["offered"] < 330  # of 300; one alone offers half of it
 
 
 def test_a_header_that_is_the_handshakes_own_is_bad_usage(generate: Generate) -> None:

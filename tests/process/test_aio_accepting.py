@@ -13,6 +13,7 @@ import pytest
 from tests.support.client import Hammer, Outcome, collect, crowd, dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import open_fds, stat
 from tests.support.server import APPS
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 MOST_RATIO = 1.2
 ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair server fails every round
-SOON_S = 0.8  # who has to wait for a worker that is blocked for 2 s waits longer
 HI = talkback_reply(b"hi")
 PER_WORKER = ("--accept", "per-worker")
 SLOW = pytest.mark.slow
@@ -75,10 +75,10 @@ def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Se
 
 
 @kinds("obey", "Obey")
-@pytest.mark.parametrize("how", [b"block 2\n", b"later 2\n"], ids=["in-its-code", "by-a-timer"])
+@pytest.mark.parametrize("how", [b"block 60\n", b"later 60\n"], ids=["in-its-code", "by-a-timer"])
 def test_nobody_new_waits_for_a_worker_that_is_blocked(serve: Serve, app: str, how: bytes) -> None:
-    """Its own clients have left, so that it is the least loaded of all; those of the others stay."""
-    server = serve(app, "--workers", "4")
+    """Its own clients have left, so that it is the least loaded of all; who waits for it is not answered at all."""
+    server = serve(app, "--workers", "4", "--graceful-timeout", "500ms")
     with contextlib.ExitStack() as stack:
         for _ in range(12):
             stack.enter_context(dial(server.address))
@@ -87,28 +87,21 @@ def test_nobody_new_waits_for_a_worker_that_is_blocked(serve: Serve, app: str, h
         if how.startswith(b"later"):
             read_to_end(blocking)
         server.wait_log("app: blocked")
-        until_s = time.monotonic() + 1.5
-        waits = []
-        while time.monotonic() < until_s:
-            began_s = time.monotonic()
+        for _ in range(60):
             many = [stack.enter_context(dial(server.address)) for _ in range(8)]
             for client in many:
                 client.sendall(b"nothing\n")
             for client in many:
                 assert read_to_end(client) == b""
-            waits.append(time.monotonic() - began_s)
             stack.enter_context(dial(server.address))  # and one that stays
-    waits.sort()
-    print(
-        f"{len(waits)} times 8 clients, longest {waits[-1] * 1000:.0f} ms, median {waits[len(waits) // 2] * 1000:.0f}"
-    )
-    assert waits[-1] < SOON_S
 
 
-def leave_no_descriptor(pid: int) -> None:
+def leave_no_descriptor(pid: int) -> int:
+    """Let it open nothing more; return how many it has."""
     used = open_fds(pid)
     first_free = next(fd for fd in range(len(used) + 1) if fd not in used)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+    return len(used)
 
 
 @DOORS
@@ -118,9 +111,10 @@ def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, a
     (worker,) = server.worker_pids()
     assert exchange(server.address, b"hi\n") == HI
     usual = resource.prlimit(worker, resource.RLIMIT_NOFILE)
-    leave_no_descriptor(worker)
+    before = leave_no_descriptor(worker)
     if accept == "per-worker":
         server.wait_log("accepting with care")
+        eventually(lambda: len(open_fds(worker)) < before, within_s=15, what="the end of uvloop's accepting")
         leave_no_descriptor(worker)  # not that of the listener's copy either, which uvloop's accepting had
     cpu_before_s = stat(worker).cpu_s  # type: ignore[union-attr]
     clients = crowd(server.address, 20)

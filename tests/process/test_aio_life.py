@@ -219,7 +219,7 @@ def test_the_masters_death_leaves_no_orphan(serve: Serve, app: str) -> None:
         client.recv(100)
         server.signal(signal.SIGKILL)
         server.wait_exit()
-        eventually(lambda: not session_members(server.pid), within_s=2, what="every worker has gone")
+        eventually(lambda: not session_members(server.pid), within_s=15, what="every worker has gone")
 
 
 # --- hangs
@@ -235,7 +235,7 @@ def test_a_blocked_loop_is_killed_with_its_stack_in_the_log_and_replaced(serve: 
         client.sendall(how)
         server.wait_log("app: blocked")
         server.wait_log(r"worker=\d gen=1 pid=\d+.*SIGKILL")
-        assert 0.7 < time.monotonic() - began_s < 5
+        assert 0.7 < time.monotonic() - began_s < 15
     server.wait_log(r"coroutines\.py.*\bhold_up\b")
     assert len(server.wait_workers(2, without=set()) & before) == 1
     with dial(server.address) as client:

@@ -173,7 +173,7 @@ def test_a_reader_that_does_not_read_makes_the_application_wait(server: RunningS
     with Browser(server) as slow:
         before = rss_kib(worker)
         slow.send(request(f"/count?1000%20{mark}"))
-        eventually(lambda: mark.exists() and mark.read_text(), within_s=5)
+        eventually(lambda: mark.exists() and mark.read_text(), within_s=15)
         wait_idle(worker)
         taken = int(mark.read_text())
         assert taken < 500, f"of 1000 blocks, and the kernel holds some of these: {taken}"
@@ -329,7 +329,7 @@ def test_the_access_log(serve: Serve, tmp_path: Path) -> None:
     with Browser(server) as browser:
         browser.send(request(f"/endless?{tmp_path}/mark"))
         read_exactly(browser.sock, 1 << 20)
-    eventually(lambda: log.read_text().count("\n") == 5, within_s=5)
+    eventually(lambda: log.read_text().count("\n") == 5, within_s=15)
     told = [line.split('"')[1:3] for line in log.read_text().splitlines()]
     assert told[:4] == [
         ["GET /?q=1 HTTP/1.1", f" 200 {len(HELLO)} "],

@@ -184,7 +184,7 @@ def test_events_end_when_the_worker_does(serve: Serve) -> None:
         assert browser.rest().endswith(b"\r\nb\r\ndata: end\n\n\r\n0\r\n\r\n") or browser.rest() == b""
         later.send(b"\r\n")
         assert b"data: end\n\n" in later.response().body
-    assert server.wait_exit(within_s=8) == 0
+    assert server.wait_exit(within_s=15) == 0
     assert "connections cut" not in server.log
 
 
@@ -211,7 +211,7 @@ def test_a_call_that_waits_is_cut_as_well(serve: Serve) -> None:
         server.signal(signal.SIGTERM)
         with pytest.raises((EOFError, ConnectionResetError)):
             waits.response()
-    assert server.wait_exit(within_s=8) == 0
+    assert server.wait_exit(within_s=15) == 0
 
 
 # --- reload

@@ -145,7 +145,7 @@ def test_a_client_that_does_not_answer_the_close_is_left(server: RunningServer) 
         browser.send(request("/close?1000", **SHAKE))
         began_s = time.monotonic()
         assert browser.rest().endswith(b"\x88\x0d\x03\xe8as you wish")
-        assert 1.5 < time.monotonic() - began_s < 10
+        assert 1.5 < time.monotonic() - began_s < 15
 
 
 # --- handshakes that come to nothing
@@ -251,7 +251,7 @@ def test_a_reader_that_does_not_read_makes_the_application_wait(server: RunningS
     fetch(server)
     before = rss_kib(worker)
     with Socket(server, f"/flood?{mark}", window=65536):
-        eventually(lambda: mark.exists() and mark.read_text(), within_s=5)
+        eventually(lambda: mark.exists() and mark.read_text(), within_s=15)
         wait_idle(worker)
         assert int(mark.read_text()) < 500, "and the kernel holds some of these"
         assert rss_kib(worker) - before < 8 << 10
@@ -296,7 +296,7 @@ def test_a_silent_client_is_pinged_and_cut_and_a_live_one_kept(serve: Serve, tmp
             with pytest.raises(TimeoutError):
                 live.receive()  # it answers pings meanwhile
         marked(mark, ["websocket.disconnect 1006"])
-        assert 0.4 < time.monotonic() - began_s < 6
+        assert 0.4 < time.monotonic() - began_s < 15
         live.sock.settimeout(10)
         live.send("still here")
         assert live.receive() == "still here"
@@ -376,11 +376,11 @@ def test_its_line_in_the_access_log_and_its_count(serve: Serve, tmp_path: Path) 
             ws.close_with()
             assert ws.closed() == 1000
         exchange(server.address, request("/deny", **SHAKE))
-        eventually(lambda: log.read_text().count("\n") == 2, within_s=5)
+        eventually(lambda: log.read_text().count("\n") == 2, within_s=15)
         opened, denied = log.read_text().splitlines()
         assert re.search(r'"GET /\? HTTP/1\.1" 101 7 ', opened), opened
         assert '"GET /deny HTTP/1.1" 403 ' in denied
-        totals = eventually(lambda: (found := place.status()["totals"])["requests"] == 2 and found, within_s=5)
+        totals = eventually(lambda: (found := place.status()["totals"])["requests"] == 2 and found, within_s=15)
         assert totals["errors"] == 0
 
 

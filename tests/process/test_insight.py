@@ -57,7 +57,7 @@ def test_a_row_tells_the_request_that_it_serves(serve: Serve, gate: Gate, place:
         assert entry["serving"] == whole[:192]
         gate.open()
         assert browser.response().status == 200
-        eventually(lambda: work(place) == [], within_s=5)
+        eventually(lambda: work(place) == [], within_s=15)
 
 
 def test_an_event_loop_tells_its_oldest_request(serve: Serve, place: Place) -> None:
@@ -89,8 +89,8 @@ def test_a_stream_handler_tells_whether_it_works_or_waits(serve: Serve, gate: Ga
             (status,) = [s for s in map(_status_of(place), place.sockets) if s["server"]["pid"] == silent_server.pid]
             return [each for worker in status["workers"] for each in worker["work"]]
 
-        (entry,) = eventually(waits, within_s=5)
-        eventually(lambda: waits()[0]["busy_s"] is None, within_s=5, what="it waits for the client")
+        (entry,) = eventually(waits, within_s=15)
+        eventually(lambda: waits()[0]["busy_s"] is None, within_s=15, what="it waits for the client")
         assert entry["serving"] == "unix:"
 
 

@@ -148,7 +148,7 @@ def test_a_transport_that_is_handed_on_is_missed_when_it_ends(serve: Serve) -> N
             read_exactly(client, 19)
             client.sendall(b"hi\n")
             assert read_to_end(client) == b"you said: hi\n"
-    assert server.stop(within_s=5) == 0
+    assert server.stop(within_s=15) == 0
 
 
 @LOOPS
@@ -157,7 +157,7 @@ def test_the_graceful_timeout_cuts_protocols(serve: Serve, loop: str) -> None:
     clients = [dial(server.address) for _ in range(6)]
     for client in clients:
         client.recv(100)
-    assert server.stop(within_s=5) == 0
+    assert server.stop(within_s=15) == 0
     assert server.log.count("app: lost") == 6
     assert sum(map(int, re.findall(r"connections cut.*count=(\d+)", server.log))) == 6
     for client in clients:

@@ -53,7 +53,7 @@ def test_the_stack_of_a_slow_request_is_logged_while_it_runs(
         assert browser.get("/").status == 200
     assert server.log.count("slow request") == 1
     assert server.worker_pids() == before
-    (slow,) = eventually(lambda: place.status()["workers"][0]["slow"], within_s=5)
+    (slow,) = eventually(lambda: place.status()["workers"][0]["slow"], within_s=15)
     assert slow["request"] == f"{host}:{port} GET /gate?12"
     assert slow["took_s"] >= 0.2
 

@@ -188,7 +188,7 @@ def test_a_client_that_does_not_read_does_not_hold_a_closed_connection(serve: Se
     with dial(server.address) as client:
         read_exactly(client, 1)
         server.wait_log("app: closed")
-    assert server.stop(within_s=5) == 0
+    assert server.stop(within_s=15) == 0
 
 
 def test_a_client_that_reads_slowly_but_steadily_gets_everything(serve: Serve) -> None:
@@ -209,7 +209,7 @@ def test_the_graceful_timeout_cancels_handlers_and_their_finally_runs(serve: Ser
     clients = [dial(server.address) for _ in range(6)]
     for client in clients:
         assert read_exactly(client, 5) == b"here\n"
-    assert server.stop(within_s=5) == 0
+    assert server.stop(within_s=15) == 0
     assert server.log.count("finally of the handler") == 6
     cut = re.findall(r"connections cut.*count=(\d+)", server.log)
     assert sum(map(int, cut)) == 6
@@ -231,7 +231,7 @@ def test_tls(serve: Serve, loop: str) -> None:
         good.sendall(b"beside it\n")
         assert b"beside it" in read_to_end(good)
         silent.sendall(b"\x16")
-    assert server.stop(within_s=5) == 0
+    assert server.stop(within_s=15) == 0
 
 
 def test_every_kind_of_address(serve: Serve, tmp_path: Path) -> None:

@@ -87,9 +87,9 @@ def test_a_wide_screen_has_more_columns_and_a_change_of_size_is_followed(
     terminal.run("top", "--interval", "10s", before="COLUMNS=80 LINES=24 ")  # they do not follow the change
     terminal.wait(r"^ SLOT +PID STATE")
     terminal.resize(160, 40)
-    terminal.wait(r"^ SLOT +PID GEN STATE +REQ/S +ERR/S +P50 +P99 +CPU +PSS +CONN +AGE +FOR SERVING *$", within_s=5)
+    terminal.wait(r"^ SLOT +PID GEN STATE +REQ/S +ERR/S +P50 +P99 +CPU +PSS +CONN +AGE +FOR SERVING *$", within_s=15)
     terminal.resize(80, 10)
-    terminal.wait(r"^ SLOT +PID STATE", within_s=5)
+    terminal.wait(r"^ SLOT +PID STATE", within_s=15)
     assert KEYS in terminal.text
 
 
