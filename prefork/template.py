@@ -97,13 +97,16 @@ class Template:
                 self.prototype.log.reopen()
             if self.orders.fileno() not in ready:
                 continue
-            data, fds, _flags, _address = socket.recv_fds(self.orders, ORDER_MOST, 1)
-            if not data:
-                return 0  # the master closed its end
-            order = json.loads(data)
-            answer = self._fork(order, fds[0], app, inbox)
-            os.close(fds[0])
-            self.orders.send(json.dumps(answer).encode())
+            try:
+                data, fds, _flags, _address = socket.recv_fds(self.orders, ORDER_MOST, 1)
+                if not data:
+                    return 0  # the master closed its end
+                order = json.loads(data)
+                answer = self._fork(order, fds[0], app, inbox)
+                os.close(fds[0])
+                self.orders.send(json.dumps(answer).encode())
+            except ConnectionError:  # ECONNRESET, EPIPE: the master died before it had read our last answer
+                return ORPHANED
 
     def _fork(self, order: dict[str, Any], report: int, app: App, inbox: SignalInbox) -> dict[str, int]:
         def drop() -> None:

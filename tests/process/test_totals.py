@@ -67,6 +67,7 @@ def kill_some(server: RunningServer, clients: list[Client], requests: int) -> No
         )
         victim = min(eventually(lambda: workers_of(server), within_s=10, what="a worker"))
         os.kill(victim, signal.SIGKILL)
+        eventually(lambda: victim not in workers_of(server), within_s=10, what="its end")  # noqa: B023
 
 
 @pytest.mark.parametrize("app", ["hello", "ahello"])
@@ -101,5 +102,5 @@ def test_all_books_agree_after_many_requests_and_deaths(serve: Serve, tmp_path: 
         what=f"a count of {len(logged)} requests",
     )
     assert figure(figures(admin), "prefork_requests_total") == counted
-    assert figure(figures(admin), "prefork_respawns_total", cause="SIGKILL") == KILLS
+    eventually(lambda: figure(figures(admin), "prefork_respawns_total", cause="SIGKILL") == KILLS, within_s=15)
     print(f"{len(whole)} whole, {len(lost)} lost, {len(logged)} logged, {counted} counted")
