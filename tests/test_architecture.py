@@ -72,8 +72,10 @@ def walk_imports(
     node: ast.AST, package: str, *, in_function: bool = False, for_types_only: bool = False
 ) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):  # holds no statement; most of a tree is expressions
+            continue
         flags = {
-            "in_function": in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda),
+            "in_function": in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef),
             "for_types_only": for_types_only or is_type_checking(child),
         }
         if isinstance(child, ast.Import):

@@ -112,7 +112,8 @@ def counted(result: dict[str, Any]) -> tuple[int, int]:
     return result["completed"] + result["outside"]["completed"] + failed, failed
 
 
-@pytest.mark.parametrize("engine", [pytest.param("readable", marks=pytest.mark.slow), "fast"])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 def test_processes_share_the_clients_and_their_measurements_are_merged(
     engine: str, stand_in: StartServer, processes: Callable[..., Generator]
 ) -> None:

@@ -72,9 +72,9 @@ def check_consistency(result: dict[str, Any], engine: str = "readable") -> Histo
     ("scenario", "behaviour", "engine"),
     [
         ("talkback", behave.talkback, "readable"),
-        ("nap", behave.slow(0.005), "readable"),
+        pytest.param("nap", behave.slow(0.005), "readable", marks=SLOW),
         ("echo", behave.echo, "readable"),
-        ("http", behave.web, "readable"),
+        pytest.param("http", behave.web, "readable", marks=SLOW),
         ("talkback", behave.talkback, "fast"),
         pytest.param("nap", behave.slow(0.005), "fast", marks=SLOW),
         pytest.param("echo", behave.echo, "fast", marks=SLOW),
@@ -196,7 +196,7 @@ def test_failures_are_counted_by_cause(engine: str, stand_in: StartServer, gener
 
 
 @pytest.mark.parametrize("engine", READABLE_FIRST)
-@pytest.mark.parametrize("scenario", ["talkback", "echo", "http"])
+@pytest.mark.parametrize("scenario", ["talkback", *(pytest.param(name, marks=SLOW) for name in ("echo", "http"))])
 def test_refused_connections_are_counted(scenario: str, engine: str, refusing_address: str, generate: Generate) -> None:
     options = ("--scenario", scenario, "--engine", engine, "-u", "1", "--connections", "2", "-t", "1s")
     run = generate("--host", refusing_address, *options).wait(exit_code=1)

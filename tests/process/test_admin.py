@@ -387,6 +387,7 @@ def test_silent_clients_leave_room_for_a_probe(serve: Serve) -> None:
     assert fetch(address, "/healthz").status == 200
 
 
+@pytest.mark.slow
 def test_who_does_not_finish_or_does_not_read_is_dropped(serve: Serve) -> None:
     server = serve("talkback", "--workers", "1", *ADMIN)
     address, admin = address_of(server), admin_pid(server)

@@ -209,6 +209,7 @@ def test_stack_of_one_slot_and_of_a_slot_that_nobody_is_in(serve: Serve, place: 
     assert server.running
 
 
+@pytest.mark.slow
 def test_stack_says_who_cannot_answer_and_harms_nobody(serve: Serve, place: Place) -> None:
     """A live worker is never asked by the signal that can crash it."""
     server = serve(OBEY, "--workers", "3", env=place.env)

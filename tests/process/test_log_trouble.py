@@ -78,7 +78,9 @@ def address(tmp_path: Path) -> str:
 REDIRECTIONS = ["2>/dev/full", "2>&-", "<&- >&- 2>&-"]
 
 
-@pytest.mark.parametrize("how", [[], ["--preload"]], ids=["each-imports", "preload"])
+@pytest.mark.parametrize(
+    "how", [[], pytest.param(["--preload"], marks=pytest.mark.slow)], ids=["each-imports", "preload"]
+)
 @pytest.mark.parametrize("redirection", REDIRECTIONS, ids=["full", "closed", "all-closed"])
 def test_a_log_that_takes_nothing_costs_nobody(serve: Serve, address: str, redirection: str, how: list[str]) -> None:
     wrapper = ["sh", "-c", f'exec "$@" {redirection}', "sh"]

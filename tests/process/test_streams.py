@@ -261,7 +261,7 @@ def test_max_requests(serve: Serve, name: str, accept: str) -> None:
 
 @pytest.mark.parametrize("accept", ["shared", "per-worker"])
 @pytest.mark.parametrize("name", ["coroutines.py:stay", "protocols.py:Stay"], ids=["coroutine", "protocol"])
-@pytest.mark.parametrize("most", [3, 40])
+@pytest.mark.parametrize("most", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_full_worker_takes_no_more_until_a_client_leaves(serve: Serve, name: str, accept: str, most: int) -> None:
     server = serve(str(APPS / name), *ONE, "--max-connections", str(most), "--accept", accept)
     inside = [dial(server.address) for _ in range(most)]
