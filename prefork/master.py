@@ -175,7 +175,8 @@ class Master:
         self._slow_log.heard(message, time.monotonic())
         worker = message.worker
         if message.kind == "ready":
-            self._policy.ready(worker, self._force.completed(worker.generation), time.monotonic())
+            served = self._force.completed(worker.generation, but=worker)  # it may have served before we hear of it
+            self._policy.ready(worker, served, time.monotonic())
             self._log.debug("worker ready", **worker.identity, engine=message.fields.get("engine"))
             self._announce()
         elif message.kind == "stacks" and worker.hang is not None:

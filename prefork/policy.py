@@ -43,7 +43,7 @@ class Policy:
     # --- what happened
 
     def ready(self, worker: WorkerHandle, completed: int, now_s: float) -> None:
-        """A worker accepts. `completed` is what its generation had completed by now."""
+        """A worker accepts. `completed` is what the others of its generation had completed by now."""
         worker.ready_s, worker.served_at_ready = now_s, completed
 
     def died(self, worker: WorkerHandle, completed: int, now_s: float, reason: str = "") -> float:

@@ -23,7 +23,7 @@ class WorkerHandle:
     retiring_s: float | None = None
     stale: str | None = None  # why it is to be replaced: max-requests, max-memory
     killed: str | None = None  # why the master sent SIGKILL
-    served_at_ready: int = 0  # what its generation had completed when it got ready
+    served_at_ready: int = 0  # what the others of its generation had completed when it got ready
     hang: Hang | None = None  # set while it is out of time
 
     @property

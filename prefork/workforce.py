@@ -252,10 +252,11 @@ class Workforce:
             units[worker.pid] = Unit(since_ns=reading.judged_ns, serving=reading.serving)
         return units
 
-    def completed(self, generation: int) -> int:
-        """Units of work that the generation has completed; it never falls."""
-        readings = (self.board.read(worker.group) for worker in self.roster if worker.generation == generation)
-        return self._served.get(generation, 0) + sum(reading.counters["completed"] for reading in readings)
+    def completed(self, generation: int, *, but: WorkerHandle | None = None) -> int:
+        """Units of work that the generation has completed, without what this worker has; it never falls."""
+        others = (worker for worker in self.roster if worker.generation == generation and worker is not but)
+        counts = (self.board.read(worker.group).counters["completed"] for worker in others)
+        return self._served.get(generation, 0) + sum(counts)
 
     @property
     def totals(self) -> dict[str, int]:

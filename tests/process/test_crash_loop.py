@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import AppWriter, Serve
+    from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
 OBEY = f"{APPS / 'obey.py'}:handle"
@@ -84,6 +86,25 @@ def test_a_worker_that_dies_of_its_first_client_was_ready_and_is_no_boot_failure
         assert exchange(server.address, b"") == b""  # it connects before the worker is there
         broken.unlink()
         assert exchange(server.address, b"") == b"fine\n"
+
+
+def test_what_a_worker_does_before_its_master_hears_that_it_is_ready_counts(
+    serve: Serve, gate: Gate, app: AppWriter
+) -> None:
+    source = (
+        f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\ngated.pass_gate()\nfrom obey import handle\n"
+    )
+    server = serve(app(source), "--workers", "1", env=gate.env, ready=False)
+    address = server.address
+    gate.wait_entered(1)
+    server.signal(signal.SIGSTOP)
+    gate.open()
+    first = int(exchange(address, b"pid\n"))
+    exchange(address, b"exit 1\n")
+    server.signal(signal.SIGCONT)
+    server.wait_workers(1, without={first})
+    (death,) = events(server.log, "worker died")
+    assert "respawn_in" not in death.fields
 
 
 def test_each_attempt_is_logged_with_its_delay(serve: Serve, app: AppWriter, tmp_path: Path) -> None:
