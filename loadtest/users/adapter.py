@@ -89,7 +89,11 @@ def divide(environment: Environment, **_: object) -> None:
 
 
 def end_with_the_parent() -> None:
-    """A worker that `--processes` forked gets SIGINT when its master ends: locust forgets it if that ends early."""
+    """A worker that `--processes` forked gets SIGINT when its master ends: locust forgets it if that ends early.
+
+    Until `install` handles it, it just ends the worker: Python would raise it in the midst of gevent, which prints it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
