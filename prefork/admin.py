@@ -23,12 +23,13 @@ from .admin_answers import Answers
 from .admin_client import AdminClient
 from .errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S
 from .life import NOT_OURS, ORPHANED, die_with_parent
+from .listener import Listener
 from .log import Log
 from .privileges import Identity
 from .signals import SignalInbox, ignore
 
 CLIENTS_MOST = 64
-LEAVE_S = 1.0  # for answers under way, once it was told to go
+LEAVE_S = 1.0  # for clients it has, once it was told to go
 NO_IDENTITY = 3  # exit code
 _NEVER = float("inf")
 
@@ -37,7 +38,7 @@ _NEVER = float("inf")
 class Admin:
     """ADMIN. Everything it was given before the fork, and its clients."""
 
-    sock: socket.socket  # listens
+    listener: Listener
     answers: Answers
     log: Log
     lifeline: int  # read end of the pipe whose EOF is the master's death
@@ -46,13 +47,14 @@ class Admin:
     identity: Identity | None
     drop: Callable[[], None]  # closes what only the master may hold
     _clients: dict[int, AdminClient] = field(default_factory=dict)  # by descriptor, the oldest first
+    _sock: socket.socket = field(init=False)  # listens
     _epoll: select.epoll = field(init=False)
     _resume_s: float = _NEVER  # accepting pauses until then
     _leave_s: float = _NEVER  # when to be gone
 
     def run(self) -> int:
         """Answer until told to leave. Returns the exit code."""
-        self.sock = self.sock.dup()  # the master's own is dropped, as in every child
+        self._sock = self.listener.copy()  # the master's own is dropped, as in every child
         self.drop()
         self.log.identify(admin=os.getpid())
         try:
@@ -69,9 +71,9 @@ class Admin:
         inbox = SignalInbox([signal.SIGTERM, signal.SIGUSR1])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         setproctitle.setproctitle("prefork: admin")
-        self.sock.setblocking(False)
+        self._sock.setblocking(False)
         self._epoll = select.epoll()
-        for fd in (inbox.fd, self.lifeline, self.sock.fileno()):
+        for fd in (inbox.fd, self.lifeline, self._sock.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
         return self._serve(inbox)
 
@@ -83,7 +85,7 @@ class Admin:
                     return ORPHANED
                 if client := self._clients.get(fd):
                     self._attend(client)
-                elif fd == self.sock.fileno() and self._leave_s == _NEVER:
+                elif fd == self._sock.fileno() and self._leave_s == _NEVER:
                     self._accept_all()
             came = inbox.take()
             if signal.SIGUSR1 in came:
@@ -99,7 +101,7 @@ class Admin:
                 self._forget(fd)
         if now_s >= self._resume_s and self._leave_s == _NEVER:
             self._resume_s = _NEVER
-            self._epoll.modify(self.sock, select.EPOLLIN)
+            self._epoll.modify(self._sock, select.EPOLLIN)
         deadlines = (client.until_s for client in self._clients.values())
         return min([self.answers.tick(now_s), self._resume_s, self._leave_s, *deadlines])
 
@@ -107,11 +109,11 @@ class Admin:
         """Take everybody who waits, but no more than a turn's worth."""
         for _ in range(CLIENTS_MOST):
             try:
-                sock, _address = self.sock.accept()
+                sock, _address = self._sock.accept()
             except OSError as error:
                 if error.errno in ACCEPT_PAUSE:
                     self._resume_s = time.monotonic() + ACCEPT_PAUSE_S
-                    self._epoll.modify(self.sock, 0)
+                    self._epoll.modify(self._sock, 0)
                 elif error.errno not in ACCEPT_IGNORED:
                     raise
                 return
@@ -138,9 +140,6 @@ class Admin:
         self._clients.pop(fd).close()  # which ends the watch, too: nobody else has the descriptor
 
     def _leave(self) -> None:
-        """Accept no more, finish answers; who has not asked yet is asked to come again."""
+        """Accept no more; whoever was accepted is heard out, as what it asks may be on its way."""
         self._leave_s = time.monotonic() + LEAVE_S
-        self._epoll.unregister(self.sock)
-        for fd, client in list(self._clients.items()):
-            if not client.asked:
-                self._forget(fd)
+        self._epoll.unregister(self._sock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Collection
@@ -88,7 +89,7 @@ class AdminHandle:
     def _spawn(self, now_s: float) -> None:
         assert self.listener is not None
         admin = self._code.Admin(
-            sock=self.listener.sock, answers=self._answers, log=self._log, lifeline=self._force.lifeline,
+            listener=self.listener, answers=self._answers, log=self._log, lifeline=self._force.lifeline,
             master=os.getpid(), libc=self._force.libc, identity=self._force.terms.identity,
             drop=self._force.drop_masters,
         )  # fmt: skip
@@ -124,7 +125,7 @@ class AdminHandle:
     # --- ends
 
     def leave(self) -> None:
-        """Another master is to be asked from now on: finish answers, take no more."""
+        """Another master is to be asked from now on: hear out who is there, take no more."""
         self._wanted = False
         if self._pid:
             os.kill(self._pid, signal.SIGTERM)
@@ -139,12 +140,24 @@ class AdminHandle:
 
     def end(self) -> None:
         """The server has ended."""
-        self._wanted = False
         if self._pid:
+            if not self._wanted:
+                self._wait()
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)  # bounded: SIGKILL cannot be refused
             self._pid = 0
+        self._wanted = False
         self.hand_over(())
+
+    def _wait(self) -> None:
+        """It was told to leave: it may still be answering somebody."""
+        fd = os.pidfd_open(self._pid)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll(2 * self._code.LEAVE_S * 1000)
+        finally:
+            os.close(fd)
 
     def drop(self) -> None:
         """CHILD: close what only the master may hold."""

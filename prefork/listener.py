@@ -84,6 +84,11 @@ class Listener:
         self.sock.close()
         self.drop_plug()
 
+    def copy(self) -> socket.socket:
+        """Another descriptor of the same socket. Not `socket.dup()`: that makes it blocking for a moment, for all
+        processes, and one whose connection another took at that moment would sleep in accept()."""
+        return socket.socket(fileno=os.dup(self.sock.fileno()))
+
     def drop_plug(self) -> None:
         """Close this process's copy of what only the master needs."""
         if self.plug is not None:

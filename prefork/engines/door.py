@@ -173,7 +173,7 @@ class QuickDoor:
         try:
             for listener in self._listeners:
                 # Its own copy, as the loop closes what it was given; and the backlog, or the loop would set another.
-                copy = listener.sock.dup()
+                copy = listener.copy()
                 server = await self._loop.create_server(self._factory(listener), sock=copy, backlog=self._backlog)
                 self._servers.append(server)
         except OSError:  # no descriptor for the copy, or for the loop

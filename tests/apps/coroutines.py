@@ -12,8 +12,8 @@ RUNNING = set[asyncio.Task[None]]()
 
 
 def say(*words: object) -> None:
-    """Write into the server's log."""
-    print("app:", *words, flush=True)
+    """Write into the server's log, in one piece: other workers do so, too."""
+    print(" ".join(("app:", *map(str, words))) + "\n", end="", flush=True)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

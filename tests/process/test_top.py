@@ -127,7 +127,7 @@ def test_everything_works_while_four_workers_are_stuck(serve: Serve, place: Plac
         for _ in range(4):
             stuck.enter_context(dial(server.address)).sendall(b"spin\n")
         terminal.wait(r"^ workers 4/4, 4 busy ")
-        terminal.keys("j", "s")
+        terminal.keys("Home", "j", "s")  # it has followed worker 1 if it began while slot 0 was vacant
         terminal.wait(r"stacks of worker 1\b")
         terminal.wait(r"worker 1  pid \d+  generation 1  BUSY  serving 127\.")
         terminal.keys("End")
