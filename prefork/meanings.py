@@ -17,7 +17,8 @@ MEANINGS: Final = {
     "timed_out": "Requests of which the rest did not come in time (status 408), and responses not read in time.",
     "aborted": "Of the errors, those whose response had begun: the client got a part of it, and no end.",
     "bytes_in": "Bytes read from clients.",
-    "bytes_out": "Bytes handed to the kernel for clients.",
+    "bytes_out": "Bytes handed to the kernel for clients; not those of an asyncio.Protocol, which gives them to the "
+    "loop itself.",
     "busy_ns": "Time inside units of work, without waits for the client; of an event loop, its processor time.",
     "queue_wait": "How long connections waited in the kernel until a worker took them, in steps of 0, 1, 3, 7, 15 ms "
     "and so on; TCP only, and not with --accept per-worker on an event loop of asyncio.",

@@ -49,6 +49,7 @@ class Survey:
     listeners: Sequence[Listener]
     _pss: PssCache = field(default_factory=PssCache)
     _marks: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # by pid: the last two (clock, busy) in ns
+    _cpu_s: dict[int, float | None] = field(default_factory=dict)  # by pid, as seen last
     _tick_s: float = 0.0
 
     def tick(self, now_s: float, workers: Iterable[KnownWorker]) -> float:
@@ -106,13 +107,16 @@ class Survey:
     def _workers(self, facts: Facts) -> list[WorkerFacts]:
         known = sorted(facts.workers, key=lambda worker: (worker.slot, worker.generation, worker.spawned_s))
         pss = self._pss.read(worker.pid for worker in known)
+        # Of one that was reaped a moment ago, /proc knows no more; its rusage comes with the master's next facts.
+        used_s = {worker.pid: cpu_s(worker.pid) for worker in known}
+        self._cpu_s = {pid: self._cpu_s.get(pid) if used is None else used for pid, used in used_s.items()}
         return [
             WorkerFacts(
                 handle=worker,
                 reading=self.board.read(worker.group),
                 latencies=self.board.histogram(worker.group),
                 busy_ratio=self._busy_ratio(worker),
-                cpu_s=cpu_s(worker.pid),
+                cpu_s=self._cpu_s[worker.pid],
                 pss_bytes=pss[worker.pid],
                 held_is_busy=held_is_busy(facts.engine),
                 waits=self.board.queue_waits(worker.group),

@@ -95,6 +95,7 @@ class Pulse:
     def _beat(self) -> None:
         if not self._period_s:
             return
+        self._flush()  # what was sent without that anything came
         cells = self._cells
         cells[BEAT] = monotonic_ns()
         cells[BUSY_NS] = thread_time_ns() - self._began_ns  # of an event loop: what its thread has used of a processor

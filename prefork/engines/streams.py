@@ -9,6 +9,7 @@ of its own would: measured, 5 of 55 us a connection).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from time import monotonic_ns
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..histogram import array_index
 from ..listener import Listener
 from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOO_LONG, TOOK_NS
 from .peer import peer_of
+from .pulse import Pulse
 from .service import Premises
 
 _LIMIT = 65536  # bytes of a line; the default of asyncio.start_server
@@ -102,7 +104,8 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         self._transport = transport  # type: ignore[assignment]
         reader.set_transport(transport)
         self._over_ssl = transport.get_extra_info("sslcontext") is not None
-        self._stream_writer = writer = asyncio.StreamWriter(transport, self, reader, service.loop)  # type: ignore[arg-type]
+        self._stream_writer = writer = _Writer(transport, self, reader, service.loop)  # type: ignore[arg-type]
+        writer.pulse = service.pulse
         self._serving = service.loop.create_task(self._serve(reader, writer))
 
     def data_received(self, data: bytes) -> None:
@@ -191,6 +194,23 @@ class StreamConnection(asyncio.StreamReaderProtocol):
             return TOO_LONG
         self._service.complaints.add(error, peer_of(writer.transport))
         return ERRORS
+
+
+class _Writer(asyncio.StreamWriter):
+    """WORKER. Counts what is written."""
+
+    pulse: Pulse
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """See asyncio.StreamWriter."""
+        super().write(data)
+        self.pulse.bytes_out += len(data)
+
+    def writelines(self, data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """See asyncio.StreamWriter."""
+        pieces = list(data)
+        super().writelines(pieces)
+        self.pulse.bytes_out += sum(map(len, pieces))
 
 
 def _is_closed(error: BaseException) -> bool:
