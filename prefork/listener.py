@@ -151,7 +151,9 @@ def open_listener(address: Address, *, backlog: int) -> Listener:
     """
     if address.family == socket.AF_UNSPEC:
         return _adopt(address)
-    return _create(address, backlog, 1)[0]
+    listener = _create(address, backlog, 1)[0]
+    listener.slot = None
+    return listener
 
 
 def open_group(address: Address, *, backlog: int, sockets: int) -> list[Listener]:
@@ -184,8 +186,6 @@ def _create(address: Address, backlog: int, sockets: int) -> list[Listener]:
     where = format_sockaddr(address.family, socks[0].getsockname())
     listeners = [Listener(sock, where, bind=str(address), slot=slot, owned=True) for slot, sock in enumerate(socks)]
     listeners[0].plug = plug
-    if sockets == 1:
-        listeners[0].slot = None
     return listeners
 
 

@@ -45,6 +45,8 @@ def _open(bind: str, address: Address | None, config: Config, heir: Heir | None)
                 f"cannot take over {bind}: it has {len(inherited)} sockets, one for each worker of the running server, "
                 f"and {slots} are wanted now; restart to change --accept, or --workers with --accept per-worker"
             )
+        for slot, listener in enumerate(inherited):
+            listener.slot = slot if config.accept == "per-worker" else None  # of one socket, that may have changed
         return inherited
     assert address is not None
     if config.accept == "per-worker":

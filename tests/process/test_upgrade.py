@@ -339,6 +339,21 @@ def test_sockets_of_each_worker_cannot_become_more_or_fewer(start: Start, tmp_pa
     assert line.server.worker_pids() == workers
 
 
+def test_one_workers_socket_becomes_every_workers(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "prefork.toml"
+    path.write_text(f"app = {SLOT!r}\nworkers = 1\naccept = 'per-worker'\n")
+    line = start("--config", str(path))
+    path.write_text(f"app = {SLOT!r}\nworkers = 2\naccept = 'shared'\n")
+    line.upgrade()
+    slots = set[bytes]()
+
+    def both() -> bool:
+        slots.add(said(line.server.address).split()[0])
+        return slots == {b"0", b"1"}
+
+    eventually(both, within_s=SOON_S, what="both workers")
+
+
 def test_another_number_of_workers(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "prefork.toml"
     path.write_text("workers = 1\n")
