@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+from array import array
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,7 @@ def test_the_flat_array_gives_the_same_quantiles_to_two_digits(values: list[int]
         cells[array_index(value)] += 1
     made = Histogram.from_array(cells, max_ns=max(values))
     assert made.n == len(values)
+    assert Histogram.from_array(memoryview(array("q", cells)), max_ns=max(values)) == made, "as the scoreboard has it"
     for q in (0.0, 0.5, 0.9, 0.99, 1.0):
         exact = sorted(values)[max(1, math.ceil(round(q * len(values), 6))) - 1]
         if exact < 1024:  # all of these share the first cell
