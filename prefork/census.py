@@ -123,7 +123,7 @@ class Census:
 
     def activity(self, worker: WorkerHandle) -> Document:
         """What one worker is doing: its state, whom it serves, and for how long."""
-        reading = self.force.board.read(worker.group)
+        reading = self._survey.reading(worker.group)
         busy_s = time.monotonic() - reading.since_ns / 1e9 if reading.since_ns else None
         return {
             **name_of(worker),

@@ -39,7 +39,7 @@ def _figure(key: str, unit: str, over: str, meaning: str, null: str = "", column
 _FEW_P50, _FEW_P99 = "fewer than 6 units: too few to say", "fewer than 368 units: too few to say"
 _BUSY = (
     "Share of the time that handler code ran, of all threads together: 1 is all of them, always. Of an asyncio worker, "
-    "the share of a processor that its loop used."
+    "the share of a processor that its loop used, and all of the time that it is stuck."
 )
 _TOOK = (
     "of how long one unit took. Of stream handlers that block, only the time in their own code, without waits for the "
@@ -104,8 +104,8 @@ FIGURES = (
     _figure("workers[].generation", "number", NOW, "The reload that it belongs to, 1 being the start.", "", "GEN"),
     _figure(
         "workers[].state", "text", NOW,
-        "STARTING: does not accept yet. IDLE: no unit in progress. BUSY: one is, or a connection holds its thread. "
-        "DRAINING: was told to leave, and finishes what it has.", "", "STATE",
+        "STARTING: does not accept yet. IDLE: no unit in progress. BUSY: one is, or a connection holds its thread, or "
+        "its event loop is stuck. DRAINING: was told to leave, and finishes what it has.", "", "STATE",
     ),
     _figure("workers[].age_s", "seconds", NOW, "Since its process was forked.", "", "AGE"),
     _figure("workers[].connections", "count", NOW, "Open connections that it holds, idle ones too.", "", "CONN"),

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from .channel import Sender
-from .scoreboard import STOPPING, Scoreboard
+from .scoreboard import STOPPING, TEXT_BYTES, Scoreboard
 from .signals import FAULT, STACKS, SignalInbox, ignore
 from .stack_text import compose
 
@@ -131,7 +131,8 @@ class Life:
     def _answer(self, _signum: int, frame: FrameType | None) -> None:
         """Write the stacks of all threads: the one handler that does more than record, as it is there for hangs."""
         tasks, current = self.tasks()
-        self._sender.send("stacks", text=compose([*stacks(frame), *tasks], _STACKS_MOST), current=current)
+        text = compose([*stacks(frame), *tasks], _STACKS_MOST)
+        self._sender.send("stacks", text=text, current=current[:TEXT_BYTES])
 
 
 def stacks(own: FrameType | None = None) -> list[tuple[str, str]]:

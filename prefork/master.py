@@ -180,7 +180,7 @@ class Master:
             self._log.debug("worker ready", **worker.identity, engine=message.fields.get("engine"))
             self._announce()
         elif message.kind == "stacks" and worker.hang is not None:
-            worker.hang.answered, worker.hang.stacks = True, str(message.fields["text"])
+            worker.hang.heard(str(message.fields["text"]), str(message.fields["current"]))
             self._log.warning(
                 "worker hung", **worker.identity, serving=worker.hang.serving or None, detail=worker.hang.stacks
             )

@@ -47,11 +47,16 @@ class Hang:
     """A worker out of time, and how far the master's questions have got."""
 
     since_ns: int
-    serving: str
+    serving: str  # of an event loop, until it has answered, the oldest of those that it serves
     asked_s: float  # for its Python stacks
     answered: bool = False
     stacks: str = ""  # the answer
     fault_s: float | None = None  # asked faulthandler
+
+    def heard(self, text: str, current: str) -> None:
+        """It has answered. `current`: of an event loop, whom the task serves that runs."""
+        self.answered, self.stacks = True, text
+        self.serving = current or self.serving
 
 
 @dataclass(slots=True)

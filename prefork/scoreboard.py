@@ -8,7 +8,8 @@ An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Ru
 - Times are CLOCK_MONOTONIC nanoseconds, comparable between processes. `SINCE` is when the row's unit of work began,
   0 while it waits for a client: the master adds `--timeout` and compares, so that idle rows need no heartbeat.
 - A row's text says what it serves, for people: the client, and of HTTP the request. It is written before the
-  application is called, as nobody else can say it while that runs; a reader may meet it half written.
+  application is called, as nobody else can say it while that runs; a reader may meet it half written. An event loop,
+  which serves many, has two: the oldest as of its last beat, and the one that began last.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ _SLOW = 17  # slow requests noted so far
 QUEUE = 18  # from here on: connections by how long they waited to be taken; queue_bucket numbers the cells
 QUEUE_BUCKETS = 16
 _TEXT = QUEUE + QUEUE_BUCKETS  # filled up with NULs
-_TEXT_BYTES = 192
+TEXT_BYTES = 192
+BEGAN = _TEXT + TEXT_BYTES // 8  # of event loops: when what is served since last began (ns), 0 once it has ended
 _RING = 64  # from here on: the latest slow requests, each of them when (epoch ns), how long (ns), and its text
 _RING_ENTRIES = 8
-_ENTRY = 2 + _TEXT_BYTES // 8
-HISTOGRAM = _RING + _RING_ENTRIES * _ENTRY  # units by their busy time, histogram.array_index numbers the cells
+_ENTRY = 2 + TEXT_BYTES // 8
+_LATEST = _RING + _RING_ENTRIES * _ENTRY  # of event loops: the text of BEGAN
+HISTOGRAM = _LATEST + TEXT_BYTES // 8  # units by their busy time, histogram.array_index numbers the cells
 CELLS = HISTOGRAM + BUCKETS
 
 COUNTERS = {
@@ -109,8 +112,7 @@ class Scoreboard:
     def read(self, group: int) -> Reading:
         """What the group says now."""
         rows = [self.row(group, thread) for thread in range(self.threads)]
-        busy = [(row.cells[SINCE], row.peer) for row in rows if row.cells[SINCE]]
-        since_ns, peer = min(busy, default=(0, ""))
+        since_ns, peer = min((found for row in rows if (found := row.serving)[0]), default=(0, ""))
         return Reading(
             since_ns=since_ns,
             beat_ns=max(row.cells[BEAT] for row in rows),
@@ -124,9 +126,9 @@ class Scoreboard:
         found = []
         for thread in range(self.threads):
             row = self.row(group, thread)
-            since_ns, beat_ns, held = row.cells[SINCE], row.cells[BEAT], row.cells[HELD]
+            (since_ns, text), beat_ns, held = row.serving, row.cells[BEAT], row.cells[HELD]
             if since_ns or beat_ns or held:
-                found.append(Work(thread=thread, since_ns=since_ns, beat_ns=beat_ns, held=held, text=row.peer))
+                found.append(Work(thread=thread, since_ns=since_ns, beat_ns=beat_ns, held=held, text=text))
         return found
 
     def histogram(self, group: int) -> Histogram:
@@ -142,6 +144,17 @@ class Scoreboard:
         rows = [self.row(group, thread).cells[QUEUE : QUEUE + QUEUE_BUCKETS] for thread in range(self.threads)]
         return [sum(counts) for counts in zip(*rows, strict=True)]
 
+    def last(self, group: int) -> tuple[str, ...]:
+        """What each thread of the group serves, or has served last."""
+        rows = [self.row(group, thread) for thread in range(self.threads)]
+        return tuple(text for row in rows if (text := row.latest or row.peer))
+
+    def begun(self, group: int) -> tuple[int, str]:
+        """What an event loop has begun last, if that goes on: since when (ns, 0 = it does not), and what it is."""
+        row = self.row(group)
+        began_ns = row.cells[BEGAN]
+        return began_ns, row.latest if began_ns else ""
+
     def slow(self, group: int) -> list[Slow]:
         """The group's latest slow requests, the latest last. They outlive whoever served them."""
         found = [entry for thread in range(self.threads) for entry in self.row(group, thread).slow()]
@@ -152,16 +165,19 @@ class Row:
     """One thread's line. `cells` is the 64-bit view; the owner indexes it directly, as that is the request path.
 
     `memory[place]` is the text: a slice of the mmap itself, as that is faster than a view (0.05 us instead of 0.2).
+    `memory[latest_place]` is that of BEGAN.
     """
 
-    __slots__ = ("_first", "cells", "memory", "place")
+    __slots__ = ("_first", "cells", "latest_place", "memory", "place")
 
     def __init__(self, memory: mmap.mmap, cells: memoryview, first: int) -> None:
         self.cells = cells
         self.memory = memory
         self._first = first
         start = 8 * (first + _TEXT)
-        self.place = slice(start, start + _TEXT_BYTES)
+        self.place = slice(start, start + TEXT_BYTES)
+        start = 8 * (first + _LATEST)
+        self.latest_place = slice(start, start + TEXT_BYTES)
 
     def serve(self, peer: str) -> None:
         """Note who is being served; what is too long is cut."""
@@ -178,7 +194,7 @@ class Row:
         cells[at] = 0
         cells[at + 1] = took_ns
         start = 8 * (self._first + at + 2)
-        self.memory[start : start + _TEXT_BYTES] = marked or self.memory[self.place]
+        self.memory[start : start + TEXT_BYTES] = marked or self.memory[self.place]
         cells[at] = time_ns()
         cells[_SLOW] = count + 1
 
@@ -188,7 +204,7 @@ class Row:
         for at in range(_RING, _RING + _RING_ENTRIES * _ENTRY, _ENTRY):
             if ended_ns := self.cells[at]:
                 start = 8 * (self._first + at + 2)
-                text = _readable(self.memory[start : start + _TEXT_BYTES])
+                text = _readable(self.memory[start : start + TEXT_BYTES])
                 found.append(Slow(ended_ns=ended_ns, took_ns=self.cells[at + 1], text=text))
         return found
 
@@ -197,32 +213,40 @@ class Row:
         """Who is, or was last, being served; of HTTP, with which request."""
         return _readable(self.memory[self.place])
 
+    @property
+    def latest(self) -> str:
+        """What an event loop has begun last."""
+        return _readable(self.memory[self.latest_place])
+
+    @property
+    def serving(self) -> tuple[int, str]:
+        """Since when (ns, 0 = not) a unit of work is in progress, and whose it is."""
+        if since_ns := self.cells[SINCE]:
+            return since_ns, self.peer
+        began_ns = self.cells[BEGAN]
+        return began_ns, self.latest if began_ns else self.peer
+
 
 def mark(text: str) -> bytes:
     """Make the text as long as its place in a row."""
-    return text.encode("utf-8", "backslashreplace")[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
+    return text.encode("utf-8", "backslashreplace")[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
 
 
 def lead(peer: str) -> bytes:
     """What stands before the request in a row's text; a client's name leaves it at least a third of the place."""
-    return peer.encode("utf-8", "backslashreplace")[: _TEXT_BYTES * 2 // 3] + b" "
+    return peer.encode("utf-8", "backslashreplace")[: TEXT_BYTES * 2 // 3] + b" "
 
 
 def request_mark(lead: bytes, method: str, target: bytes) -> bytes:
     """The `mark` of a request. Method and target are of visible ASCII, or the parser had refused them."""
     text = lead + (_METHODS.get(method) or method.encode() + b" ") + target
-    return text.ljust(_TEXT_BYTES, b"\0")[:_TEXT_BYTES]
+    return text.ljust(TEXT_BYTES, b"\0")[:TEXT_BYTES]
 
 
 def _readable(text: bytes) -> str:
     """The text of a row. A client on a Unix socket may be called anything: control characters are escaped."""
     found = text.rstrip(b"\0").decode("utf-8", "replace")
     return found if found.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in found)
-
-
-def beat_s(timeout_s: float, slow_s: float) -> float:
-    """How long an asyncio loop has between its beats: shorter than what is judged by them."""
-    return min(1.0, timeout_s / 4, max(slow_s / 2, 0.05) if slow_s else 1.0)
 
 
 def queue_bucket(waited_ms: int) -> int:

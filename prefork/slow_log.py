@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .beat import beat_s
 from .config import Config
 from .log import Log
 from .roster import Roster, WorkerHandle
-from .scoreboard import BEAT, SINCE, Scoreboard, Work, beat_s
+from .scoreboard import BEAT, SINCE, Scoreboard, Work
 from .stack_text import application, thread
 from .workforce import Message, Workforce
 

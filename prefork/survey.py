@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import __version__
+from .beat import beat_s, stuck_ns
 from .config import Config
 from .facts import Facts, KnownWorker
 from .histogram import ARRAY_DIGITS, Histogram
@@ -20,7 +21,7 @@ from .listener import Listener
 from .log import utc
 from .memory import PssCache, cpu_s
 from .option import OPTIONS
-from .scoreboard import BUSY_NS, COUNTERS, SINCE, Scoreboard
+from .scoreboard import BEAT, BUSY_NS, COUNTERS, SINCE, Reading, Scoreboard
 from .status import Document, WorkerFacts, slow_document, totals
 
 BUSY_S = 10.0
@@ -84,6 +85,15 @@ class Survey:
         }
         return Picture(facts=facts, document=document, latencies=latencies, slots=slots, waits=waits)
 
+    def reading(self, group: int) -> Reading:
+        """What a group says now. A loop that is stuck is at work, also where nobody can tell for whom."""
+        reading = self.board.read(group)
+        stuck = 0 if reading.since_ns else self._stuck_ns(reading.beat_ns, time.monotonic_ns())
+        return replace(reading, since_ns=stuck) if stuck else reading
+
+    def _stuck_ns(self, beat_ns: int, now_ns: int) -> int:
+        return stuck_ns(beat_ns, now_ns, beat_s(self.config.timeout_s, self.config.slow_s))
+
     def _server(self, facts: Facts, now_s: float) -> Document:
         return {
             "version": __version__,
@@ -113,7 +123,7 @@ class Survey:
         return [
             WorkerFacts(
                 handle=worker,
-                reading=self.board.read(worker.group),
+                reading=self.reading(worker.group),
                 latencies=self.board.histogram(worker.group),
                 busy_ratio=self._busy_ratio(worker),
                 cpu_s=self._cpu_s[worker.pid],
@@ -127,12 +137,16 @@ class Survey:
         ]
 
     def _busy(self, worker: KnownWorker) -> tuple[int, int]:
-        """The clock, and how long the worker's threads have been busy in all, units in progress included (ns)."""
+        """The clock, and how long the worker's threads have been busy in all, units in progress included (ns).
+
+        Not those of a loop, which may wait for whatever they like; it is busy beyond what it tells while it is stuck.
+        """
         now_ns = time.monotonic_ns()
         busy_ns = 0
         for thread in range(self.config.threads):
             cells = self.board.row(worker.group, thread).cells
-            busy_ns += cells[BUSY_NS] + (max(0, now_ns - since) if (since := cells[SINCE]) else 0)
+            since_ns = self._stuck_ns(beat_ns, now_ns) if (beat_ns := cells[BEAT]) else cells[SINCE]
+            busy_ns += cells[BUSY_NS] + (max(0, now_ns - since_ns) if since_ns else 0)
         return now_ns, busy_ns
 
     def _busy_ratio(self, worker: KnownWorker) -> float:

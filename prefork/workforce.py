@@ -163,6 +163,10 @@ class Workforce:
         receiver = self._receivers.pop(child.pid)
         receiver.close()
         reading = self.board.read(worker.group)
+        began_ns, begun = self.board.begun(worker.group)
+        since_ns, serving = began_ns or reading.since_ns, begun or reading.serving
+        if worker.hang is not None:  # of an event loop it may know better than the rows
+            since_ns, serving = since_ns or worker.hang.since_ns, worker.hang.serving or serving
         counted = self.gone.setdefault(worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
         for name, value in {**reading.counters, "cpu_ns": child.cpu_ns}.items():
             counted[name] += value
@@ -176,10 +180,10 @@ class Workforce:
             exit=child,
             time=utc(time.time()),
             age_s=now_s - worker.spawned_s,
-            serving=reading.serving if reading.since_ns else "",
-            serving_s=now_s - reading.since_ns / 1e9 if reading.since_ns else None,
+            serving=serving if since_ns else "",
+            serving_s=now_s - since_ns / 1e9 if since_ns else None,
             requests=reading.counters["completed"],
-            last=tuple(work.text for work in self.board.work(worker.group) if work.text),
+            last=self.board.last(worker.group),
             slow=tuple(self.board.slow(worker.group)),
             oom=self.oom.claim() if child.signum == signal.SIGKILL and not worker.killed else False,
             message=self._failures.pop(child.pid, None),

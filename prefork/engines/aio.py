@@ -155,7 +155,7 @@ class AioEngine:
         self._crowd.arriving += 1
         self._crowd.announce()
         if self._kind != "asgi":
-            self._adopt(sock, partial(self._protocol, listener))
+            self._adopt(sock, partial(self._protocol, listener, sockaddr))
             return
         peer = cast("AsgiService", self._service).site.peer(listener, sockaddr)
         peer.queue_ms = queue_ms

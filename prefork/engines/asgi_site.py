@@ -54,7 +54,7 @@ class AsgiSite(HttpSite[Scopes]):
         self.max_message = station.config.ws_max_message
         self.pings = station.config.ws_ping_s > 0
         self.look_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
-        self._row = station.rows[0]
+        self.row = station.rows[0]
         self._cells = station.rows[0].cells
         scheme = "https" if self.secure else "http"
         self._scopes = {
@@ -103,7 +103,7 @@ class AsgiSite(HttpSite[Scopes]):
 
     def _slowly(self, exchange: Exchange, took_ns: int) -> None:
         if not exchange.response.streams_events:
-            self._row.slowly(took_ns, mark(exchange.text))
+            self.row.slowly(took_ns, mark(exchange.text))
 
     def blame(self, error: BaseException, peer: AsgiPeer, *, gone: bool = False) -> None:
         """The application failed where no response can tell. `gone`: after its client had left, which may be why."""

@@ -37,7 +37,7 @@ class ProtocolService:
         # By id() of the protocol: itself, which keeps the number its own; its transport; when it began.
         self._held: dict[int, tuple[Any, asyncio.Transport, int]] = {}
 
-    def protocol(self, _listener: Listener) -> asyncio.BaseProtocol:
+    def protocol(self, _listener: Listener, _sockaddr: Any = None) -> asyncio.BaseProtocol:
         """The application's object for the next connection. Never raises: a loop that accepts would not go on."""
         try:
             protocol = self._target()

@@ -15,7 +15,8 @@ import random
 from collections.abc import Callable
 from time import monotonic_ns, thread_time_ns
 
-from ..scoreboard import BEAT, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, SINCE, beat_s
+from ..beat import beat_s
+from ..scoreboard import BEAT, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, SINCE
 from .balance import Balance
 from .station import Station
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..listener import Listener
 from .complaints import Complaints
@@ -29,8 +29,11 @@ class Service(Protocol):
 
     def __init__(self, premises: Premises) -> None: ...
 
-    def protocol(self, listener: Listener, /) -> asyncio.BaseProtocol:
-        """What serves the next connection of a listener. It joins and leaves the crowd by itself."""
+    def protocol(self, listener: Listener, told: Any = None, /) -> asyncio.BaseProtocol:
+        """What serves the next connection of a listener. It joins and leaves the crowd by itself.
+
+        `told`: what is known of the client: of HTTP its Peer, else the address that accept() gave.
+        """
 
     async def begin(self) -> None:
         """Before the first connection. Raises BootError."""

@@ -13,14 +13,16 @@ from collections.abc import Iterable
 from time import monotonic_ns
 from typing import Any
 
+from ..address import format_sockaddr
 from ..histogram import array_index
 from ..listener import Listener
-from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOO_LONG, TOOK_NS
+from ..scoreboard import BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOO_LONG, TOOK_NS, mark
 from .peer import peer_of
 from .pulse import Pulse
 from .service import Premises
 
 _LIMIT = 65536  # bytes of a line; the default of asyncio.start_server
+_NOBODY = mark("")
 _SWEEPS = 8  # in one --idle-timeout: it is kept to a quarter, as beginning and end are seen so late
 
 
@@ -29,16 +31,19 @@ class StreamsService:
 
     def __init__(self, premises: Premises) -> None:
         self.handle = premises.station.app.target
+        self.row = premises.station.rows[0]
         self.cells = premises.station.rows[0].cells
         self.crowd = premises.crowd
         self.pulse = premises.pulse
         self.complaints = premises.complaints
         self.loop = premises.loop
         self._idle_s = premises.station.config.idle_timeout_s
+        premises.pulse.oldest = self._oldest
 
-    def protocol(self, _listener: Listener) -> asyncio.BaseProtocol:
-        """What serves the next connection."""
-        return StreamConnection(self)
+    def protocol(self, listener: Listener, sockaddr: Any = None) -> asyncio.BaseProtocol:
+        """What serves the next connection. `sockaddr`: from there, if that is known without asking."""
+        marked = _NOBODY if sockaddr is None else mark(format_sockaddr(listener.sock.family, sockaddr))
+        return StreamConnection(self, marked)
 
     async def begin(self) -> None:
         """Begin to look for silent clients."""
@@ -66,6 +71,12 @@ class StreamsService:
     async def end(self, timeout_s: float) -> None:
         """Nothing is needed."""
 
+    def _oldest(self) -> tuple[int, bytes]:
+        """Whose handler has begun first, of those that do not wait for their clients."""
+        members = (member for member in self.crowd.members if isinstance(member, StreamConnection))
+        oldest = min((member for member in members if member.works), key=lambda each: each.since_ns, default=None)
+        return (0, b"") if oldest is None else (oldest.since_ns, mark(oldest.text))
+
     def _sweep(self) -> None:
         late_ns = monotonic_ns() - round(self._idle_s * 1e9)
         for connection in list(self.crowd.members):
@@ -85,13 +96,14 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     _transport: asyncio.Transport | None
     _paused: bool
 
-    def __init__(self, service: StreamsService) -> None:
+    def __init__(self, service: StreamsService, marked: bytes) -> None:
         self._reader = asyncio.StreamReader(_LIMIT, service.loop)
         super().__init__(self._reader, service.handle, service.loop)
         self._service = service
         self._pulse = service.pulse
         self._serving: asyncio.Task[None] | None = None
-        self._since_ns = monotonic_ns()
+        self.since_ns = monotonic_ns()
+        self._mark = marked  # for the scoreboard: whom it serves
         self._lost = False
         self._silent: TimeoutError | None = None  # --idle-timeout has passed
         self._waits_for: Any = None  # what it waited for when it was looked at last
@@ -147,6 +159,11 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         return self._serving
 
     @property
+    def works(self) -> bool:
+        """Its handler runs, and does not wait for the client."""
+        return self._serving is not None and self._awaited() is None
+
+    @property
     def text(self) -> str:
         """Whose connection it is: for people."""
         return peer_of(self._transport)
@@ -168,15 +185,20 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         service, cells = self._service, self._service.cells
         fate = COMPLETED
+        row = service.row
+        row.memory[row.latest_place] = self._mark  # who is to be named if this is the end of the worker
+        cells[BEGAN] = self.since_ns
         try:
             await service.handle(reader, writer)
         except BaseException as error:  # noqa: BLE001 - the handler border
             fate = self._judge(error, writer)
-        took_ns = monotonic_ns() - self._since_ns
+        took_ns = monotonic_ns() - self.since_ns
         cells[IDLE_CLOSED if self._silent and fate != ERRORS else fate] += 1
         cells[HISTOGRAM + array_index(took_ns)] += 1
         cells[TOOK_NS] += took_ns
         self._serving = None
+        if cells[BEGAN] == self.since_ns:
+            cells[BEGAN] = 0
         if self._lost:
             service.crowd.leave(self)
         else:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.client import dial, exchange
+from tests.support.client import dial, exchange, read_to_end
 from tests.support.control import Place, converse
 from tests.support.server import APPS
 from tests.support.wait import eventually
+from tests.support.web import request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +129,72 @@ def test_they_are_told_while_four_workers_are_stuck(serve: Serve, place: Place) 
         for pid in server.worker_pids():
             os.kill(pid, signal.SIGKILL)
     assert all("in spin" not in (entry["detail"] or "") for entry in told(place, 5))
+
+
+_ASGI = """
+import os
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("only HTTP")
+    if scope["path"] == "/exit":
+        os._exit(3)
+    while scope["path"] == "/spin":
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+"""
+_STREAMS = """
+import os
+
+async def app(reader, writer):
+    line = await reader.readline()
+    if b"/exit" in line:
+        os._exit(3)
+    while b"/spin" in line:
+        pass
+    writer.write(line)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [_ASGI, _STREAMS], ids=["asgi", "streams"])
+def test_an_event_loop_tells_whom_it_served_when_it_died(
+    serve: Serve, place: Place, app: AppWriter, source: str
+) -> None:
+    """Nobody can ask a loop that dies at once or never turns again: whom it serves has to be written before."""
+    server = serve(app(source, attribute="app"), "--workers", "1", "--timeout", "1500ms", env=place.env)
+    for count, (path, cause) in enumerate((("/exit", "exit code 3"), ("/spin", "timeout")), 1):
+        exchange(server.address, request("/", connection="close"))
+        (pid,) = server.worker_pids()
+        with dial(server.address) as client:
+            whom = "{}:{}".format(*client.getsockname()) + (f" GET {path}" if source is _ASGI else "")
+            client.sendall(request(path))
+            if cause == "timeout":
+                eventually(lambda: doing(place) == [("BUSY", whom)], within_s=15, what="a busy worker")  # noqa: B023
+            server.wait_workers(1, without={pid}, within_s=15)
+        entry = told(place, count)[-1]
+        assert (entry["cause"], entry["serving"]) == (cause, whom)
+        assert entry["serving_s"] >= (1.5 if cause == "timeout" else 0)
+    server.wait_log(rf"worker hung .*serving=.?{whom}")
+
+
+def doing(place: Place) -> list[tuple[str, str | None]]:
+    return [(worker["state"], worker["serving"]) for worker in place.status()["workers"]]
+
+
+def test_an_idle_worker_has_served_somebody_last(serve: Serve, place: Place) -> None:
+    server = serve(OBEY, "--workers", "1", env=place.env)
+    with dial(server.address) as client:
+        whom = "{}:{}".format(*client.getsockname())
+        client.sendall(b"work\n")
+        assert read_to_end(client)
+    eventually(lambda: doing(place) == [("IDLE", None)], within_s=15)
+    (pid,) = server.worker_pids()
+    os.kill(pid, signal.SIGKILL)
+    (entry,) = told(place, 1)
+    assert (entry["serving"], entry["last"]) == (None, [whom])
+    assert f"served   {whom}, last" in place.ok("obituaries")
 
 
 @pytest.mark.parametrize("last", ["0", "-1", "some"])

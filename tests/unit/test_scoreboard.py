@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from prefork.address import format_sockaddr
 from prefork.scoreboard import (
+    BEGAN,
     CELLS,
     COUNTERS,
     HELD,
@@ -175,6 +176,21 @@ def test_work_is_told_of_those_who_have_some() -> None:
         Work(thread=1, since_ns=0, beat_ns=0, held=5, text="peer 1"),
         Work(thread=2, since_ns=5, beat_ns=0, held=0, text="peer 2"),
     ]
+
+
+def test_a_loop_has_the_oldest_and_what_it_began_last() -> None:
+    board = Scoreboard(groups=2, threads=1)
+    row = board.row(1)
+    assert (board.begun(1), board.last(1)) == ((0, ""), ())
+    row.memory[row.latest_place] = mark("young")
+    row.cells[BEGAN] = 7
+    assert (board.read(1).since_ns, board.read(1).serving) == (7, "young"), "no beat has named anybody yet"
+    row.serve("old")
+    row.cells[SINCE] = 5
+    assert (board.read(1).since_ns, board.read(1).serving) == (5, "old")
+    assert (board.begun(1), board.last(1)) == ((7, "young"), ("young",))
+    row.cells[BEGAN] = 0
+    assert (board.begun(1), board.last(1)) == ((0, ""), ("young",))
 
 
 def test_a_unix_client_may_have_any_name() -> None:

@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from prefork.beat import beat_s
 from prefork.log import Log
 from prefork.roster import Roster, WorkerHandle
-from prefork.scoreboard import BEAT, SINCE, Scoreboard, beat_s
+from prefork.scoreboard import BEAT, SINCE, Scoreboard
 from prefork.slow_log import SlowLog
 from prefork.workforce import Message
 

@@ -1,0 +1,48 @@
+"""What can be seen of workers from outside: whether they are busy, and how much, by the kind of their engine."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from prefork.config import resolve
+from prefork.scoreboard import BEAT, BUSY_NS, HELD, SINCE, Scoreboard
+from prefork.survey import Survey
+from tests.unit.test_facts import facts, worker
+
+SECOND = 1_000_000_000
+
+
+def seen(cells: dict[int, int], *, engine: str) -> tuple[str, float]:
+    """State and busy_ratio of a worker that has been ready for 100 s."""
+    board = Scoreboard(groups=8, threads=1)
+    for cell, value in cells.items():
+        board.row(7).cells[cell] = value
+    survey = Survey(config=resolve("shop:app", {"workers": "1"}, {}), board=board, listeners=[])
+    known = worker(pid=1 << 30, spawned_s=time.monotonic() - 101, ready_s=time.monotonic() - 100)
+    (entry,) = survey.picture(facts(workers=(known,), engine=engine, gone={})).document["workers"]
+    return entry["state"], entry["busy_ratio"]
+
+
+def ago(seconds: float) -> int:
+    return time.monotonic_ns() - round(seconds * SECOND)
+
+
+def test_a_thread_is_busy_with_what_it_has_in_hand() -> None:
+    state, ratio = seen({SINCE: ago(40), BUSY_NS: 10 * SECOND, HELD: 1}, engine="blocking")
+    assert (state, ratio) == ("BUSY", pytest.approx(0.5, abs=0.02))
+
+
+def test_a_loop_whose_request_waits_is_not_busy_meanwhile() -> None:
+    state, ratio = seen({SINCE: ago(90), BEAT: ago(0.5), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
+    assert (state, ratio) == ("BUSY", pytest.approx(0.1, abs=0.02))
+
+
+def test_a_loop_that_is_stuck_is_busy_for_whomever() -> None:
+    state, ratio = seen({BEAT: ago(40), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
+    assert (state, ratio) == ("BUSY", pytest.approx(0.5, abs=0.02))
+
+
+def test_a_loop_that_is_late_by_a_beat_is_not_stuck() -> None:
+    assert seen({BEAT: ago(1.5), HELD: 1}, engine="aio") == ("IDLE", 0)
