@@ -31,6 +31,11 @@ def count(_self: Any, _exchange: Any) -> int:
     return monotonic_ns()
 
 
+def ends(self: Any, exchange: Any) -> None:
+    """AsgiSite.ends: a worker has to know who is being served."""
+    del self.running[exchange]
+
+
 def ignore(*_: Any) -> None:
     """Write nothing."""
 
@@ -40,6 +45,8 @@ def patch() -> None:
     replaced = [
         (WsgiSite, "run", run),
         (AsgiSite, "count", count),
+        (AsgiSite, "begins", ignore),
+        (AsgiSite, "ends", ends),
         (Pulse, "_flush", ignore),
         (reactor.Reactor, "_flush", ignore),
         *((engine, "note_wait", ignore) for engine in (aio, reactor)),

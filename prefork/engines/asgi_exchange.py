@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..http.asgi_response import AsgiResponse, Message
 from ..http.response import ResponseError
-from ..scoreboard import BEGAN
 from .bell import Bell
 from .outflow import TURN_BYTES
 from .request_body import RequestBody
@@ -65,11 +64,7 @@ class Exchange:
     async def run(self) -> None:
         """Call the application. It is all in one coroutine, as a request's task has no other."""
         site = self._site
-        row, peer, request = site.row, self.peer, self.request
-        if request.target is not peer.target or request.method is not peer.method:
-            peer.asks(request)
-        row.memory[row.latest_place] = peer.mark  # who is to be named if this is the end of the worker
-        row.cells[BEGAN] = began_ns = self.began_ns
+        site.begins(self)
         try:
             await site.app(self._scope, self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - the border of the application
@@ -77,9 +72,7 @@ class Exchange:
         else:
             if not self.response.done and not self.gone:
                 await self._returned()
-        del site.running[self]
-        if row.cells[BEGAN] == began_ns:
-            row.cells[BEGAN] = 0
+        site.ends(self)
 
     async def receive(self) -> dict[str, Any]:
         """ASGI: the next piece of the body, or that the client has left."""

@@ -14,7 +14,7 @@ from ..http.response import error_response
 from ..http.scope import Scope, Scopes, for_connection, for_listener, of_websocket, see_through
 from ..http.trusted import UNIX
 from ..http.websocket_opening import handshake, refuse
-from ..scoreboard import ABORTED, COMPLETED, ERRORS, GONE, HISTOGRAM, TIMED_OUT, TOOK_NS, mark
+from ..scoreboard import ABORTED, BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, TIMED_OUT, TOOK_NS, mark
 from .asgi_websocket import WebSocketConnection
 from .http_site import HttpSite
 from .parting import Parting
@@ -54,7 +54,7 @@ class AsgiSite(HttpSite[Scopes]):
         self.max_message = station.config.ws_max_message
         self.pings = station.config.ws_ping_s > 0
         self.look_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
-        self.row = station.rows[0]
+        self._row = station.rows[0]
         self._cells = station.rows[0].cells
         scheme = "https" if self.secure else "http"
         self._scopes = {
@@ -70,6 +70,20 @@ class AsgiSite(HttpSite[Scopes]):
     def see_through(self, peer: AsgiPeer, request: Request, scope: Scope) -> None:
         """Put the client in the place of the trusted proxies that stand before it."""
         see_through(scope, find_origin(request.fields, peer.address, peer.port, self.trusted))
+
+    def begins(self, exchange: Exchange) -> None:
+        """The application is to be called: whoever it serves is to be named if this is the end of the worker."""
+        row, peer, request = self._row, exchange.peer, exchange.request
+        if request.target is not peer.target or request.method is not peer.method:
+            peer.asks(request)
+        row.memory[row.latest_place] = peer.mark
+        self._cells[BEGAN] = exchange.began_ns
+
+    def ends(self, exchange: Exchange) -> None:
+        """Its call has returned."""
+        del self.running[exchange]
+        if self._cells[BEGAN] == exchange.began_ns:
+            self._cells[BEGAN] = 0
 
     def count(self, exchange: Exchange) -> int:
         """An exchange is complete; to be called before its last bytes leave. Returns the time, in ns."""
@@ -103,7 +117,7 @@ class AsgiSite(HttpSite[Scopes]):
 
     def _slowly(self, exchange: Exchange, took_ns: int) -> None:
         if not exchange.response.streams_events:
-            self.row.slowly(took_ns, mark(exchange.text))
+            self._row.slowly(took_ns, mark(exchange.text))
 
     def blame(self, error: BaseException, peer: AsgiPeer, *, gone: bool = False) -> None:
         """The application failed where no response can tell. `gone`: after its client had left, which may be why."""
