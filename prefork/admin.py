@@ -29,6 +29,7 @@ from .privileges import Identity
 from .signals import SignalInbox, ignore
 
 CLIENTS_MOST = 64
+LEAVE = signal.SIGUSR2  # the master's word to go; not TERM, which a service manager sends to everybody
 LEAVE_S = 1.0  # for clients it has, once it was told to go
 NO_IDENTITY = 3  # exit code
 _NEVER = float("inf")
@@ -65,10 +66,10 @@ class Admin:
             return NO_IDENTITY
         if not die_with_parent(self.master, self.libc):
             return ORPHANED
-        for signum in NOT_OURS:
+        for signum in (*NOT_OURS, signal.SIGTERM):  # a stop is the master's business: we answer until it has ended
             ignore(signum)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        inbox = SignalInbox([signal.SIGTERM, signal.SIGUSR1])
+        inbox = SignalInbox([LEAVE, signal.SIGUSR1])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         setproctitle.setproctitle("prefork: admin")
         self._sock.setblocking(False)
@@ -90,7 +91,7 @@ class Admin:
             came = inbox.take()
             if signal.SIGUSR1 in came:
                 self.log.reopen()
-            if signal.SIGTERM in came and self._leave_s == _NEVER:
+            if LEAVE in came and self._leave_s == _NEVER:
                 self._leave()
         return 0
 

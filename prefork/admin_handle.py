@@ -128,7 +128,7 @@ class AdminHandle:
         """Another master is to be asked from now on: hear out who is there, take no more."""
         self._wanted = False
         if self._pid:
-            os.kill(self._pid, signal.SIGTERM)
+            os.kill(self._pid, self._code.LEAVE)
 
     def hand_over(self, fds: Collection[int]) -> None:
         """The other master has taken these descriptors, and it is to be asked."""

@@ -214,7 +214,7 @@ class Master:
             return
         reason = obituary.reason or f"it died of {child}"
         delay_s = self._policy.died(worker, self._force.completed(worker.generation), time.monotonic(), reason)
-        if obituary.expected or (child.clean and self._policy.stopping):  # it saw the stop before it was told
+        if obituary.expected or (child.clean and self._policy.ending):  # TERM to the group reaches it before our word
             self._log.debug("worker retired", **worker.identity)
         else:
             self._log.error("worker died", **obituary.fields(), respawn_in=f"{delay_s:.2f}s" if delay_s else None)

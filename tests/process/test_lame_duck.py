@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.process.test_systemd import Manager
+from tests.support.admin import ADMIN, address_of, status, workers_of
 from tests.support.client import Hammer, Outcome, attempt, exchange, talkback_reply
 from tests.support.control import Place, finish
 from tests.support.processes import alive
 from tests.support.server import APPS
 from tests.support.wait import eventually
+from tests.support.web import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +103,23 @@ def test_a_worker_that_dies_meanwhile_is_replaced(serve: Serve) -> None:
     os.kill(worker, signal.SIGKILL)
     server.wait_workers(1, without={worker})
     assert attempt(server.address, b"hi\n", HI) is Outcome.OK
+    assert server.stop() == 0
+
+
+def test_a_signal_to_the_whole_group_is_no_death(serve: Serve) -> None:
+    """Workers leave at once then, and are replaced; the admin stays, as somebody has to say that we leave."""
+    server = serve("talkback", "--workers", "2", *LONG, *ADMIN)
+    admin, before = address_of(server), workers_of(server)
+    with Hammer(server.address, clients=4) as hammer:
+        hammer.wait_more(20)
+        server.signal_group(signal.SIGTERM)
+        server.wait_log(r"leaving signal=SIGTERM")
+        eventually(lambda: fetch(admin, "/readyz").status == 503, within_s=15)
+        eventually(lambda: len(workers_of(server) - before) == 2, within_s=15, what="two new workers")
+        hammer.wait_more(20)
+    assert not hammer.failures
+    assert "died" not in server.log
+    assert status(admin)["obituaries"]["count"] == 0
     assert server.stop() == 0
 
 
