@@ -1,7 +1,7 @@
 """WORKER. Which requests of an event loop are slow, and what they await: looked at with each beat.
 
 They are told to the master, which writes the slow log (slow_log.py): one a beat with its stack, of the others how many.
-Streams of events are meant to last.
+Streams of events are meant to last. Those of coroutine handlers: see streams.py.
 """
 
 from __future__ import annotations

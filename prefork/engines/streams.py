@@ -17,9 +17,11 @@ from ..address import format_sockaddr
 from ..histogram import array_index
 from ..listener import Listener
 from ..scoreboard import BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOO_LONG, TOOK_NS, mark
+from .deadlines import NEVER
 from .peer import peer_of
 from .pulse import Pulse
 from .service import Premises
+from .task_stacks import stack_of
 
 _LIMIT = 65536  # bytes of a line; the default of asyncio.start_server
 _NOBODY = mark("")
@@ -39,6 +41,10 @@ class StreamsService:
         self.loop = premises.loop
         self._idle_s = premises.station.config.idle_timeout_s
         premises.pulse.oldest = self._oldest
+        self._life = premises.station.life
+        self._slow_ns = round(premises.station.config.slow_s * 1e9)
+        if self._slow_ns:
+            premises.pulse.beats.append(self._tell_slow)
 
     def protocol(self, listener: Listener, sockaddr: Any = None) -> asyncio.BaseProtocol:
         """What serves the next connection. `sockaddr`: from there, if that is known without asking."""
@@ -70,6 +76,16 @@ class StreamsService:
 
     async def end(self, timeout_s: float) -> None:
         """Nothing is needed."""
+
+    def _tell_slow(self) -> None:
+        """With each beat: tell the master whose handlers have become slow, of one with what it awaits."""
+        now_ns = monotonic_ns()
+        members = (member for member in self.crowd.members if isinstance(member, StreamConnection))
+        found = [(each, took_ns) for each in members if (took_ns := each.slow(now_ns, self._slow_ns))]
+        if found:
+            connection, took_ns = max(found, key=lambda each: each[1])
+            assert connection.task is not None  # it works
+            self._life.slow(connection.text, took_ns / 1e9, stack_of(connection.task), also=len(found) - 1)
 
     def _oldest(self) -> tuple[int, bytes]:
         """Whose handler has begun first, of those that do not wait for their clients."""
@@ -103,6 +119,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         self._pulse = service.pulse
         self._serving: asyncio.Task[None] | None = None
         self.since_ns = monotonic_ns()
+        self._works_since_ns = self.since_ns  # see slow(); 0 = not known
         self._mark = marked  # for the scoreboard: whom it serves
         self._lost = False
         self._silent: TimeoutError | None = None  # --idle-timeout has passed
@@ -126,6 +143,8 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         if not pulse.on:
             pulse.begin()
         pulse.bytes_in += len(data)
+        if self._reader._waiter is not None:  # type: ignore[attr-defined]
+            self._works_since_ns = 0
         self._reader.feed_data(data)  # what asyncio's own does, by way of a weak reference
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -162,6 +181,17 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     def works(self) -> bool:
         """Its handler runs, and does not wait for the client."""
         return self._serving is not None and self._awaited() is None
+
+    def slow(self, now_ns: int, slow_ns: int) -> int:
+        """With each beat: for how long (ns) its handler has not waited for the client, once when that gets too long."""
+        if not self.works:
+            self._works_since_ns = 0
+        elif not self._works_since_ns:
+            self._works_since_ns = now_ns
+        elif (worked_ns := now_ns - self._works_since_ns) >= slow_ns:
+            self._works_since_ns = NEVER
+            return worked_ns
+        return 0
 
     @property
     def text(self) -> str:

@@ -19,7 +19,7 @@ from tests.support.web import WEB, Browser, request
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import Serve
+    from tests.conftest import AppWriter, Serve
     from tests.support.gate import Gate
 
 OBEY = f"{APPS / 'obey.py'}:handle"
@@ -95,6 +95,35 @@ def test_what_a_slow_coroutine_awaits_is_logged(serve: Serve, place: Place) -> N
     lines = re.findall(r"slow request .*", server.log)
     also = sum(int(found) for found in re.findall(r"also=(\d+)", server.log))
     assert len(lines) + also == 5, "each once"
+
+
+_DAWDLER = """
+import asyncio
+
+async def dawdle(seconds):
+    await asyncio.sleep(seconds)
+
+async def handle(reader, writer):
+    while line := await reader.readline():
+        await dawdle(float(line))
+        writer.write(b"done\\n")
+"""
+
+
+def test_a_coroutine_handler_is_slow_while_it_works_and_not_while_its_client_is(serve: Serve, app: AppWriter) -> None:
+    server = serve(app(_DAWDLER), *ONE, *SLOW)
+    with dial(server.address) as silent, dial(server.address) as client:
+        host, port = client.getsockname()
+        for count in (1, 2):
+            client.sendall(b"1.2\n")
+            server.wait_log(rf"slow request worker=0 .*serving={host}:{port} elapsed=\d\.\d\ds", count=count)
+            assert client.recv(100) == b"done\n"
+            for _ in range(20):  # no one of them takes long
+                client.sendall(b"0.03\n")
+                assert client.recv(100) == b"done\n"
+        silent.close()
+    server.wait_log(r"app\.py.* in dawdle")
+    assert server.log.count("slow request") == 2
 
 
 def test_a_loop_that_is_blocked_shows_where_and_for_whom(serve: Serve) -> None:
