@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from websockets.sync.client import connect
 
 from tests.support.client import dial, exchange, read_to_end
 from tests.support.control import Place, converse
@@ -144,6 +145,16 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"hello"})
 """
+_SOCKETS = """
+import os
+
+async def app(scope, receive, send):
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        os._exit(3)
+"""
 _STREAMS = """
 import os
 
@@ -177,6 +188,15 @@ def test_an_event_loop_tells_whom_it_served_when_it_died(
         assert (entry["cause"], entry["serving"]) == (cause, whom)
         assert entry["serving_s"] >= (1.5 if cause == "timeout" else 0)
     server.wait_log(rf"worker hung .*serving=.?{whom}")
+
+
+def test_a_websocket_that_came_last_is_named(serve: Serve, place: Place, app: AppWriter) -> None:
+    server = serve(app(_SOCKETS, attribute="app"), "--workers", "1", env=place.env)
+    with connect(f"ws://{server.address}/chat") as client:
+        whom = "{}:{} WebSocket /chat".format(*client.socket.getsockname())
+        client.send("the end")
+        (entry,) = told(place, 1)
+    assert (entry["cause"], entry["last"]) == ("exit code 3", [whom])
 
 
 def doing(place: Place) -> list[tuple[str, str | None]]:
