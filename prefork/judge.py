@@ -1,7 +1,7 @@
 """Is one worker late, and what is to be done about it? Pure: clocks go in, an action and the next look come out.
 
 - Retiring: it cuts its own connections at the graceful timeout; GRACE_MARGIN_S later it is killed.
-- Booting: ready within the boot timeout, or killed.
+- Booting: ready within the boot timeout, or asked for its stacks as one that hangs, and killed.
 - Working: a unit of work older than the timeout is a hang. Ask for the Python stacks; with no answer in
   STACKS_WAIT_S ask faulthandler; then kill.
 After the master itself was suspended nobody is judged for SUSPENDED_S: it cannot tell their time from its own.
@@ -20,6 +20,7 @@ BOOTING_GRACE_S = 0.5  # it may have accepted already, with its `ready` on the w
 SUSPENDED_S = 1.0
 
 _NEVER = float("inf")
+_BOOT = -1  # the unit of work that booting is, so to speak
 Verdict = tuple[Action | None, float]  # what to do now, and when to look again (monotonic s)
 
 
@@ -67,11 +68,15 @@ class Judge:
         limit_s = max(worker.spawned_s + self.boot_timeout_s, self.lenient_until_s)
         if now_s < limit_s:
             return None, limit_s
-        return kill(worker, f"not ready within --boot-timeout {self.boot_timeout_s:g} s"), _NEVER
+        if worker.hang is not None:
+            return self._press(worker, worker.hang, now_s, f"not ready within --boot-timeout {self.boot_timeout_s:g} s")
+        worker.hang = Hang(since_ns=_BOOT, serving="", asked_s=now_s)
+        return AskStacks(worker), now_s + STACKS_WAIT_S
 
     def _working(self, worker: WorkerHandle, unit: Unit, now_s: float) -> Verdict:
         if worker.hang is not None and worker.hang.since_ns == unit.since_ns:
-            return self._press(worker, worker.hang, now_s)
+            took_s = now_s - unit.since_ns / 1e9
+            return self._press(worker, worker.hang, now_s, f"one unit of work took {took_s:.1f} s, over --timeout")
         worker.hang = None
         if not unit.since_ns:
             return None, _NEVER
@@ -81,7 +86,7 @@ class Judge:
         worker.hang = Hang(since_ns=unit.since_ns, serving=unit.serving, asked_s=now_s)
         return AskStacks(worker), now_s + STACKS_WAIT_S
 
-    def _press(self, worker: WorkerHandle, hang: Hang, now_s: float) -> Verdict:
+    def _press(self, worker: WorkerHandle, hang: Hang, now_s: float, reason: str) -> Verdict:
         """The worker is hung and has been asked: wait for its answer, ask harder, kill."""
         asked_s = hang.asked_s if hang.fault_s is None else hang.fault_s
         limit_s = max(asked_s + STACKS_WAIT_S, self.lenient_until_s)
@@ -90,7 +95,7 @@ class Judge:
         if not hang.answered and hang.fault_s is None:
             hang.fault_s = now_s
             return AskFault(worker), now_s + STACKS_WAIT_S
-        return kill(worker, f"one unit of work took {now_s - hang.since_ns / 1e9:.1f} s, over --timeout"), _NEVER
+        return kill(worker, reason), _NEVER
 
 
 def kill(worker: WorkerHandle, reason: str) -> Kill:

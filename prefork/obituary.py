@@ -47,7 +47,7 @@ class Obituary:
     def cause(self) -> str:
         """One word or two, under which deaths are counted."""
         if self.worker.killed:
-            return "timeout" if self.worker.hang else "boot-timeout" if self.worker.pending else "killed"
+            return "boot-timeout" if self.worker.pending else "timeout" if self.worker.hang else "killed"
         return "out-of-memory" if self.oom else str(self.exit)
 
     @property

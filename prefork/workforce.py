@@ -166,7 +166,7 @@ class Workforce:
         began_ns, begun = self.board.begun(worker.group)
         since_ns, serving = began_ns or reading.since_ns, begun or reading.serving
         if worker.hang is not None:  # of an event loop it may know better than the rows
-            since_ns, serving = since_ns or worker.hang.since_ns, worker.hang.serving or serving
+            since_ns, serving = since_ns or max(0, worker.hang.since_ns), worker.hang.serving or serving
         counted = self.gone.setdefault(worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
         for name, value in {**reading.counters, "cpu_ns": child.cpu_ns}.items():
             counted[name] += value

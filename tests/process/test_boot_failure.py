@@ -111,6 +111,7 @@ def test_an_import_that_never_ends_is_given_up(serve: Serve, app: AppWriter) -> 
     server = failed(serve, app(source), "--boot-timeout", "500ms", code=CANNOT_BOOT)
     assert "boot" in server.log
     assert "500ms" in server.log or "0.5" in server.log
+    assert re.search(r'worker hung .*(\n.*)+File ".*app\.py", line 2', server.log), "and where it hangs"
 
 
 def test_one_of_several_workers_that_cannot_boot_is_enough(serve: Serve, app: AppWriter) -> None:

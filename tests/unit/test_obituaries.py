@@ -55,6 +55,7 @@ HUNG = Hang(since_ns=1, serving="10.0.0.9:5000", asked_s=70.0, answered=True, st
         (died(), "SIGKILL", "killed from outside: by the kernel, out of memory, or by a person"),
         (died(handle(killed="over --timeout", hang=HUNG)), "timeout", "over --timeout"),
         (died(handle(killed="not ready", ready_s=None)), "boot-timeout", "not ready"),
+        (died(handle(killed="not ready", ready_s=None, hang=HUNG)), "boot-timeout", "not ready"),
         (died(handle(killed="still busy", retiring_s=70.0)), "killed", "still busy"),
         (died(message={"code": 3, "message": "no database", "detail": ""}), "SIGKILL", "no database"),
     ],

@@ -304,9 +304,22 @@ def test_a_worker_that_does_not_get_ready_is_killed_once() -> None:
     slow = world.slot(0)
     assert world.later(BOOT_S - 0.5) == []
     assert world.wake_s == slow.spawned_s + BOOT_S
+    assert world.at_wake() == [AskStacks(slow)]
+    assert world.at_wake() == [AskFault(slow)]
     assert world.at_wake() == [Kill(slow, "not ready within --boot-timeout 60 s")]
     assert slow.killed == "not ready within --boot-timeout 60 s"
     assert world.later(100) == []
+
+
+def test_a_worker_that_gets_ready_in_the_last_moment_is_let_live() -> None:
+    world = started()
+    world.die(world.slot(0), served=1)
+    world.look()
+    slow = world.slot(0)
+    assert world.later(BOOT_S) == [AskStacks(slow)]
+    world.ready(slow)
+    assert world.later(100) == []
+    assert (slow.killed, slow.hang) == (None, None)
 
 
 def test_a_worker_that_boots_is_not_judged_by_its_rows() -> None:
