@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _VALUE_END = frozenset(b"\r\n\0")
+# RFC 9110 6.5.1: what says where the message ends, whom it is for, or what follows it, has to stand before the body.
+_NO_TRAILERS = frozenset({b"connection", b"content-length", b"host", b"trailer", b"transfer-encoding"})
 
 
 class AsgiResponse:
@@ -52,7 +54,8 @@ class AsgiResponse:
     """
 
     __slots__ = (
-        "_head", "_length", "_mode", "_trailers", "aborted", "done", "error", "keep_alive", "request", "sent", "status",
+        "_head", "_length", "_mode", "_trailers", "_whole", "aborted", "done", "error", "keep_alive", "request", "sent",
+        "status",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -61,6 +64,7 @@ class AsgiResponse:
         self._length: int | None = None  # of the whole body, if that is known
         self._mode = 0  # how the body's end is marked (response.py); 0 until the head leaves
         self._trailers: list[bytes] | None = None  # announced: their lines so far
+        self._whole = False  # all of the body was given, and only they are to come
         self.status = 0
         self.sent = 0
         self.keep_alive = request.keep_alive
@@ -150,13 +154,14 @@ class AsgiResponse:
             self.keep_alive = False
             self.error = ResponseError(f"the body has only {self.sent} bytes: the Content-Length is {self._length}")
         if self._trailers is not None:
+            self._whole = True
             return data
         self.done = True
         return data + LAST_CHUNK if self._mode == CHUNKED else data
 
     def _piece(self, body: bytes, stamp: bytes, *, last: bool = False) -> bytes:
         """Frame a piece of the body; before the first, the head leaves."""
-        if self.done:
+        if self.done or self._whole:
             raise ResponseError("http.response.body was sent after the last one")
         head = b"" if self._mode else self._leave(stamp, len(body), last=last)
         if self._mode == SIZED:
@@ -201,11 +206,13 @@ class AsgiResponse:
         raise ResponseError(f"a message of type {what!r} cannot be sent here")
 
     def _take_trailers(self, message: Message) -> bytes:
-        if self._trailers is None or not self._mode:
+        if self._trailers is None or not self._whole:
             raise ResponseError("http.response.trailers needs `trailers` in http.response.start, and follows the body")
         for name, value in message.get("headers", ()):
             if not TOKEN.fullmatch(name):
                 raise ResponseError(f"the trailer name {name!r} is not a token (RFC 9110 5.6.2)")
+            if name.lower() in _NO_TRAILERS:
+                raise ResponseError(f"the field {name!r} must not be a trailer (RFC 9110 6.5.1)")
             self._trailers.append(b"%b: %b\r\n" % (name, _checked(value)))
         if message.get("more_trailers", False):
             return b""

@@ -43,6 +43,7 @@ _MOST_HEADS = 256
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS = re.compile(r"[1-5][0-9]{2} [ -~\x80-\xff]*")
 _VALUE = re.compile(r"[ -~\x80-\xff]*")
+_NAMES = re.compile(rf"{_NAME.pattern}(?:[ \t]*,[ \t]*{_NAME.pattern})*+")  # of Trailer
 _CONTROLS = bytes([*range(0x20), 0x7F])
 
 
@@ -126,16 +127,22 @@ def read_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
 def _check_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
     if not isinstance(status, int):
         raise ResponseError(f"the status {status!r} is {kind(status)}, not an int")
-    fields = []
+    fields, announced = [], b""
     for item in headers:
         try:
             name, value = item
             field = name.decode("latin1"), value.decode("latin1")
         except (TypeError, ValueError, AttributeError):
             raise ResponseError(f"the header {item!r} is not a pair of bytes (name, value)") from None
-        if field[0].lower() != "transfer-encoding":  # ASGI: it may be given, and is the server's to ignore
+        lower = field[0].lower()
+        if lower == "trailer":  # RFC 9110 6.6.2: who is to send trailers should say which
+            if not _NAMES.fullmatch(field[1]):
+                raise ResponseError(f"the value {value!r} of the header {name!r} is no list of names")
+            announced += b"Trailer: %b\r\n" % value
+        elif lower != "transfer-encoding":  # ASGI: it may be given, and is the server's to ignore
             fields.append(field)
-    return _check_head(f"{int(status)} {phrase(int(status))}", fields)
+    code, text, length, given = _check_head(f"{int(status)} {phrase(int(status))}", fields)
+    return code, text + announced, length, given
 
 
 def _remember(key: tuple[object, ...], head: Head) -> None:

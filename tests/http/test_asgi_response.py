@@ -201,6 +201,26 @@ def test_trailers_that_were_not_announced() -> None:
 # --- trailers and hints
 
 
+def test_trailers_wait_for_the_end_of_the_body_and_nothing_of_it_follows() -> None:
+    response = respond(fields="TE: trailers\r\n")
+    start(response, trailers=True)
+    body(response, b"a", more=True)
+    with pytest.raises(ResponseError, match="follows the body"):
+        response.take({"type": "http.response.trailers", "headers": []}, STAMP)
+    body(response, b"b")
+    with pytest.raises(ResponseError, match="after the last one"):
+        body(response, b"c")
+
+
+def test_trailers_may_be_announced_by_name() -> None:
+    response = respond(fields="TE: trailers\r\n")
+    start(response, headers=[(b"Trailer", b"X-Sum, x-time")], trailers=True)
+    assert body(response, b"a").startswith(OK + b"Trailer: X-Sum, x-time\r\nTransfer-Encoding: chunked\r\n")
+    for value in (b"", b"a b", b"a,", b"a\r\nb: c"):
+        with pytest.raises(ResponseError, match="no list of names"):
+            start(respond(), headers=[(b"trailer", value)])
+
+
 @pytest.mark.parametrize("fields", ["TE: trailers\r\n", "TE: gzip, Trailers\r\n", ""])
 def test_trailers_are_for_who_takes_them(fields: str) -> None:
     response = respond(fields=fields)
@@ -214,7 +234,13 @@ def test_trailers_are_for_who_takes_them(fields: str) -> None:
     assert (response.done, response.keep_alive) == (True, True)
 
 
-@pytest.mark.parametrize(("name", "value"), [(b"a b", b"1"), (b"a", b"1\r\nb: 2"), (b"a", b"\0"), (b"a", "text")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"a b", b"1"), (b"a", b"1\r\nb: 2"), (b"a", b"\0"), (b"a", "text"),
+        (b"Content-Length", b"3"), (b"transfer-encoding", b"chunked"), (b"Host", b"a"), (b"connection", b"close"),
+    ],
+)  # fmt: skip
 def test_trailers_cannot_split_a_response(name: bytes, value: object) -> None:
     response = respond(fields="TE: trailers\r\n")
     start(response, trailers=True)
