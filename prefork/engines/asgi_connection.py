@@ -92,7 +92,7 @@ class HttpConnection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is not None and (not exchange.body_open or self._inflow.waiting):
             exchange.hang_up()
-            return True
+            return not self.site.secure  # under TLS the loop closes a connection whose client sends no more
         for event in self._inflow.eof():
             self._take(event)
         return False

@@ -2,9 +2,9 @@
 
     CONNECTING -> (denied, or) OPEN -> ENDING -> the connection is lost
 
-CONNECTING until the application accepts or denies; the client's first messages wait in the kernel. OPEN while messages
-go both ways. ENDING when a Close was sent or has come: the application is told, and the client has a moment to say
-Close as well (RFC 6455 7.1.1).
+CONNECTING until the application accepts or denies; the client is read from until it says something, so that it cannot
+leave unnoticed. OPEN while messages go both ways. ENDING when a Close was sent or has come: the application is told,
+and the client has a moment to say Close as well (RFC 6455 7.1.1).
 
 A client that has been silent for --ws-ping gets a Ping, and has as long again to say anything at all.
 """
@@ -22,7 +22,7 @@ from ..http.websocket_close import ABNORMAL, INTERNAL_ERROR, NORMAL, Closed
 from .asgi_exchange import ClientDisconnected, tells_of_leaving
 from .bell import Bell
 from .deadlines import NEVER
-from .outflow import TURN_BYTES
+from .outflow import TURN_BYTES, held
 from .parting import Parting, reset
 from .socket_inbox import SocketInbox
 
@@ -50,8 +50,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._site, self._pulse = site, site.pulse
         self._transport = transport
         self._request = request
-        self._opening = opening
-        self._rest = rest
+        self._opening, self._rest = opening, rest
         self._inbox = SocketInbox()
         self._ws: WebSocket | None = None  # once the application has accepted
         self._response: AsgiResponse | None = None  # a denial of the application's own
@@ -69,6 +68,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.deadline_ns = self.watched_ns = NEVER
         self.entry: list[Any] | None = None
         transport.pause_reading()
+        self._flow()
 
     @property
     def text(self) -> str:
@@ -115,15 +115,13 @@ class WebSocketConnection(asyncio.Protocol):
                 await self._drain()
         elif what == "websocket.close":
             self._close(int(message.get("code") or NORMAL), message.get("reason") or "")
-        elif ws is not None:
-            raise ResponseError(f"a message of type {what!r} cannot be sent here")
-        elif what == "websocket.accept" and self._response is None:
+        elif ws is None and what == "websocket.accept" and self._response is None:
             self._accept(message.get("subprotocol"), list(message.get("headers") or ()))
-        elif what in ("websocket.http.response.start", "websocket.http.response.body"):
+        elif ws is None and what in ("websocket.http.response.start", "websocket.http.response.body"):
             self._deny({**message, "type": what.removeprefix("websocket.")})
             await self._drain()
         else:
-            raise ResponseError(f"a message of type {what!r} cannot be sent before the handshake is answered")
+            raise ResponseError(f"a message of type {what!r} cannot be sent {'after' if ws else 'in'} the handshake")
 
     # --- from the loop
 
@@ -136,6 +134,9 @@ class WebSocketConnection(asyncio.Protocol):
         self._heard = True
         if self._ws is not None:
             self._take(self._ws, data)
+        else:
+            self._rest += data
+            self._flow()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -150,6 +151,7 @@ class WebSocketConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
         self._paused = True
+        self._unread = 0  # whether it reads shows from here on
         self._flow()
 
     def resume_writing(self) -> None:
@@ -160,19 +162,18 @@ class WebSocketConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """Time to look after the client."""
-        before, unread = self._unread, self._transport.get_write_buffer_size()
-        self._unread = unread
-        if self._ending and unread < before:
+        before, self._unread = self._unread, held(self._transport)
+        self._heard |= self._stalled  # who is not read from cannot be heard
+        if self._ending and self._unread < before:
             self._watch(_CLOSE_NS)  # the Close stands behind what it still reads
-            return
-        if self._ending or (self._paused and 0 < before <= unread) or (self._pinged and not self._heard):
+        elif self._ending or (self._paused and 0 < before <= self._unread) or (self._pinged and not self._heard):
             self.abort()
-            return
-        self._pinged = self._site.pings and not self._heard and self._ws is not None
-        if self._pinged and self._ws is not None:
-            self._write(self._ws.ping())
-        self._heard = False
-        self._watch(self._site.look_ns)
+        else:
+            self._pinged = self._site.pings and not self._heard and self._ws is not None
+            if self._pinged and self._ws is not None:
+                self._write(self._ws.ping())
+            self._heard = False
+            self._watch(self._site.look_ns)
 
     def abort(self) -> None:
         """Cut the connection."""
@@ -197,8 +198,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._ws = ws
         self._write(head)
         rest, self._rest = self._rest, b""
-        if rest:
-            self._take(ws, rest)
+        self._take(ws, rest)
         self._flow()
         if not self._ending:
             self._watch(site.look_ns)
@@ -220,7 +220,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _flow(self) -> None:
         """Read from the client, or do not, as what waits here has it."""
-        stalled = not self._ending and (self._ws is None or self._inbox.full or self._paused)
+        stalled = not self._ending and (bool(self._rest) or self._inbox.full or self._paused)
         if stalled != self._stalled and not self.gone:
             self._stalled = stalled
             if stalled:
@@ -240,7 +240,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     async def _drain(self) -> None:
         """Let the client, or the others, have their turn."""
-        if self._paused:
+        if self._paused and not self._ending:
             await self._drained.heard()
         else:
             await self._site.pause()
@@ -254,7 +254,7 @@ class WebSocketConnection(asyncio.Protocol):
             return
         self._write(self._ws.close(code, reason))
         self._end(Closed(code, reason))
-        self._unread = self._transport.get_write_buffer_size()
+        self._unread = held(self._transport)
         self._watch(_CLOSE_NS)
 
     def _refuse(self, status: int) -> None:
@@ -275,23 +275,23 @@ class WebSocketConnection(asyncio.Protocol):
         data = self._response.take(message, self._site.stamp)
         if self._response.done:
             self._site.count_opening(self.began_ns)
-        if data:
-            self._write(data)
+        self._write(data)
         if self._response.done:
             self._end(Closed(ABNORMAL, ""), self._response.status)
             self._part()
 
-    def _end(self, closed: Closed, status: int = 101) -> None:
-        """It has ended. `status`: of the answer to the handshake."""
+    def _end(self, closed: Closed, status: int = 0) -> None:
+        """It has ended. `status`: of the answer to a handshake that came to nothing."""
         if not self._ending:
             self._ending = True
-            self._site.tell_socket(self.peer, self._request, status, self._sent, self.began_ns)
+            self._site.tell_socket(self.peer, self._request, 101 if self._ws else status, self._sent, self.began_ns)
         self._inbox.close(closed)
         self._flow()
 
     def _part(self) -> None:
         """All has been said: the client has a moment to read it."""
         self._site.timekeeper.forget(self)
+        self._drained.ring()  # it would not hear of the client's reading any more
         Parting(self._site, self._transport, self, linger=True)
 
     def _watch(self, in_ns: int) -> None:

@@ -34,7 +34,7 @@ class Outflow:
     def begin(self, now_ns: int) -> int:
         """Begin to wait; return the deadline."""
         self._since_ns = now_ns
-        self._bytes = self._left = self._unread()
+        self._bytes = self._left = held(self._transport)
         return self._site.deadline_ns(now_ns, 0, now_ns)
 
     def end(self) -> None:
@@ -47,16 +47,18 @@ class Outflow:
             return 0
         if not self._bytes:
             return self.begin(now_ns)
-        before, self._left = self._left, self._unread()
+        before, self._left = self._left, held(self._transport)
         moved = self._bytes - self._left
         deadline_ns = self._site.deadline_ns(self._since_ns, moved, now_ns) if self._left < before else now_ns
         self.late = deadline_ns <= now_ns
         return deadline_ns
 
-    def _unread(self) -> int:
-        held: int = self._transport.get_write_buffer_size()
-        try:
-            fd = self._transport.get_extra_info("socket").fileno()
-            return held + int(struct.unpack("i", fcntl.ioctl(fd, _SIOCOUTQ, b"\0\0\0\0"))[0])
-        except (OSError, ValueError):  # closed: nobody reads it
-            return held
+
+def held(transport: Any) -> int:
+    """Bytes that the client has not read: what the transport holds, and what the kernel does."""
+    count: int = transport.get_write_buffer_size()
+    try:
+        fd = transport.get_extra_info("socket").fileno()
+        return count + int(struct.unpack("i", fcntl.ioctl(fd, _SIOCOUTQ, b"\0\0\0\0"))[0])
+    except (OSError, ValueError):  # closed: nobody reads it
+        return count

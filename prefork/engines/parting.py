@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,13 @@ class Parting(asyncio.Protocol):
         transport.set_protocol(self)
         now_ns = monotonic_ns()
         if linger and transport.can_write_eof():  # not under TLS, which has an end of its own
-            transport.write_eof()
+            with suppress(OSError):  # asyncio's: the client has left
+                transport.write_eof()
             transport.resume_reading()
             self.deadline_ns = now_ns + _LINGER_NS
         else:
-            transport.close()
+            if not transport.is_closing():  # asyncio's under TLS is of no use once it was closed twice
+                transport.close()
             self.deadline_ns = self._outflow.begin(now_ns)
         site.timekeeper.watch(self)
 

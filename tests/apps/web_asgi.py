@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -221,6 +223,15 @@ async def listen_late(_: Scope, receive: Receive, send: Send) -> None:
     await first
 
 
+async def answer_too_late(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer as soon as the client has left; the query names a file for the mark."""
+    note(scope, "begun")
+    await wait_to_leave(receive)
+    with contextlib.suppress(OSError):
+        await hello(scope, receive, send)
+    note(scope, "answered")
+
+
 async def return_early(_: Scope, receive: Receive, send: Send) -> None:
     """Break the protocol: no response."""
 
@@ -313,6 +324,7 @@ DEEDS: dict[str, Deed] = {
     "/outlive": outlive,
     "/outlive-client": outlive_client,
     "/listen-late": listen_late,
+    "/too-late": answer_too_late,
     "/return": return_early,
     "/return-midway": return_midway,
     "/too-much": say_too_much,
@@ -361,6 +373,19 @@ async def ws_deny_with(scope: Scope, receive: Receive, send: Send) -> None:
     for _ in range(int(argument(scope) or "1")):
         await send({"type": "websocket.http.response.body", "body": b"no ticket\n", "more_body": True})
     await send({"type": "websocket.http.response.body"})
+
+
+async def ws_deny_at_length(scope: Scope, receive: Receive, send: Send) -> None:
+    """Deny with more than a kernel takes at once, in one piece; the query names a file for the end."""
+    await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": BLOCK * 320})
+    note(scope, "denied")
+
+
+async def ws_hesitate(scope: Scope, receive: Receive, send: Send) -> None:
+    """Wait for what comes of a handshake that is not answered."""
+    event = await receive()
+    note(scope, f"{event['type']} {event['code']}")
 
 
 async def ws_deny_midway(scope: Scope, receive: Receive, send: Send) -> None:
@@ -428,7 +453,9 @@ SOCKETS: dict[str, Deed] = {
     "/offer": ws_offer,
     "/deny": ws_deny,
     "/deny-with": ws_deny_with,
+    "/deny-at-length": ws_deny_at_length,
     "/deny-midway": ws_deny_midway,
+    "/hesitate": ws_hesitate,
     "/close": ws_close,
     "/raise": ws_fail,
     "/return": ws_return,

@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.apps.web_asgi import HELLO
-from tests.process.test_asgi_http import LOOPS
+from tests.process.test_asgi_http import LOOPS, marked
 from tests.process.test_asgi_websocket import SHAKE
 from tests.process.test_http_life import FAITHFUL, FRESH
 from tests.process.test_http_proxies import PROXIED, V1
 from tests.process.test_http_serving import ONE
 from tests.process.test_http_tls import TLS, trusting
-from tests.support.client import dial, exchange, read_to_end
+from tests.support.client import abort, dial, exchange, read_to_end
 from tests.support.load import Load
 from tests.support.processes import children
 from tests.support.sockets import Socket
@@ -28,6 +29,7 @@ from tests.support.wait import eventually
 from tests.support.web import ASGI, Browser, fetch, request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import Serve, Shared
@@ -202,6 +204,21 @@ def test_who_does_not_listen_is_cut_and_counted(serve: Serve) -> None:
     server.wait_log(r"connections cut count=2 after=0\.5s")
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_who_has_left_a_handshake_that_nobody_answers_is_cut_as_well(
+    serve: Serve, gate: Gate, tmp_path: Path, loop: str
+) -> None:
+    mark = tmp_path / "mark"
+    env = {**gate.env, "LIFESPAN_MARK": str(mark)}
+    server = serve(ASGI, *ONE, "--loop", loop, "--graceful-timeout", "300ms", env=env)
+    with Browser(server) as browser:
+        browser.send(request("/gate", **SHAKE) + b"\x81")  # so nothing is read any more
+        gate.wait_entered(1)
+    assert server.stop() == 0
+    assert "worker died" not in server.log
+    assert mark.read_text() == "shut down after 0\n"
+
+
 def test_a_call_that_waits_is_cut_as_well(serve: Serve) -> None:
     server = serve(ASGI, *ONE, "--graceful-timeout", "300ms")
     with Browser(server) as waits, Browser(server) as shakes:
@@ -344,6 +361,22 @@ def test_tls(secure: RunningServer) -> None:
     answer = exchange(secure.address, request(method="POST", body=bytes(300_000)))
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"https://" in answer
+
+
+@pytest.mark.parametrize("leave", [abort, socket.socket.close, ssl.SSLSocket.unwrap], ids=["reset", "close", "bye"])
+def test_a_client_that_leaves_under_tls_makes_no_noise(
+    secure: RunningServer, tmp_path: Path, leave: Callable[[socket.socket], object]
+) -> None:
+    mark = tmp_path / "mark"
+    with Browser(secure, tls=trusting()) as browser:
+        browser.send(request(f"/too-late?{mark}"))
+        marked(mark, ["begun"])
+        with contextlib.suppress(ssl.SSLError):
+            leave(browser.sock)
+        marked(mark, ["begun", "answered"])
+    assert fetch(secure, tls=trusting()).body == HELLO
+    assert "eof_received" not in secure.log
+    assert "handler failed" not in secure.log
 
 
 def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> None:

@@ -140,6 +140,17 @@ def test_the_application_hears_that_its_client_is_gone(server: RunningServer, tm
         marked(mark, ["websocket.disconnect 1006"])
 
 
+@LEAVING
+def test_the_application_hears_that_its_client_leaves_the_handshake(
+    server: RunningServer, tmp_path: Path, leave: object
+) -> None:
+    mark = tmp_path / "mark"
+    browser = Browser(server)
+    browser.send(request(f"/hesitate?{mark}", **SHAKE))
+    leave(browser.sock)  # type: ignore[operator] # one of two functions
+    marked(mark, ["websocket.disconnect 1006"])
+
+
 def test_a_client_that_does_not_answer_the_close_is_left(server: RunningServer) -> None:
     with Browser(server) as browser:
         browser.send(request("/close?1000", **SHAKE))
@@ -168,6 +179,15 @@ def test_denied_in_the_applications_words(server: RunningServer, pieces: int) ->
         assert (denied.status, denied.fields["x-why"], denied.closes) == (401, "no ticket", True)
         assert denied.body == b"no ticket\n" * pieces
         assert browser.ended()
+
+
+def test_a_denial_that_is_longer_than_the_kernel_takes_ends(server: RunningServer, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with Browser(server) as browser:
+        browser.send(request(f"/deny-at-length?{mark}", **SHAKE))
+        assert browser.response().body == BLOCK * 320
+        assert browser.ended()
+        marked(mark, ["denied"])
 
 
 @pytest.mark.parametrize(
@@ -308,6 +328,34 @@ def test_who_reads_none_of_its_messages_is_cut(serve: Serve, tmp_path: Path) -> 
     mark = tmp_path / "count"
     with Socket(server, f"/flood?{mark}", window=65536):
         eventually(lambda: mark.exists() and "closed" in mark.read_text(), within_s=15)
+
+
+@SLOW
+def test_who_reads_slowly_but_keeps_on_is_kept(serve: Serve, tmp_path: Path) -> None:
+    server = serve(ASGI, *ONE, "--ws-ping", "400ms")
+    mark = tmp_path / "count"
+    with Socket(server, f"/flood?{mark}") as ws:
+        ends_s = time.monotonic() + 4
+        while time.monotonic() < ends_s:
+            assert ws.sock.recv(1024)
+            fetch(server)  # it is read all the time, but never so much that the kernel takes more
+        assert "closed" not in mark.read_text()
+
+
+@SLOW
+def test_who_has_to_wait_for_the_application_is_not_taken_for_silent(serve: Serve, gate: Gate) -> None:
+    server = serve(ASGI, *ONE, "--ws-ping", "300ms", env=gate.env)
+    with Socket(server, "/sink") as ws, Browser(server) as clock:
+        gate.wait_entered(1)
+        message = frame(0x82, BLOCK)
+        for _ in range(8):  # more than waits for the application, less than fills the kernel
+            ws.raw(message)
+        clock.sock.settimeout(1.5)
+        with pytest.raises(TimeoutError):  # others are silent for five times as long as they may
+            clock.sock.recv(1)
+        gate.open()
+        ws.raw(frame(0x82))
+        assert ws.receive() == str(8 * len(BLOCK))
 
 
 @SLOW
