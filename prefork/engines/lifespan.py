@@ -59,10 +59,10 @@ class Lifespan:
         try:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:  # noqa: BLE001 - the border of the application
-            if self._asked:
-                self._log.warning("lifespan given up", app=self._name, exc=error)
-            else:
+            if not self._asked:
                 self._log.debug("no lifespan", app=self._name, error=repr(error))
+            elif "\n" not in (self._failure or "").strip():  # else it has told its traceback itself
+                self._log.warning("lifespan given up", app=self._name, exc=error)
         self._answered.set()
 
     async def _receive(self) -> dict[str, Any]:

@@ -490,6 +490,12 @@ async def live(scope: Scope, receive: Receive, send: Send) -> None:
     if how == "fail":
         await send({"type": "lifespan.startup.failed", "message": "the database is not there"})
         return
+    if how == "fail-and-raise":  # as Starlette does
+        try:
+            raise RuntimeError("the database is not there")
+        except RuntimeError:
+            await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
+            raise
     if how == "raise-late":
         raise RuntimeError("began, and gave up")
     if how == "gate":

@@ -69,6 +69,13 @@ def test_an_application_that_cannot_start_is_one_message_and_an_exit_code(serve:
     assert "ready workers" not in server.log
 
 
+def test_a_failure_that_tells_its_traceback_is_told_once(serve: Serve) -> None:
+    env = {"LIFESPAN": "fail-and-raise"}
+    server = serve(ASGI, *ONE, env=env, ready=False, expected_exit=3, expect_traceback=True)
+    assert server.wait_exit() == 3
+    assert server.log.count("Traceback") == 1, server.log
+
+
 @pytest.mark.parametrize("how", ["raise", "raise-late"])
 def test_an_exception_means_that_there_is_no_lifespan(serve: Serve, how: str) -> None:
     server = serve(ASGI, *ONE, env={"LIFESPAN": how}, expect_traceback=True)
