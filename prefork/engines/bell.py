@@ -26,6 +26,8 @@ class Bell:
 
     def heard(self) -> asyncio.Future[None]:
         """The next ring, to be awaited."""
+        if self._waiting:  # without those that were cancelled: some look in for a moment, again and again
+            self._waiting = [future for future in self._waiting if not future.done()]
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         return future
