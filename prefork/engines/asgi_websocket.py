@@ -98,6 +98,8 @@ class WebSocketConnection(asyncio.Protocol):
         while (event := self._inbox.take()) is None:
             await self._inbox.news.heard()
         if self._stalled:
+            if self._ws is not None and self._ws.behind and not self._inbox.full:
+                self._take(self._ws, b"")
             self._flow()
         return event
 
@@ -206,11 +208,8 @@ class WebSocketConnection(asyncio.Protocol):
             self.retire()
 
     def _take(self, ws: WebSocket, data: bytes) -> None:
-        for event in ws.feed(data):
-            if isinstance(event, Closed):
-                self._end(event)
-            else:
-                self._inbox.put(event)
+        if closed := self._inbox.hear(ws, data):
+            self._end(closed)
         if ws.owed:
             self._write(ws.outgoing())
         if ws.state == CLOSED:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ..http.websocket import OPEN
+from ..http.websocket_close import Closed
 from .bell import Bell
 
 if TYPE_CHECKING:
-    from ..http.websocket_close import Closed
+    from ..http.websocket import WebSocket
 
 _MOST_MESSAGES = 32
 _MOST_BYTES = 65536
@@ -34,11 +36,18 @@ class SocketInbox:
         """Whether the client has to wait."""
         return len(self._messages) > _MOST_MESSAGES or self._bytes > _MOST_BYTES
 
-    def put(self, message: str | bytes) -> None:
-        """A message has come."""
-        self._messages.append(message)
-        self._bytes += len(message)
-        self.news.ring()
+    def hear(self, ws: WebSocket, data: bytes) -> Closed | None:
+        """Take what the client says, and what was left of it before, as far as there is room. Returns its end."""
+        while True:
+            for event in ws.feed(data):
+                if isinstance(event, Closed):
+                    return event
+                self._messages.append(event)
+                self._bytes += len(event)
+                self.news.ring()
+            if not ws.behind or (self.full and ws.state == OPEN):
+                return None
+            data = b""
 
     def close(self, closed: Closed) -> None:
         """Nothing more will come."""

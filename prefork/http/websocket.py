@@ -10,9 +10,10 @@ were cut makes no difference to what comes out.
 A session is OPEN, CLOSING (our Close frame is out, the client's is awaited, its messages are dropped) or CLOSED
 (nothing is read any more: send what is owed, close the connection). Text is checked when its message is complete.
 
-Memory: a message, unpacked, has at most `max_message_bytes`, and so has a frame as it came. Fragments are put
-together in one buffer, so it makes no difference how many they are. An idle session takes 0.2 KB, plus what its
-compression holds (websocket_deflate.py).
+Memory: a message, unpacked, has at most `max_message_bytes`, and so has a frame as it came. Once _MOST_AT_ONCE bytes
+were unpacked, the rest of what came waits for another call, see `behind`. Fragments are put together in one buffer, so
+it makes no difference how many they are. An idle session takes 0.2 KB, plus what its compression holds
+(websocket_deflate.py).
 
 Masks and negotiation are by `websockets` (BSD-3-Clause, nine releases in 2026 so far), which does masks in C. Its own
 protocol class, and `wsproto` (MIT, none in 2026, all in Python, no bound for what it unpacks), take this long for an
@@ -44,6 +45,7 @@ CLOSING: Final = 2
 CLOSED: Final = 3
 
 MOST_MESSAGE: Final = 1 << 24  # bytes
+_MOST_AT_ONCE: Final = 1 << 20  # bytes, unpacked: 64 KiB as received can stand for a thousand times as many
 
 # The first byte of a frame: FIN, three reserved bits of which the first means "compressed", four bits of opcode.
 _FIN = 0x80
@@ -73,7 +75,8 @@ class WebSocket:
     """
 
     __slots__ = (
-        "_begun", "_deflate", "_legal", "_max", "_message", "_need", "_rest", "_room", "_unmask", "owed", "state",
+        "_begun", "_deflate", "_legal", "_max", "_message", "_need", "_rest", "_room", "_unmask", "_unpacked", "owed",
+        "state",
     )  # fmt: skip
 
     def __init__(self, *, deflate: Deflate | None = None, max_message_bytes: int = MOST_MESSAGE) -> None:
@@ -91,6 +94,7 @@ class WebSocket:
         self._message: bytearray | bytes = b""  # what came of it
         self._rest: bytearray | bytes = b""  # what came and is not a whole frame yet
         self._need = 0  # how much of a rest it takes to go on
+        self._unpacked = 0  # bytes, by the last call of `feed`
         self.owed: list[bytes] = []
 
     def feed(self, data: bytes) -> list[Event]:
@@ -98,6 +102,7 @@ class WebSocket:
         if self.state == CLOSED:
             return []
         events: list[Event] = []
+        self._unpacked = 0
         closing = self.state == CLOSING
         received: bytearray | bytes = data
         if self._rest:
@@ -114,6 +119,11 @@ class WebSocket:
         except UnicodeDecodeError:
             self._fail(INVALID_DATA, "not UTF-8", events)
         return [event for event in events if isinstance(event, Closed)] if closing else events
+
+    @property
+    def behind(self) -> bool:
+        """Whether `feed` has left something that it could take: call it with nothing when there is room for more."""
+        return self._unpacked > _MOST_AT_ONCE and len(self._rest) > 1
 
     def outgoing(self) -> bytes:
         """Return what the protocol itself has to say after `feed`: to be sent before anything else."""
@@ -201,6 +211,8 @@ class WebSocket:
                     return end
             else:
                 self._take_data(first, payload, events)
+                if self._unpacked > _MOST_AT_ONCE:
+                    break
         self._need = 2
         return position
 
@@ -217,6 +229,7 @@ class WebSocket:
         if begun & _COMPRESSED:
             assert self._deflate is not None
             payload = self._deflate.decompress(payload, self._max - len(self._message), last=last)
+            self._unpacked += len(payload)
         message: bytes | bytearray = payload
         if self._begun or not last:
             message = self._message or bytearray()

@@ -183,6 +183,22 @@ def test_a_deflate_bomb_is_not_unpacked() -> None:
     assert session.feed(frame(PACKED_BINARY, packed(bytes((1 << 24) + 1)))) == [Closed(1009, "message too big")]
 
 
+def test_many_that_are_large_unpacked_come_one_by_one() -> None:
+    """As when they came in one piece; what is behind them as well."""
+    large = bytes(3 << 19)
+    data = frame(PACKED_BINARY, packed(large)) * 3 + frame(PACKED_TEXT, packed(b"small")) + frame(PING) + b"\x81"
+    session = WebSocket(deflate=deflate())
+    assert session.feed(data) == [large]
+    assert session.behind
+    assert session.feed(b"\x82") == [large], "that more comes is no reason to take more"
+    assert session.feed(b"") == [large]
+    assert session.outgoing() == b""
+    assert session.feed(b"") == ["small"]
+    assert session.outgoing() == b"\x8a\x00"
+    assert not session.behind
+    assert session.feed(bytes(4) + b"ab") == ["ab"]
+
+
 # --- deflate
 
 

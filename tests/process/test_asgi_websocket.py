@@ -65,6 +65,16 @@ def test_messages_of_every_kind_and_size_are_said_back(server: RunningServer, de
         assert ws.closed() == 1000
 
 
+def test_messages_that_are_large_unpacked_are_taken_as_there_is_room(server: RunningServer) -> None:
+    with Socket(server, deflate=True) as ws:
+        for _ in range(12):
+            ws.send(bytes(1 << 20))  # 1 KiB on its way
+        ws.send("last")
+        for _ in range(12):
+            assert ws.receive() == bytes(1 << 20)
+        assert ws.receive() == "last"
+
+
 def test_messages_behind_the_handshake_in_one_packet(server: RunningServer) -> None:
     with Browser(server) as browser:
         browser.send(request("/", **SHAKE) + frame(0x81, b"at once"))
