@@ -42,8 +42,10 @@ _SERVICES = {
     "asgi": ("asgi", "AsgiService"),
 }
 _AGAIN_S = 0.1  # between looks at what does not end by an event
-_CUT_S = 0.5  # how long who is cut may take to clean up
-_LEAST_S = 1.0  # for the application's shutdown, however late it is
+_CUT_S = 0.5  # how long who is cut may take to clean up; the least for the application's shutdown
+# Past the graceful timeout the worker leaves by itself, whatever the application does; the master kills it after 1 s.
+_LAST_S = 0.8
+_LEAST_S = 0.1  # for each step of the end, however late it is
 
 
 class AioEngine:
@@ -99,8 +101,11 @@ class AioEngine:
         self._door.open()
         self._crowd.announce()
         await told
-        await self._retire()
-        await self._dismiss()
+        until_s = time.monotonic() + self._station.config.graceful_timeout_s
+        await self._retire(until_s)
+        left_s = until_s - time.monotonic()
+        await self._service.end(max(left_s, min(_CUT_S, left_s + _LAST_S - _LEAST_S), _LEAST_S))
+        await self._dismiss(until_s + _LAST_S)
         self._pulse.stop()
 
     def _serve(self, station: Station) -> Service:
@@ -202,9 +207,8 @@ class AioEngine:
         if self._life.retiring:
             self._told.set()
 
-    async def _retire(self) -> None:
-        """Take no more; let everyone have an end, for at most the graceful timeout."""
-        until_s = time.monotonic() + self._station.config.graceful_timeout_s
+    async def _retire(self, until_s: float) -> None:
+        """Take no more; let everyone have an end until the graceful timeout is over."""
         crowd, service = self._crowd, self._service
         crowd.able = False
         self._door.shut()
@@ -222,15 +226,14 @@ class AioEngine:
             service.cut()
             crowd.cut()
             await crowd.gone(_CUT_S)
-        await service.end(max(_LEAST_S, until_s - time.monotonic()))
 
-    async def _dismiss(self) -> None:
+    async def _dismiss(self, until_s: float) -> None:
         """Cancel what the application has left running, as asyncio.run() does, so that its `finally` clauses run."""
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=_CUT_S)
+            await asyncio.wait(left, timeout=max(_LEAST_S, min(_CUT_S, until_s - time.monotonic())))
 
 
 def _new_loop(name: str) -> asyncio.AbstractEventLoop:

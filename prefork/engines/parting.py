@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .crowd import Member
 
 _LINGER_NS = 2_000_000_000  # how long a client may take to read its last response while it still sends
-_LINGER_BYTES = 64 << 20  # and how much of what it sends is read
+LINGER_BYTES = 64 << 20  # and how much of what it sends is read
 
 
 class Parting(asyncio.Protocol):
@@ -36,7 +36,7 @@ class Parting(asyncio.Protocol):
     def __init__(self, site: AsgiSite, transport: Any, member: Member, *, linger: bool) -> None:
         self._site = site
         self._transport = transport
-        self._left = _LINGER_BYTES
+        self._left = LINGER_BYTES
         self._outflow = Outflow(site, transport)
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None

@@ -1,29 +1,25 @@
 """WORKER. Coroutine handlers `async def handle(reader, writer)`, as `asyncio.start_server` runs them.
 
-The reader and the writer are asyncio's own. Two things are added. A handler's return closes the connection. And a wait
-for the client, to send or to read, may last for --idle-timeout, which raises TimeoutError in the handler: a sweep
-looks from time to time whether a connection still waits for the same thing, so that a wait costs nothing (a deadline
-of its own would: measured, 5 of 55 us a connection).
+The reader and the writer are asyncio's own. Three things are added. A handler's return closes the connection. A close
+with unread input lingers, so that the client can read what was written. And a wait for the client, to send or to read,
+may last for --idle-timeout, which raises TimeoutError in the handler: a sweep looks from time to time whether a
+connection still waits for the same thing, so that a wait costs nothing (a deadline of its own would: measured, 5 of 55
+us a connection).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from time import monotonic_ns
 from typing import Any
 
 from ..address import format_sockaddr
-from ..histogram import array_index
 from ..listener import Listener
-from ..scoreboard import BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOO_LONG, TOOK_NS, mark
-from .deadlines import NEVER
-from .peer import peer_of
-from .pulse import Pulse
+from ..scoreboard import mark
 from .service import Premises
+from .stream_connection import StreamConnection
 from .task_stacks import stack_of
 
-_LIMIT = 65536  # bytes of a line; the default of asyncio.start_server
 _NOBODY = mark("")
 _SWEEPS = 8  # in one --idle-timeout: it is kept to a quarter, as beginning and end are seen so late
 
@@ -99,172 +95,3 @@ class StreamsService:
             if isinstance(connection, StreamConnection):
                 connection.look(late_ns)
         self.loop.call_later(self._idle_s / _SWEEPS, self._sweep)
-
-
-class StreamConnection(asyncio.StreamReaderProtocol):
-    """WORKER. One connection.
-
-    Of asyncio's own attributes it uses `_transport`, `_paused` (the client has to read before drain() goes on) and the
-    reader's `_waiter` (there is one while a coroutine waits for data): nothing public tells what a handler waits for.
-    """
-
-    _stream_reader: asyncio.StreamReader | None
-    _transport: asyncio.Transport | None
-    _paused: bool
-
-    def __init__(self, service: StreamsService, marked: bytes) -> None:
-        self._reader = asyncio.StreamReader(_LIMIT, service.loop)
-        super().__init__(self._reader, service.handle, service.loop)
-        self._service = service
-        self._pulse = service.pulse
-        self._serving: asyncio.Task[None] | None = None
-        self.since_ns = monotonic_ns()
-        self._works_since_ns = self.since_ns  # see slow(); 0 = not known
-        self._mark = marked  # for the scoreboard: whom it serves
-        self._lost = False
-        self._silent: TimeoutError | None = None  # --idle-timeout has passed
-        self._waits_for: Any = None  # what it waited for when it was looked at last
-        self._waits_since_ns = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol. As asyncio's own, without its doubts (measured: 1 of 50 us)."""
-        service, reader = self._service, self._reader
-        service.crowd.join(self)
-        self._transport = transport  # type: ignore[assignment]
-        reader.set_transport(transport)
-        self._over_ssl = transport.get_extra_info("sslcontext") is not None
-        self._stream_writer = writer = _Writer(transport, self, reader, service.loop)  # type: ignore[arg-type]
-        writer.pulse = service.pulse
-        self._serving = service.loop.create_task(self._serve(reader, writer))
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        pulse = self._pulse
-        if not pulse.on:
-            pulse.begin()
-        pulse.bytes_in += len(data)
-        if self._reader._waiter is not None:  # type: ignore[attr-defined]
-            self._works_since_ns = 0
-        self._reader.feed_data(data)  # what asyncio's own does, by way of a weak reference
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        self._lost = True
-        super().connection_lost(exc or self._silent)
-        if self._serving is None:
-            self._service.crowd.leave(self)
-
-    def look(self, late_ns: int) -> None:
-        """End a wait for the client that is older than that."""
-        waits_for = self._awaited()
-        if waits_for is None or waits_for != self._waits_for:
-            self._waits_for = waits_for
-            self._waits_since_ns = monotonic_ns()
-        elif self._waits_since_ns < late_ns:
-            self._silent = TimeoutError("the client was silent for --idle-timeout")
-            if isinstance(waits_for, int):
-                self.abort()
-            elif not waits_for.done():
-                waits_for.set_exception(self._silent)  # of this wait only: a handler may go on, and wait anew
-
-    def abort(self) -> None:
-        """Cut the connection."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """Of the handler, while it runs."""
-        return self._serving
-
-    @property
-    def works(self) -> bool:
-        """Its handler runs, and does not wait for the client."""
-        return self._serving is not None and self._awaited() is None
-
-    def slow(self, now_ns: int, slow_ns: int) -> int:
-        """With each beat: for how long (ns) its handler has not waited for the client, once when that gets too long."""
-        if not self.works:
-            self._works_since_ns = 0
-        elif not self._works_since_ns:
-            self._works_since_ns = now_ns
-        elif (worked_ns := now_ns - self._works_since_ns) >= slow_ns:
-            self._works_since_ns = NEVER
-            return worked_ns
-        return 0
-
-    @property
-    def text(self) -> str:
-        """Whose connection it is: for people."""
-        return peer_of(self._transport)
-
-    def cancel(self) -> None:
-        """Cancel the handler."""
-        if self._serving is not None:
-            self._serving.cancel()
-
-    def _awaited(self) -> Any:
-        """What the connection waits for: that its client reads so many bytes, or sends some (a future), or nothing."""
-        transport = self._transport
-        if transport is None:
-            return None
-        if self._paused or transport.is_closing():
-            return transport.get_write_buffer_size()
-        return self._reader._waiter  # type: ignore[attr-defined]
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        service, cells = self._service, self._service.cells
-        fate = COMPLETED
-        row = service.row
-        row.memory[row.latest_place] = self._mark  # who is to be named if this is the end of the worker
-        cells[BEGAN] = self.since_ns
-        try:
-            await service.handle(reader, writer)
-        except BaseException as error:  # noqa: BLE001 - the handler border
-            fate = self._judge(error, writer)
-        took_ns = monotonic_ns() - self.since_ns
-        cells[IDLE_CLOSED if self._silent and fate != ERRORS else fate] += 1
-        cells[HISTOGRAM + array_index(took_ns)] += 1
-        cells[TOOK_NS] += took_ns
-        self._serving = None
-        if cells[BEGAN] == self.since_ns:
-            cells[BEGAN] = 0
-        if self._lost:
-            service.crowd.leave(self)
-        else:
-            writer.close()
-
-    def _judge(self, error: BaseException, writer: asyncio.StreamWriter) -> int:
-        """What a handler's end by an exception is counted as: the client's fault, or the application's."""
-        if isinstance(error, asyncio.CancelledError | asyncio.IncompleteReadError):
-            return GONE
-        if self._silent and isinstance(error, TimeoutError):
-            return IDLE_CLOSED
-        if self._lost and (isinstance(error, OSError) or _is_closed(error)):
-            return GONE
-        if isinstance(error, asyncio.LimitOverrunError) or isinstance(error.__context__, asyncio.LimitOverrunError):
-            return TOO_LONG
-        self._service.complaints.add(error, peer_of(writer.transport))
-        return ERRORS
-
-
-class _Writer(asyncio.StreamWriter):
-    """WORKER. Counts what is written."""
-
-    pulse: Pulse
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """See asyncio.StreamWriter."""
-        super().write(data)
-        self.pulse.bytes_out += len(data)
-
-    def writelines(self, data: Iterable[bytes | bytearray | memoryview]) -> None:
-        """See asyncio.StreamWriter."""
-        pieces = list(data)
-        super().writelines(pieces)
-        self.pulse.bytes_out += sum(map(len, pieces))
-
-
-def _is_closed(error: BaseException) -> bool:
-    """Whether it is what uvloop raises on a write to a transport that is closed; asyncio's own loop takes it."""
-    return isinstance(error, RuntimeError) and "handler is closed" in str(error)

@@ -67,6 +67,42 @@ async def ends_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     say("read", len(await reader.read()))
 
 
+async def deaf(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer without reading what the client has sent."""
+    writer.write(b"I do not listen\n")
+
+
+async def deaf_closes(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The same, with an end as in the documentation of asyncio."""
+    writer.write(b"I do not listen\n")
+    writer.close()
+    say("is closing:", writer.is_closing())
+    await writer.wait_closed()
+    say("closed")
+
+
+async def grouped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve from within a task group."""
+
+    async def upper() -> None:
+        while True:
+            writer.write((await reader.readexactly(4)).upper())
+            await writer.drain()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(upper())
+
+
+async def stubborn(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Do not let oneself be cancelled."""
+    writer.write(b"here\n")
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            say("not me")
+
+
 async def facts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Say what a handler may ask of its connection."""
     loop, peer = type(asyncio.get_running_loop()).__module__, writer.get_extra_info("peername")

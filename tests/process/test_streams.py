@@ -94,16 +94,32 @@ def test_a_half_close_ends_one_direction_only(serve: Serve) -> None:
         server.wait_log("app: read 11")
 
 
+@LOOPS
+@pytest.mark.parametrize("name", ["deaf", "deaf_closes"])
+def test_a_client_that_nobody_reads_from_gets_the_whole_reply(serve: Serve, name: str, loop: str) -> None:
+    server = serve(coroutine(name), *ONE, "--loop", loop)
+    for size in (3, 1_000_000):
+        assert exchange(server.address, b"x" * size) == b"I do not listen\n", size
+    counted(server, accepted=2, completed=2, errors=0)
+    if name == "deaf_closes":
+        assert server.log.count("app: is closing: True") == server.log.count("app: closed") == 2
+
+
+def test_a_client_that_goes_on_sending_is_cut_some_seconds_after_the_reply(serve: Serve) -> None:
+    server = serve(coroutine("deaf"), *ONE)
+    with dial(server.address) as client:
+        client.sendall(b"x" * 65_536)
+        assert read_to_end(client) == b"I do not listen\n"
+        with pytest.raises(ConnectionError):
+            client.sendall(bytes(100 << 20))
+    counted(server, completed=1, errors=0)
+
+
 def test_a_line_over_64_kib_is_an_error_of_its_own_and_no_crash(serve: Serve) -> None:
     server = serve(coroutine("talk"), *ONE)
     line = b"x" * 65_535
     assert exchange(server.address, line + b"\n") == talkback_reply(line)
-    with dial(server.address) as client:
-        try:
-            client.sendall(b"y" * 200_000)
-            assert b"you said" not in read_to_end(client)
-        except ConnectionError:
-            pass  # as the rest of the line is unread
+    assert exchange(server.address, b"y" * 200_000) == b"hello from prefork\n", "the rest of the line is unread"
     counted(server, accepted=2, completed=1, too_long=1, errors=0)
 
 
@@ -138,6 +154,18 @@ def test_clients_that_leave_are_no_errors(serve: Serve, loop: str) -> None:
         client.sendall(b"half a line")
         abort(client)
     counted(server, accepted=5, client_gone=5, errors=0)
+    assert "ERROR" not in server.log
+
+
+@LOOPS
+def test_clients_that_leave_a_group_of_tasks_are_no_errors(serve: Serve, loop: str) -> None:
+    server = serve(coroutine("grouped"), *ONE, "--loop", loop)
+    assert exchange(server.address, b"abcdef", half_close=True) == b"ABCD"
+    with dial(server.address) as client:
+        client.sendall(b"abcd")
+        assert read_exactly(client, 4) == b"ABCD"
+        abort(client)
+    counted(server, accepted=2, client_gone=2, errors=0)
     assert "ERROR" not in server.log
 
 
@@ -215,6 +243,16 @@ def test_the_graceful_timeout_cancels_handlers_and_their_finally_runs(serve: Ser
     assert sum(map(int, cut)) == 6
     for client in clients:
         client.close()
+
+
+@LOOPS
+def test_a_handler_that_will_not_be_cancelled_is_left_behind(serve: Serve, loop: str) -> None:
+    server = serve(coroutine("stubborn"), *ONE, "--graceful-timeout", "300ms", "--loop", loop)
+    with dial(server.address) as client:
+        assert read_exactly(client, 5) == b"here\n"
+        assert server.stop(within_s=15) == 0
+    assert "app: not me" in server.log
+    assert "worker died" not in server.log, "it left by itself, with its last words"
 
 
 @LOOPS
