@@ -183,26 +183,27 @@ def _kind(spec: str, target: Any, interface: str) -> str:
 
 def _fault_of_protocol(target: Any, kind: str | None) -> str | None:
     """Why a class of asyncio's protocols cannot serve connections, or None if nothing speaks against it."""
-    asyncio = sys.modules.get("asyncio")
-    if kind != "protocol" or not isinstance(target, type) or asyncio is None:
+    asyncio, made = sys.modules.get("asyncio"), _without_partial(target)
+    if kind != "protocol" or not isinstance(made, type) or asyncio is None:
         return None
-    if issubclass(target, asyncio.BaseProtocol) and not issubclass(target, asyncio.Protocol | asyncio.BufferedProtocol):
-        return f"{target.__name__} is no protocol of a stream, as asyncio.Protocol and asyncio.BufferedProtocol are"
+    if issubclass(made, asyncio.BaseProtocol) and not issubclass(made, asyncio.Protocol | asyncio.BufferedProtocol):
+        return f"{made.__name__} is no protocol of a stream, as asyncio.Protocol and asyncio.BufferedProtocol are"
     if (arity := _arity(target)) > 0:
         return (
-            f"{target.__name__} is made for each connection without arguments, but takes {arity}; name a function "
-            "that makes one, with --interface protocol"
+            f"{made.__name__} is made for each connection without arguments, but takes {arity}; give them with a "
+            "functools.partial, or name a function that makes one, with --interface protocol"
         )
     return None
 
 
 def guess(target: Callable[..., Any]) -> str | None:
     """The kind of a callable, or None if no rule fits."""
-    if isinstance(target, type):
-        if issubclass(target, socketserver.BaseRequestHandler):
-            return None if issubclass(target, socketserver.DatagramRequestHandler) else "socketserver"
+    made = _without_partial(target)
+    if isinstance(made, type):
+        if issubclass(made, socketserver.BaseRequestHandler):
+            return None if issubclass(made, socketserver.DatagramRequestHandler) else "socketserver"
         asyncio = sys.modules.get("asyncio")  # 20 ms of start-up; who made a Protocol class has imported it
-        if asyncio is not None and issubclass(target, asyncio.BaseProtocol):
+        if asyncio is not None and issubclass(made, asyncio.BaseProtocol):
             return "protocol"
     arity = _arity(target)
     if _is_coroutine(target):
@@ -210,10 +211,14 @@ def guess(target: Callable[..., Any]) -> str | None:
     return {2: "wsgi", 1: "stream"}.get(arity)
 
 
-def _is_coroutine(target: Any) -> bool:
+def _without_partial(target: Any) -> Any:
     while isinstance(target, functools.partial):
         target = target.func
-    target = inspect.unwrap(target)
+    return target
+
+
+def _is_coroutine(target: Any) -> bool:
+    target = inspect.unwrap(_without_partial(target))
     return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
 
 

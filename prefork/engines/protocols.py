@@ -2,7 +2,8 @@
 
 The loop talks to the application's own object. To know when a connection begins and ends, its class is replaced by a
 subclass, made once for each class, that has the same layout and tells us before it goes on: so nothing stands between
-the loop and the application when data comes, but a count.
+the loop and the application when data comes, but a count. A class that will not have a subclass is introduced by a
+protocol of ours, and then left alone; that its connection has ended is seen from time to time.
 
 What the application raises ends the connection, as it does without us: the loop sees to that in most callbacks, and
 tells the engine. A protocol keeps its own time: --idle-timeout does not apply, as nobody can tell what it waits for.
@@ -18,6 +19,7 @@ from ..histogram import array_index
 from ..listener import Listener
 from ..scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, TOOK_NS
 from .peer import peer_of
+from .pulse import Pulse
 from .service import Premises
 
 _SWEEP_S = 1.0
@@ -33,7 +35,7 @@ class ProtocolService:
         self._pulse = premises.pulse
         self._complaints = premises.complaints
         self._loop = premises.loop
-        self._classes: dict[type, type] = {}  # of the application, and the subclass that tells us
+        self._classes: dict[type, type | None] = {}  # of the application, and the subclass that tells us; None: no way
         # By id() of the protocol: itself, which keeps the number its own; its transport; when it began.
         self._held: dict[int, tuple[Any, asyncio.Transport, int]] = {}
 
@@ -42,7 +44,10 @@ class ProtocolService:
         try:
             protocol = self._target()
             own = type(protocol)
-            protocol.__class__ = self._classes.get(own) or self._observed(own)
+            observed = self._classes[own] if own in self._classes else self._observed(own)
+            if observed is None:
+                return _Introduction(self, protocol)
+            object.__setattr__(protocol, "__class__", observed)  # its own __setattr__ may refuse
             if id(protocol) in self._held:
                 raise ValueError("the factory has returned a protocol that serves another connection")
         except Exception as error:  # noqa: BLE001 - the border of the application
@@ -99,12 +104,12 @@ class ProtocolService:
             transport.abort()
             self.left(protocol, error)
 
-    def _observed(self, own: type) -> type:
-        """Make the subclass of an application's class."""
+    def _observed(self, own: type) -> type | None:
+        """Make the subclass of an application's class; None if it does not let us."""
         if not issubclass(own, asyncio.Protocol | asyncio.BufferedProtocol):
             raise TypeError(f"the factory has returned {own.__qualname__!r}, which is no protocol of a stream")
         # All that these need is at hand, as they are called for every connection.
-        service, pulse, join, held = self, self._pulse, self._crowd.join, self._held
+        service, join, held = self, self._crowd.join, self._held
         made, lost = own.connection_made, own.connection_lost
 
         def connection_made(self: Any, transport: Any) -> None:
@@ -130,28 +135,13 @@ class ProtocolService:
             "__doc__": own.__doc__,
             "connection_made": connection_made,
             "connection_lost": connection_lost,
+            **_counting(own, self._pulse),
         }
-        if issubclass(own, asyncio.BufferedProtocol):
-            updated = own.buffer_updated
-
-            def buffer_updated(self: Any, count: int) -> None:
-                if not pulse.on:
-                    pulse.begin()
-                pulse.bytes_in += count
-                updated(self, count)
-
-            members["buffer_updated"] = buffer_updated
-        else:
-            received = own.data_received
-
-            def data_received(self: Any, data: bytes) -> None:
-                if not pulse.on:
-                    pulse.begin()
-                pulse.bytes_in += len(data)
-                received(self, data)
-
-            members["data_received"] = data_received
-        observed = type(own.__name__, (own,), members)
+        try:
+            observed = type(own.__name__, (own,), members)
+        except Exception:  # noqa: BLE001 - whatever its metaclass or __init_subclass__ raises, or a compiled class
+            self._classes[own] = None
+            return None
         self._classes[own] = self._classes[observed] = observed
         return observed
 
@@ -161,6 +151,46 @@ class ProtocolService:
             if transport.is_closing() and transport.get_protocol() is not protocol:
                 self.left(protocol, None)
         self._loop.call_later(_SWEEP_S, self._sweep)
+
+
+def _counting(own: Any, pulse: Pulse) -> dict[str, Any]:
+    """The method of a subclass that counts what comes."""
+    if issubclass(own, asyncio.BufferedProtocol):
+        updated = own.buffer_updated
+
+        def buffer_updated(self: Any, count: int) -> None:
+            if not pulse.on:
+                pulse.begin()
+            pulse.bytes_in += count
+            updated(self, count)
+
+        return {"buffer_updated": buffer_updated}
+    received = own.data_received
+
+    def data_received(self: Any, data: bytes) -> None:
+        if not pulse.on:
+            pulse.begin()
+        pulse.bytes_in += len(data)
+        received(self, data)
+
+    return {"data_received": data_received}
+
+
+class _Introduction(asyncio.Protocol):
+    """WORKER. Makes a connection known, and hands it to a protocol that cannot tell us of it."""
+
+    def __init__(self, service: ProtocolService, protocol: Any) -> None:
+        self._service = service
+        self._protocol = protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._service.came(self, transport)
+        transport.set_protocol(self._protocol)
+        try:
+            self._protocol.connection_made(transport)
+        except Exception as error:  # noqa: BLE001 - the border of the application
+            self._service.failed(self, error)
 
 
 class _Refusal(asyncio.Protocol):

@@ -110,6 +110,33 @@ def make() -> Greeting:
 make_partly = partial(Greeting, b"made by a partial\n")
 
 
+class Guarded(Echo):
+    """One that lets nobody set what it has not named."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "transport":
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+class Named(Echo):
+    """One whose subclasses have to say their names."""
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        cls.name = name
+
+
+class Last(Named, name="last"):
+    """One of which nothing can be derived just so."""
+
+
+class LastFails(Last, name="fails"):
+    """The same, and it fails in connection_made."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        raise RuntimeError("in connection_made")
+
+
 class Slot(asyncio.Protocol):
     """Says slot, generation and pid of the worker."""
 

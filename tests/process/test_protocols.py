@@ -38,7 +38,7 @@ def counted(server: RunningServer, **counts: int) -> None:
 
 @LOOPS
 @DOORS
-@pytest.mark.parametrize("name", ["Echo", "Slotted", "Buffered"])
+@pytest.mark.parametrize("name", ["Echo", "Slotted", "Buffered", "Guarded", "Last"])
 def test_what_a_protocol_writes_comes_back(shared: Shared, name: str, accept: str, loop: str) -> None:
     server = shared(protocol(name), "--workers", "2", "--accept", accept, "--loop", loop)
     data = bytes(range(256)) * 1_000
@@ -54,6 +54,22 @@ def test_what_a_protocol_writes_comes_back(shared: Shared, name: str, accept: st
 def test_a_factory(shared: Shared, name: str, said: bytes) -> None:
     server = shared(protocol(name), "--interface", "protocol", *ONE)
     assert exchange(server.address, b"echo", half_close=True) == b"made by a " + said + b"\necho"
+
+
+def test_a_partial_of_a_class_needs_no_word_on_what_it_is(shared: Shared) -> None:
+    server = shared(protocol("make_partly"), *ONE)
+    assert exchange(server.address, b"echo", half_close=True) == b"made by a partial\necho"
+
+
+@LOOPS
+def test_a_class_without_subclasses_is_counted_and_missed_when_it_ends(serve: Serve, loop: str) -> None:
+    server = serve(protocol("Last"), *ONE, "--max-connections", "1", "--loop", loop)
+    for _ in range(2):
+        assert exchange(server.address, b"x", half_close=True) == b"x"
+    with dial(server.address) as client:
+        client.sendall(b"y")
+        assert read_exactly(client, 1) == b"y"
+    counted(server, accepted=3, completed=3, errors=0)
 
 
 @LOOPS
@@ -74,6 +90,7 @@ def test_a_half_close_is_the_protocols_to_judge(shared: Shared) -> None:
     ("name", "place"),
     [
         ("RaisesAtFirst", "connection_made"),
+        ("LastFails", "connection_made"),
         ("RaisesOnData", "data_received"),
         ("RaisesAtEnd", "eof_received"),
         ("RaisesAtLast", "connection_lost"),
@@ -208,6 +225,10 @@ def test_idle_timeout_is_for_coroutines(serve: Serve) -> None:
         ("class App(asyncio.BaseProtocol): ...", "App is no protocol of a stream"),
         (
             "class App(asyncio.Protocol):\n    def __init__(self, loop): ...",
+            "made for each connection without arguments, but takes 1",
+        ),
+        (
+            "import functools\nclass P(asyncio.Protocol):\n    def __init__(s, a, b): 1\nApp = functools.partial(P, 1)",
             "made for each connection without arguments, but takes 1",
         ),
         ("def App(): return asyncio.Protocol()", "--interface"),

@@ -48,6 +48,8 @@ partial_asgi = functools.partial(asgi)
 
 class Handler(socketserver.StreamRequestHandler): ...
 class Protocol(asyncio.Protocol): ...
+partial_protocol = functools.partial(Protocol)
+partial_handler = functools.partial(Handler)
 class Datagrams(asyncio.DatagramProtocol): ...
 
 class Callable:
@@ -167,6 +169,8 @@ def test_a_factory_is_called(folder: Path) -> None:
         ("Handler", "socketserver"),
         ("Protocol", "protocol"),
         ("Datagrams", "protocol"),
+        ("partial_protocol", "protocol"),
+        ("partial_handler", "socketserver"),
         ("wsgi", "wsgi"),
         ("partial_wsgi", "wsgi"),
         ("streams", "streams"),
