@@ -97,6 +97,7 @@ class AioEngine:
             return  # told to stop while the application started up
         await starting
         self._life.ready(self._kind, self.name)  # before the first connection, which may end the process
+        self._pulse.beats.append(self._look)
         self._pulse.start()
         self._door.open()
         self._crowd.announce()
@@ -204,6 +205,11 @@ class AioEngine:
 
     def _heed(self, fd: int) -> None:
         self._life.attend(fd)
+        self._look()
+
+    def _look(self) -> None:
+        """With each beat as well: signals do not wake us if the application has had the loop handle any."""
+        self._life.heed()
         if self._life.retiring:
             self._told.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 
 from tests.apps.asking import pass_gate
@@ -101,6 +102,12 @@ async def stubborn(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
             await asyncio.sleep(600)
         except asyncio.CancelledError:
             say("not me")
+
+
+async def handles_signals(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Have the loop handle a signal that is nobody's."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, say, "a window")
+    writer.write(b"done\n")
 
 
 async def facts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

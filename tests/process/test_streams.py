@@ -256,6 +256,18 @@ def test_a_handler_that_will_not_be_cancelled_is_left_behind(serve: Serve, loop:
 
 
 @LOOPS
+def test_a_worker_hears_its_master_also_when_the_application_handles_signals(serve: Serve, loop: str) -> None:
+    server = serve(coroutine("handles_signals"), *ONE, "--loop", loop)
+    for generation in (2, 3):
+        assert exchange(server.address, b"") == b"done\n"
+        server.signal(signal.SIGHUP)
+        server.wait_log(f"reloaded generation={generation}", within_s=10)
+    assert exchange(server.address, b"") == b"done\n"
+    assert server.stop(within_s=10) == 0
+    assert "killing worker" not in server.log
+
+
+@LOOPS
 def test_tls(serve: Serve, loop: str) -> None:
     server = serve(coroutine("facts"), *ONE, "--tls-cert", str(CERTIFICATE), "--loop", loop)
     context = ssl.create_default_context(cafile=str(CERTIFICATE))
