@@ -80,14 +80,16 @@ class Scoreboard:
     def __init__(self, *, groups: int, threads: int) -> None:
         self.groups = groups
         self.threads = threads
-        self._rows_at = _HEADER_CELLS + 2 * groups
+        self._rows_at = _HEADER_CELLS + 3 * groups
         self._memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
         self._cells = memoryview(self._memory).cast("q")
         self.header = self._cells[:_HEADER_CELLS]
         # Of event loops, side by side, as each reads all of them before it takes a connection (engines/balance.py):
-        # one more than the connections held, 0 = takes none; and since when it is out of epoll_wait (ns), 0 = inside.
+        # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
+        # how many it has taken.
         self.open_cells = self._cells[_HEADER_CELLS : _HEADER_CELLS + groups]
-        self.awake_cells = self._cells[_HEADER_CELLS + groups : self._rows_at]
+        self.awake_cells = self._cells[_HEADER_CELLS + groups : _HEADER_CELLS + 2 * groups]
+        self.taken_cells = self._cells[_HEADER_CELLS + 2 * groups : self._rows_at]
         self._zeros = memoryview(bytes(8 * CELLS)).cast("q")
 
     def row(self, group: int, thread: int = 0) -> Row:
@@ -107,7 +109,7 @@ class Scoreboard:
 
     def vacate(self, group: int) -> None:
         """Its owner is gone: no event loop shall wait for it. What it has counted stays until the next owner comes."""
-        self.open_cells[group] = self.awake_cells[group] = 0
+        self.open_cells[group] = self.awake_cells[group] = self.taken_cells[group] = 0
 
     def read(self, group: int) -> Reading:
         """What the group says now."""

@@ -22,7 +22,7 @@ from ..errors import BootError
 from .adoption import Adoption
 from .balance import Balance
 from .complaints import Complaints
-from .crowd import Crowd
+from .crowd import Crowd, nothing
 from .door import CarefulDoor, Door, QuickDoor
 from .peer import peer_of
 from .pulse import Pulse
@@ -100,6 +100,7 @@ class AioEngine:
         self._pulse.beats.append(self._look)
         self._pulse.start()
         self._door.open()
+        self._crowd.changed = self._door.heed
         self._crowd.announce()
         await told
         until_s = time.monotonic() + self._station.config.graceful_timeout_s
@@ -217,6 +218,7 @@ class AioEngine:
         """Take no more; let everyone have an end until the graceful timeout is over."""
         crowd, service = self._crowd, self._service
         crowd.able = False
+        crowd.changed = nothing
         self._door.shut()
         crowd.announce()
         service.retire(stopping=self._life.stopping)

@@ -40,7 +40,7 @@ class Crowd:
         self._shared = any(listener.slot is None for listener in station.listeners)
         self.arriving = 0
         self.members: set[Member] = set()
-        self.changed: Callable[[int], None] = _nothing
+        self.changed: Callable[[int], None] = nothing
         self.able = True
         pulse.tocks.append(self._tell)
 
@@ -112,5 +112,5 @@ class Crowd:
             self._emptied.set()
 
 
-def _nothing(_held: int) -> None:
-    pass
+def nothing(_held: int) -> None:
+    """What there is to be done when nobody wants to know who comes or goes."""

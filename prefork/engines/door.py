@@ -51,6 +51,8 @@ class CarefulDoor:
         admit: Admit,
     ) -> None:
         self._loop = loop
+        self._balance = balance
+        self._pass_on = admit
         self._epoll = select.epoll()
         self._timer: asyncio.TimerHandle | None = None
         self._entrance = Entrance(
@@ -58,7 +60,7 @@ class CarefulDoor:
             epoll=self._epoll,
             balance=balance,
             complaints=complaints,
-            admit=admit,
+            admit=self._admit,
             room=crowd.room,
             held=crowd.held,
         )
@@ -75,9 +77,21 @@ class CarefulDoor:
         self._entrance.shut()
         self._arm()
 
+    def heed(self, held: int) -> None:
+        """Somebody came or went: there may be room again, long before it is time to look.
+
+        All loops wake for a connection, and the fastest would take nearly all. So who is ahead stays off for its time.
+        """
+        if self._entrance.look_ns != NEVER and (not self._balance.ahead(held) or self._entrance.waits()):
+            self._tend()
+
     def drain(self) -> bool:
         """Take what the kernel has accepted for a server that stops; False if that has to be tried again."""
         return self._entrance.drain()
+
+    def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
+        self._balance.took()
+        self._pass_on(fd, sockaddr, listener)
 
     def _look(self) -> None:
         now_ns = monotonic_ns()
@@ -95,7 +109,6 @@ class CarefulDoor:
             self._timer = self._loop.call_later(max(0.0, left_s), self._tend)
 
     def _tend(self) -> None:
-        self._timer = None
         self._entrance.tend(monotonic_ns())
         self._arm()
 
@@ -129,12 +142,10 @@ class QuickDoor:
     def open(self) -> None:
         """Begin to accept."""
         self._careful.open()
-        self._crowd.changed = self._heed
         self._look()
 
     def shut(self) -> None:
         """Take nothing any more."""
-        self._crowd.changed = _nothing
         if self._timer is not None:
             self._timer.cancel()
         if self._changing is not None:
@@ -152,8 +163,12 @@ class QuickDoor:
         self._consider()
         self._timer = self._loop.call_later(_LOOK_S, self._look)
 
-    def _heed(self, held: int) -> None:
-        if held >= self._enough or not self._servers:
+    def heed(self, held: int) -> None:
+        """Somebody came or went."""
+        if not self._servers:
+            self._careful.heed(held)
+            self._consider()
+        elif held >= self._enough:
             self._consider()
 
     def _consider(self) -> None:
@@ -197,10 +212,6 @@ class QuickDoor:
             return False
         os.close(lowest_free)
         return lowest_free < share * self._most_fds
-
-
-def _nothing(_held: int) -> None:
-    pass
 
 
 Door = CarefulDoor | QuickDoor

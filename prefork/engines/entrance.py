@@ -76,11 +76,15 @@ class Entrance:
             return
         self._paused = False
         if self._shared and now_ns >= self.look_ns and self._room():
-            self._balance.look(self._held(), now_ns, waits=bool(self._look.poll(0)))
+            self._balance.look(self._held(), now_ns, waits=self.waits())
         if self._wanted():
             self._enter()
         elif now_ns >= self.look_ns:
             self.look_ns = now_ns + OFF_NS
+
+    def waits(self) -> bool:
+        """Whether a connection waits at this moment."""
+        return bool(self._look.poll(0))
 
     def shut(self) -> None:
         """Take nothing any more."""
@@ -124,7 +128,7 @@ class Entrance:
         if not self._wanted():
             self._leave()
             self.look_ns = now_ns + OFF_NS
-            if self._shared and self._look.poll(0):
+            if self._shared and self.waits():
                 self._balance.leave()
         elif self._shared:
             self._epoll.unregister(fd)

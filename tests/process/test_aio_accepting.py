@@ -74,6 +74,25 @@ def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Se
     share_evenly(server, held, 400)
 
 
+@SLOW
+@kinds("slot", "Slot")
+def test_workers_that_share_a_queue_do_not_wait_for_each_other(serve: Serve, app: str) -> None:
+    """A worker that has had its share is off for 5 ms, but no longer than until its client has left."""
+    alone, together = serve(app, "--workers", "1"), serve(app, "--workers", "2")
+    ratios = []
+    for _ in range(ROUNDS):
+        took_s = []
+        for server in (alone, together):
+            began_s = time.monotonic()
+            for _ in range(500):
+                assert exchange(server.address, b"", half_close=True)
+            took_s.append(time.monotonic() - began_s)
+        ratios.append(took_s[1] / took_s[0])
+        if ratios[-1] < 3:
+            return
+    raise AssertionError(f"two workers take longer than one: {ratios} times")
+
+
 @kinds("obey", "Obey")
 @pytest.mark.parametrize("how", [b"block 60\n", b"later 60\n"], ids=["in-its-code", "by-a-timer"])
 def test_nobody_new_waits_for_a_worker_that_is_blocked(serve: Serve, app: str, how: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.engines.balance import ASLEEP_NS, PATIENCE_NS, Balance
+from prefork.engines.balance import AHEAD, ASLEEP_NS, PATIENCE_NS, Balance
 from prefork.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -107,3 +107,53 @@ def test_a_nudge_wakes_and_is_heard_once(workers: list[Balance], nudge: int) -> 
     workers[2].heard()  # too late: no error
     with pytest.raises(BlockingIOError):
         os.eventfd_read(nudge)
+
+
+def test_who_has_taken_more_than_the_others_is_ahead(workers: list[Balance]) -> None:
+    me = workers[0]
+    assert not me.ahead(10)
+    for _ in range(AHEAD):
+        me.took()
+    assert not me.ahead(10)
+    for _ in range(AHEAD):
+        me.took()
+    assert me.ahead(10)
+    assert not workers[1].ahead(10)
+    for other in workers[1:]:
+        other.took()
+        other.took()
+    assert not me.ahead(10)
+
+
+def test_nobody_is_ahead_of_those_who_could_not_take_one(workers: list[Balance]) -> None:
+    me, full, loaded, away = workers
+    for _ in range(100):
+        me.took()
+    assert me.ahead(10)
+    full.publish(0, able=False)
+    loaded.publish(11, able=True)
+    away.woke()
+    until_ns = monotonic_ns() + ASLEEP_NS
+    while monotonic_ns() <= until_ns:
+        pass
+    assert not me.ahead(10)
+
+
+def test_who_was_away_need_not_be_waited_for_until_it_has_taken_as_many(workers: list[Balance]) -> None:
+    me, new = workers[0], workers[1]
+    for _ in range(1_000):
+        for worker in (me, *workers[2:]):
+            worker.took()
+    assert me.ahead(10)
+    for _ in range(20):
+        new.took()
+        new.ahead(10)
+    assert not me.ahead(10)
+
+
+def test_alone_nobody_is_ahead(workers: list[Balance]) -> None:
+    for other in workers[1:]:
+        other.publish(0, able=False)
+    for _ in range(100):
+        workers[0].took()
+    assert not workers[0].ahead(10)
