@@ -96,6 +96,7 @@ class Pulse:
     def _beat(self) -> None:
         if not self._period_s:
             return
+        self._loop.call_later(self._period_s, self._beat)  # first: a fault below must not look like a blocked loop
         self._flush()  # what was sent without that anything came
         cells = self._cells
         cells[BEAT] = monotonic_ns()
@@ -106,7 +107,6 @@ class Pulse:
         cells[SINCE] = since_ns
         for beat in self.beats:
             beat()
-        self._loop.call_later(self._period_s, self._beat)
 
 
 def _nobody() -> tuple[int, bytes]:

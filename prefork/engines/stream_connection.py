@@ -46,6 +46,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         self._works_since_ns = self.since_ns  # see slow(); 0 = not known
         self._mark = marked  # for the scoreboard: whom it serves
         self._lost = False
+        self._text = ""  # once it is lost: whose it was
         self._silent: TimeoutError | None = None  # --idle-timeout has passed
         self._waits_for: Any = None  # what it waited for when it was looked at last
         self._waits_since_ns = 0
@@ -85,6 +86,8 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._lost = True
+        if self._serving is not None:
+            self._text = self.text  # the handler may go on for long, and asyncio forgets the transport
         if self._parting is not None:
             self._parting.cancel()
         super().connection_lost(exc or self._silent)
@@ -157,7 +160,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     @property
     def text(self) -> str:
         """Whose connection it is: for people."""
-        return peer_of(self._transport)
+        return self._text or peer_of(self._transport)
 
     def cancel(self) -> None:
         """Cancel the handler."""

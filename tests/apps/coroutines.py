@@ -82,6 +82,14 @@ async def deaf_closes(_reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     say("closed")
 
 
+async def works_on(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Go on for a while, whether the client is there or not."""
+    await reader.read(1)
+    say("works")
+    await asyncio.sleep(1.2)
+    say("done")
+
+
 async def grouped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Serve from within a task group."""
 

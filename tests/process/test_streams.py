@@ -158,6 +158,18 @@ def test_clients_that_leave_are_no_errors(serve: Serve, loop: str) -> None:
 
 
 @LOOPS
+def test_a_handler_may_work_on_when_its_client_has_left(serve: Serve, loop: str) -> None:
+    server = serve(coroutine("works_on"), *ONE, "--timeout", "400ms", "--loop", loop)
+    client = dial(server.address)
+    client.sendall(b"x")
+    server.wait_log("app: works")
+    abort(client)
+    server.wait_log("app: done")
+    assert "ERROR" not in server.log
+    counted(server, accepted=1, completed=1, errors=0)
+
+
+@LOOPS
 def test_clients_that_leave_a_group_of_tasks_are_no_errors(serve: Serve, loop: str) -> None:
     server = serve(coroutine("grouped"), *ONE, "--loop", loop)
     assert exchange(server.address, b"abcdef", half_close=True) == b"ABCD"
