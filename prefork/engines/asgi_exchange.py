@@ -64,6 +64,8 @@ class Exchange:
     async def run(self) -> None:
         """Call the application. It is all in one coroutine, as a request's task has no other."""
         site = self._site
+        # Here, as an eager task (Python 3.12) may end before its maker has it.
+        site.running[self] = asyncio.current_task()  # type: ignore[assignment]
         site.begins(self)
         try:
             await site.app(self._scope, self.receive, self.send)
@@ -155,6 +157,8 @@ class Exchange:
                 self.response.expect(left)
             else:
                 left = _FILE_BYTES << 40  # empty, or like those of /proc: its size says nothing
+            if self.request.method == "HEAD":
+                left = 0  # its length is all that is told
             while more:
                 data = await loop.run_in_executor(None, file.read, min(left, _FILE_BYTES))
                 left -= len(data)

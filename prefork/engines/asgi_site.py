@@ -145,7 +145,7 @@ class AsgiSite(HttpSite[Scopes]):
         scope = of_websocket(scope, opening.subprotocols)
         self._cells[BEGAN] = 0  # a unit of work is the handshake only; but it is to be known who came last
         self._row.memory[self._row.latest_place] = mark(socket.text)
-        self.sockets[socket] = self.loop.create_task(socket.run(scope))
+        self.loop.create_task(socket.run(scope))
 
     def count_opening(self, began_ns: int, outcome: int = COMPLETED) -> None:
         """A WebSocket's handshake was answered; that is its unit of work, as the rest may last for days."""

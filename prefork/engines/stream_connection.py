@@ -41,7 +41,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         super().__init__(self._reader, service.handle, service.loop)
         self._service = service
         self._pulse = service.pulse
-        self._serving: asyncio.Task[None] | None = None
+        self._serving: asyncio.Task[Any] | None = None
         self.since_ns = monotonic_ns()
         self._works_since_ns = self.since_ns  # see slow(); 0 = not known
         self._mark = marked  # for the scoreboard: whom it serves
@@ -62,7 +62,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         self._over_ssl = transport.get_extra_info("sslcontext") is not None
         self._stream_writer = writer = _Writer(transport, self, reader, service.loop)  # type: ignore[arg-type]
         writer.pulse = service.pulse
-        self._serving = service.loop.create_task(self._serve(reader, writer))
+        service.loop.create_task(self._serve(reader, writer))
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -178,6 +178,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         service, cells = self._service, self._service.cells
+        self._serving = asyncio.current_task()  # here, as an eager task (Python 3.12) may end before its maker has it
         fate = COMPLETED
         row = service.row
         row.memory[row.latest_place] = self._mark  # who is to be named if this is the end of the worker

@@ -90,7 +90,9 @@ class _Statuses(dict[str, tuple[int, str]]):
 
 _names = _Names()
 _statuses = _Statuses()
-_heads: dict[tuple[object, ...], Head] = {}  # a memo of read_head
+_Heads = dict[tuple[object, ...], Head]
+_heads: _Heads = {}  # a memo of read_head
+_asgi_heads: _Heads = {}  # of read_asgi_head: what is right there may be wrong here
 
 
 def read_head(status: str, headers: list[tuple[str, str]]) -> Head:
@@ -106,7 +108,7 @@ def read_head(status: str, headers: list[tuple[str, str]]) -> Head:
         return _check_head(status, headers)  # not hashable: odd, or wrong
     if found is None:
         found = _check_head(status, headers)
-        _remember(key, found)
+        _remember(_heads, key, found)
     return found
 
 
@@ -115,12 +117,12 @@ def read_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
     headers = headers if type(headers) is list else list(headers)
     try:
         key = (status, *headers)
-        found = _heads.get(key)
+        found = _asgi_heads.get(key)
     except TypeError:
         return _check_asgi_head(status, headers)  # its pairs are lists, say
     if found is None:
         found = _check_asgi_head(status, headers)
-        _remember(key, found)
+        _remember(_asgi_heads, key, found)
     return found
 
 
@@ -145,10 +147,10 @@ def _check_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
     return code, text + announced, length, given
 
 
-def _remember(key: tuple[object, ...], head: Head) -> None:
-    if len(_heads) >= _MOST_HEADS:
-        _heads.clear()
-    _heads[key] = head  # applications repeat themselves (measured: 0.3 us instead of 1.1)
+def _remember(memo: _Heads, key: tuple[object, ...], head: Head) -> None:
+    if len(memo) >= _MOST_HEADS:
+        memo.clear()
+    memo[key] = head  # applications repeat themselves (measured: 0.3 us instead of 1.1)
 
 
 def _check_head(status: str, headers: list[tuple[str, str]]) -> Head:
