@@ -29,8 +29,8 @@ httpx = pytest.importorskip("httpx")
 websockets = pytest.importorskip("websockets")
 
 pytestmark = pytest.mark.slow
-SITES = {"starlette": "site", "fastapi": "site", "quart": "site", "django": "asgi_site"}
-WITH_SOCKETS = ("starlette", "fastapi", "quart")
+SITES = {"starlette": "site", "fastapi": "site", "quart": "site", "litestar": "site", "django": "asgi_site"}
+WITH_SOCKETS = ("starlette", "fastapi", "quart", "litestar")
 
 
 def site_of(framework: str) -> str:
