@@ -26,8 +26,11 @@ class Lifespan:
         self._orders: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._answered = asyncio.Event()
+        self._over = asyncio.Event()  # it has returned, or asks for an order behind the last one
         self._failure: str | None = None
         self._asked = False  # it has asked for the first order: it knows of lifespans
+        self._last = False  # it was given the last one
+        self._stopping = False
 
     async def start(self) -> None:
         """Have it start up. Raises BootError if it says that it cannot."""
@@ -42,8 +45,11 @@ class Lifespan:
         """Have it shut down, for at most so long."""
         if self._task is None or self._task.done():
             return
+        self._stopping = True
         try:
-            await asyncio.wait_for(self._tell(_SHUTDOWN), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._tell(_SHUTDOWN)
+                await self._over.wait()  # what is wrapped around the application may have its own things to close
         except TimeoutError:
             self._log.warning("lifespan cut", app=self._name, after=f"{timeout_s:.1f}s")
         if self._failure is not None:
@@ -59,15 +65,22 @@ class Lifespan:
         try:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:  # noqa: BLE001 - the border of the application
-            if not self._asked:
+            if self._stopping and isinstance(error, asyncio.CancelledError):
+                pass  # there was no more to do, or it was cut, which is told
+            elif not self._asked:
                 self._log.debug("no lifespan", app=self._name, error=repr(error))
             elif "\n" not in (self._failure or "").strip():  # else it has told its traceback itself
                 self._log.warning("lifespan given up", app=self._name, exc=error)
         self._answered.set()
+        self._over.set()
 
     async def _receive(self) -> dict[str, Any]:
         self._asked = True
-        return {"type": await self._orders.get()}
+        if self._last:
+            self._over.set()
+        order = await self._orders.get()
+        self._last = order == _SHUTDOWN
+        return {"type": order}
 
     async def _send(self, message: dict[str, Any]) -> None:
         what = message["type"]

@@ -510,3 +510,10 @@ async def live(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "lifespan.shutdown.failed", "message": "the database did not close"})
     else:
         await send({"type": "lifespan.shutdown.complete"})
+    if how == "ask-again":
+        await receive()
+    if how == "close-behind":
+        await asyncio.sleep(0.05)
+        print("closed behind it")
+    if how == "never-return":
+        await asyncio.Event().wait()

@@ -104,6 +104,27 @@ def test_a_shutdown_that_fails_is_told(serve: Serve) -> None:
     assert "the database did not close" in server.log
 
 
+def test_an_application_that_asks_for_more_after_its_shutdown_makes_no_noise(serve: Serve) -> None:
+    """As many do, in a loop without an end."""
+    server = serve(ASGI, *ONE, env={"LIFESPAN": "ask-again"})
+    assert server.stop() == 0
+    assert "lifespan" not in server.log
+
+
+def test_what_is_wrapped_around_a_lifespan_can_close_its_own_things(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, env={"LIFESPAN": "close-behind"})
+    assert server.stop() == 0
+    assert "closed behind it" in server.log
+    assert "lifespan" not in server.log
+
+
+def test_an_application_that_does_not_return_from_its_shutdown_is_cut(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, "--graceful-timeout", "1", env={"LIFESPAN": "never-return"})
+    assert server.stop() == 0
+    assert server.log.count("lifespan cut") == 1, server.log
+    assert "lifespan given up" not in server.log
+
+
 def test_a_reload_whose_application_cannot_start_is_abandoned(serve: Serve, tmp_path: Path) -> None:
     source = (
         "async def app(scope, receive, send):\n"
