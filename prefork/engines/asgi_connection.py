@@ -189,7 +189,7 @@ class HttpConnection(asyncio.Protocol):
         self._exchange = exchange = Exchange(self, request, scope)
         if site.draining:
             exchange.response.keep_alive = False
-        site.loop.create_task(exchange.run())
+        site.running[exchange] = site.task(exchange.run())
 
     def _advance(self) -> None:
         """Take of what has come as much as can be taken now."""

@@ -64,8 +64,6 @@ class Exchange:
     async def run(self) -> None:
         """Call the application. It is all in one coroutine, as a request's task has no other."""
         site = self._site
-        # Here, as an eager task (Python 3.12) may end before its maker has it.
-        site.running[self] = asyncio.current_task()  # type: ignore[assignment]
         site.begins(self)
         try:
             await site.app(self._scope, self.receive, self.send)

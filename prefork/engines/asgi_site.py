@@ -22,6 +22,8 @@ from .peer import Peer
 from .timekeeper import Timekeeper
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from ..http.request import Request
     from ..listener import Listener
     from .asgi_connection import HttpConnection
@@ -70,6 +72,10 @@ class AsgiSite(HttpSite[Scopes]):
     def see_through(self, peer: AsgiPeer, request: Request, scope: Scope) -> None:
         """Put the client in the place of the trusted proxies that stand before it."""
         see_through(scope, find_origin(request.fields, peer.address, peer.port, self.trusted))
+
+    def task(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Call the application soon. The loop's task factory is the application's, and may begin here and now."""
+        return asyncio.Task(call, loop=self.loop)
 
     def begins(self, exchange: Exchange) -> None:
         """The application is to be called: whoever it serves is to be named if this is the end of the worker."""
@@ -145,7 +151,7 @@ class AsgiSite(HttpSite[Scopes]):
         scope = of_websocket(scope, opening.subprotocols)
         self._cells[BEGAN] = 0  # a unit of work is the handshake only; but it is to be known who came last
         self._row.memory[self._row.latest_place] = mark(socket.text)
-        self.loop.create_task(socket.run(scope))
+        self.sockets[socket] = self.task(socket.run(scope))
 
     def count_opening(self, began_ns: int, outcome: int = COMPLETED) -> None:
         """A WebSocket's handshake was answered; that is its unit of work, as the rest may last for days."""

@@ -78,7 +78,6 @@ class WebSocketConnection(asyncio.Protocol):
     async def run(self, scope: dict[str, Any]) -> None:
         """Call the application."""
         site, code = self._site, NORMAL
-        site.sockets[self] = asyncio.current_task()  # type: ignore[assignment]
         try:
             await site.app(scope, self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - the border of the application

@@ -500,6 +500,8 @@ async def live(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("began, and gave up")
     if how == "gate":
         await wait_at_gate()
+    if how == "eager":
+        asyncio.get_running_loop().set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 - from 3.12 on
     scope["state"]["shared"] = []
     await send({"type": "lifespan.startup.complete"})
     assert (await receive())["type"] == "lifespan.shutdown"
@@ -510,6 +512,11 @@ async def live(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "lifespan.shutdown.failed", "message": "the database did not close"})
     else:
         await send({"type": "lifespan.shutdown.complete"})
+    await outlive(how, receive)
+
+
+async def outlive(how: str, receive: Receive) -> None:
+    """Do something behind the answer to lifespan.shutdown."""
     if how == "ask-again":
         await receive()
     if how == "close-behind":

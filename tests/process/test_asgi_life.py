@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -123,6 +124,20 @@ def test_an_application_that_does_not_return_from_its_shutdown_is_cut(serve: Ser
     assert server.stop() == 0
     assert server.log.count("lifespan cut") == 1, server.log
     assert "lifespan given up" not in server.log
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks are never eager before 3.12")
+def test_an_applications_eager_tasks_are_its_own_affair(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, "--loop", "asyncio", env={"LIFESPAN": "eager"})
+    with Browser(server) as browser:
+        browser.send(request() * 500)  # no stack is deep enough for them
+        for _ in range(500):
+            assert browser.response().body == HELLO
+    with Socket(server) as ws:
+        ws.send("on")
+        assert ws.receive() == "on"
+    assert server.stop() == 0
+    assert "connections cut" not in server.log, "calls that had returned were counted on"
 
 
 def test_a_reload_whose_application_cannot_start_is_abandoned(serve: Serve, tmp_path: Path) -> None:
