@@ -105,7 +105,7 @@ class Census:
             generation=self.policy.rollout.generation,
             wanted=self.policy.workers,
             booted=self.policy.booted,
-            reloading=bool(self.policy.booted and self.policy.rollout.phase),
+            reloading=self.policy.booted and self.policy.rollout.replaces,
             stopping=self.policy.ending,
             last_reload=self._last_reload,
             control=self.control,

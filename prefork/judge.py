@@ -69,8 +69,9 @@ class Judge:
         if now_s < limit_s:
             return None, limit_s
         if worker.hang is not None:
-            return self._press(worker, worker.hang, now_s, f"not ready within --boot-timeout {self.boot_timeout_s:g} s")
-        worker.hang = Hang(since_ns=_BOOT, serving="", asked_s=now_s)
+            return self._press(worker, worker.hang, now_s, worker.hang.verdict)
+        verdict = f"not ready within --boot-timeout {self.boot_timeout_s:g} s"
+        worker.hang = Hang(since_ns=_BOOT, serving="", asked_s=now_s, verdict=verdict)
         return AskStacks(worker), now_s + STACKS_WAIT_S
 
     def _working(self, worker: WorkerHandle, unit: Unit, now_s: float) -> Verdict:

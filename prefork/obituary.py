@@ -46,7 +46,7 @@ class Obituary:
     @property
     def cause(self) -> str:
         """One word or two, under which deaths are counted."""
-        if self.worker.killed:
+        if self.worker.killed or self._verdict:
             return "boot-timeout" if self.worker.pending else "timeout" if self.worker.hang else "killed"
         return "out-of-memory" if self.oom else str(self.exit)
 
@@ -55,11 +55,18 @@ class Obituary:
         """What is known beyond the exit status."""
         if self.worker.killed and self.exit.signum == signal.SIGKILL:
             return self.worker.killed
+        if self._verdict:
+            return self._verdict
         if self.message:
             return str(self.message["message"])
         if self.exit.signum == signal.SIGKILL:
             return _KILLED[self.oom]
         return "it left by itself" if self.exit.clean else None
+
+    @property
+    def _verdict(self) -> str:
+        """What one that hung while it booted was to be killed for; it may have died before."""
+        return self.worker.hang.verdict if self.worker.hang and self.worker.pending else ""
 
     @property
     def stacks(self) -> str:
@@ -84,7 +91,7 @@ class Obituary:
 
     def boot_failure(self) -> PreforkError:
         """Why the server cannot start: another worker would fail alike."""
-        if self.message and self.message["code"] == AppLoadError.exit_code:
+        if self.message and self.message["code"] == AppLoadError.exit_code and not self._verdict:
             return AppLoadError(str(self.message["message"]), self.detail)
         who = " ".join(f"{key}={value}" for key, value in self.worker.identity.items())
         return BootError(f"{who} cannot boot: {self.reason or f'it died of {self.exit}'}", self.detail)

@@ -42,6 +42,11 @@ class Rollout:
         return self._latest
 
     @property
+    def replaces(self) -> bool:
+        """True if a reload is under way. The start, which is done in the same way, is none."""
+        return self.phase == PREPARING or (self.phase == ROLLING and self._previous != 0)
+
+    @property
     def _wanted(self) -> int:
         """The generation that is needed next; 0 = none."""
         return self._latest if self.phase == PREPARING else self.generation

@@ -49,6 +49,7 @@ class Hang:
     since_ns: int
     serving: str  # of an event loop, until it has answered, the oldest of those that it serves
     asked_s: float  # for its Python stacks
+    verdict: str = ""  # of one that boots: what it dies of, also if the question wakes it, and it ends by itself
     answered: bool = False
     stacks: str = ""  # the answer
     fault_s: float | None = None  # asked faulthandler

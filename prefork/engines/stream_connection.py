@@ -29,7 +29,8 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     """WORKER. One connection.
 
     Of asyncio's own attributes it uses `_transport`, `_paused` (the client has to read before drain() goes on) and the
-    reader's `_waiter` (there is one while a coroutine waits for data): nothing public tells what a handler waits for.
+    reader's `_waiter` (there is one while a coroutine waits for data) and `_buffer` (what nobody has taken): nothing
+    public tells what a handler waits for, and leaves.
     """
 
     _stream_reader: asyncio.StreamReader | None
@@ -41,7 +42,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         super().__init__(self._reader, service.handle, service.loop)
         self._service = service
         self._pulse = service.pulse
-        self._serving: asyncio.Task[Any] | None = None
+        self._serving: asyncio.Task[None] | None = None
         self.since_ns = monotonic_ns()
         self._works_since_ns = self.since_ns  # see slow(); 0 = not known
         self._mark = marked  # for the scoreboard: whom it serves
@@ -62,7 +63,8 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         self._over_ssl = transport.get_extra_info("sslcontext") is not None
         self._stream_writer = writer = _Writer(transport, self, reader, service.loop)  # type: ignore[arg-type]
         writer.pulse = service.pulse
-        service.loop.create_task(self._serve(reader, writer))
+        # The loop's task factory is the application's, and may begin here and now.
+        self._serving = asyncio.Task(self._serve(reader, writer), loop=service.loop)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -117,12 +119,17 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         """Whether the close lingers."""
         return self._parting is not None
 
-    def linger(self) -> bool:
-        """Begin the end in place of a close that would reset the connection, as there is unread input; else False."""
+    def linger(self, *, sends: bool = False) -> bool:
+        """Begin the end in place of a close that would reset the connection, as there is unread input; else False.
+
+        `sends`: the client is known to be in the midst of something.
+        """
         transport = self._transport
         if self._parting is not None:
             return True
-        if transport is None or self._over_ssl or transport.is_closing() or not sends_on(transport):
+        if transport is None or self._over_ssl or transport.is_closing():
+            return False
+        if not (sends or self._reader._buffer or sends_on(transport)):  # type: ignore[attr-defined]
             return False
         self._parting = self._service.loop.call_later(LINGER_S, self._end_lingering)
         transport.write_eof()
@@ -178,7 +185,6 @@ class StreamConnection(asyncio.StreamReaderProtocol):
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         service, cells = self._service, self._service.cells
-        self._serving = asyncio.current_task()  # here, as an eager task (Python 3.12) may end before its maker has it
         fate = COMPLETED
         row = service.row
         row.memory[row.latest_place] = self._mark  # who is to be named if this is the end of the worker
@@ -197,6 +203,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         if self._lost:
             service.crowd.leave(self)
         else:
+            self.linger(sends=fate == TOO_LONG)
             writer.close()
 
     def _judge(self, error: BaseException, writer: asyncio.StreamWriter) -> int:

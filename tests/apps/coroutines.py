@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
+import termios
 import time
 
 from tests.apps.asking import pass_gate
@@ -68,13 +70,22 @@ async def ends_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     say("read", len(await reader.read()))
 
 
-async def deaf(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Wait until the client has sent something, without reading it."""
+    fd = writer.get_extra_info("socket").fileno()
+    while not reader._buffer and not any(fcntl.ioctl(fd, termios.FIONREAD, bytes(4))):  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+
+
+async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer without reading what the client has sent."""
+    await told(reader, writer)
     writer.write(b"I do not listen\n")
 
 
-async def deaf_closes(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def deaf_closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """The same, with an end as in the documentation of asyncio."""
+    await told(reader, writer)
     writer.write(b"I do not listen\n")
     writer.close()
     say("is closing:", writer.is_closing())

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,5 +117,6 @@ def read_lines(sock: socket.socket) -> list[dict[str, Any]]:
 def converse(path: os.PathLike[str] | str, request: bytes) -> list[dict[str, Any]]:
     """Send these bytes and return what the server says."""
     with dial_control(path) as sock:
-        sock.sendall(request)
+        with suppress(BrokenPipeError):  # it has turned us away already, and said why
+            sock.sendall(request)
         return read_lines(sock)
