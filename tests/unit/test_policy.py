@@ -599,13 +599,16 @@ def test_a_worker_that_boots_in_a_slot_no_longer_wanted_leaves_once_it_is_ready(
 def test_a_reload_replaces_one_worker_after_the_other() -> None:
     world = started(2)
     old = [world.slot(0), world.slot(1)]
+    assert not world.policy.rollout.replaces
     world.policy.rollout.reload()
     assert world.look() == [Prepare(2), Spawn(0, 2, "reload")]
+    assert world.policy.rollout.replaces
     assert world.ready() == [Retire(old[0], "reload")]
     assert world.look() == []  # the next begins when the last has exited
     assert world.retired() == [Spawn(1, 2, "reload")]
     assert world.ready() == [Retire(old[1], "reload")]
     assert world.retired() == [Reloaded(2)]
+    assert not world.policy.rollout.replaces
     assert world.generations() == [(0, 2), (1, 2)]
     assert world.policy.settled(world.roster)
     assert world.look() == []
