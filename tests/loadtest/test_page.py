@@ -98,10 +98,14 @@ def test_the_curves_are_the_quantiles_of_all_rounds_together(report: Report, pag
 
 
 def merged(report: Report, name: str, load: str, clock: str) -> Histogram:
-    whole = Histogram()
-    for done in report.rounds:
-        if (printable(done.configuration), done.load) == (name, load) and done.verdict.valid and done.client:
-            whole.merge(getattr(done.client, clock))
+    parts = [
+        getattr(done.client, clock)
+        for done in report.rounds
+        if (printable(done.configuration), done.load) == (name, load) and done.verdict.valid and done.client
+    ]
+    whole = Histogram(*{part.digits for part in parts})  # a run that is kept may have fewer than it was made with
+    for part in parts:
+        whole.merge(part)
     return whole
 
 

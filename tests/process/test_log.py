@@ -68,7 +68,7 @@ def test_a_log_that_cannot_be_written_fails_no_request(serve: Serve, tmp_path: P
     for _ in range(10):
         assert exchange(address, b"raise nobody hears it\n") == b""
         assert exchange(address, b"work\n") == b"done\n"
-    before = server.worker_pids()
+    before = server.wait_workers(2)
     exchange(address, b"exit 1\n")
     eventually(lambda: len(server.worker_pids() & before) == 1, within_s=10)  # the client may be first to know
     server.wait_workers(2)
