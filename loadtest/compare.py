@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from prefork.histogram import Histogram, estimable
+from prefork.status.histogram import Histogram, estimable
 
 from .inference import MIN_PAIRS, Ratio, ratio
 from .plan import AA_MARK

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

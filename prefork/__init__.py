@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .api import serve as serve
-    from .errors import PreforkError as PreforkError
+from prefork._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from prefork.api import serve as serve
+    from prefork.errors import PreforkError as PreforkError
+
 __all__ = ["PreforkError", "__version__", "serve"]
 
 _HOMES = {"serve": "api", "PreforkError": "errors"}

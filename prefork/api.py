@@ -20,16 +20,16 @@ from typing import Any
 
 import setproctitle
 
-from .belongings import Belongings
-from .config import Config, Setting, raw_of
-from .configfile import configure
-from .errors import ConfigError
-from .log import open_log
-from .logfile import LogFile
-from .master import Master
-from .option import OPTIONS
-from .privileges import Place, identity_of, move
-from .signals import TABLE
+from prefork.config.config import Config, Setting, raw_of
+from prefork.config.configfile import configure
+from prefork.config.options import OPTIONS
+from prefork.core.log import open_log
+from prefork.core.logfile import LogFile
+from prefork.core.privileges import Place, identity_of, move
+from prefork.core.signals import TABLE
+from prefork.errors import ConfigError
+from prefork.master.loop import Master
+from prefork.master.resources import Belongings
 
 _BY_NAME = {option.name.replace("-", "_"): option for option in OPTIONS}
 _ONLY_BY_NAME = ("preload", "reload")  # both import the app, each time anew

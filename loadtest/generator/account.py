@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

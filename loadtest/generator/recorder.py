@@ -30,7 +30,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 from .account import Account, Arrivals, seconds_of
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from prefork.histogram import Histogram, estimable
+from prefork.status.histogram import Histogram, estimable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

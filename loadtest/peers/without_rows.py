@@ -9,11 +9,12 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import Any
 
-from prefork.cli import main
-from prefork.engines import aio, reactor
-from prefork.engines.asgi_site import AsgiSite
-from prefork.engines.pulse import Pulse
-from prefork.engines.wsgi_site import WsgiSite
+from prefork.cli.main import main
+from prefork.engines.aio import engine as aio
+from prefork.engines.aio.heartbeat import Pulse
+from prefork.engines.asgi.app import AsgiSite
+from prefork.engines.wsgi import loop as reactor
+from prefork.engines.wsgi.app import WsgiSite
 
 
 def run(self: Any, _peer: Any, call: Any, _row: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from locust.stats import StatsEntry
 
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 from ..generator.recorder import CONNECT
 from .rounding import fine_bucket

@@ -23,7 +23,7 @@ from ..generator.share import shares
 if TYPE_CHECKING:
     from locust.env import Environment
 
-    from prefork.histogram import Histogram
+    from prefork.status.histogram import Histogram
 
     from ..generator.account import Account
     from ..generator.batch import Batch

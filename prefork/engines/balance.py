@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 from time import monotonic_ns
 
-from ..scoreboard import IN_USE, Scoreboard
+from prefork.status.scoreboard import IN_USE, Scoreboard
 
 OFF_NS = 5_000_000  # how long a worker that holds too many leaves connections to the others
 ASLEEP_NS = 2_000_000  # out of epoll_wait for longer, a worker does not count as one that could take a connection

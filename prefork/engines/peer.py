@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ..address import format_sockaddr
-from ..scoreboard import lead, request_mark
+from prefork.core.address import format_sockaddr
+from prefork.status.scoreboard import lead, request_mark
 
 if TYPE_CHECKING:
-    from ..http.request import Request
+    from prefork.http.request import Request
 
 Told = TypeVar("Told")
 

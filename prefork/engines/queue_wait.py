@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from ..scoreboard import QUEUE, queue_bucket
+from prefork.status.scoreboard import QUEUE, queue_bucket
 
 if TYPE_CHECKING:
     import _socket

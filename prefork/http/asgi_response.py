@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .chunked import LAST_CHUNK, chunk
-from .names import TOKEN
-from .response import (
+from prefork.http.chunked import LAST_CHUNK, chunk
+from prefork.http.names import TOKEN
+from prefork.http.response import (
     CHUNKED,
     CLOSE,
     DATE,
@@ -35,8 +35,8 @@ from .response import (
 )
 
 if TYPE_CHECKING:
-    from .request import Request
-    from .response import Head
+    from prefork.http.request import Request
+    from prefork.http.response import Head
 
 Message = Mapping[str, Any]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from .fields import FieldSection, without_end
-from .names import TOKEN
-from .refusal import RefusalError, quoted
+from prefork.http.fields import FieldSection, without_end
+from prefork.http.names import TOKEN
+from prefork.http.refusal import RefusalError, quoted
 
 if TYPE_CHECKING:
-    from .fields import FieldTable
-    from .limits import Limits
+    from prefork.http.fields import FieldTable
+    from prefork.http.limits import Limits
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 

@@ -12,9 +12,9 @@ from io import BytesIO
 from typing import IO, Any, TextIO
 from urllib.parse import unquote_to_bytes
 
-from .body import BodyBuffer
-from .file_part import FileWrapper
-from .request import Field, Request
+from prefork.http.body import BodyBuffer
+from prefork.http.file_part import FileWrapper
+from prefork.http.request import Field, Request
 
 Environ = dict[str, Any]
 

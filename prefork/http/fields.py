@@ -16,13 +16,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .authority import is_authority
-from .names import CONTENT_LENGTH, EXPECT, FRAMING, HOST, TOKEN, TRANSFER_ENCODING, USUAL, Name
-from .refusal import RefusalError, quoted
-from .request import Field
+from prefork.http.authority import is_authority
+from prefork.http.names import CONTENT_LENGTH, EXPECT, FRAMING, HOST, TOKEN, TRANSFER_ENCODING, USUAL, Name
+from prefork.http.refusal import RefusalError, quoted
+from prefork.http.request import Field
 
 if TYPE_CHECKING:
-    from .limits import Limits
+    from prefork.http.limits import Limits
 
 _MOST_LINES = 1024
 _MOST_LINE = 200  # bytes

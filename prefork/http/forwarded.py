@@ -14,15 +14,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .authority import is_authority
-from .names import TOKEN
-from .trusted import parse
+from prefork.http.authority import is_authority
+from prefork.http.names import TOKEN
+from prefork.http.trusted import parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .request import Field
-    from .trusted import Address, Trusted
+    from prefork.http.request import Field
+    from prefork.http.trusted import Address, Trusted
 
 _MOST_HOPS = 32  # beyond, nobody looks: each costs microseconds
 _MOST_BYTES = 8192  # of Forwarded

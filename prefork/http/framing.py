@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .names import CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DROPPED, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE, USUAL
-from .refusal import RefusalError
+from prefork.http.names import (
+    CONNECTION,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    DROPPED,
+    EXPECT,
+    HOST,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    USUAL,
+)
+from prefork.http.refusal import RefusalError
 
 if TYPE_CHECKING:
-    from .limits import Limits
-    from .request import Field, Request
+    from prefork.http.limits import Limits
+    from prefork.http.request import Field, Request
 
 _ONCE: Final = HOST | CONTENT_LENGTH | TRANSFER_ENCODING | CONTENT_TYPE
 _PLAIN: Final = HOST | CONTENT_TYPE | CONNECTION  # nothing but these: the usual case, and no body

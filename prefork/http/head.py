@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .fields import FieldSection, without_end
-from .framing import settle
-from .refusal import RefusalError
-from .request import Request
-from .request_line import read
+from prefork.http.fields import FieldSection, without_end
+from prefork.http.framing import settle
+from prefork.http.refusal import RefusalError
+from prefork.http.request import Request
+from prefork.http.request_line import read
 
 if TYPE_CHECKING:
-    from .fields import FieldTable
-    from .limits import Limits
+    from prefork.http.fields import FieldTable
+    from prefork.http.limits import Limits
 
 _MOST_LINES = 1024  # request lines that are remembered, without a query and
 _MOST_LINE = 128  # bytes long

@@ -20,12 +20,12 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, TypeAlias
 
-from .chunked import ChunkedDecoder
-from .fields import FieldTable
-from .head import HeadReader, again, can_repeat, whole
-from .limits import Limits
-from .refusal import Refusal, RefusalError
-from .request import Request
+from prefork.http.chunked import ChunkedDecoder
+from prefork.http.fields import FieldTable
+from prefork.http.head import HeadReader, again, can_repeat, whole
+from prefork.http.limits import Limits
+from prefork.http.refusal import Refusal, RefusalError
+from prefork.http.request import Request
 
 _HEAD_END = b"\r\n\r\n"
 _LINE_END = b"\r\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from .names import Name
+from prefork.http.names import Name
 
 Field: TypeAlias = tuple[Name, bytes]  # the value without blanks around it; of any bytes but control characters
 

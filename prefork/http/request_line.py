@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from .authority import is_authority
-from .names import TOKEN
-from .refusal import RefusalError, quoted
-from .request import Request
+from prefork.http.authority import is_authority
+from prefork.http.names import TOKEN
+from prefork.http.refusal import RefusalError, quoted
+from prefork.http.request import Request
 
 _MOST_METHOD = 32  # bytes
 _METHODS: Final = {

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
-    from .forwarded import Origin
-    from .request import Field, Request
+    from prefork.http.forwarded import Origin
+    from prefork.http.request import Field, Request
 
 Scope = dict[str, Any]
 Headers = list[tuple[bytes, bytes]]

@@ -31,12 +31,20 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from . import websocket_close
-from .response import kind
-from .websocket_close import INVALID_DATA, NORMAL, PROTOCOL_ERROR, TOO_BIG, Closed, ViolationError, WebSocketError
+from prefork.http import websocket_close
+from prefork.http.response import kind
+from prefork.http.websocket_close import (
+    INVALID_DATA,
+    NORMAL,
+    PROTOCOL_ERROR,
+    TOO_BIG,
+    Closed,
+    ViolationError,
+    WebSocketError,
+)
 
 if TYPE_CHECKING:
-    from .websocket_deflate import Deflate
+    from prefork.http.websocket_deflate import Deflate
 
 Event: TypeAlias = str | bytes | Closed
 

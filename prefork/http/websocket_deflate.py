@@ -19,7 +19,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from .websocket_close import INVALID_DATA, TOO_BIG, ViolationError
+from prefork.http.websocket_close import INVALID_DATA, TOO_BIG, ViolationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

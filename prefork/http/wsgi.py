@@ -21,13 +21,13 @@ from itertools import chain
 from types import TracebackType
 from typing import Any
 
-from .body import BodyBuffer
-from .chunked import LAST_CHUNK, chunk
-from .environ import Environ
-from .file_part import FilePart
-from .iterable import BLOCK_BYTES, check, read
-from .request import Request
-from .response import (
+from prefork.http.body import BodyBuffer
+from prefork.http.chunked import LAST_CHUNK, chunk
+from prefork.http.environ import Environ
+from prefork.http.file_part import FilePart
+from prefork.http.iterable import BLOCK_BYTES, check, read
+from prefork.http.request import Request
+from prefork.http.response import (
     CHUNKED,
     CLOSE,
     DATE,

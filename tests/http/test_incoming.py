@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.http.fields import FieldTable
-from prefork.http.incoming import Incoming
 from prefork.http.limits import Limits
 from prefork.http.refusal import Refusal
 from prefork.http.request import Request
+from prefork.http.request_queue import Incoming
 
 if TYPE_CHECKING:
-    from prefork.http.incoming import Whole
+    from prefork.http.request_queue import Whole
 
 GET = b"GET /%d HTTP/1.1\r\nHost: example.org\r\n\r\n"
 POST = b"POST /p HTTP/1.1\r\nHost: example.org\r\nContent-Length: 11\r\n\r\nhello world"

@@ -7,7 +7,7 @@ import pytest
 from prefork.http.refusal import Refusal
 from prefork.http.response import ResponseError
 from prefork.http.websocket import WebSocket
-from prefork.http.websocket_opening import Opening, handshake, refuse
+from prefork.http.websocket_handshake import Opening, handshake, refuse
 from tests.http.websocket_clients import STAMP, parsed
 
 START = b"GET /chat HTTP/1.1\r\nHost: example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"

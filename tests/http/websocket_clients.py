@@ -22,7 +22,7 @@ from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
 from prefork.http.request import Request
 from prefork.http.websocket import WebSocket
-from prefork.http.websocket_opening import Opening, handshake
+from prefork.http.websocket_handshake import Opening, handshake
 
 STAMP = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nServer: prefork\r\n\r\n"
 Message: TypeAlias = str | bytes

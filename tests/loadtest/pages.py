@@ -13,7 +13,7 @@ from loadtest.plan import Load, Plan, Server
 from loadtest.record import Round, Worker
 from loadtest.report import Report
 from loadtest.store import Store
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 from .records import arrivals, client, failed, measured, signals
 

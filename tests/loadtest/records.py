@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from loadtest.record import Client, Queue, Round, Signals, Usage, Verdict
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 PROVENANCE = {
     "host": "bench",

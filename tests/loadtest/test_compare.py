@@ -4,7 +4,7 @@ import pytest
 
 from loadtest.compare import across, compare
 from loadtest.plan import Load, Plan, Server
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 from .records import client, failed, measured, signals
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from loadtest.compare import across, compare
 from loadtest.condition import METRICS, Condition, ConditionError, broken, parse
 from loadtest.plan import Load, Plan, Server
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 from .records import arrivals, client, failed, measured, signals
 

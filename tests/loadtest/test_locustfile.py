@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 from tests.loadtest import stand_in as behave
 from tests.loadtest.generator import LOCUSTFILE, Generator
 from tests.support.wait import eventually

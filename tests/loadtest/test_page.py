@@ -19,7 +19,7 @@ from loadtest.plan import Load, Plan, Server
 from loadtest.record import Round, Worker
 from loadtest.report import Report
 from loadtest.store import Store
-from prefork.histogram import Histogram, estimable
+from prefork.status.histogram import Histogram, estimable
 
 from .pages import HOSTILE, Page, at, busy_run, calm_run, printable, stored
 from .records import client, failed, measured, signals

@@ -15,7 +15,7 @@ from loadtest.generator.account import Account, seconds_of
 from loadtest.generator.batch import Batch
 from loadtest.generator.crew import Crew
 from loadtest.generator.recorder import Recorder
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 SECOND_NS = 1_000_000_000
 

@@ -9,7 +9,7 @@ from loadtest import figures
 from loadtest.compare import compare
 from loadtest.plan import Load, Pin, Plan, Server
 from loadtest.report import FORMATS, Report
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 from .records import arrivals, client, failed, measured
 

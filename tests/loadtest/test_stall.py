@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from loadtest.verdict import judge
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 
 from .records import arrivals, client, queue, signals, usage
 

@@ -20,7 +20,7 @@ import pytest
 from tabulate import tabulate
 
 from loadtest import provenance
-from prefork.histogram import Histogram
+from prefork.status.histogram import Histogram
 from tests.loadtest.wrk import Bench, Measured, as_wrk_corrects
 
 if TYPE_CHECKING:

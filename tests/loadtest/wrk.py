@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.child import Child
-from prefork.histogram import Histogram, highest, lowest
+from prefork.status.histogram import Histogram, highest, lowest
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

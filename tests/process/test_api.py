@@ -225,7 +225,7 @@ def test_the_package_offers_little_and_loads_it_late(tmp_path: Path) -> None:
     said = output(
         tmp_path,
         "import sys, prefork\n"
-        "print(sorted(prefork.__all__), 'prefork.master' in sys.modules, prefork.serve.__name__)\n"
+        "print(sorted(prefork.__all__), 'prefork.master.loop' in sys.modules, prefork.serve.__name__)\n"
         "try: prefork.serv\n"
         "except AttributeError as error: print(error)\n",
     )

@@ -85,7 +85,7 @@ def test_an_app_that_raises_while_imported_shows_its_own_traceback_once(
     assert server.log.count("cannot load") == 1, "once, whatever the number of workers"
     assert server.log.count("Traceback (most recent call last)") <= 1
     assert "importlib" not in server.log, "the frames of the loader are not the app's"
-    assert "prefork/loader.py" not in server.log
+    assert "prefork/runtime/loader.py" not in server.log
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 4])

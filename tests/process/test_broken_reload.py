@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HI = talkback_reply(b"hi")
 HUP = signal.SIGHUP
-WORKS = "from prefork.apps import talkback as handle\n"
+WORKS = "from prefork.runtime.builtins import talkback as handle\n"
 SAID_WITHIN_S = 10.0  # far less than the usual --boot-timeout
 BOOT_S = 1.0
 MEMORY_FOLDERS = [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")]  # version 1, version 2

@@ -141,7 +141,7 @@ def test_check_says_why_an_app_cannot_be_served(app: AppWriter, source: str, cod
     assert done.returncode == code
     assert done.stdout == ""
     assert words in done.stderr
-    assert "prefork/check.py" not in done.stderr or code == CANNOT_BOOT  # our own frames are no help
+    assert "prefork/cli/check.py" not in done.stderr or code == CANNOT_BOOT  # our own frames are no help
 
 
 def test_check_touches_nothing(tmp_path: Path) -> None:

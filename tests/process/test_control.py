@@ -517,15 +517,15 @@ def test_a_live_servers_socket_is_not_taken_from_it(serve: Serve, place: Place) 
 
 
 IMPORT_ALL = (
-    "import importlib, os, pkgutil, sys, prefork, prefork.engines, prefork.cli; [importlib.import_module(found.name)"
-    " for package in (prefork, prefork.engines)"
-    " for found in pkgutil.iter_modules(package.__path__, package.__name__ + '.') if found.name != 'prefork.__main__']"
+    "import importlib, os, pkgutil, sys, prefork; [importlib.import_module(found.name)"
+    " for found in pkgutil.walk_packages(prefork.__path__, 'prefork.') if found.name != 'prefork.__main__']\n"
+    "from prefork.cli.main import main"
 )
 AS_NOBODY = """
 {everything}
 os.setgroups([]); os.setgid({uid}); os.setuid({uid})
 sys.argv = ["prefork", "status", "--control", {path!r}]
-prefork.cli.main()
+main()
 """
 
 
@@ -565,7 +565,7 @@ def test_a_server_of_another_user_obeys_root(place: Place) -> None:
         f"{IMPORT_ALL}\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         f"sys.argv = ['prefork', 'serve', '-w', '1', '-b', 'unix:{place.root}/s', '--control', {str(path)!r}]\n"
-        f"prefork.cli.main()\n"
+        f"main()\n"
     )
     server = subprocess.Popen(
         [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment(place.env)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.glossary import FIGURES, explanation
+from prefork.status.definitions import FIGURES, explanation
 from tests.support.client import dial, exchange
 from tests.support.control import Place
 from tests.support.server import APPS, run

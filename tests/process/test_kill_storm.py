@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 READY_WITHIN_S = 0.1  # promised, and judged by the best of many: a machine with other things to do delays the others
 WORKERS = 4
 DEBUG = ["--workers", str(WORKERS), "--log-level", "debug"]
-HEAVY = "import time\ntime.sleep({import_s})\nfrom prefork.apps import nap as handle\n"
+HEAVY = "import time\ntime.sleep({import_s})\nfrom prefork.runtime.builtins import nap as handle\n"
 
 HOW = pytest.mark.parametrize("how", [[], ["--preload"]], ids=["each-imports", "preload"])
 

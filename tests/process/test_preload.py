@@ -94,7 +94,9 @@ def test_a_clean_application_is_not_warned_of(serve: Serve) -> None:
 
 def test_threads_of_the_application_are_named_in_a_warning(serve: Serve, app: AppWriter) -> None:
     source = "from threading import Event, Thread\nThread(target=Event().wait, name='pusher', daemon=True).start()\n"
-    server = serve(app(f"{source}from prefork.apps import talkback as handle\n"), "--workers", "1", "--preload")
+    server = serve(
+        app(f"{source}from prefork.runtime.builtins import talkback as handle\n"), "--workers", "1", "--preload"
+    )
     (warning,) = events(server.log, "forking is unsafe")
     assert warning.level == "WARNING"
     assert "pusher" in warning.fields["reason"]
@@ -111,14 +113,18 @@ def test_open_connections_of_the_application_are_named_in_a_warning(
         database.listen()
         where = database.getsockname()
         source = f"import socket\nheld = socket.socket({int(family)})\nheld.connect({where!r})\n"
-        server = serve(app(f"{source}from prefork.apps import talkback as handle\n"), "--workers", "1", "--preload")
+        server = serve(
+            app(f"{source}from prefork.runtime.builtins import talkback as handle\n"), "--workers", "1", "--preload"
+        )
         (warning,) = events(server.log, "forking is unsafe")
     assert (path if family == socket.AF_UNIX else str(where[1])) in warning.fields["reason"]
 
 
 def test_a_socket_that_only_listens_is_no_connection(serve: Serve, app: AppWriter) -> None:
     source = "import socket\nheld = socket.create_server(('127.0.0.1', 0))\n"
-    server = serve(app(f"{source}from prefork.apps import talkback as handle\n"), "--workers", "1", "--preload")
+    server = serve(
+        app(f"{source}from prefork.runtime.builtins import talkback as handle\n"), "--workers", "1", "--preload"
+    )
     assert not events(server.log, "forking is unsafe")
 
 

@@ -41,7 +41,7 @@ def checked(status: int, printed: str, said: str, *, code: int) -> str:
 
 FORKS = """
 import json, os, sys
-from prefork.cli import main
+from prefork.cli.main import main
 for args in json.load(sys.stdin):
     ends = [os.pipe(), os.pipe()]
     pid = os.fork()

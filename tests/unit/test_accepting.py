@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.address import Address, format_sockaddr
-from prefork.engines.accepting import Acceptor
-from prefork.listener import ACCEPT_WAIT_S, Listener, open_listener, timeval
+from prefork.core.address import Address, format_sockaddr
+from prefork.core.listener import ACCEPT_WAIT_S, Listener, open_listener, timeval
+from prefork.engines.threads.accepting import Acceptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

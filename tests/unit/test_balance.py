@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.engines.balance import AHEAD, ASLEEP_NS, PATIENCE_NS, Balance
-from prefork.scoreboard import Scoreboard
+from prefork.status.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

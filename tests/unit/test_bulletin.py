@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from prefork.bulletin import Bulletin
+from prefork.status.snapshot import Bulletin
 
 
 def test_the_last_text_is_read() -> None:
@@ -49,7 +49,7 @@ def test_the_beat() -> None:
 
 SCRIPT = """
     import os, signal, time
-    from prefork.bulletin import Bulletin
+    from prefork.status.snapshot import Bulletin
 
     board = Bulletin(1 << 16)
     board.write(b"0" * 9)

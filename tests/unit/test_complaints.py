@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.engines.complaints import Complaints
-from prefork.log import open_log
+from prefork.core.log import open_log
+from prefork.engines.error_log import Complaints
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

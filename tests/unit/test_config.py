@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.address import Address
-from prefork.config import Config, Setting, resolve
-from prefork.cpus import usable_cpus
+from prefork.config.config import Config, Setting, resolve
+from prefork.config.options import OPTIONS
+from prefork.core.address import Address
+from prefork.core.proc import usable_cpus
 from prefork.errors import ConfigError
-from prefork.option import OPTIONS
 
 BY_NAME = {option.name: option for option in OPTIONS}
 # A text that each option takes and that is not its default.

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.configfile import configure, read
+from prefork.config.configfile import configure, read
+from prefork.config.options import OPTIONS
 from prefork.errors import ConfigError
-from prefork.option import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

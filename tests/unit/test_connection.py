@@ -14,12 +14,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from prefork import connection
-from prefork.address import Address, format_sockaddr
-from prefork.connection import Connection, HandlerSocket, close
+from prefork.core.address import Address, format_sockaddr
+from prefork.core.listener import open_listener, timeval
 from prefork.errors import LineTooLong
-from prefork.listener import open_listener, timeval
-from prefork.scoreboard import (
+from prefork.runtime import connection
+from prefork.runtime.connection import Connection, HandlerSocket, close
+from prefork.status.scoreboard import (
     BUSY_NS,
     BYTES_IN,
     BYTES_OUT,

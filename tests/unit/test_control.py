@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.conversation import (
+from prefork.control.path import candidates, directories, fault, is_alive, new_path
+from prefork.control.protocol import (
     CLIENT_S,
     HEARTBEAT_S,
     REQUEST_MOST,
@@ -21,7 +22,6 @@ from prefork.conversation import (
     RefusedError,
     Request,
 )
-from prefork.rendezvous import candidates, directories, fault, is_alive, new_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork import cpus
-from prefork.cpus import cgroup_quota, usable_cpus
+from prefork.core import proc as cpus
+from prefork.core.proc import cgroup_quota, usable_cpus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,7 +122,8 @@ def test_a_quota_is_rounded_up_and_bounded_by_the_affinity(
 
 def test_the_affinity_mask_counts() -> None:
     script = (
-        "import os; from prefork.cpus import usable_cpus; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "import os; from prefork.core.proc import usable_cpus\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "print(usable_cpus())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)

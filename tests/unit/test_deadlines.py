@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.engines.deadlines import NEVER, Deadlines
+from prefork.engines.timers import NEVER, Deadlines
 
 
 class Thing:

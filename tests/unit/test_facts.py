@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from prefork.facts import Facts, KnownWorker
-from prefork.histogram import ARRAY_DIGITS, Histogram
-from prefork.scoreboard import QUEUE_BUCKETS
+from prefork.status.histogram import ARRAY_DIGITS, Histogram
+from prefork.status.scoreboard import QUEUE_BUCKETS
+from prefork.status.server_state import Facts, KnownWorker
 
 
 def worker(**given: Any) -> KnownWorker:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-import prefork.status
-from prefork.glossary import FIGURES, explanation
+import prefork.status.document
+from prefork.status.definitions import FIGURES, explanation
 
 
 def test_each_figure_has_one_definition() -> None:
@@ -28,12 +28,12 @@ def test_units_agree_with_the_names() -> None:
 
 def test_the_columns_of_the_tables_are_those_of_the_figures() -> None:
     for part, columns in (
-        ("workers[].", prefork.status._COLUMNS), ("listeners[].", prefork.status._LISTENER_COLUMNS),
+        ("workers[].", prefork.status.document._COLUMNS), ("listeners[].", prefork.status.document._LISTENER_COLUMNS),
     ):  # fmt: skip
         explained = {f.column: f.key.removeprefix(part) for f in FIGURES if f.key.startswith(part) and f.column}
         assert explained == columns
     totals = {f.column: f.key.removeprefix("totals.") for f in FIGURES if f.key.startswith("totals.") and f.column}
-    assert totals.items() <= prefork.status._COLUMNS.items()
+    assert totals.items() <= prefork.status.document._COLUMNS.items()
 
 
 def test_the_text_names_every_figure_and_fits_the_page() -> None:

@@ -14,16 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.histogram import (
-    ARRAY_DIGITS,
-    BUCKETS,
-    Histogram,
-    array_index,
-    estimable,
-    highest,
-    index,
-    lowest,
-)
+from prefork.status.histogram import ARRAY_DIGITS, BUCKETS, Histogram, array_index, estimable, highest, index, lowest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.core.log import open_log
 from prefork.errors import AppLoadError, ConfigError
-from prefork.hooks import PARAMETERS, DeathReport, Hooks, WorkerPlace, load_hooks
-from prefork.log import open_log
+from prefork.runtime.hooks import PARAMETERS, DeathReport, Hooks, WorkerPlace, load_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

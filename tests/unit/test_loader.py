@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.apps import BUILTINS
+from prefork.config.options import KINDS
 from prefork.engines import ENGINES
 from prefork.errors import AppLoadError
-from prefork.loader import App, guess, load
-from prefork.option import KINDS
+from prefork.runtime.builtins import BUILTINS
+from prefork.runtime.loader import App, guess, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.log import LEVELS, open_log, utc
+from prefork.core.log import LEVELS, open_log, utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -330,7 +330,7 @@ def test_an_application_that_sets_up_logging_does_not_silence_the_server() -> No
     """`dictConfig` disables by default every logger that it does not name. In a process of its own: it is global."""
     script = """
         import logging.config
-        from prefork.log import open_log
+        from prefork.core.log import open_log
 
         log = open_log(fd=1)
         logging.config.dictConfig({"version": 1})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefork.memory_limit import EVERY_S, IN_A_ROW, MemoryLimit
-from prefork.roster import Roster, WorkerHandle
+from prefork.master.recycling import EVERY_S, IN_A_ROW, MemoryLimit
+from prefork.master.roster import Roster, WorkerHandle
 
 
 def roster(*pids: int) -> Roster:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from prefork import metrics
-from prefork.config import resolve
-from prefork.facts import Facts
-from prefork.histogram import ARRAY_DIGITS, Histogram
-from prefork.scoreboard import ACCEPTED, COMPLETED, COUNTERS, Scoreboard
-from prefork.survey import Picture, Survey
+from prefork.config.config import resolve
+from prefork.status import prometheus as metrics
+from prefork.status.collect import Picture, Survey
+from prefork.status.histogram import ARRAY_DIGITS, Histogram
+from prefork.status.scoreboard import ACCEPTED, COMPLETED, COUNTERS, Scoreboard
+from prefork.status.server_state import Facts
 from tests.support.admin import counters, figure, parsed
 from tests.unit.test_facts import facts, worker
 

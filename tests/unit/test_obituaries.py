@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from prefork.exits import Exit
-from prefork.obituaries import KEPT, Obituaries, page
-from prefork.obituary import Obituary
-from prefork.roster import Hang, WorkerHandle
-from prefork.scoreboard import Slow
+from prefork.core.exits import Exit
+from prefork.master.roster import Hang, WorkerHandle
+from prefork.status.deaths import KEPT, Obituaries, page
+from prefork.status.obituary import Obituary
+from prefork.status.scoreboard import Slow
 
 TIME = "2026-11-25T03:12:44.120Z"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.oom import EVERY_S, OomKills
+from prefork.core.cgroup import EVERY_S, OomKills
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.core.pidfile import AlreadyRunning, PidFile
 from prefork.errors import ConfigError
-from prefork.pidfile import AlreadyRunning, PidFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HOLD = """
 import sys
-from prefork.pidfile import PidFile
+from prefork.core.pidfile import PidFile
 PidFile.claim(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()

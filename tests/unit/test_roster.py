@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefork.roster import Roster, WorkerHandle
+from prefork.master.roster import Roster, WorkerHandle
 
 
 def handle(pid: int, *, slot: int = 0, group: int = 0, **state: float) -> WorkerHandle:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.address import format_sockaddr
-from prefork.scoreboard import (
+from prefork.core.address import format_sockaddr
+from prefork.status.scoreboard import (
     BEGAN,
     CELLS,
     COUNTERS,
@@ -205,8 +205,8 @@ def test_a_unix_client_may_have_any_name() -> None:
 def test_a_child_writes_what_its_parent_reads() -> None:
     script = """
         import os
-        from prefork.scoreboard import ACCEPTED, SINCE, Scoreboard
-        from prefork.spawn import spawn
+        from prefork.status.scoreboard import ACCEPTED, SINCE, Scoreboard
+        from prefork.core.process import spawn
 
         board = Scoreboard(groups=2, threads=1)
         board.header[0] = 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.signals import FAULT, STACKS, TABLE, SignalInbox, ignore, name
+from prefork.core.signals import FAULT, STACKS, TABLE, SignalInbox, ignore, name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from prefork.beat import beat_s
-from prefork.log import Log
-from prefork.roster import Roster, WorkerHandle
-from prefork.scoreboard import BEAT, SINCE, Scoreboard
-from prefork.slow_log import SlowLog
-from prefork.workforce import Message
+from prefork.core.log import Log
+from prefork.master.roster import Roster, WorkerHandle
+from prefork.master.slow_log import SlowLog
+from prefork.master.workers import Message
+from prefork.status.beat import beat_s
+from prefork.status.scoreboard import BEAT, SINCE, Scoreboard
 
 SLOW_S = 0.5
 STACK = '  File "/app.py", line 3, in app\n    sleep()\n'

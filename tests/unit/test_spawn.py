@@ -9,7 +9,7 @@ from textwrap import dedent
 
 SETUP = """
 import atexit, errno, os, resource, signal, sys
-from prefork.spawn import CHILD_CRASHED, spawn
+from prefork.core.process import CHILD_CRASHED, spawn
 
 def end(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prefork
-from prefork.engines.task_stacks import stack_of, tasks_of
-from prefork.stack_text import application, compose, thread
+from prefork.core.stacks import application, compose, thread
+from prefork.engines.aio.tasks import stack_of, tasks_of
 
 HOME = prefork.__file__.rpartition("/")[0]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from prefork.histogram import ARRAY_DIGITS, Histogram
-from prefork.roster import WorkerHandle
-from prefork.scoreboard import COUNTERS, Reading
-from prefork.status import WorkerFacts, cell, state, table, totals
+from prefork.master.roster import WorkerHandle
+from prefork.status.document import WorkerFacts, cell, state, table, totals
+from prefork.status.histogram import ARRAY_DIGITS, Histogram
+from prefork.status.scoreboard import COUNTERS, Reading
 
 NOW_S = 5000.0
 

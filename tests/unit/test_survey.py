@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from prefork.config import resolve
-from prefork.scoreboard import BEAT, BUSY_NS, HELD, SINCE, Scoreboard
-from prefork.survey import Survey
+from prefork.config.config import resolve
+from prefork.status.collect import Survey
+from prefork.status.scoreboard import BEAT, BUSY_NS, HELD, SINCE, Scoreboard
 from tests.unit.test_facts import facts, worker
 
 SECOND = 1_000_000_000

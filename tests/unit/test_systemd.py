@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.address import Address
-from prefork.config import resolve
+from prefork.config.config import resolve
+from prefork.core.address import Address
+from prefork.core.log import open_log
+from prefork.core.systemd import Notifier, activated
 from prefork.errors import BindError
-from prefork.log import open_log
-from prefork.systemd import Notifier, activated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from prefork.histogram import ARRAY_DIGITS, Histogram
-from prefork.top.columns import COLUMNS, SORTS, Line, heading, rate, row, rows
-from prefork.top.interval import Document, Interval, Rates, between
-from prefork.top.keyboard import Keyboard, names
-from prefork.top.picture import Queues, listeners, paint, sparkline
-from prefork.top.view import HELP, Order, View
+from prefork.cli.top.columns import COLUMNS, SORTS, Line, heading, rate, row, rows
+from prefork.cli.top.interval import Document, Interval, Rates, between
+from prefork.cli.top.keyboard import Keyboard, names
+from prefork.cli.top.render import Queues, listeners, paint, sparkline
+from prefork.cli.top.view import HELP, Order, View
+from prefork.status.histogram import ARRAY_DIGITS, Histogram
 
 MS = 1_000_000
 
@@ -336,5 +336,5 @@ def test_cells_of_a_row() -> None:
 
 
 def test_starting_a_server_does_not_load_what_only_top_needs() -> None:
-    code = "import sys, prefork.cli; print([name for name in ('rich', 'tabulate') if name in sys.modules])"
+    code = "import sys, prefork.cli.main; print([name for name in ('rich', 'tabulate') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.units import count, count_or_none, duration, positive_duration, size, switch, umask
+from prefork.core.units import count, count_or_none, duration, positive_duration, size, switch, umask
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.address import Address
-from prefork.exits import Exit
-from prefork.heir import VARIABLE, Heir
-from prefork.listener import open_group, open_listener
-from prefork.log import open_log
-from prefork.pidfile import PidFile
-from prefork.privileges import Place
-from prefork.systemd import Notifier
-from prefork.upgrade import Upgrade
+from prefork.core.address import Address
+from prefork.core.exits import Exit
+from prefork.core.listener import open_group, open_listener
+from prefork.core.log import open_log
+from prefork.core.pidfile import PidFile
+from prefork.core.privileges import Place
+from prefork.core.systemd import Notifier
+from prefork.master.heir import VARIABLE, Heir
+from prefork.master.upgrade import Upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from prefork.listener import Listener
+    from prefork.core.listener import Listener
 
 
 def copied(entry: dict[str, Any]) -> dict[str, Any]:

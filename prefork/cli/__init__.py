@@ -1,0 +1,1 @@
+"""The commands. Nothing else may import this package."""

@@ -1,0 +1,105 @@
+"""CLIENT. The commands that talk to a running server: status, reload, scale, stop, stack, obituaries."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from prefork.cli.asking import EXITS, talks
+from prefork.control.client import ask, find, printable, wait_gone
+from prefork.status.deaths import KEPT, page
+from prefork.status.definitions import explanation
+from prefork.status.document import table
+from prefork.status.stacks import stacks_page
+
+
+@click.command(epilog=EXITS)
+@talks
+@click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
+@click.option("--explain", is_flag=True, help="Say what each figure means; no server is asked.")
+def status(place: str, as_json: bool, explain: bool) -> None:
+    """Show what a running server and its workers are doing."""
+    if explain:
+        click.echo(explanation())
+        return
+    document = ask(find(place), {"command": "status"}, progress=_ignore)
+    click.echo(json.dumps(document, indent=2) if as_json else printable(table(document)))
+
+
+@click.command(epilog=EXITS)
+@talks
+def reload(place: str) -> None:
+    """Replace every worker by one that loads the app anew, each ready before the old one leaves; wait until done."""
+    answer = _watch(place, {"command": "reload"})
+    workers = _workers(answer["workers"])
+    click.echo(f"reloaded: generation {answer['generation']}, {workers}, in {answer['took_s']:.1f} s")
+
+
+@click.command(epilog=EXITS)
+@click.argument("workers", type=click.IntRange(min=0))
+@talks
+def scale(place: str, workers: int) -> None:
+    """Run WORKERS worker processes from now on; 0 leaves clients waiting until there are more. Wait until done."""
+    answer = _watch(place, {"command": "scale", "workers": workers})
+    click.echo(f"scaled: {_workers(answer['workers'])} (before: {answer['before']}), in {answer['took_s']:.1f} s")
+
+
+@click.command(epilog=EXITS)
+@talks
+def stop(place: str) -> None:
+    """Stop the server gracefully, as SIGTERM does; wait until it has ended."""
+    answer = _watch(place, {"command": "stop"})
+    wait_gone(answer["pid"])
+    click.echo(f"stopped in {answer['took_s']:.1f} s")
+
+
+@click.command(epilog=EXITS)
+@click.argument("slot", type=click.IntRange(min=0), required=False)
+@talks
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def stack(place: str, slot: int | None, as_json: bool) -> None:
+    """Show the Python stacks of every live worker, or of the one in SLOT."""
+    answer = ask(find(place), {"command": "stack", "slot": slot}, progress=_ignore)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    click.echo(printable(stacks_page(answer)))
+
+
+@click.command(epilog=EXITS)
+@talks
+@click.option("--last", default=KEPT, type=click.IntRange(min=1), metavar="N", help="Only the last N.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def obituaries(place: str, last: int, as_json: bool) -> None:
+    """Show how workers died that nobody had told to leave: when, of what, whom they served, where they were."""
+    answer = ask(find(place), {"command": "obituaries", "last": last}, progress=_ignore)
+    click.echo(json.dumps(answer, indent=2) if as_json else printable(page(answer)))
+
+
+COMMANDS = (status, reload, scale, stop, stack, obituaries)
+
+
+def _watch(place: str, request: dict[str, Any]) -> Any:
+    """Ask for something that takes time, and show on a terminal how far it is."""
+    terminal = sys.stderr.isatty()
+
+    def show(text: str) -> None:
+        if terminal:
+            click.echo(f"\r\x1b[K{printable(text)}", err=True, nl=False)
+
+    try:
+        return ask(find(place), request, progress=show)
+    finally:
+        if terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
+def _ignore(_text: str) -> None:
+    pass

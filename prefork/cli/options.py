@@ -1,0 +1,50 @@
+"""The options of `prefork serve` for click, made of option.OPTIONS, and for every command that takes the same ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from prefork.config.configfile import configure
+from prefork.config.options import OPTIONS, Option
+
+
+def configured(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command APP, --config and every option; it is called with the resolved Config, then its own options."""
+
+    def run(app: str | None, file: str | None, **given: Any) -> None:
+        flags = {option.name: given.pop(_variable(option)) for option in OPTIONS}
+        command(configure(app, flags, file), **given)
+
+    whole: Callable[..., None] = functools.wraps(command)(run)
+    for option in reversed(OPTIONS):
+        whole = _option(option)(whole)
+    whole = click.option(
+        "-c",
+        "--config",
+        "file",
+        metavar="FILE",
+        help="Read options from FILE (TOML): `graceful-timeout = 10`, `app = …`.",
+    )(whole)
+    return click.argument("app", required=False)(whole)
+
+
+def _option(option: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    short = [f"-{option.short[1:]}"] if option.short else []
+    if option.switch:
+        names = [*short, f"{option.flag}/--no-{option.name}", _variable(option)]
+        return click.option(*names, default=None, callback=_yes_or_no, help=option.help)
+    names = [*short, option.flag, _variable(option)]
+    text = f"{option.help}  [default: {option.default or 'none'}]"
+    return click.option(*names, default=None, metavar=option.metavar, multiple=option.many, help=text)
+
+
+def _variable(option: Option) -> str:
+    return option.name.replace("-", "_")
+
+
+def _yes_or_no(_context: click.Context, _parameter: click.Parameter, value: bool | None) -> str | None:
+    return None if value is None else "yes" if value else "no"

@@ -1,0 +1,1 @@
+"""The one table of options, and where the value of each comes from."""

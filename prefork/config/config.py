@@ -1,0 +1,152 @@
+"""What the user asked for: one frozen Config, and one place that resolves it from all sources.
+
+`sources` remembers where each value came from. Precedence: flag > environment (PREFORK_THREADS; lists split at blanks)
+> file > default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefork.config.options import APP, OPTIONS, Option
+from prefork.core.address import Address
+from prefork.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The resolved configuration of one server. Durations are seconds, sizes bytes."""
+
+    app: str
+    interface: str
+    bind: tuple[Address, ...]
+    workers: int
+    threads: int
+    backlog: int
+    timeout_s: float
+    graceful_timeout_s: float
+    lame_duck_s: float
+    boot_timeout_s: float
+    idle_timeout_s: float
+    loop: str
+    root_path: str
+    ws_ping_s: float
+    ws_max_message: int
+    keep_alive_s: float
+    header_timeout_s: float
+    max_body: int
+    max_connections: int
+    tls_cert: str
+    tls_key: str
+    trusted_proxies: tuple[str, ...]
+    proxy_protocol: bool
+    access_log: str
+    slow_s: float
+    max_requests: int
+    max_requests_jitter: int
+    max_memory: int
+    preload: bool
+    accept: str
+    control: str
+    admin: Address | None
+    user: str
+    group: str
+    umask: int | None
+    chdir: str
+    pid: str
+    hooks: str
+    reload: bool
+    log: str
+    log_level: str
+    log_format: str
+    target: Any = None  # the app itself, where it was given as an object, from Python
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What one source says of one option: text, or texts. `where` begins the sentence about a mistake in it."""
+
+    raw: str | Sequence[str]
+    source: str
+    where: str
+
+
+def resolve(
+    app: str | None,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+    file: Mapping[str, Setting] | None = None,
+) -> Config:
+    """Make a Config of flags, environment, file and defaults. Raises ConfigError.
+
+    `flags` maps option names to text, texts, or Settings of another kind of caller; None = not given.
+    """
+    environ = os.environ if environ is None else environ
+    file = file or {}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for option in (APP, *OPTIONS):
+        setting = _setting(option, app if option is APP else flags.get(option.name), environ, file)
+        values[option.field] = _parse(option, setting)
+        sources[option.name] = setting.source
+    _imply(values, sources)
+    return Config(sources=sources, **values)
+
+
+def _setting(option: Option, given: Any, environ: Mapping[str, str], file: Mapping[str, Setting]) -> Setting:
+    """The setting that wins: flag > environment > file > default."""
+    if isinstance(given, Setting):
+        return given
+    if given is not None and given != ():
+        text = given if isinstance(given, str) else " ".join(given)
+        source = option.name if option is APP else option.flag
+        return Setting(raw=given, source=source, where=f"{source} {text}")
+    if (found := environ.get(option.variable)) is not None:
+        return Setting(raw=found, source=option.variable, where=option.variable)
+    if option.name in file:
+        return file[option.name]
+    return Setting(raw=option.default, source="default", where=option.name)
+
+
+def _parse(option: Option, setting: Setting) -> Any:
+    try:
+        if option.many:
+            texts = setting.raw.split() if isinstance(setting.raw, str) else setting.raw
+            if not texts:
+                raise ValueError("it is empty")
+            return tuple(map(option.parse, texts))
+        assert isinstance(setting.raw, str)
+        return option.parse(setting.raw)
+    except ValueError as error:
+        raise ConfigError(f"{setting.where}: {error}") from None
+
+
+def _imply(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """--reload is for one developer: one worker unless said otherwise, each of which imports the app anew."""
+    if not values["reload"]:
+        return
+    if sources["workers"] == "default":
+        values["workers"], sources["workers"] = 1, "--reload"
+    if values["preload"]:
+        values["preload"], sources["preload"] = False, "--reload"
+
+
+def raw_of(option: Option, value: Any) -> str | tuple[str, ...]:
+    """A value of a source that has types, as text. Raises TypeError, which says what to give instead."""
+    if option.switch:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        raise TypeError("give true or false")
+    if isinstance(value, str | os.PathLike):
+        return str(os.fspath(value))
+    if option.many:
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise TypeError("give a string, or several in an array")
+    if option.numeric and isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    raise TypeError("give a number or a string" if option.numeric else "give a string")

@@ -1,0 +1,180 @@
+"""MASTER. The control socket, served from the master's own loop.
+
+The master polls one descriptor, `fd`: an epoll of the socket and its clients. Its loop calls `hear` when it reads what
+came in and `tell` when it has acted, so that a command's effect is decided on at once and its end is seen at once.
+Every call takes what is there and returns; conversation.py has the protocol and the deadlines.
+
+Who may speak: the user the master runs as, and root. File modes keep others out of the default place; for a socket
+that was put elsewhere, the kernel's word on the peer decides (SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from prefork.control.path import AUTO, NONE, candidates, is_alive, new_path
+from prefork.control.protocol import Conversation, Deed, Peer, Request
+from prefork.core.address import Address
+from prefork.core.listener import Listener, open_listener
+from prefork.core.log import Log
+from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, BindError
+
+CLIENTS_MOST = 32
+_CREDENTIALS = struct.Struct("=3i")  # struct ucred: pid, uid, gid
+_NEVER = float("inf")
+
+
+class Control:
+    """MASTER. `fd` is readable when `hear` has something to do; it is there also when there is no socket."""
+
+    def __init__(self, obey: Callable[[Request, Peer], Deed], log: Log) -> None:
+        self._obey = obey
+        self._log = log
+        self._allowed = frozenset({0, os.geteuid()})
+        self._listener: Listener | None = None
+        self._clients: dict[int, Conversation] = {}  # by descriptor
+        self._interests: dict[int, int] = {}  # what epoll has been told, by descriptor
+        self._resume_s = _NEVER  # accepting pauses until then
+        self._epoll = select.epoll()
+        self.fd = self._epoll.fileno()
+
+    @property
+    def path(self) -> str | None:
+        """Where the socket is, if there is one."""
+        return self._listener.address.removeprefix("unix:") if self._listener else None
+
+    def open(self, place: str, environ: Mapping[str, str] = os.environ) -> None:
+        """Make the socket at `place`: auto, none or a path. Where that fails, one line in the log says why."""
+        if place == NONE:
+            return
+        say = self._log.info if place == AUTO else self._log.warning  # nobody asked for the first
+        try:
+            path = _default_path(environ) if place == AUTO else os.path.abspath(place)
+            address = Address.parse(f"unix:{path}")
+        except (OSError, ValueError) as error:
+            say("no control socket", reason=error)
+            return
+        before = os.umask(0o177)
+        try:
+            self._listener = open_listener(address, backlog=CLIENTS_MOST)
+        except BindError as error:
+            say("no control socket", reason=error)
+            return
+        finally:
+            os.umask(before)
+        self._listener.sock.setblocking(False)
+        self._watch(self._listener.sock.fileno(), select.EPOLLIN)
+        self._log.debug("control socket", path=path)
+
+    # --- each turn of the master's loop
+
+    def hear(self, now_s: float) -> None:
+        """Take new clients and what clients say; carry out what they ask for."""
+        for fd, events in self._epoll.poll(0):
+            if client := self._clients.get(fd):
+                if events & select.EPOLLIN:
+                    self._guarded(client, partial(client.receive, self._obey), now_s)
+                elif events & (select.EPOLLHUP | select.EPOLLERR):
+                    client.over = True
+            elif self._listener is not None:
+                self._accept_all(self._listener, now_s)
+
+    def tell(self, now_s: float) -> float:
+        """Tell clients how far their commands are; return when to come again (monotonic seconds)."""
+        if self._listener is not None and now_s >= self._resume_s:
+            self._resume_s = _NEVER
+            self._watch(self._listener.sock.fileno(), select.EPOLLIN)
+        for fd, client in list(self._clients.items()):
+            if not client.over:
+                self._guarded(client, client.step, now_s)
+            if client.over:
+                self._forget(fd)
+            else:
+                self._watch(fd, client.interest)
+        return min([self._resume_s, *(client.wake_s for client in self._clients.values())])
+
+    def _guarded(self, client: Conversation, act: Callable[[float], None], now_s: float) -> None:
+        try:
+            act(now_s)
+        except Exception as error:  # noqa: BLE001 - the control border: a fault of ours here must not end the service
+            self._log.error("control command failed", exc=error)
+            client.refuse("the command failed; the server's log says why", now_s)
+
+    def _accept_all(self, listener: Listener, now_s: float) -> None:
+        """Take everybody who waits, but no more than a turn's worth."""
+        for _ in range(CLIENTS_MOST):
+            try:
+                sock, _address = listener.sock.accept()
+            except OSError as error:
+                if error.errno in ACCEPT_PAUSE:  # no descriptor left: the client waits in the queue
+                    self._resume_s = now_s + ACCEPT_PAUSE_S
+                    self._watch(listener.sock.fileno(), 0)
+                elif error.errno not in ACCEPT_IGNORED:
+                    raise
+                return
+            self._welcome(sock, now_s)
+
+    def _welcome(self, sock: socket.socket, now_s: float) -> None:
+        size = _CREDENTIALS.size
+        pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        client = Conversation(sock, Peer(pid, uid), now_s)
+        self._clients[sock.fileno()] = client
+        self._watch(sock.fileno(), select.EPOLLIN)
+        if uid not in self._allowed:
+            allowed = " and ".join(f"uid {each}" for each in sorted(self._allowed, reverse=True))
+            client.refuse(f"this server is controlled by {allowed}; you are uid {uid}", now_s)
+        elif len(self._clients) > CLIENTS_MOST:
+            client.refuse(f"{CLIENTS_MOST} control clients are connected already; try again", now_s)
+
+    def _watch(self, fd: int, interest: int) -> None:
+        if self._interests.get(fd) != interest:
+            (self._epoll.modify if fd in self._interests else self._epoll.register)(fd, interest)
+            self._interests[fd] = interest
+
+    def _forget(self, fd: int) -> None:
+        # A child that was forked a moment ago may hold a copy, and then close() alone would not end the watch.
+        self._epoll.unregister(fd)
+        del self._interests[fd]
+        self._clients.pop(fd).close()
+
+    # --- ends
+
+    def leave(self) -> None:
+        """Remove the socket and take no new clients: from now on another master is to be asked."""
+        if self._listener is not None:
+            self._epoll.unregister(self._listener.sock)
+            del self._interests[self._listener.sock.fileno()]
+            self._listener.unlink()
+            self._listener.close()
+            self._listener = None
+        self._resume_s = _NEVER
+
+    def close(self, now_s: float) -> None:
+        """End every conversation, those that wait for the end last of all, and remove the socket."""
+        self.leave()
+        self.tell(now_s)
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+        self._epoll.close()
+
+    def drop(self) -> None:
+        """CHILD: close the copies that only the master may hold."""
+        self._epoll.close()
+        if self._listener is not None:
+            self._listener.close()
+        for client in self._clients.values():
+            client.sock.close()
+
+
+def _default_path(environ: Mapping[str, str]) -> str:
+    """Where this server's socket goes by default. Those that killed servers left there are removed on the way."""
+    path = new_path(environ, os.geteuid(), os.getpid())
+    for other in candidates(environ, os.geteuid()):
+        is_alive(other)
+    return path

@@ -1,0 +1,220 @@
+"""Listeners: create, bind, listen, with every failed step named; adopt what others made; tell how full the queue is.
+
+A listener is made once, by the master, and inherited by every worker. O_NONBLOCK and SO_RCVTIMEO belong to the socket
+that all processes share, so nobody may rely on how another one left them.
+
+With --accept per-worker an address has one socket for each slot, a SO_REUSEPORT group. The master makes them and keeps
+them all, so that the queue of a worker that died waits for its successor in the slot: closing one would reset it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from prefork.core.address import Address, format_sockaddr
+from prefork.core.binding import bound_socket, resolve
+from prefork.core.syn_hold import Plug
+from prefork.errors import BindError, ConfigError
+
+# How long an accept() that nobody answers holds a worker that has been told to retire (socket(7), SO_RCVTIMEO).
+ACCEPT_WAIT_S = 0.5
+
+_SO_MEMINFO = 55  # asm-generic/socket.h; the socket module has no name for it
+_DROPS = 8  # linux/sock_diag.h, SK_MEMINFO_DROPS: index of a 32-bit number
+
+
+class Listener:
+    """MASTER makes it, workers inherit it. `address` is the real one: port 0 has become a number.
+
+    `bind` is how it was asked for, `slot` whose it is (None: every worker's). `owned`: made by us, so that on a stop
+    its queue is ours to drain. `borrowed`: during an upgrade it is still the other master's.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: str,
+        *,
+        plug: Plug | None = None,
+        bind: str = "",
+        slot: int | None = None,
+        owned: bool = False,
+    ) -> None:
+        self.sock = sock
+        self.address = address
+        self.bind = bind or address
+        self.slot = slot
+        self.owned = owned
+        self.borrowed = False
+        self.plug = plug  # of a group, the first one has it
+        self._inode = _inode(address.removeprefix("unix:")) if self.owned and sock.family == socket.AF_UNIX else None
+
+    def queue(self) -> tuple[int, int] | None:
+        """Connections that wait for accept() and how many may (tcp(7), TCP_INFO: tcpi_unacked, tcpi_sacked).
+
+        None for a Unix socket, where the kernel does not tell.
+        """
+        if self.sock.family == socket.AF_UNIX:
+            return None
+        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        waiting, limit = struct.unpack_from("=II", info, 24)
+        return waiting, limit
+
+    def drops(self) -> int | None:
+        """Connections and requests for one that the kernel dropped, mostly as the queue was full; their clients retry.
+
+        None for a Unix socket: there the client is told at once.
+        """
+        if self.sock.family == socket.AF_UNIX:
+            return None
+        info = self.sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_DROPS + 1))
+        return int(struct.unpack_from("=I", info, 4 * _DROPS)[0])
+
+    def waiting(self) -> bool:
+        """True if connections of ours to serve are known to wait for accept()."""
+        queue = self.queue() if self.owned and not self.borrowed else None
+        return queue is not None and queue[0] > 0
+
+    def close(self) -> None:
+        """Close this process's copy. Never shutdown() one of TCP: that would reset the queue of every process."""
+        self.sock.close()
+        self.drop_plug()
+
+    def copy(self) -> socket.socket:
+        """Another descriptor of the same socket. Not `socket.dup()`: that makes it blocking for a moment, for all
+        processes, and one whose connection another took at that moment would sleep in accept()."""
+        return socket.socket(fileno=os.dup(self.sock.fileno()))
+
+    def drop_plug(self) -> None:
+        """Close this process's copy of what only the master needs."""
+        if self.plug is not None:
+            self.plug.close()
+
+    def hold_off(self) -> None:
+        """MASTER, at the stop. Newcomers wait, then are refused; the queue stays for the workers to drain."""
+        if self.owned and not self.borrowed:
+            self.sock.setblocking(False)  # for all processes: none may sleep in accept() any more
+            if self.plug is not None:
+                self.plug.engage(self.sock)
+
+    def unlink(self) -> None:
+        """MASTER, at the end. Remove the path of a Unix socket, unless it is another one's by now."""
+        path = self.address.removeprefix("unix:")
+        if self._inode is not None and not self.borrowed and _inode(path) == self._inode:
+            os.unlink(path)
+
+    # --- to the next master, in an upgrade
+
+    def bequeath(self) -> dict[str, Any]:
+        """All that `inherit` needs, as JSON can carry it; -1 is no descriptor."""
+        return {
+            "bind": self.bind,
+            "address": self.address,
+            "slot": self.slot,
+            "owned": self.owned,
+            "inode": self._inode,
+            "fd": self.sock.fileno(),
+            "plug": self.plug.bequeath() if self.plug is not None else None,
+        }
+
+    @classmethod
+    def inherit(cls, entry: dict[str, Any]) -> Listener:
+        """The next master's copy. Borrowed, until the one before has handed over. Raises OSError: no such socket."""
+        sock = socket.socket(fileno=entry["fd"])
+        sock.set_inheritable(False)
+        plug = None if entry["plug"] is None else Plug.inherit(entry["plug"])
+        listener = cls(sock, entry["address"], plug=plug, bind=entry["bind"], slot=entry["slot"], owned=entry["owned"])
+        listener._inode = tuple(entry["inode"]) if entry["inode"] else None
+        listener.borrowed = True
+        return listener
+
+
+def own_share(listeners: Sequence[Listener], slot: int, *, everything: bool) -> list[Listener]:
+    """WORKER. The listeners that a worker of the slot accepts on; the others are closed here.
+
+    `everything` is for a worker that was forked to empty the queues of a server that stops.
+    """
+    for listener in listeners:
+        if not everything and listener.slot not in (None, slot):
+            listener.close()
+    return [listener for listener in listeners if listener.sock.fileno() >= 0]
+
+
+def open_listener(address: Address, *, backlog: int) -> Listener:
+    """Create, bind and listen, or adopt an inherited descriptor. Raises BindError.
+
+    EADDRINUSE is tried again for BIND_RETRY_S; with port 0 the kernel picks one.
+    """
+    if address.family == socket.AF_UNSPEC:
+        return _adopt(address)
+    listener = _create(address, backlog, 1)[0]
+    listener.slot = None
+    return listener
+
+
+def open_group(address: Address, *, backlog: int, sockets: int) -> list[Listener]:
+    """Create one listener for each slot, all of one address. Raises BindError and ConfigError."""
+    if address.family in (socket.AF_UNIX, socket.AF_UNSPEC):
+        raise ConfigError(f"--accept per-worker needs addresses of TCP: {address} is one socket; use --accept shared")
+    return _create(address, backlog, sockets)
+
+
+def _create(address: Address, backlog: int, sockets: int) -> list[Listener]:
+    """Only the sockets after the first may share its port: if another program listens there, the first one fails."""
+    plug = Plug(members=sockets)
+    socks: list[socket.socket] = []
+    try:
+        socks.append(bound_socket(address, resolve(address)))
+        plug.prepare(socks[0])
+        while len(socks) < sockets:
+            socks.append(bound_socket(address, socks[0].getsockname(), join=True))
+        try:
+            plug.prepared(socks[0])
+            for sock in socks:
+                sock.listen(backlog)
+        except OSError as error:
+            raise BindError(f"cannot listen on {address}: {error.strerror}") from None
+    except BaseException:
+        for sock in socks:
+            sock.close()
+        plug.close()
+        raise
+    where = format_sockaddr(address.family, socks[0].getsockname())
+    listeners = [Listener(sock, where, bind=str(address), slot=slot, owned=True) for slot, sock in enumerate(socks)]
+    listeners[0].plug = plug
+    return listeners
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _adopt(address: Address) -> Listener:
+    """Take over a listener that another program made: it is left as it is and never closed for others."""
+    try:
+        sock = socket.socket(fileno=os.dup(address.fd))
+    except OSError as error:
+        raise BindError(f"cannot use {address}: {error.strerror}; no socket is open there") from None
+    try:
+        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        listening = 0
+    if not listening or sock.type != socket.SOCK_STREAM:
+        sock.close()
+        raise BindError(f"cannot use {address}: it is not a listening stream socket")
+    os.set_inheritable(address.fd, False)  # programs that handlers start must not hold it
+    return Listener(sock, format_sockaddr(sock.family, sock.getsockname()), bind=str(address))
+
+
+def timeval(seconds: float) -> bytes:
+    """`struct timeval` for SO_RCVTIMEO and SO_SNDTIMEO. 0 means no limit there, so that nothing rounds down to it."""
+    micros = max(1, round(seconds * 1_000_000))
+    return struct.pack("@ll", micros // 1_000_000, micros % 1_000_000)

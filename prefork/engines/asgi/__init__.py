@@ -1,0 +1,1 @@
+"""HTTP/1.1, WebSocket and lifespan for ASGI applications, on the asyncio engine."""

@@ -1,0 +1,40 @@
+"""WORKER. What an engine is given: the app, and the worker's part of what all processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prefork.config.config import Config
+from prefork.core.listener import Listener
+from prefork.core.log import Log
+from prefork.runtime.inherited import Terms
+from prefork.runtime.loader import App
+from prefork.runtime.master_link import Life
+from prefork.status.scoreboard import Row, Scoreboard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Station:
+    """WORKER. One worker's place: its app, its listeners, its rows (one a thread), its ties to the master."""
+
+    app: App
+    config: Config
+    listeners: Sequence[Listener]
+    rows: Sequence[Row]
+    board: Scoreboard
+    group: int  # whose rows these are
+    nudge: int  # eventfd that all workers share: a connection waits that its finder leaves to another
+    terms: Terms
+    life: Life
+    log: Log
+
+
+class Engine(Protocol):
+    """How a worker serves."""
+
+    def __init__(self, station: Station) -> None: ...
+
+    def run(self) -> None:
+        """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""

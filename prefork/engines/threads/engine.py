@@ -1,0 +1,214 @@
+"""WORKER. The blocking engine: N threads, each of them accept -> handler -> close.
+
+Threads block in accept() on the shared listener, and the kernel wakes the one that has waited longest, whichever
+process it is in: connections spread evenly with no coordination. A retiring thread sees that it may leave when
+accept() runs out of its SO_RCVTIMEO (ACCEPT_WAIT_S); a directed signal would not end accept(), as Python retries it.
+
+The main thread serves nobody. It waits for signals and for the master's death, so that both are seen while every
+thread is in a handler.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import random
+import socket
+import socketserver
+import threading
+import time
+from time import monotonic_ns
+from typing import Any
+
+from prefork.core.address import format_sockaddr
+from prefork.core.listener import ACCEPT_WAIT_S, Listener, timeval
+from prefork.engines.context import Station
+from prefork.engines.error_log import Complaints
+from prefork.engines.queue_wait import note_wait
+from prefork.engines.threads.accepting import Acceptor
+from prefork.engines.timers import NEVER
+from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPEN, QUEUE_EMPTY, BootError, LineTooLong
+from prefork.runtime.connection import Connection, HandlerSocket, close
+from prefork.runtime.loader import App
+from prefork.status.histogram import array_index
+from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row
+
+
+class BlockingEngine:
+    """WORKER. Serves kinds `stream` and `socketserver`."""
+
+    name = "blocking"
+
+    def __init__(self, station: Station) -> None:
+        app, config = station.app, station.config
+        if station.terms.tls or config.proxy_protocol:
+            what = "--tls-cert" if station.terms.tls else "--proxy-protocol"
+            raise BootError(f"{what} is for HTTP, but {config.app!r} is a {app.kind} handler; leave it out")
+        self._app = app
+        self._config = config
+        self._listeners = list(station.listeners)
+        self._rows = list(station.rows)
+        self._idle_s = config.idle_timeout_s
+        self._slow_ns = round(config.slow_s * 1e9) or NEVER
+        self._drains = all(listener.owned for listener in self._listeners)  # the accept queue is ours alone
+        self._life = station.life
+        self._log = station.log
+        self._complaints = Complaints(station.log)
+        self._go = threading.Event()  # the master knows that this worker is ready
+        self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
+        self._most = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)  # noqa: S311
+        self._asked_to_leave = False
+        self._server = _server(self._listeners[0], app) if app.kind == "socketserver" else None
+        self._handle = self._handle_request if self._server else self._handle_stream
+
+    def run(self) -> None:
+        """Accept until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
+        for listener in self._listeners:
+            # Accepted sockets inherit both; Connection continues a wait that runs out.
+            wait = timeval(min(ACCEPT_WAIT_S, self._idle_s))
+            listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+            listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._idle_s))
+        threads = [
+            # Each with its acceptor, made now: it needs a descriptor, and those may be out once clients are served.
+            threading.Thread(
+                target=self._thread, args=(row, Acceptor(self._listeners)), name=f"serve-{number}", daemon=True
+            )
+            for number, row in enumerate(self._rows)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as error:  # EAGAIN of clone(2): a limit on processes counts threads too
+            raise BootError(
+                f"cannot start {len(threads)} threads: {error} (ulimit -u, or the control group's pids)"
+            ) from None
+        self._life.ready(self._app.kind, self.name)  # before the first handler, which may end the process
+        self._go.set()
+        while not self._life.retiring:
+            self._life.wait()
+        self._finish(len(threads))
+
+    def _finish(self, left: int) -> None:
+        """Wait for the threads, at most for the graceful timeout."""
+        until = time.monotonic() + self._config.graceful_timeout_s
+        while left and (wait_s := until - time.monotonic()) > 0:
+            if self._life.wait(wait_s, also=self._left):
+                left -= os.eventfd_read(self._left)
+        cut = sum(row.cells[HELD] for row in self._rows)
+        if cut:
+            self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
+
+    def _thread(self, row: Row, acceptor: Acceptor) -> None:
+        self._go.wait()
+        try:
+            self._serve(row, acceptor)
+        except BaseException as error:  # noqa: BLE001 - the worker border: our own fault, say it and let the master respawn
+            self._log.error("engine failed", exc=error)
+            os._exit(1)
+        os.eventfd_write(self._left, 1)
+
+    def _serve(self, row: Row, acceptor: Acceptor) -> None:
+        life = self._life
+        while not life.retiring:
+            try:
+                fd, sockaddr = acceptor.take()
+            except OSError as error:
+                self._accept_failed(error)
+                acceptor.ran_out()
+                continue
+            self._serve_one(fd, sockaddr, acceptor.family, row)
+        while self._drains and life.stopping:
+            try:
+                fd, sockaddr = acceptor.take_queued()
+            except BlockingIOError:
+                return  # the queue is empty
+            except OSError as error:
+                self._accept_failed(error)
+                continue
+            self._serve_one(fd, sockaddr, acceptor.family, row)
+
+    def _serve_one(self, fd: int, sockaddr: Any, family: int, row: Row) -> None:
+        cells = row.cells
+        cells[SINCE] = monotonic_ns()
+        cells[HELD] = 1
+        before_ns = cells[BUSY_NS]
+        cells[ACCEPTED] += 1
+        peer = format_sockaddr(family, sockaddr)
+        row.serve(peer)
+        sock = _socket.socket(family, _socket.SOCK_STREAM, 0, fd)
+        note_wait(sock, family, cells)
+        self._handle(sock, sockaddr, peer, row)
+        busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
+        cells[HISTOGRAM + array_index(busy_ns - before_ns)] += 1
+        if busy_ns - before_ns >= self._slow_ns:
+            row.slowly(busy_ns - before_ns)
+        cells[BUSY_NS] = busy_ns
+        cells[SINCE] = 0
+        cells[HELD] = 0
+        if self._most and not self._asked_to_leave:
+            self._count_requests()
+
+    def _count_requests(self) -> None:
+        """Ask to be replaced after --max-requests; the worker serves on until its successor is ready."""
+        if sum(row.cells[COMPLETED] for row in self._rows) >= self._most:
+            self._asked_to_leave = True
+            self._life.enough("max-requests")
+
+    def _handle_stream(self, sock: _socket.socket, _sockaddr: Any, peer: str, row: Row) -> None:
+        conn = Connection(sock, peer, row.cells, self._idle_s)
+        try:
+            self._app.target(conn)
+        except BaseException as error:  # noqa: BLE001 - the handler border
+            self._account(conn.fate, row, error)
+        else:
+            self._account(conn.fate, row)
+        close(sock)
+
+    def _handle_request(self, sock: _socket.socket, sockaddr: Any, _peer: str, row: Row) -> None:
+        request = HandlerSocket.adopt(sock, row.cells, self._idle_s)
+        try:
+            self._app.target(request, sockaddr, self._server)
+        except BaseException as error:  # noqa: BLE001 - the handler border
+            self._account(request.fate, row, error)
+        else:
+            self._account(request.fate, row)
+        if request.fileno() >= 0:  # else the handler closed it itself
+            # A bare socket again: files made by makefile() and not closed would delay close().
+            family, kind, proto = int(request.family), int(request.type), request.proto
+            try:
+                close(_socket.socket(family, kind, proto, request.detach()))
+            except OSError as error:
+                if error.errno not in NOT_OPEN:
+                    raise
+
+    def _account(self, fate: int, row: Row, error: BaseException | None = None) -> None:
+        """Count what became of the connection in one counter, before its end reaches the client."""
+        if error is None or (fate and isinstance(error, (OSError, LineTooLong))):
+            row.cells[fate or COMPLETED] += 1
+        else:
+            row.cells[ERRORS] += 1
+            self._complaints.add(error, row.peer)
+
+    def _accept_failed(self, error: OSError) -> None:
+        if error.errno in ACCEPT_PAUSE:
+            self._complaints.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
+            time.sleep(ACCEPT_PAUSE_S)
+        elif error.errno not in ACCEPT_IGNORED and not (self._life.stopping and error.errno in QUEUE_EMPTY):
+            raise error
+
+
+class _Server(socketserver.BaseServer):
+    """What a handler sees as `self.server`: the address, and the class that serves it; the loop is ours."""
+
+    def shutdown(self) -> None:
+        """Stop the whole server, as it would stop a socketserver loop."""
+        os.kill(os.getppid(), 15)
+
+
+def _server(listener: Listener, app: App) -> _Server:
+    server = _Server(listener.sock.getsockname(), app.target)
+    server.socket = listener.sock  # type: ignore[attr-defined] # as TCPServer has it
+    return server
+
+
+ENGINE = BlockingEngine

@@ -1,0 +1,1 @@
+"""The engine for WSGI: one epoll loop for connections, and threads for the application."""

@@ -1,0 +1,77 @@
+"""WORKER. The application threads of an event loop: work goes in by a queue, results come back by an eventfd.
+
+The loop takes no new connections while all threads are busy. What its own clients ask for beyond that waits here,
+first come, first served.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from prefork.errors import BootError
+from prefork.status.scoreboard import Row
+
+Result_co = TypeVar("Result_co", covariant=True)
+Result = TypeVar("Result")
+
+
+class Work(Protocol[Result_co]):
+    """Something to be done on a thread, on that thread's row."""
+
+    def step(self, row: Row) -> Result_co:
+        """Do the next part. Whatever it raises ends the worker."""
+
+
+class Pool(Generic[Result]):
+    """WORKER. `fd` is readable when something is done; only the loop calls the methods."""
+
+    def __init__(self, rows: Sequence[Row], failed: Callable[[BaseException], None]) -> None:
+        """Start a thread for each row. Raises BootError."""
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._size = len(rows)
+        self._failed = failed
+        self._waiting: queue.SimpleQueue[Work[Result]] = queue.SimpleQueue()
+        self._done: deque[tuple[Work[Result], Result]] = deque()
+        self.busy = 0  # handed out and not back
+        threads = [
+            threading.Thread(target=self._serve, args=(row,), name=f"serve-{number}", daemon=True)
+            for number, row in enumerate(rows)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as error:  # EAGAIN of clone(2): a limit on processes counts threads too
+            raise BootError(
+                f"cannot start {len(threads)} threads: {error} (ulimit -u, or the control group's pids)"
+            ) from None
+
+    @property
+    def full(self) -> bool:
+        """Whether new work would have to wait."""
+        return self.busy >= self._size
+
+    def put(self, work: Work[Result]) -> None:
+        """Have the work's next part done."""
+        self.busy += 1
+        self._waiting.put(work)
+
+    def take(self) -> Iterator[tuple[Work[Result], Result]]:
+        """What is done, each with its result; call it when `fd` is readable."""
+        os.eventfd_read(self.fd)
+        while self._done:
+            self.busy -= 1
+            yield self._done.popleft()
+
+    def _serve(self, row: Row) -> None:
+        try:
+            while True:
+                work = self._waiting.get()
+                self._done.append((work, work.step(row)))
+                os.eventfd_write(self.fd, 1)
+        except BaseException as error:  # noqa: BLE001 - the worker border: our own fault, say it and let the master respawn
+            self._failed(error)

@@ -1,0 +1,165 @@
+"""MASTER. The process of --admin as the master sees it; what runs in it is admin.py.
+
+The master binds its address, writes for it what only the master knows, and forks it again when it dies. Writing is one
+comparison a turn of the loop and one copy when something has happened, so it costs the same however often clients ask.
+Without --admin there is no listener, and nothing happens here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Collection
+
+from prefork.config.config import Config
+from prefork.core.exits import Exit
+from prefork.core.listener import Listener
+from prefork.core.process import spawn
+from prefork.errors import FORK_REFUSED
+from prefork.master.backoff import Backoff
+from prefork.master.workers import Workforce, capacity
+from prefork.status.collect import Survey
+from prefork.status.server_state import Facts
+from prefork.status.snapshot import Bulletin
+
+BEAT_S = 1.0  # how often the master says that it lives
+LIVED_S = 10.0  # who lived for so long is replaced without much delay
+_NO_JITTER = 0.5  # there is nobody to collide with
+_ROOM = 2 << 20  # bytes of a bulletin: what a reload failed of may be as long as a worker can say
+_ROOM_PER_WORKER = 1024
+_NEVER = float("inf")
+
+
+class AdminHandle:
+    """MASTER. `facts`: what to tell. `listener` is set by whoever opens listeners, and bequeaths them."""
+
+    def __init__(self, *, config: Config, force: Workforce, facts: Callable[[], Facts]) -> None:
+        self.listener: Listener | None = None
+        self._log = force.log
+        self._force = force
+        self._facts = facts
+        self._backoff = Backoff()
+        self._pid = 0
+        self._spawned_s = 0.0
+        self._wanted = False
+        self._written = b""
+        if config.admin is None:
+            return
+        self._bulletin = Bulletin(_ROOM + _ROOM_PER_WORKER * capacity(config.workers))
+        # In the master, as its successors may find other code at its place; and only where it is wanted.
+        self._code = importlib.import_module("prefork.admin.process")
+        answers = importlib.import_module("prefork.admin.admin_answers")
+        page = importlib.import_module("prefork.admin.page")
+        self._answers = answers.Answers(
+            bulletin=self._bulletin,
+            survey=Survey(config=config, board=force.board, listeners=force.listeners),
+            page=page.document(),
+        )
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The one, if there is one."""
+        return [self.listener] if self.listener is not None else []
+
+    def begin(self) -> None:
+        """This master is the one to be asked: answer from now on."""
+        if self.listener is not None:
+            self._wanted = True
+            self.tell(time.monotonic())
+
+    def tell(self, now_s: float) -> float:
+        """Each turn of the master's loop: say what there is to say. Returns when to come again (monotonic seconds)."""
+        if not self._wanted:
+            return _NEVER
+        self.publish()
+        self._bulletin.beat(time.monotonic_ns())
+        if not self._pid and now_s >= self._backoff.not_before_s:
+            self._spawn(now_s)
+        return now_s + BEAT_S if self._pid else min(now_s + BEAT_S, self._backoff.not_before_s)
+
+    def publish(self) -> None:
+        """Write what is known, if it has changed; at once when a worker has died, before its rows have a next owner."""
+        if self._wanted and (text := self._facts().to_text()) != self._written:
+            self._bulletin.write(text)
+            self._written = text
+
+    def _spawn(self, now_s: float) -> None:
+        assert self.listener is not None
+        admin = self._code.Admin(
+            listener=self.listener, answers=self._answers, log=self._log, lifeline=self._force.lifeline,
+            master=os.getpid(), libc=self._force.libc, identity=self._force.terms.identity,
+            drop=self._force.drop_masters,
+        )  # fmt: skip
+        try:
+            self._pid = spawn(admin.run)
+        except OSError as error:
+            if error.errno not in FORK_REFUSED:
+                raise
+            again = f"{self._backoff.wait(now_s, _NO_JITTER):.2f}s"
+            self._log.error("cannot fork the admin", reason=error.strerror, again_in=again)
+            return
+        self._spawned_s = now_s
+        self._log.debug("admin spawned", admin=self._pid)
+
+    def bury(self, child: Exit) -> bool:
+        """A child was reaped; True if it was the admin."""
+        if child.pid != self._pid:
+            return False
+        self._pid = 0
+        now_s = time.monotonic()
+        if now_s - self._spawned_s >= LIVED_S:
+            self._backoff.clear()
+        delay_s = self._backoff.note(now_s, _NO_JITTER)
+        if self._wanted:
+            self._log.error("admin died", pid=child.pid, cause=child, respawn_in=f"{delay_s:.2f}s")
+        return True
+
+    def reopen_logs(self) -> None:
+        """Tell it to go on in the new log file."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGUSR1)
+
+    # --- ends
+
+    def leave(self) -> None:
+        """Another master is to be asked from now on: hear out who is there, take no more."""
+        self._wanted = False
+        if self._pid:
+            os.kill(self._pid, self._code.LEAVE)
+
+    def hand_over(self, fds: Collection[int]) -> None:
+        """The other master has taken these descriptors, and it is to be asked."""
+        if self.listener is not None:
+            if self.listener.sock.fileno() not in fds:
+                self.listener.unlink()
+            self.listener.close()
+            self.listener = None
+
+    def end(self) -> None:
+        """The server has ended."""
+        if self._pid:
+            if not self._wanted:
+                self._wait()
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)  # bounded: SIGKILL cannot be refused
+            self._pid = 0
+        self._wanted = False
+        self.hand_over(())
+
+    def _wait(self) -> None:
+        """It was told to leave: it may still be answering somebody."""
+        fd = os.pidfd_open(self._pid)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll(2 * self._code.LEAVE_S * 1000)
+        finally:
+            os.close(fd)
+
+    def drop(self) -> None:
+        """CHILD: close what only the master may hold."""
+        if self.listener is not None:
+            self.listener.close()

@@ -1,0 +1,193 @@
+"""Development reload (--reload): a process of its own that has the master reload when a file of the app changes.
+
+Each worker tells what its app consists of: before the import all sources in the app's folder with their times, after
+it the files that were imported. The watcher lets watchfiles (inotify) wake it, and decides by comparing times, so that
+a change between two looks, or between an import and the first look, is not missed. What counts is a change of an
+imported file and a new file; while the app does not load, a change of any source beside it.
+
+Reports are datagrams from workers to the watcher; its word to the master is SIGHUP, as an operator's would be.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import setproctitle
+
+from prefork.core.exits import Exit
+from prefork.core.log import Log
+from prefork.core.process import spawn
+from prefork.core.signals import TABLE, ignore
+from prefork.errors import ConfigError
+from prefork.runtime.master_link import ORPHANED, die_with_parent
+
+LOOK_MS = 400  # a look at least this often: for reports, and for what inotify did not tell
+_SEND_S = 1.0  # a watcher that is stopped in a debugger must not keep a worker from serving
+_REPORT_MOST = 1 << 18
+_FILES_MOST = 500  # in one report; a datagram has a limit
+
+
+class Watch:
+    """MASTER. The watcher process as the master sees it. `reports` is the end that workers write to."""
+
+    def __init__(self, log: Log) -> None:
+        """Raises ConfigError if the package that watches is not installed."""
+        if importlib.util.find_spec("watchfiles") is None:
+            raise ConfigError("--reload needs the package watchfiles: pip install 'prefork[reload]'")
+        self._log = log
+        self._inbox, self.reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.reports.settimeout(_SEND_S)
+        self._pid = 0
+
+    def start(self, drop: Callable[[], None]) -> None:
+        """Fork the watcher; `drop` closes there what is the master's. Raises OSError if there is no process left."""
+        libc = ctypes.CDLL(None)  # before the fork: dlopen takes locks
+        watcher = Watcher(inbox=self._inbox, master=os.getpid(), log=self._log, libc=libc)
+
+        def run() -> int:
+            drop()
+            self.reports.close()
+            return watcher.run()
+
+        self._pid = spawn(run)
+        self._inbox.close()
+
+    def bury(self, child: Exit) -> bool:
+        """A child was reaped; True if it was the watcher."""
+        if child.pid != self._pid:
+            return False
+        self._pid = 0
+        self._log.error("watcher died", pid=child.pid, cause=child, effect="changes of files are not seen any more")
+        return True
+
+    def end(self) -> None:
+        """Leave no watcher behind."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)  # bounded: SIGKILL cannot be refused
+            self._pid = 0
+        self.reports.close()
+
+
+@dataclass(slots=True, kw_only=True)
+class Sources:
+    """What is known of the app's files. Times are st_mtime_ns as last seen."""
+
+    seen: dict[str, int] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    imported: set[str] = field(default_factory=set)
+    loaded: bool = False  # the last app that was tried could be loaded
+
+    def learn(self, *, files: dict[str, int], folders: Iterable[str], imported: bool, loaded: bool) -> None:
+        """Add what a worker tells: all that its folders hold, or the files that it has imported.
+
+        A time that is known stays: it is the older one, so no change is missed.
+        """
+        for path, time_ns in files.items():
+            self.seen.setdefault(path, time_ns)
+        if imported:
+            self.imported.update(files)
+            for path, time_ns in times(sources_in(set(folders) - self.folders)).items():
+                self.seen.setdefault(path, time_ns)  # they lie beside it: only what comes later is new
+        self.folders.update(folders)
+        self.loaded = loaded
+
+    def changes(self) -> list[str]:
+        """Look, and return the files that matter and are new or not what they were. What was removed may come back."""
+        now = times([*sources_in(self.folders), *self.imported])
+        changed = [path for path, time_ns in now.items() if self.seen.get(path) != time_ns]
+        matter = [path for path in changed if not self.loaded or path in self.imported or path not in self.seen]
+        self.seen.update(now)
+        return sorted(matter)
+
+
+@dataclass(slots=True, kw_only=True)
+class Watcher:
+    """WATCHER. Watches until the master is gone."""
+
+    inbox: socket.socket
+    master: int
+    log: Log
+    libc: ctypes.CDLL
+    sources: Sources = field(default_factory=Sources)
+
+    def run(self) -> int:
+        """Returns the exit code, if the master is gone already; else runs until it is killed."""
+        for signum in TABLE:
+            ignore(signum)  # its end is the master's business
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        if not die_with_parent(self.master, self.libc):
+            return ORPHANED
+        self.log.identify(watcher=os.getpid())
+        setproctitle.setproctitle("prefork: watcher")
+        import watchfiles  # noqa: PLC0415 - it starts threads, and only this process wants them
+
+        self.inbox.setblocking(False)
+        while os.getppid() == self.master:
+            folders = set(filter(os.path.isdir, self.sources.folders)) or {os.curdir}
+            for _changes in watchfiles.watch(
+                *sorted(folders), recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True, watch_filter=None,
+                ignore_permission_denied=True,
+            ):  # fmt: skip
+                if self._look() or os.getppid() != self.master:
+                    break
+        return ORPHANED
+
+    def _look(self) -> bool:
+        """Hear the workers, tell the master of changes; True if there are folders that are not watched yet."""
+        before = set(self.sources.folders)
+        self._hear()
+        if changed := self.sources.changes():
+            names = [os.path.relpath(path) for path in changed]
+            self.log.info("changed", file=names[0], others=len(names) - 1 or None)
+            os.kill(self.master, signal.SIGHUP)
+        return self.sources.folders != before
+
+    def _hear(self) -> None:
+        while True:
+            try:
+                report = self.inbox.recv(_REPORT_MOST)
+            except BlockingIOError:
+                return  # all read
+            if not report:
+                return  # no worker is left, and the master ends
+            self.sources.learn(**json.loads(report))
+
+
+def sources_in(folders: Iterable[str]) -> list[str]:
+    """The Python files of each folder, and what makes its subfolders packages."""
+    return [str(path) for folder in folders for glob in ("*.py", "*/__init__.py") for path in Path(folder).glob(glob)]
+
+
+def times(paths: Iterable[str]) -> dict[str, int]:
+    """When each file that exists was changed (st_mtime_ns)."""
+    found = {}
+    for path in paths:
+        try:
+            found[path] = os.stat(path).st_mtime_ns
+        except OSError:
+            continue  # removed since it was listed
+    return found
+
+
+def send_report(
+    reports: socket.socket, *, folders: Iterable[str], files: Iterable[str], imported: bool, loaded: bool
+) -> None:
+    """WORKER. Tell the watcher which files there are. Raises nothing: whether it hears is not the app's concern."""
+    known = sorted(times(files).items())
+    for start in range(0, max(1, len(known)), _FILES_MOST):
+        part = dict(known[start : start + _FILES_MOST])
+        text = json.dumps({"files": part, "folders": sorted(folders), "imported": imported, "loaded": loaded})
+        try:
+            reports.send(text.encode())
+        except OSError:
+            return  # it is gone, or does not read: the log has said so, or a person stopped it

@@ -1,0 +1,152 @@
+"""What the master decides. Pure: events and a clock go in, actions come out, so every case is tested in microseconds.
+
+Each slot 0..workers-1 holds one worker. An empty slot is filled at once, unless workers die barren (without having
+completed a single unit of work since they were ready): then the next spawn waits (backoff.py). Until all workers have
+been ready once, one that dies before it is ready is a boot failure, and the server halts with one message. Lateness is
+judged in judge.py, replacement (reload, recycling) in rollout.py. A stop retires everybody; if they are gone before
+the accept queue is empty, one more worker drains it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from prefork.master.actions import Action, Retire, Spawn, Unit
+from prefork.master.backoff import Backoff
+from prefork.master.judge import Judge
+from prefork.master.rollout import Rollout, settled
+from prefork.master.roster import Roster, WorkerHandle
+
+_NEVER = float("inf")
+
+
+class Policy:
+    """MASTER. Turns what is known into what is to be done. `supervise` may be called as often as one likes."""
+
+    def __init__(
+        self, *, workers: int, judge: Judge, generation: int = 0, jitter: Callable[[], float] = random.random
+    ) -> None:
+        self.workers = workers
+        self.judge = judge
+        self.first = generation + 1  # the generation of the start: after an upgrade the numbers go on
+        self.rollout = Rollout(_latest=generation)
+        self.backoff = Backoff()
+        self.stopping = False
+        self.leaves_s = _NEVER  # when the stop is to begin, once it was asked for (--lame-duck)
+        self.booted = False  # all workers have been ready once
+        self._jitter = jitter
+        self._filled: set[int] = set()  # slots that have had a worker
+        self._stopped_s = 0.0
+        self.rollout.reload()  # the start is the first reload
+
+    # --- what happened
+
+    def ready(self, worker: WorkerHandle, completed: int, now_s: float) -> None:
+        """A worker accepts. `completed` is what the others of its generation had completed by now."""
+        worker.ready_s, worker.served_at_ready = now_s, completed
+
+    def died(self, worker: WorkerHandle, completed: int, now_s: float, reason: str = "") -> float:
+        """A worker was reaped; return the delay of its replacement in seconds.
+
+        `completed` is what its generation has completed by now, including the dead.
+        """
+        if worker.retiring_s is not None or (self.stopping and not worker.pending):
+            return 0.0
+        if worker.pending and self.rollout.died_booting(worker, reason):
+            return 0.0
+        if worker.ready_s is not None and completed > worker.served_at_ready:
+            self.backoff.clear()
+            return 0.0
+        if worker.spawned_s <= self.backoff.noted_s:  # of the same round as a death that was counted
+            return max(0.0, self.backoff.not_before_s - now_s)
+        return self.backoff.note(now_s, self._jitter())
+
+    @property
+    def ending(self) -> bool:
+        """True from when a stop was asked for; until it begins, clients are served as ever."""
+        return self.stopping or self.leaves_s < _NEVER
+
+    def spawn_refused(self, now_s: float) -> float:
+        """A worker could not be forked; return the delay until the next try in seconds."""
+        return self.backoff.wait(now_s, self._jitter())
+
+    def origin_lost(self, generation: int, reason: str, now_s: float) -> float:
+        """The template of the generation is gone; return the delay of its successor in seconds, 0 if none is needed."""
+        if self.rollout.lost(generation, reason) and not self.stopping:
+            return self.backoff.note(now_s, self._jitter())
+        return 0.0
+
+    # --- what is wanted
+
+    def scale(self, workers: int) -> None:
+        """Want this many workers from now on."""
+        self.workers = workers
+
+    def stop(self, now_s: float) -> None:
+        """Retire everybody; spawn nobody, unless the accept queue would be left to no one."""
+        self.stopping, self._stopped_s, self.leaves_s = True, now_s, _NEVER
+
+    def settled(self, roster: Roster) -> bool:
+        """True if what was wanted is so: the right number of serving workers, of the right generation."""
+        return not self.rollout.phase and settled(roster, self.workers, self.rollout.generation)
+
+    # --- what is to be done
+
+    def supervise(
+        self, roster: Roster, units: Mapping[int, Unit], now_s: float, *, queued: bool = False
+    ) -> tuple[list[Action], float]:
+        """Return what to do now, and the time (monotonic seconds) to ask again if nothing happens before.
+
+        `units` maps the pid of every live worker to its Unit; `queued` says that a stop has connections left to drain.
+        """
+        actions: list[Action] = self._stop(roster, now_s, queued=queued) if self.stopping else self._want(roster, now_s)
+        for action in actions:
+            if isinstance(action, Retire):
+                action.worker.retiring_s = now_s
+        wakes = [now_s + self.judge.timeout_s]  # an idle worker may begin a unit this moment
+        if any(isinstance(action, Spawn) for action in actions):
+            wakes.append(now_s + self.judge.boot_timeout_s)
+        if self.backoff.not_before_s > now_s:
+            wakes.append(self.backoff.not_before_s)
+        if self.rollout.waits_since_s is not None and not self.stopping:
+            wakes.append(self.rollout.waits_since_s + self.judge.boot_timeout_s)
+        for worker in roster:
+            for verdict, wake_s in self.judge.judge(worker, units[worker.pid], now_s):
+                if verdict is not None:
+                    actions.append(verdict)
+                wakes.append(wake_s)
+        return actions, min(wakes)
+
+    def _want(self, roster: Roster, now_s: float) -> list[Action]:
+        actions: list[Action] = [
+            Retire(worker, "scale") for worker in roster if worker.slot >= self.workers and worker.serving
+        ]
+        if late := self.rollout.overdue(self.judge.boot_timeout_s, now_s):
+            actions.append(late)
+        if now_s < self.backoff.not_before_s:
+            return actions
+        actions += self.rollout.step(roster, self.workers, now_s)
+        return actions + (self._fill(roster) if self.rollout.can_spawn else [])
+
+    def _fill(self, roster: Roster) -> list[Action]:
+        spawns: list[Action] = []
+        for slot in range(self.workers):
+            if not roster.in_slot(slot):
+                cause = "respawn" if slot in self._filled else "scale" if self.booted else "start"
+                spawns.append(Spawn(slot, self.rollout.generation, cause))
+                self._filled.add(slot)
+        self._filled.intersection_update(range(self.workers))
+        return spawns
+
+    def _stop(self, roster: Roster, now_s: float, *, queued: bool) -> list[Action]:
+        actions: list[Action] = [Retire(worker, "stop") for worker in roster if self._serves_on(worker)]
+        drain_until_s = self._stopped_s + self.judge.graceful_timeout_s
+        if queued and not roster and self.backoff.not_before_s <= now_s < drain_until_s:
+            actions.append(Spawn(0, self.rollout.generation, "drain"))  # the workers died, or others told them to go
+        return actions
+
+    def _serves_on(self, worker: WorkerHandle) -> bool:
+        """True for a worker that the stop has not reached; one that boots to drain the queue is let be."""
+        boots_to_drain = worker.pending and worker.spawned_s >= self._stopped_s
+        return worker.retiring_s is None and not worker.killed and not boots_to_drain

@@ -1,0 +1,151 @@
+"""MASTER. The slow log: the Python stack of a request while it is slow. The worker comes to no harm.
+
+The rows say since when each thread works. When a unit of work has taken longer than --slow, its worker is asked for the
+stacks of its threads (life.py), and the one that is slow is logged, if by then it still works on the same thing. A
+worker that does not answer is not asked again in another way: what would make it answer can crash it.
+
+When to look: when the oldest unit would get slow, and once in --slow, as an idle thread may get to work at any moment.
+Nobody notes that for us, so that requests cost nothing.
+
+An event loop of asyncio serves many at once. Its worker sees by itself which of its requests are slow, and what they
+await (engines/slow_tasks.py), and tells us; we look whether the loop has its turns.
+
+At most one line a second for the whole server; those without one are counted, and the next line says how many (`also`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from prefork.config.config import Config
+from prefork.core.log import Log
+from prefork.core.stacks import application, thread
+from prefork.master.roster import Roster, WorkerHandle
+from prefork.master.workers import Message, Workforce
+from prefork.status.beat import beat_s
+from prefork.status.scoreboard import BEAT, SINCE, Scoreboard, Work
+
+EVERY_S = 1.0
+_STACKS_WAIT_S = 0.25
+_LEAST_S = 0.05  # between looks
+_NEVER = float("inf")
+_MUTE = "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
+_ENDED = "it ended before its stack was taken"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A worker that has been asked for its stacks, for the sake of one unit of work, or of its loop."""
+
+    worker: WorkerHandle
+    work: Work
+    until_s: float
+
+    @property
+    def began_ns(self) -> int:
+        """When the unit began, or the loop had its last turn."""
+        return self.work.beat_ns or self.work.since_ns
+
+
+@dataclass(slots=True, kw_only=True)
+class SlowLog:
+    """MASTER. `look` with each turn of its loop; times are monotonic seconds."""
+
+    slow_s: float  # 0: off
+    timeout_s: float
+    roster: Roster
+    board: Scoreboard
+    log: Log
+    ask: Callable[[WorkerHandle], None]
+    _wake_s: float = 0.0
+    _seen: dict[tuple[int, int], int] = field(default_factory=dict)  # by pid and thread: the last one that was slow
+    _asked: Asked | None = None
+    _next_s: float = 0.0  # when a line may be written again
+    _also: int = 0  # that were slow and got no line
+
+    @classmethod
+    def of(cls, config: Config, force: Workforce) -> SlowLog:
+        """The slow log of these workers."""
+        return cls(
+            slow_s=config.slow_s, timeout_s=config.timeout_s, roster=force.roster, board=force.board, log=force.log,
+            ask=force.ask_stacks,
+        )  # fmt: skip
+
+    def look(self, now_s: float) -> float:
+        """Ask for the stack of who is slow; return when to look again."""
+        if not self.slow_s or now_s < self._wake_s:
+            return self._wake_s if self.slow_s else _NEVER
+        if self._asked and now_s >= self._asked.until_s:
+            self._tell(self._asked, now_s, reason=_MUTE)
+        wakes = [now_s + max(self.slow_s, _LEAST_S)]
+        live = set()
+        for worker in self.roster:
+            if not worker.pending and not worker.killed:
+                wakes += [self._judge(worker, work, now_s) for work in self.board.work(worker.group)]
+            live.add(worker.pid)
+        self._seen = {key: began_ns for key, began_ns in self._seen.items() if key[0] in live}
+        if self._asked:
+            wakes.append(self._asked.until_s)
+        self._wake_s = min(wakes)
+        return self._wake_s
+
+    def _judge(self, worker: WorkerHandle, work: Work, now_s: float) -> float:
+        """Ask the worker if its thread is slow with something new; return when that may be."""
+        began_ns, limit_s = work.since_ns, self.slow_s
+        if work.beat_ns:  # a loop: since the last beat, of which the next one may have been due a whole period later
+            began_ns, limit_s = work.beat_ns, limit_s + beat_s(self.timeout_s, self.slow_s)
+        due_s = began_ns / 1e9 + limit_s
+        if not began_ns or self._seen.get((worker.pid, work.thread)) == began_ns:
+            return _NEVER
+        if now_s < due_s:
+            return due_s
+        self._seen[worker.pid, work.thread] = began_ns
+        if self._full(now_s):
+            self._also += 1
+        else:
+            self._asked = Asked(worker=worker, work=work, until_s=now_s + _STACKS_WAIT_S)
+            self.ask(worker)
+        return _NEVER
+
+    def heard(self, message: Message, now_s: float) -> None:
+        """A worker has spoken: of its stacks, or of a request of its own loop that is slow."""
+        said = message.fields
+        if message.kind == "slow":
+            self._also += said["also"]
+            if self._full(now_s):
+                self._also += 1
+            else:
+                self._write(
+                    "slow request", message.worker, now_s, serving=said["serving"],
+                    elapsed=f"{said['elapsed_s']:.2f}s", detail=application(said["stack"]),
+                )  # fmt: skip
+        elif message.kind == "stacks" and self._asked and message.worker is self._asked.worker:
+            asked = self._asked
+            cells = self.board.row(asked.worker.group, asked.work.thread).cells
+            if cells[BEAT if asked.work.beat_ns else SINCE] != asked.began_ns:
+                self._tell(asked, now_s, reason=_ENDED)
+                return
+            text = said["text"]
+            stack = thread(text, f"serve-{asked.work.thread}") or thread(text, "MainThread") or text
+            self._tell(asked, now_s, current=said.get("current"), stack=application(stack))
+
+    def _tell(
+        self, asked: Asked, now_s: float, *, reason: str | None = None, current: str | None = None, stack: str = ""
+    ) -> None:
+        """Log what is known of a unit of work, or of a loop that stands still and its `current` request."""
+        self._asked = None
+        loop = asked.work.beat_ns
+        self._write(
+            "event loop blocked" if loop else "slow request", asked.worker, now_s,
+            serving=(current if loop else asked.work.text) or None, elapsed=f"{now_s - asked.began_ns / 1e9:.2f}s",
+            reason=reason, detail=stack,
+        )  # fmt: skip
+
+    def _full(self, now_s: float) -> bool:
+        """Whether the line of this second has been given away."""
+        return self._asked is not None or now_s < self._next_s
+
+    def _write(self, event: str, worker: WorkerHandle, now_s: float, **facts: str | None) -> None:
+        self.log.warning(event, **worker.identity, also=self._also or None, **facts)
+        self._also, self._next_s = 0, now_s + EVERY_S

@@ -1,0 +1,231 @@
+"""MASTER, the old one. A new version takes over without a gap: fork, exec the same command line, hand the sockets down.
+
+1. USR2: fork and exec with the listeners, the pid file and one end of a channel (heir.py reads them). The new master
+   loads the new code and starts workers of its own, which accept beside ours on the same sockets.
+2. It says that it is ready: the service manager is told its pid, it gets the word `yours`, and we retire our workers.
+   The queues are its own from now on, so nothing is drained and nothing held off.
+3. It fails, or is not ready in time: it is told to stop, which loses nothing, as its workers finish what they hold and
+   the queues stay ours. A stop of ours on the way ends it likewise.
+
+It starts as we were started: folder, umask, no signal blocked or ignored, the environment as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefork.core.exits import Exit
+from prefork.core.listener import Listener
+from prefork.core.log import Log
+from prefork.core.pidfile import PidFile
+from prefork.core.privileges import Place
+from prefork.core.process import spawn
+from prefork.core.signals import TABLE
+from prefork.core.systemd import ACTIVATED, Notifier
+from prefork.master.heir import MESSAGE_MOST, VARIABLE
+from prefork.master.judge import GRACE_MARGIN_S
+
+CANNOT_EXEC = 127  # exit code, as of a shell
+_NEVER = float("inf")
+# What Python ignores in every process of its own; ignored signals stay so through exec.
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The new master is ready, and has these descriptors of ours in use."""
+
+    pid: int
+    fds: frozenset[int]
+
+
+@dataclass(slots=True, kw_only=True)
+class Upgrade:
+    """MASTER, the old one. `place` is where this process stood when it was started."""
+
+    log: Log
+    place: Place
+    notifier: Notifier
+    boot_timeout_s: float
+    graceful_timeout_s: float
+    successor: int | None = None  # pid, from the fork until it was reaped or has taken over
+    done: bool = False  # it has taken over
+    _channel: socket.socket | None = field(default=None, repr=False)
+    _reason: str = ""  # why it is to fail, once that is so
+    _until_s: float = _NEVER  # to be ready; then, to be gone
+
+    @property
+    def running(self) -> bool:
+        """True from the fork until the new master has taken over or is gone."""
+        return self.successor is not None and not self.done
+
+    def refusal(self, *, ready: bool, stopping: bool, reloading: bool, from_python: bool) -> str | None:
+        """Why there can be no upgrade now."""
+        obstacles = {
+            "this is process 1, whose end is the container's end: replace the container": os.getpid() == 1,
+            "the app is an object of this process: there is no command line to start anew": from_python,
+            "the server is stopping": stopping,
+            f"an upgrade to pid {self.successor} is under way": self.running,
+            "the server is still starting": not ready,
+            "a reload is under way": reloading,
+        }
+        return next((reason for reason, so in obstacles.items() if so), None)
+
+    # --- the start
+
+    def begin(
+        self,
+        listeners: Sequence[Listener],
+        pid_file: PidFile | None,
+        *,
+        generation: int,
+        configured: int,
+        workers: int,
+    ) -> None:
+        """Start the new master. Raises OSError if the system has no process or descriptor left."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        estate = {
+            "master": os.getpid(),
+            "generation": generation,
+            "configured": configured,
+            "workers": workers,
+            "listeners": [{**each.bequeath(), "activated": each.bind.startswith(ACTIVATED)} for each in listeners],
+            "pid_file": [pid_file.path, pid_file.fd] if pid_file is not None else None,
+            "channel": theirs.fileno(),
+        }
+        try:
+            self.successor = spawn(lambda: self._exec(estate, theirs))
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        self._channel, self._reason = ours, ""
+        self._until_s = time.monotonic() + self.boot_timeout_s
+        self.log.info("upgrading", successor=self.successor)
+
+    def _exec(self, estate: dict[str, Any], channel: socket.socket) -> int:
+        """CHILD. Become the new master; returns only if that cannot be."""
+        try:
+            for fd in _descriptors(estate):
+                os.set_inheritable(fd, True)
+            self.place.restore()
+            pid = os.getpid()
+            environ = dict(os.environ) | self.notifier.environment(pid)
+            environ[VARIABLE] = json.dumps({**estate, "heir": pid})
+            for signum in (*TABLE, *_IGNORED):
+                signal.signal(signum, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - no shell is wanted
+        except OSError as error:
+            reason = f"cannot start {sys.executable} in {self.place.folder or 'a folder that is gone'}: {error}"
+            channel.send(json.dumps({"ready": False, "reason": reason}).encode())
+        return CANNOT_EXEC
+
+    # --- until its end
+
+    def fds(self) -> list[int]:
+        """What is readable when the new master has spoken."""
+        return [self._channel.fileno()] if self._channel is not None else []
+
+    def step(self, now_s: float) -> Taken | None:
+        """Hear the new master, and keep its deadlines. Returns what to hand over, when it is ready."""
+        message = self._heard()
+        if message and not self._reason:
+            if message["ready"]:
+                return Taken(self.successor or 0, frozenset(message["took"]))
+            self._reason = str(message["reason"])
+        if self.running and now_s >= self._until_s:
+            if self._reason:
+                self.kill()
+            else:
+                self.cancel(f"not ready within --boot-timeout {self.boot_timeout_s:g} s", now_s)
+        return None
+
+    @property
+    def wake_s(self) -> float:
+        """When to call `step` at the latest."""
+        return self._until_s if self.running else _NEVER
+
+    def cancel(self, reason: str, now_s: float) -> None:
+        """Tell the new master to stop: it lets its workers finish what they hold."""
+        if self.running and self.successor is not None:
+            self._reason = self._reason or reason
+            self._until_s = now_s + self.graceful_timeout_s + 2 * GRACE_MARGIN_S
+            os.kill(self.successor, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, and its workers with it."""
+        if self.running and self.successor is not None:
+            self._until_s = _NEVER
+            os.kill(self.successor, signal.SIGKILL)
+
+    def grant(self) -> bool:
+        """Hand over: the new master is told, and from now on this one is as good as gone. False if it just died."""
+        assert self.successor is not None
+        assert self._channel is not None
+        self.notifier.handing_over(self.successor)  # first: the new one's own words are heard only after that
+        try:
+            self._channel.send(b"yours")
+        except OSError:
+            self.notifier.staying()
+            return False
+        self._close()
+        self.done = True
+        self.log.info("handed over", successor=self.successor)
+        return True
+
+    def buried(self, child: Exit) -> bool:
+        """A child was reaped; True if it was the new master."""
+        if child.pid != self.successor:
+            return False
+        if not self.done:
+            self._heard_last()
+            self.log.error("upgrade failed", successor=child.pid, reason=self._reason or f"it died of {child}",
+                           serving="the old version")  # fmt: skip
+            self._close()
+        self.successor = None
+        return True
+
+    def drop(self) -> None:
+        """CHILD: close what only the master may hold."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def _heard(self) -> dict[str, Any] | None:
+        if self._channel is None:
+            return None
+        try:
+            data = self._channel.recv(MESSAGE_MOST)
+        except OSError:
+            return None  # nothing yet; or its end, which is told by SIGCHLD
+        if not data:
+            self._close()
+            return None
+        return dict(json.loads(data))
+
+    def _heard_last(self) -> None:
+        """It is dead: what was its last word?"""
+        while message := self._heard():
+            self._reason = self._reason or str(message.get("reason") or "")
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+def _descriptors(estate: dict[str, Any]) -> list[int]:
+    """Every descriptor that the new master is to have."""
+    fds = [estate["channel"], *(entry["fd"] for entry in estate["listeners"])]
+    fds += [entry["plug"]["fd"] for entry in estate["listeners"] if entry["plug"] and entry["plug"]["fd"] >= 0]
+    return fds + ([estate["pid_file"][1]] if estate["pid_file"] else [])

@@ -1,0 +1,277 @@
+"""MASTER. Its dealings with worker processes: fork them, hear them, bury them, and keep their counters.
+
+What a worker is told travels by signal (TERM, STACKS, FAULT), what it says by its pipe (channel.py), what it does by
+its rows of the scoreboard. Rows survive their owner: when it is reaped its counters join those of its slot in `gone`,
+which never fall, and the rows stay as they are until the next owner comes. So who reads `gone` and the rows of the
+living sees everything once, also another process that learns of a death a moment later (bulletin.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefork.config.config import Config
+from prefork.core.cgroup import OomKills
+from prefork.core.exits import Exit
+from prefork.core.listener import Listener
+from prefork.core.log import Log, utc
+from prefork.core.process import spawn
+from prefork.core.signals import FAULT, STACKS
+from prefork.errors import FORK_REFUSED, ConfigError, PreforkError
+from prefork.master.actions import Spawn, Unit
+from prefork.master.roster import Roster, WorkerHandle
+from prefork.master.templates import Templates
+from prefork.runtime.channel import Receiver
+from prefork.runtime.inherited import Terms
+from prefork.status.histogram import ARRAY_DIGITS, Histogram
+from prefork.status.obituary import Obituary
+from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
+from prefork.worker.process import Worker
+
+ROWS_LEAST = 64
+ROWS_PER_WORKER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a worker said: `kind` is ready, failed, stacks, slow or enough."""
+
+    worker: WorkerHandle
+    kind: str
+    fields: dict[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Workforce:
+    """MASTER. The live workers and what is known of them."""
+
+    config: Config
+    log: Log
+    listeners: list[Listener]
+    drop: Callable[[], None]  # what else a child closes first
+    terms: Terms
+    roster: Roster = field(default_factory=Roster)
+    gone: dict[int, dict[str, int]] = field(default_factory=dict)  # by slot: COUNTERS of workers that are gone, cpu_ns
+    latencies: Histogram = field(default_factory=lambda: Histogram(ARRAY_DIGITS))  # of workers that are gone
+    waits: list[int] = field(default_factory=lambda: [0] * QUEUE_BUCKETS)  # of their connections, to be taken
+    board: Scoreboard = field(init=False)
+    _receivers: dict[int, Receiver] = field(default_factory=dict)  # by pid
+    _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: why it could not boot, in its words
+    _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
+    _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
+    _nudge: int = field(init=False)  # eventfd through which workers wake each other
+    templates: Templates = field(init=False)
+    libc: ctypes.CDLL = field(init=False)
+    oom: OomKills = field(default_factory=OomKills)
+
+    def __post_init__(self) -> None:
+        groups, threads = capacity(self.config.workers), self.config.threads
+        try:
+            self.board = Scoreboard(groups=groups, threads=threads)
+        except OSError as error:
+            raise PreforkError(f"no memory for {groups} workers of {threads} threads: {error.strerror}") from None
+        self._lifeline = os.pipe2(os.O_CLOEXEC)
+        self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.templates = Templates(libc=self.libc)
+
+    # --- beginnings and ends
+
+    def spawn(self, order: Spawn) -> WorkerHandle | None:
+        """Fork a worker; None if there is no row for it. Raises OSError if the system has no process left."""
+        group = self.roster.free_group(self.board.groups)
+        if group is None:
+            return None
+        self.board.clear(group)
+        report, report_end = os.pipe2(os.O_CLOEXEC)
+        worker = self._worker(order.slot, order.generation, group, report_end, lambda: self.drop_masters(report))
+        try:
+            pid = self.templates.fork(worker) if self.config.preload else spawn(worker.run)
+        except OSError:
+            os.close(report)
+            raise
+        finally:
+            os.close(report_end)
+        self._receivers[pid] = Receiver(report)
+        handle = WorkerHandle(
+            pid=pid, slot=order.slot, generation=order.generation, group=group, spawned_s=time.monotonic()
+        )
+        self.roster.add(handle)
+        return handle
+
+    def prepare(self, generation: int) -> str:
+        """Get ready what workers of a generation are made from: with --preload, a template; return why not, if so."""
+        try:
+            if self.terms.tls and generation > 1:
+                self.terms.tls.renew()
+            if self.config.preload:
+                self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self.drop_masters)
+        except ConfigError as error:
+            return str(error)
+        except OSError as error:
+            if error.errno not in FORK_REFUSED:
+                raise
+            self.log.error("cannot fork the template", reason=error.strerror)
+            return str(error.strerror)
+        return ""
+
+    def _worker(self, slot: int, generation: int, group: int, report: int, drop: Callable[[], None]) -> Worker:
+        return Worker(
+            slot=slot,
+            generation=generation,
+            group=group,
+            config=self.config,
+            log=self.log,
+            board=self.board,
+            nudge=self._nudge,
+            listeners=self.listeners,
+            report=report,
+            lifeline=self.lifeline,
+            master=os.getpid(),
+            drop=drop,
+            libc=self.libc,
+            terms=self.terms,
+        )
+
+    @property
+    def lifeline(self) -> int:
+        """The end for children: its EOF is the master's death."""
+        return self._lifeline[0]
+
+    def drop_masters(self, report: int = -1) -> None:
+        """CHILD, first thing: close what only the master may hold."""
+        self.drop()
+        self.templates.drop()
+        os.close(self._lifeline[1])
+        if report >= 0:
+            os.close(report)
+        for receiver in self._receivers.values():
+            receiver.close()
+
+    def bury(self, child: Exit) -> Obituary | None:
+        """A child was reaped. None for a stranger: an orphan that this process got as init or subreaper."""
+        worker = self.roster.remove(child.pid)
+        if worker is None:
+            return None
+        now_s = time.monotonic()
+        receiver = self._receivers.pop(child.pid)
+        receiver.close()
+        reading = self.board.read(worker.group)
+        began_ns, begun = self.board.begun(worker.group)
+        since_ns, serving = began_ns or reading.since_ns, begun or reading.serving
+        if worker.hang is not None:  # of an event loop it may know better than the rows
+            since_ns, serving = since_ns or max(0, worker.hang.since_ns), worker.hang.serving or serving
+        counted = self.gone.setdefault(worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
+        for name, value in {**reading.counters, "cpu_ns": child.cpu_ns}.items():
+            counted[name] += value
+        self.latencies.merge(self.board.histogram(worker.group))
+        waits = zip(self.waits, self.board.queue_waits(worker.group), strict=True)
+        self.waits = [gone + here for gone, here in waits]
+        self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
+        self.board.vacate(worker.group)
+        return Obituary(
+            worker=worker,
+            exit=child,
+            time=utc(time.time()),
+            age_s=now_s - worker.spawned_s,
+            serving=serving if since_ns else "",
+            serving_s=now_s - since_ns / 1e9 if since_ns else None,
+            requests=reading.counters["completed"],
+            last=self.board.last(worker.group),
+            slow=tuple(self.board.slow(worker.group)),
+            oom=self.oom.claim() if child.signum == signal.SIGKILL and not worker.killed else False,
+            message=self._failures.pop(child.pid, None),
+            fault=receiver.text,
+        )
+
+    def kill_all(self) -> None:
+        """Leave no worker behind, whatever ended the master's loop."""
+        pids = [*self.templates.pids(), *(worker.pid for worker in self.roster)]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)  # bounded: SIGKILL cannot be refused
+
+    def close(self) -> None:
+        """After the last worker: a caller in Python may start another server."""
+        for fd in (*self._lifeline, self._nudge):
+            os.close(fd)
+        for receiver in self._receivers.values():
+            receiver.close()
+        self.templates.drop()
+
+    # --- orders
+
+    def retire(self, worker: WorkerHandle) -> None:
+        """Tell it to finish what is in flight and exit."""
+        os.kill(worker.pid, signal.SIGTERM)
+
+    def reopen_logs(self) -> None:
+        """Tell everyone to go on in the new log file."""
+        for pid in (*self.templates.pids(), *(worker.pid for worker in self.roster)):
+            os.kill(pid, signal.SIGUSR1)
+
+    def ask_stacks(self, worker: WorkerHandle) -> None:
+        """Ask for its Python stacks; they come as a message."""
+        os.kill(worker.pid, STACKS)
+
+    def ask_fault(self, worker: WorkerHandle) -> None:
+        """Ask faulthandler, in a worker that is about to be killed."""
+        os.kill(worker.pid, FAULT)
+
+    def kill(self, worker: WorkerHandle) -> None:
+        """SIGKILL. Its pid is ours until it is reaped, so this cannot hit a stranger."""
+        os.kill(worker.pid, signal.SIGKILL)
+
+    # --- what is known
+
+    def fds(self) -> list[int]:
+        """What is readable when a worker has spoken."""
+        return self.templates.fds() + [each.fd for each in self._receivers.values() if not each.closed]
+
+    def messages(self) -> Iterator[Message]:
+        """What workers have said since the last call. Never blocks."""
+        for pid in list(self._receivers):
+            yield from self.words(pid)
+
+    def words(self, pid: int) -> Iterator[Message]:
+        """What one worker has said; the last are to be heard before it is judged: it may have been ready."""
+        if receiver := self._receivers.get(pid):
+            for message in receiver.read():
+                if message["kind"] == "failed":
+                    self._failures[pid] = message
+                yield Message(self.roster.workers[pid], message["kind"], message)
+
+    def units(self) -> dict[int, Unit]:
+        """By pid, what the policy judges."""
+        units = {}
+        for worker in self.roster:
+            reading = self.board.read(worker.group)
+            units[worker.pid] = Unit(since_ns=reading.judged_ns, serving=reading.serving)
+        return units
+
+    def completed(self, generation: int, *, but: WorkerHandle | None = None) -> int:
+        """Units of work that the generation has completed, without what this worker has; it never falls."""
+        others = (worker for worker in self.roster if worker.generation == generation and worker is not but)
+        counts = (self.board.read(worker.group).counters["completed"] for worker in others)
+        return self._served.get(generation, 0) + sum(counts)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """What workers that are gone have counted."""
+        return {name: sum(counted[name] for counted in self.gone.values()) for name in COUNTERS}
+
+
+def _nothing() -> None:
+    pass
+
+
+def capacity(workers: int) -> int:
+    """How many workers a server started with `workers` may ever have at once: the scoreboard is of fixed size."""
+    return max(ROWS_LEAST, ROWS_PER_WORKER * workers)

@@ -1,0 +1,1 @@
+"""What every engine needs of a worker: the link to the master, the application, hooks, stream connections."""

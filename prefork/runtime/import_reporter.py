@@ -1,0 +1,100 @@
+"""WORKER. What the app consists of, told to the watcher of --reload (watch.py)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from prefork.master.autoreload import send_report, sources_in
+
+_LOOK_S = 1.0  # how often a worker looks for modules that were imported later
+
+
+@dataclass(frozen=True, slots=True)
+class Imports:
+    """WORKER. `reports` leads to the watcher."""
+
+    reports: socket.socket
+
+    def expect(self, spec: str) -> None:
+        """Before the app is imported: what lies in its folders, so that a change meanwhile is seen.
+
+        No bytecode is written from here on: it is told from its source by whole seconds, and two saves may be one.
+        """
+        sys.dont_write_bytecode = True
+        folders = list(_folders(spec))
+        send_report(self.reports, folders=folders, files=sources_in(folders), imported=False, loaded=False)
+
+    def loaded(self) -> None:
+        """The app is loaded: tell its files, and later what it imports while it serves."""
+        self._tell(set(_imported()), loaded=True)
+        threading.Thread(target=self._follow, name="imports", daemon=True).start()
+
+    def failed(self, error: BaseException) -> None:
+        """The app could not be loaded: tell what it was made of up to there, and where it broke."""
+        self._tell(set(_imported()) | set(_places(error)), loaded=False)
+
+    def _follow(self) -> None:
+        known, pause = len(sys.modules), threading.Event()
+        while not pause.wait(_LOOK_S):
+            if len(sys.modules) != known:
+                known = len(sys.modules)
+                self._tell(set(_imported()), loaded=True)
+
+    def _tell(self, files: set[str], *, loaded: bool) -> None:
+        folders = {os.path.dirname(path) for path in files}
+        send_report(self.reports, folders=folders, files=files, imported=True, loaded=loaded)
+
+
+def _folders(spec: str) -> Iterator[str]:
+    """Where the app is looked for, before it is known where it is."""
+    where = spec.rpartition(":")[0]
+    if where.endswith(".py"):
+        yield str(Path(where).parent.resolve())
+        return
+    folder = Path.cwd()
+    yield str(folder)
+    for name in where.split(".")[:-1]:
+        folder /= name
+        yield str(folder)
+
+
+def _imported() -> Iterator[str]:
+    """The source files of all modules, but for the standard library, installed packages and our own."""
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and path.endswith(".py"):
+            yield from _users(path)
+
+
+def _places(error: BaseException) -> Iterator[str]:
+    """The files that an exception passed through, and the one that is no Python."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for frame, _line in traceback.walk_tb(seen.__traceback__):
+            yield from _users(frame.f_code.co_filename)
+        if isinstance(seen, SyntaxError) and seen.filename:
+            yield from _users(seen.filename)
+        seen = seen.__cause__ or seen.__context__
+
+
+@cache
+def _not_the_users() -> tuple[str, ...]:
+    import sysconfig  # noqa: PLC0415 - 5 ms of start-up that only --reload is worth
+
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = {*map(sysconfig.get_path, names), os.path.dirname(os.path.dirname(__file__))}
+    return tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
+
+
+def _users(path: str) -> Iterator[str]:
+    """The path, absolute, if the file is the user's; `<string>` and its like are no files."""
+    if not path.startswith("<") and not os.path.realpath(path).startswith(_not_the_users()):
+        yield os.path.abspath(path)

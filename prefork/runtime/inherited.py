@@ -1,0 +1,67 @@
+"""What holds for every worker of a server and is known before the first fork, besides its Config."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefork.core.privileges import Identity
+from prefork.errors import AppLoadError, BootError, ConfigError
+from prefork.runtime.channel import Sender
+from prefork.runtime.hooks import Hooks
+from prefork.runtime.import_reporter import Imports
+from prefork.runtime.loader import App, load
+
+if TYPE_CHECKING:
+    from prefork.config.config import Config
+    from prefork.core.tls import Tls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """MASTER makes it, workers and templates inherit it."""
+
+    hooks: Hooks
+    identity: Identity | None = None  # to assume; None = stay who you are
+    app: App | None = None  # given as an object, from Python: there is nothing to import
+    imports: Imports | None = None  # with --reload: whom to tell
+    tls: Tls | None = None  # with --tls-cert
+    access_log: int = -1  # descriptor for a line a request; -1 = none
+
+    def assume_identity(self, sender: Sender) -> bool:
+        """WORKER and TEMPLATE, before anything of the app runs. False if that failed; the master knows why."""
+        if self.identity is None:
+            return True
+        try:
+            self.identity.assume()
+        except OSError as error:
+            reason = f"cannot become uid {self.identity.uid}, gid {self.identity.gid}: {error.strerror}"
+            sender.send("failed", code=BootError.exit_code, message=reason, detail="")
+            return False
+        return True
+
+    def load(self, spec: str, interface: str) -> App:
+        """WORKER and TEMPLATE. Import the app, unless it was given. Raises AppLoadError."""
+        if self.app is not None:
+            return self.app
+        if self.imports is None:
+            return load(spec, interface)
+        self.imports.expect(spec)
+        try:
+            app = load(spec, interface)
+        except AppLoadError as error:
+            self.imports.failed(error)
+            raise
+        self.imports.loaded()
+        return app
+
+
+def tls_of(config: Config) -> Tls | None:
+    """What --tls-cert asks for. Raises ConfigError."""
+    if config.tls_cert:
+        made: Tls = importlib.import_module("prefork.core.tls").Tls(config.tls_cert, config.tls_key)
+        return made
+    if config.tls_key:
+        raise ConfigError(f"{config.sources['tls-key']}: a key alone is no use; give its certificate, --tls-cert")
+    return None

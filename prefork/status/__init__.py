@@ -1,0 +1,1 @@
+"""From shared memory to what people and programs read: scoreboard, status document, metrics, deaths."""

@@ -1,0 +1,115 @@
+"""The deaths that nobody had asked for: the last KEPT of them, as documents and as a page to read. Pure.
+
+The master notes each when it buries the worker, so `prefork obituaries` can tell of workers that are long gone. A new
+master, of an upgrade or a restart, begins with none. Units are in the names; glossary.py says what each figure is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from prefork.status.document import cell, slow_document
+
+if TYPE_CHECKING:
+    from prefork.status.obituary import Obituary
+
+Document = dict[str, Any]
+
+KEPT = 64
+_DETAIL_MOST = 16_000  # characters: some hundred frames
+_CUT = "\n[cut]\n"
+
+
+@dataclass(slots=True)
+class Obituaries:
+    """MASTER. `count` goes on where the list ends."""
+
+    count: int = 0
+    _kept: deque[Document] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def keep(self, obituary: Obituary, respawn_in_s: float | None) -> None:
+        """Note a death. `respawn_in_s`: when its successor comes, None if there is to be none."""
+        self.count += 1
+        self._kept.append(_document(obituary, respawn_in_s))
+
+    def short(self) -> Document:
+        """The entry of `status`: how many, and the last one without its long text."""
+        last = self._kept[-1] if self._kept else None
+        return {"count": self.count, "last": last and {key: last[key] for key in last if key != "detail"}}
+
+    def document(self, last: int) -> Document:
+        """The whole of `prefork obituaries --json`: oldest first, at most the `last` so many."""
+        return {"count": self.count, "obituaries": list(self._kept)[-last:]}
+
+
+def _document(obituary: Obituary, respawn_in_s: float | None) -> Document:
+    worker, detail = obituary.worker, obituary.stacks or obituary.detail
+    return {
+        "time": obituary.time,
+        "slot": worker.slot,
+        "pid": worker.pid,
+        "generation": worker.generation,
+        "cause": obituary.cause,
+        "exit": str(obituary.exit),
+        "reason": obituary.reason,
+        "serving": obituary.serving or None,
+        "serving_s": None if obituary.serving_s is None else round(obituary.serving_s, 3),
+        "last": list(obituary.last),
+        "slow": [slow_document(each) for each in obituary.slow],
+        "age_s": round(obituary.age_s, 3),
+        "requests": obituary.requests,
+        "cpu_s": round(obituary.exit.cpu_ns / 1e9, 3),
+        "peak_rss_bytes": obituary.exit.peak_rss_bytes,
+        "respawn_in_s": None if respawn_in_s is None else round(respawn_in_s, 3),
+        "detail": (detail if len(detail) <= _DETAIL_MOST else detail[:_DETAIL_MOST] + _CUT) or None,
+    }
+
+
+# --- the page
+
+
+def page(document: Document) -> str:
+    """What `prefork obituaries` prints: the latest last, where a terminal ends."""
+    entries, count = document["obituaries"], document["count"]
+    if not count:
+        return "no worker has died unexpectedly since the server started"
+    died = "1 worker has" if count == 1 else f"{count} workers have"
+    shown = "" if len(entries) == count else f"; the last {len(entries)}"
+    return "\n\n".join([*map(_entry, entries), f"{died} died unexpectedly since the server started{shown}"])
+
+
+def headline(entry: Document) -> str:
+    """When, who, of what."""
+    where = f"worker {entry['slot']}  pid {entry['pid']}  generation {entry['generation']}"
+    died = entry["cause"] if entry["exit"] in (entry["cause"], "SIGKILL") else f"{entry['cause']} ({entry['exit']})"
+    return f"{entry['time']}  {where}  {died}"
+
+
+def _entry(entry: Document) -> str:
+    lines = [headline(entry)]
+    lines += [f"  why      {entry['reason']}"] if entry["reason"] else []
+    if entry["serving_s"] is not None:
+        lines.append(f"  serving  {entry['serving'] or 'a client'}, for {cell('serving_s', entry['serving_s'])}")
+    elif entry["last"]:
+        lines.append(f"  served   {', '.join(entry['last'])}, last")
+    lines += [
+        f"  slow     {each['request']}, {cell('took_s', each['took_s'])}, until {each['ended']}"
+        for each in entry["slow"]
+    ]
+    requests = "1 request" if entry["requests"] == 1 else f"{entry['requests']} requests"
+    memory = f"at most {cell('peak_rss_bytes', entry['peak_rss_bytes'])} of memory"
+    lines.append(
+        f"  lived    {cell('age_s', entry['age_s'])}, {requests}, {cell('cpu_s', entry['cpu_s'])} CPU, {memory}"
+    )
+    lines.append(f"  then     {_successor(entry['respawn_in_s'])}")
+    detail = (entry["detail"] or "").rstrip()
+    return "\n".join([*lines, *(f"    {line}" for line in detail.split("\n") if detail)])
+
+
+def _successor(respawn_in_s: float | None) -> str:
+    if respawn_in_s is None:
+        return "no successor: it was leaving, or the server was"
+    after = f"{cell('respawn_in_s', respawn_in_s)} later, as such deaths repeat" if respawn_in_s else "at once"
+    return f"its successor was due {after}"

@@ -1,0 +1,299 @@
+"""The scoreboard: shared memory that says what every thread of every worker is doing.
+
+An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Rules:
+- One row per thread of a worker; a worker owns a group of `threads` rows from its spawn until it is reaped.
+- Every cell has one writer: the row's owner while it lives, the master before and after. Aligned 64-bit stores are
+  whole on the machines that Linux runs on, so readers take no lock and see each cell old or new.
+- Counters cover one worker's life. At reap the master folds them into its totals, which never fall.
+- Times are CLOCK_MONOTONIC nanoseconds, comparable between processes. `SINCE` is when the row's unit of work began,
+  0 while it waits for a client: the master adds `--timeout` and compares, so that idle rows need no heartbeat.
+- A row's text says what it serves, for people: the client, and of HTTP the request. It is written before the
+  application is called, as nobody else can say it while that runs; a reader may meet it half written. An event loop,
+  which serves many, has two: the oldest as of its last beat, and the one that began last.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from time import time_ns
+
+from prefork.status.histogram import ARRAY_DIGITS, BUCKETS, Histogram
+
+# Cells of a row. Plain integers: an IntEnum member costs a lookup more on each use (measured: 45 ns against 25).
+PID = 0
+SINCE = 1  # when the unit of work began (ns), 0 = none
+HELD = 2  # connections open now
+ACCEPTED = 3  # connections taken from the kernel
+COMPLETED = 4  # units of work done: connections of a stream handler
+ERRORS = 5  # units of work whose handler failed
+IDLE_CLOSED = 6  # connections closed because the client was silent for --idle-timeout
+TOO_LONG = 7  # connections closed because a line passed its limit
+GONE = 8  # connections whose client left while it was being served
+BYTES_IN = 9
+BYTES_OUT = 10
+BUSY_NS = 11  # time inside units of work; of an event loop, what its thread has used of a processor
+TOOK_NS = 12  # sum of what the histogram counts, where that is not BUSY_NS
+BEAT = 13  # when an asyncio loop last had a turn (ns), 0 = there is none
+REFUSED = 14  # requests that the server answered itself, with 4xx or 5xx
+TIMED_OUT = 15  # requests or responses of which the rest did not come, or was not read, in time
+ABORTED = 16  # of ERRORS: those of which the client had a part already
+_SLOW = 17  # slow requests noted so far
+QUEUE = 18  # from here on: connections by how long they waited to be taken; queue_bucket numbers the cells
+QUEUE_BUCKETS = 16
+_TEXT = QUEUE + QUEUE_BUCKETS  # filled up with NULs
+TEXT_BYTES = 192
+BEGAN = _TEXT + TEXT_BYTES // 8  # of event loops: when what is served since last began (ns), 0 once it has ended
+_RING = 64  # from here on: the latest slow requests, each of them when (epoch ns), how long (ns), and its text
+_RING_ENTRIES = 8
+_ENTRY = 2 + TEXT_BYTES // 8
+_LATEST = _RING + _RING_ENTRIES * _ENTRY  # of event loops: the text of BEGAN
+HISTOGRAM = _LATEST + TEXT_BYTES // 8  # units by their busy time, histogram.array_index numbers the cells
+CELLS = HISTOGRAM + BUCKETS
+
+COUNTERS = {
+    "accepted": ACCEPTED,
+    "completed": COMPLETED,
+    "errors": ERRORS,
+    "idle_closed": IDLE_CLOSED,
+    "too_long": TOO_LONG,
+    "client_gone": GONE,
+    "refused": REFUSED,
+    "timed_out": TIMED_OUT,
+    "aborted": ABORTED,
+    "bytes_in": BYTES_IN,
+    "bytes_out": BYTES_OUT,
+    "busy_ns": BUSY_NS,
+}
+
+_METHODS = {"GET": b"GET ", "POST": b"POST ", "HEAD": b"HEAD "}  # others are put into bytes each time
+
+# Cells of the header, written by the master only.
+STOPPING = 0  # 1: the whole server stops, so a retiring worker drains the accept queue
+IN_USE = 1  # groups from here on have never had an owner
+_HEADER_CELLS = 8
+
+
+class Scoreboard:
+    """MASTER makes it, workers inherit it. `groups` groups of `threads` rows."""
+
+    def __init__(self, *, groups: int, threads: int) -> None:
+        self.groups = groups
+        self.threads = threads
+        self._rows_at = _HEADER_CELLS + 3 * groups
+        self._memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
+        self._cells = memoryview(self._memory).cast("q")
+        self.header = self._cells[:_HEADER_CELLS]
+        # Of event loops, side by side, as each reads all of them before it takes a connection (engines/balance.py):
+        # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
+        # how many it has taken.
+        self.open_cells = self._cells[_HEADER_CELLS : _HEADER_CELLS + groups]
+        self.awake_cells = self._cells[_HEADER_CELLS + groups : _HEADER_CELLS + 2 * groups]
+        self.taken_cells = self._cells[_HEADER_CELLS + 2 * groups : self._rows_at]
+        self._zeros = memoryview(bytes(8 * CELLS)).cast("q")
+
+    def row(self, group: int, thread: int = 0) -> Row:
+        """The row of one thread. Index it with the cell constants."""
+        if not (0 <= group < self.groups and 0 <= thread < self.threads):
+            raise IndexError(f"row {group}.{thread} of {self.groups}.{self.threads}")
+        start = self._rows_at + (group * self.threads + thread) * CELLS
+        return Row(self._memory, self._cells[start : start + CELLS], start)
+
+    def clear(self, group: int) -> None:
+        """Forget the last owner, before the next one. Only the master calls it, when no process owns the group."""
+        self.header[IN_USE] = max(self.header[IN_USE], group + 1)
+        self.vacate(group)
+        for thread in range(self.threads):
+            row = self.row(group, thread)
+            row.cells[:] = self._zeros
+
+    def vacate(self, group: int) -> None:
+        """Its owner is gone: no event loop shall wait for it. What it has counted stays until the next owner comes."""
+        self.open_cells[group] = self.awake_cells[group] = self.taken_cells[group] = 0
+
+    def read(self, group: int) -> Reading:
+        """What the group says now."""
+        rows = [self.row(group, thread) for thread in range(self.threads)]
+        since_ns, peer = min((found for row in rows if (found := row.serving)[0]), default=(0, ""))
+        return Reading(
+            since_ns=since_ns,
+            beat_ns=max(row.cells[BEAT] for row in rows),
+            serving=peer,
+            held=sum(row.cells[HELD] for row in rows),
+            counters={name: sum(row.cells[cell] for row in rows) for name, cell in COUNTERS.items()},
+        )
+
+    def work(self, group: int) -> list[Work]:
+        """What each thread of the group that has somebody to serve does now."""
+        found = []
+        for thread in range(self.threads):
+            row = self.row(group, thread)
+            (since_ns, text), beat_ns, held = row.serving, row.cells[BEAT], row.cells[HELD]
+            if since_ns or beat_ns or held:
+                found.append(Work(thread=thread, since_ns=since_ns, beat_ns=beat_ns, held=held, text=text))
+        return found
+
+    def histogram(self, group: int) -> Histogram:
+        """How long the group's units of work took, without the time that they waited for their clients."""
+        merged = Histogram(ARRAY_DIGITS)
+        for thread in range(self.threads):
+            cells = self.row(group, thread).cells
+            merged.merge(Histogram.from_array(cells[HISTOGRAM:], sum_ns=cells[TOOK_NS] or cells[BUSY_NS]))
+        return merged
+
+    def queue_waits(self, group: int) -> list[int]:
+        """How many of the group's connections waited how long to be taken: counts by `queue_bucket`."""
+        rows = [self.row(group, thread).cells[QUEUE : QUEUE + QUEUE_BUCKETS] for thread in range(self.threads)]
+        return [sum(counts) for counts in zip(*rows, strict=True)]
+
+    def last(self, group: int) -> tuple[str, ...]:
+        """What each thread of the group serves, or has served last."""
+        rows = [self.row(group, thread) for thread in range(self.threads)]
+        return tuple(text for row in rows if (text := row.latest or row.peer))
+
+    def begun(self, group: int) -> tuple[int, str]:
+        """What an event loop has begun last, if that goes on: since when (ns, 0 = it does not), and what it is."""
+        row = self.row(group)
+        began_ns = row.cells[BEGAN]
+        return began_ns, row.latest if began_ns else ""
+
+    def slow(self, group: int) -> list[Slow]:
+        """The group's latest slow requests, the latest last. They outlive whoever served them."""
+        found = [entry for thread in range(self.threads) for entry in self.row(group, thread).slow()]
+        return sorted(found, key=lambda entry: entry.ended_ns)[-_RING_ENTRIES:]
+
+
+class Row:
+    """One thread's line. `cells` is the 64-bit view; the owner indexes it directly, as that is the request path.
+
+    `memory[place]` is the text: a slice of the mmap itself, as that is faster than a view (0.05 us instead of 0.2).
+    `memory[latest_place]` is that of BEGAN.
+    """
+
+    __slots__ = ("_first", "cells", "latest_place", "memory", "place")
+
+    def __init__(self, memory: mmap.mmap, cells: memoryview, first: int) -> None:
+        self.cells = cells
+        self.memory = memory
+        self._first = first
+        start = 8 * (first + _TEXT)
+        self.place = slice(start, start + TEXT_BYTES)
+        start = 8 * (first + _LATEST)
+        self.latest_place = slice(start, start + TEXT_BYTES)
+
+    def serve(self, peer: str) -> None:
+        """Note who is being served; what is too long is cut."""
+        self.memory[self.place] = mark(peer)
+
+    def note(self, marked: bytes) -> None:
+        """The same, of a `mark`."""
+        self.memory[self.place] = marked
+
+    def slowly(self, took_ns: int, marked: bytes = b"") -> None:
+        """Note that what is being served, or what is marked so, took long. Its time comes last, when all is written."""
+        cells, count = self.cells, self.cells[_SLOW]
+        at = _RING + count % _RING_ENTRIES * _ENTRY
+        cells[at] = 0
+        cells[at + 1] = took_ns
+        start = 8 * (self._first + at + 2)
+        self.memory[start : start + TEXT_BYTES] = marked or self.memory[self.place]
+        cells[at] = time_ns()
+        cells[_SLOW] = count + 1
+
+    def slow(self) -> list[Slow]:
+        """The latest slow requests of this row."""
+        found = []
+        for at in range(_RING, _RING + _RING_ENTRIES * _ENTRY, _ENTRY):
+            if ended_ns := self.cells[at]:
+                start = 8 * (self._first + at + 2)
+                text = _readable(self.memory[start : start + TEXT_BYTES])
+                found.append(Slow(ended_ns=ended_ns, took_ns=self.cells[at + 1], text=text))
+        return found
+
+    @property
+    def peer(self) -> str:
+        """Who is, or was last, being served; of HTTP, with which request."""
+        return _readable(self.memory[self.place])
+
+    @property
+    def latest(self) -> str:
+        """What an event loop has begun last."""
+        return _readable(self.memory[self.latest_place])
+
+    @property
+    def serving(self) -> tuple[int, str]:
+        """Since when (ns, 0 = not) a unit of work is in progress, and whose it is."""
+        if since_ns := self.cells[SINCE]:
+            return since_ns, self.peer
+        began_ns = self.cells[BEGAN]
+        return began_ns, self.latest if began_ns else self.peer
+
+
+def mark(text: str) -> bytes:
+    """Make the text as long as its place in a row."""
+    return text.encode("utf-8", "backslashreplace")[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
+
+
+def lead(peer: str) -> bytes:
+    """What stands before the request in a row's text; a client's name leaves it at least a third of the place."""
+    return peer.encode("utf-8", "backslashreplace")[: TEXT_BYTES * 2 // 3] + b" "
+
+
+def request_mark(lead: bytes, method: str, target: bytes) -> bytes:
+    """The `mark` of a request. Method and target are of visible ASCII, or the parser had refused them."""
+    text = lead + (_METHODS.get(method) or method.encode() + b" ") + target
+    return text.ljust(TEXT_BYTES, b"\0")[:TEXT_BYTES]
+
+
+def _readable(text: bytes) -> str:
+    """The text of a row. A client on a Unix socket may be called anything: control characters are escaped."""
+    found = text.rstrip(b"\0").decode("utf-8", "replace")
+    return found if found.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in found)
+
+
+def queue_bucket(waited_ms: int) -> int:
+    """The cell, from QUEUE on, that counts a wait: 0 ms, 1, 2 to 3, 4 to 7 and so on; the last has no end."""
+    return min(waited_ms.bit_length(), QUEUE_BUCKETS - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A group at one moment: `since_ns` is its oldest unit of work in progress (0 = none), `serving` whose it is.
+
+    `beat_ns`: when its loop last had a turn, 0 if it has none that says so.
+    """
+
+    since_ns: int
+    beat_ns: int = 0
+    serving: str
+    held: int
+    counters: dict[str, int]
+
+    @property
+    def judged_ns(self) -> int:
+        """Since when it may be late: a unit of work, or, as that may wait for whatever it likes, the loop's turn."""
+        return self.beat_ns or self.since_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One thread at one moment. `since_ns`: when its unit of work began, 0 if it has none or waits for its client.
+
+    `held`: connections that it, or its loop, holds. `beat_ns`: when its loop last had a turn, 0 if it has none that
+    says so; then `since_ns` is of its oldest work, as it was at that beat.
+    """
+
+    thread: int
+    since_ns: int
+    beat_ns: int
+    held: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slow:
+    """A request that took longer than --slow. `ended_ns` is since the epoch."""
+
+    ended_ns: int
+    took_ns: int
+    text: str

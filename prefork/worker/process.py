@@ -1,0 +1,97 @@
+"""WORKER. What a forked child does from its first instruction to its exit code; the master's record is WorkerHandle.
+
+`Worker.run` starts with every signal blocked (spawn.spawn) and in this order: drops what is the master's, ties itself
+to the master, takes its signals, unblocks, takes its identity, loads the app, runs one engine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import setproctitle
+
+from prefork.config.config import Config
+from prefork.core.listener import Listener, own_share
+from prefork.core.log import Log
+from prefork.engines import engine_of
+from prefork.engines.context import Station
+from prefork.errors import AppLoadError, BootError
+from prefork.runtime.channel import Sender
+from prefork.runtime.hooks import WorkerPlace
+from prefork.runtime.inherited import Terms
+from prefork.runtime.loader import App
+from prefork.runtime.master_link import ORPHANED, Life, adopted, die_with_parent
+from prefork.status.scoreboard import PID, Scoreboard
+
+BOOT_FAILED = 3
+APP_FAILED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """WORKER. Everything it was given before the fork."""
+
+    slot: int
+    generation: int
+    group: int
+    config: Config
+    log: Log
+    board: Scoreboard
+    nudge: int  # eventfd of all workers (engines/balance.py)
+    listeners: Sequence[Listener]
+    report: int  # write end of the pipe to the master
+    lifeline: int  # read end of the pipe whose EOF is the master's death
+    master: int  # pid
+    drop: Callable[[], None]  # closes what only the master may hold
+    libc: ctypes.CDLL  # loaded before the fork: dlopen takes locks
+    terms: Terms
+    app: App | None = None  # loaded already, by the template
+
+    def run(self) -> int:
+        """Serve until told to stop. Returns the exit code."""
+        self.drop()
+        if not self.terms.assume_identity(Sender(self.report)):
+            return BOOT_FAILED
+        if not adopted(self.master, self.lifeline) or not die_with_parent(self.master, self.libc):
+            return ORPHANED
+        pid = os.getpid()
+        life = Life(
+            lifeline=self.lifeline,
+            sender=Sender(self.report),
+            board=self.board,
+            title=self._title,
+            reopen=self.log.reopen,
+        )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        self.log.identify(worker=self.slot, gen=self.generation, pid=pid)
+        self._title("starting")
+        os.environ["PREFORK_SLOT"] = str(self.slot)
+        os.environ["PREFORK_GENERATION"] = str(self.generation)
+        rows = [self.board.row(self.group, thread) for thread in range(self.config.threads)]
+        for row in rows:
+            row.cells[PID] = pid
+        place = WorkerPlace(slot=self.slot, generation=self.generation, pid=pid)
+        try:
+            app = self.app or self.terms.load(self.config.app, self.config.interface)
+            life.heed()
+            if life.told:
+                return 0  # told to stop while the app was loaded
+            self.terms.hooks.worker_started(place)
+            listeners = own_share(self.listeners, self.slot, everything=life.stopping)
+            station = Station(
+                app=app, config=self.config, listeners=listeners, rows=rows, board=self.board, group=self.group,
+                nudge=self.nudge, terms=self.terms, life=life, log=self.log,
+            )  # fmt: skip
+            engine_of(app.kind)(station).run()
+        except (AppLoadError, BootError) as error:
+            life.failed(error.exit_code, str(error), error.detail)
+            return error.exit_code
+        self.terms.hooks.worker_stopping(place)
+        return 0
+
+    def _title(self, state: str) -> None:
+        setproctitle.setproctitle(f"prefork: worker {self.slot} gen={self.generation} {state}")

@@ -1,0 +1,169 @@
+"""TEMPLATE. The process that imports the app once, with --preload, and forks workers from there on the master's order.
+
+Memory is shared by copy on write, and a worker starts in milliseconds however long the app takes to import. A worker
+is forked twice: the process in between exits at once, so that the worker becomes the child of the master, which is a
+subreaper (prctl(2), PR_SET_CHILD_SUBREAPER), and is reaped and judged like any other. gc.freeze() keeps the collector
+from writing to the pages that are shared.
+
+One order, one answer, over a SOCK_SEQPACKET pair: {slot, generation, group} and the worker's end of its pipe
+(SCM_RIGHTS) in, {pid} or {errno} out. The template dies with the master, or when the master closes its end.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import setproctitle
+
+from prefork.core.address import format_sockaddr
+from prefork.core.process import spawn
+from prefork.core.signals import SignalInbox, ignore
+from prefork.errors import AppLoadError
+from prefork.runtime.channel import Sender
+from prefork.runtime.loader import App
+from prefork.runtime.master_link import NOT_OURS, ORPHANED, die_with_parent
+from prefork.worker.process import APP_FAILED, Worker
+
+ORDER_MOST = 4096  # bytes of an order or an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """TEMPLATE. `prototype` is a worker whose place is not known yet."""
+
+    generation: int
+    prototype: Worker
+    orders: socket.socket
+    report: int  # write end of the pipe to the master
+    drop: Callable[[], None]  # closes what only the master may hold
+
+    def run(self) -> int:
+        """Import the app, then fork workers until the master is gone. Returns the exit code."""
+        self.drop()
+        if not self.prototype.terms.assume_identity(Sender(self.report)):
+            return APP_FAILED
+        if not die_with_parent(self.prototype.master, self.prototype.libc):
+            return ORPHANED
+        for signum in (*NOT_OURS, signal.SIGTERM):
+            ignore(signum)  # its end is the master's business
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        inbox = SignalInbox([signal.SIGUSR1])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        self.prototype.log.identify(template=self.generation, pid=os.getpid())
+        setproctitle.setproctitle(f"prefork: template gen={self.generation}")
+        sender = Sender(self.report)
+        try:
+            app = self.prototype.terms.load(self.prototype.config.app, self.prototype.config.interface)
+            self.prototype.terms.hooks.template_loaded()
+        except AppLoadError as error:
+            sender.send("failed", code=APP_FAILED, message=str(error), detail=error.detail[-32_000:])
+            return APP_FAILED
+        for warning in unsafe(self._mine()):
+            self.prototype.log.warning("forking is unsafe", reason=warning)
+        gc.collect()
+        gc.freeze()
+        sender.send("prepared", generation=self.generation)
+        return self._serve(app, inbox)
+
+    def _mine(self) -> set[int]:
+        """Descriptors that are prefork's own."""
+        return {
+            self.orders.fileno(),
+            self.report,
+            self.prototype.lifeline,
+            *(listener.sock.fileno() for listener in self.prototype.listeners),
+        }
+
+    def _serve(self, app: App, inbox: SignalInbox) -> int:
+        poll = select.poll()
+        poll.register(inbox.fd, select.POLLIN)
+        poll.register(self.orders, select.POLLIN)
+        poll.register(self.prototype.lifeline, select.POLLIN)
+        while True:
+            ready = {fd for fd, _events in poll.poll()}
+            if self.prototype.lifeline in ready:
+                return ORPHANED
+            if signal.SIGUSR1 in inbox.take():
+                self.prototype.log.reopen()
+            if self.orders.fileno() not in ready:
+                continue
+            try:
+                data, fds, _flags, _address = socket.recv_fds(self.orders, ORDER_MOST, 1)
+                if not data:
+                    return 0  # the master closed its end
+                order = json.loads(data)
+                answer = self._fork(order, fds[0], app, inbox)
+                os.close(fds[0])
+                self.orders.send(json.dumps(answer).encode())
+            except ConnectionError:  # ECONNRESET, EPIPE: the master died before it had read our last answer
+                return ORPHANED
+
+    def _fork(self, order: dict[str, Any], report: int, app: App, inbox: SignalInbox) -> dict[str, int]:
+        def drop() -> None:
+            inbox.close()
+            self._drop_for_worker()
+
+        worker = replace(self.prototype, **order, report=report, app=app, drop=drop)
+        answer, answer_end = os.pipe2(os.O_CLOEXEC)
+
+        def between() -> int:
+            try:
+                pid = spawn(worker.run)
+            except OSError as error:
+                os.write(answer_end, json.dumps({"errno": error.errno}).encode())
+                return 1
+            os.write(answer_end, json.dumps({"pid": pid}).encode())
+            return 0
+
+        try:
+            pid = spawn(between)
+        except OSError as error:
+            os.close(answer)
+            return {"errno": error.errno or 0}
+        finally:
+            os.close(answer_end)
+        os.waitpid(pid, 0)  # it lives for one fork
+        text = os.read(answer, ORDER_MOST)
+        os.close(answer)
+        return dict(json.loads(text)) if text else {"errno": 11}  # killed in between: EAGAIN, try again
+
+    def _drop_for_worker(self) -> None:
+        self.orders.close()
+        os.close(self.report)
+        gc.enable()
+
+
+def unsafe(mine: set[int]) -> list[str]:
+    """What of the app does not survive a fork: threads, which exist in one process only, and connections, which all
+    workers would share."""
+    threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    found = [f"thread {name!r} runs: workers will not have it" for name in threads]
+    native = len(os.listdir("/proc/self/task")) - 1 - len(threads)
+    if native > 0:
+        found.append(f"{native} threads of C libraries run: workers will not have them")
+    for entry in os.listdir("/proc/self/fd"):
+        fd = int(entry)
+        if fd not in mine and fd > 2 and (peer := _connected(fd)):
+            found.append(f"a connection to {peer} is open: all workers would share it")
+    return found
+
+
+def _connected(fd: int) -> str | None:
+    """Who the descriptor is connected to, if it is a connected socket."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return None
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            return format_sockaddr(sock.family, sock.getpeername()) or "a peer"
+    except OSError:
+        return None  # closed meanwhile, or not connected
