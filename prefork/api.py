@@ -20,11 +20,9 @@ from typing import Any
 
 import setproctitle
 
-from prefork.config.config import Config, Setting, raw_of
-from prefork.config.configfile import configure
+from prefork.config.config import Config, Setting, configure, raw_of
 from prefork.config.options import OPTIONS
-from prefork.core.log import open_log
-from prefork.core.logfile import LogFile
+from prefork.core.log import LogFile, open_log
 from prefork.core.privileges import Place, identity_of, move
 from prefork.core.signals import TABLE
 from prefork.errors import ConfigError

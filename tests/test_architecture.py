@@ -42,7 +42,7 @@ LAYERS = (
 )
 LAYER = {package: number for number, layer in enumerate(LAYERS) for package in layer}
 # A module with one importer is a chapter of that importer, unless it has a reason of its own. No more than this many.
-MOST_WITH_ONE_IMPORTER = 82
+MOST_WITH_ONE_IMPORTER = 60
 # What decides, and what is not said so in its docstring.
 PURE = {"prefork.status.histogram", "prefork.master.roster", "prefork.master.policy"}
 IMPURE_MODULES = {

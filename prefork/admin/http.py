@@ -2,16 +2,138 @@
 
 from __future__ import annotations
 
+import json
 import select
 import socket
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from prefork.admin.admin_answers import Answer, Answers
-from prefork.http.limits import Limits
+from prefork.http.head import Request
+from prefork.http.limits import Limits, phrase
 from prefork.http.parser import RequestParser
-from prefork.http.refusal import phrase
-from prefork.http.request import Request
 from prefork.http.response import error_response, stamp
+from prefork.status import prometheus as metrics
+from prefork.status.collect import Picture, Survey
+from prefork.status.server_state import Facts
+from prefork.status.snapshot import Bulletin
+
+# --- What is answered to whom asks: the server's health, its figures, and a page that shows them.
+#
+# All figures of a moment come from one picture, taken at most once in FRESH_S however many ask. A picture is taken anew
+# if the master told of something meanwhile: the rows of a worker that has died may be another's then.
+
+
+FRESH_S = 0.1
+HUNG_S = 10.0  # the master says every second that it lives, and waits for nothing as long as this
+_TRIES = 20
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response, but for how it is sent."""
+
+    status: int
+    body: bytes
+    kind: str = "text/plain; charset=utf-8"
+    fields: tuple[tuple[str, str], ...] = ()
+
+
+class Answers:
+    """ADMIN. `answer` never waits for the master."""
+
+    def __init__(self, *, bulletin: Bulletin, survey: Survey, page: bytes) -> None:
+        self._bulletin = bulletin
+        self._survey = survey
+        self._page = page
+        self._turn = 0  # of `_facts`
+        self._facts: Facts | None = None
+        self._picture: Picture | None = None
+        self._stale_s = 0.0  # when to take another
+        self._texts: dict[str, bytes] = {}  # of the picture, by path
+        self._paths: dict[bytes, Callable[[], Answer]] = {
+            b"/": self._show,
+            b"/healthz": self._health,
+            b"/readyz": self._readiness,
+            b"/metrics": self._metrics,
+            b"/status.json": self._status,
+        }
+
+    def answer(self, method: str, path: bytes) -> Answer:
+        """What to say to a request."""
+        if method not in ("GET", "HEAD"):
+            return Answer(405, b"405 Method Not Allowed\n", fields=(("Allow", "GET, HEAD"),))
+        found = self._paths.get(path)
+        return found() if found else Answer(404, b"404 Not Found\n")
+
+    def tick(self, now_s: float) -> float:
+        """Note how busy the workers are, when it is time to; return when to come again."""
+        return self._survey.tick(now_s, self._known().workers)
+
+    # --- the paths
+
+    def _show(self) -> Answer:
+        return Answer(200, self._page, "text/html; charset=utf-8", (("Content-Security-Policy", _POLICY),))
+
+    def _health(self) -> Answer:
+        silent_s = self._silent_s()
+        if silent_s < HUNG_S:
+            return Answer(200, b"ok\n")
+        return Answer(503, f"the master has not been heard of for {silent_s:.0f} s\n".encode())
+
+    def _readiness(self) -> Answer:
+        unready = self._known().unready
+        return Answer(503, f"{unready}\n".encode()) if unready else Answer(200, b"ready\n")
+
+    def _metrics(self) -> Answer:
+        alive = self._silent_s() < HUNG_S
+        text = self._text("metrics", lambda picture: metrics.render(picture, alive=alive))
+        return Answer(200, text, metrics.CONTENT_TYPE)
+
+    def _status(self) -> Answer:
+        return Answer(200, self._text("status", lambda picture: _json(picture.document)), "application/json")
+
+    # --- where they come from
+
+    def _silent_s(self) -> float:
+        return (time.monotonic_ns() - self._bulletin.beaten_ns) / 1e9
+
+    def _known(self) -> Facts:
+        """What the master tells."""
+        if self._facts is None or self._bulletin.turn != self._turn:
+            self._turn, text = self._bulletin.read()
+            self._facts = Facts.from_text(text)
+        return self._facts
+
+    def _text(self, name: str, write: Callable[[Picture], bytes]) -> bytes:
+        """A text about the server as it is now, or was less than FRESH_S ago."""
+        now_s = time.monotonic()
+        if self._picture is None or now_s >= self._stale_s or self._bulletin.turn != self._turn:
+            self._picture = self._look() or self._picture
+            self._stale_s = now_s + FRESH_S
+            self._texts.clear()
+        assert self._picture is not None
+        if name not in self._texts:
+            self._texts[name] = write(self._picture)
+        return self._texts[name]
+
+    def _look(self) -> Picture | None:
+        """Take a picture of a moment at which nothing happened; None if something always does, which cannot last."""
+        for _ in range(_TRIES):
+            picture = self._survey.picture(self._known())
+            if self._bulletin.turn == self._turn:
+                return picture
+        return None
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode() + b"\n"
+
 
 CLIENT_S = 5.0  # for the request, and again for the answer
 LINGER_S = 1.0  # to read the answer's end, while what still comes is thrown away: close(2) would reset it

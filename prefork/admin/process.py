@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 
 import setproctitle
 
-from prefork.admin.admin_answers import Answers
-from prefork.admin.http import AdminClient
+from prefork.admin.http import AdminClient, Answers
 from prefork.core.listener import Listener
 from prefork.core.log import Log
 from prefork.core.privileges import Identity
-from prefork.core.signals import SignalInbox, ignore
+from prefork.core.process import ORPHANED, die_with_parent
+from prefork.core.signals import NOT_OURS, SignalInbox, ignore
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S
-from prefork.runtime.master_link import NOT_OURS, ORPHANED, die_with_parent
 
 CLIENTS_MOST = 64
 LEAVE = signal.SIGUSR2  # the master's word to go; not TERM, which a service manager sends to everybody

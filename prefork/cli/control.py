@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
-from prefork.cli.asking import EXITS, talks
+from prefork.cli.options import EXITS, talks
 from prefork.control.client import ask, find, printable, wait_gone
 from prefork.status.deaths import KEPT, page
 from prefork.status.definitions import explanation
-from prefork.status.document import table
-from prefork.status.stacks import stacks_page
+from prefork.status.document import stacks_page, table
 
 
 @click.command(epilog=EXITS)

@@ -2,16 +2,109 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import json
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from prefork.cli.check import check as check_app
 from prefork.cli.options import configured
 from prefork.config.config import Config
 from prefork.config.options import APP, OPTIONS, Option
 from prefork.core.address import Address
+from prefork.core.log import open_log
+from prefork.core.privileges import identity_of, move
+from prefork.core.process import ORPHANED, Exit, die_with_parent, spawn
+from prefork.engines import ENGINES
+from prefork.errors import AppLoadError, BootError
+from prefork.runtime.hooks import load_hooks
+from prefork.runtime.inherited import Terms, tls_of
+from prefork.runtime.master_link import Receiver, Sender
+
+# --- Is this what can be served? `check` loads the app as a worker would, in a child process, and binds nothing.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What the app is, and how it would be served."""
+
+    kind: str
+    engine: str
+
+
+def check_app(config: Config) -> Finding:
+    """Load and validate. Raises PreforkError, with the exit code that `prefork serve` would end with."""
+    move(config.chdir, config.umask, config.sources)
+    log = open_log(level=config.log_level, style=config.log_format)
+    terms = Terms(
+        hooks=load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"]),
+        identity=identity_of(config.user, config.group, config.sources),
+        tls=tls_of(config),
+    )
+    report, report_end = os.pipe2(os.O_CLOEXEC)
+    child = _Child(config=config, terms=terms, report=report_end, parent=os.getpid(), libc=ctypes.CDLL(None))
+    pid = spawn(child.run)
+    os.close(report_end)
+    receiver = Receiver(report)
+    try:
+        answer = _wait(receiver, config.boot_timeout_s)
+    finally:
+        os.kill(pid, signal.SIGKILL)  # it has ended, or is out of time
+        exit_ = Exit.of_status(*os.waitpid(pid, 0))
+        receiver.close()
+    if answer is None and not receiver.closed:
+        raise BootError(f"cannot load {config.app!r}: not done within --boot-timeout {config.boot_timeout_s:g} s")
+    if answer is None:
+        raise BootError(f"cannot load {config.app!r}: the process ended, by {exit_}", receiver.text)
+    if answer["kind"] == "failed":
+        fault = AppLoadError if answer["code"] == AppLoadError.exit_code else BootError
+        raise fault(answer["message"], answer["detail"])
+    return Finding(kind=answer["app_kind"], engine=ENGINES[answer["app_kind"]])
+
+
+def _wait(receiver: Receiver, limit_s: float) -> dict[str, Any] | None:
+    """The child's answer, if it gave one before it ended or its time was over."""
+    until_s = time.monotonic() + limit_s
+    poll = select.poll()
+    poll.register(receiver.fd, select.POLLIN)
+    while not receiver.closed and (left_s := until_s - time.monotonic()) > 0:
+        poll.poll(min(left_s, 3600.0) * 1000)
+        if answers := list(receiver.read()):
+            return answers[0]
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Child:
+    """CHILD. Loads the app and tells what it is."""
+
+    config: Config
+    terms: Terms
+    report: int
+    parent: int
+    libc: ctypes.CDLL
+
+    def run(self) -> int:
+        sender = Sender(self.report)
+        if not self.terms.assume_identity(sender):
+            return BootError.exit_code
+        if not die_with_parent(self.parent, self.libc):
+            return ORPHANED
+        faulthandler.enable(file=self.report, all_threads=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        try:
+            app = self.terms.load(self.config.app, self.config.interface)
+        except AppLoadError as error:
+            sender.send("failed", code=error.exit_code, message=str(error), detail=error.detail[-32_000:])
+            return error.exit_code
+        sender.send("loaded", app_kind=app.kind)
+        return 0
 
 
 @click.command()

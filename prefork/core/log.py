@@ -10,11 +10,110 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
+import socket
+import stat
 import time
 from typing import Any
 
-from prefork.core.logfile import LogFile
-from prefork.core.outlet import Outlet
+from prefork.core.privileges import Identity
+from prefork.errors import ConfigError
+
+# --- Writing to a descriptor whose reader may be stuck: a log in a pipe that nobody reads must not stop the service.
+#
+# O_NONBLOCK belongs to the open file description, which standard error shares with other programs, so it is never set
+# there. A pipe or terminal is opened once more, as a description of our own (/proc/self/fd, proc(5)); a socket is asked
+# for each write not to wait (MSG_DONTWAIT); a file does not wait.
+
+
+PATIENCE_S = 0.1  # a reader that lags a little is waited for, once; then lines are dropped until one fits again
+
+
+class Outlet:
+    """Where lines go. `write` raises OSError, BlockingIOError if there is no room."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._socket: socket.socket | None = None
+        try:
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISSOCK(mode):
+                self._socket = socket.socket(fileno=os.dup(fd))
+            elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+                self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            pass  # closed, without a reader, or another user's: writing says so, or waits as it always did
+
+    def write(self, data: memoryview, *, patient: bool) -> int:
+        """Write what there is room for and return how many bytes that was; wait for room only if `patient`."""
+        try:
+            return self._write(data)
+        except BlockingIOError:
+            if not patient:
+                raise
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        poll.poll(PATIENCE_S * 1000)
+        return self._write(data)
+
+    def _write(self, data: memoryview) -> int:
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        return os.write(self._fd, data)
+
+
+# --- The log's file, with --log PATH: opened to append, and opened again when a rotation has moved it away (USR1).
+#
+# Opening again puts the new file behind the same descriptor (dup2), so whoever writes needs to know nothing of it. The
+# master goes first and creates the file; workers, which may be another user by then, follow on its signal. So the file
+# belongs to --user from its creation on.
+
+
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a FIFO must not stop the server
+_MODE = 0o640
+
+
+class LogFile:
+    """MASTER opens it, every process opens it again for itself. `fd` never changes."""
+
+    def __init__(self, path: str, owner: Identity | None) -> None:
+        """Open or create the file. Raises ConfigError."""
+        self.path = os.path.abspath(path)
+        self._owner = owner
+        try:
+            self.fd = self._open(create=True)
+        except OSError as error:
+            raise ConfigError(f"cannot open the log {path!r}: {error.strerror}") from None
+
+    def reopen(self, *, create: bool) -> str | None:
+        """Go on in the file that the path leads to now; return why not, if it stays with the old one."""
+        try:
+            fd = self._open(create=create)
+        except OSError as error:
+            return error.strerror or str(error)
+        os.dup2(fd, self.fd, inheritable=False)
+        os.close(fd)
+        return None
+
+    def close(self) -> None:
+        """At the end of the server."""
+        os.close(self.fd)
+
+    def _open(self, *, create: bool) -> int:
+        # Where the user who owns the log could put a link in its place, root must not follow it.
+        flags = _APPEND | (os.O_NOFOLLOW if self._owner and os.geteuid() == 0 else 0)
+        try:
+            return os.open(self.path, flags)
+        except FileNotFoundError:
+            if not create:
+                raise
+        if self._owner is None:
+            return os.open(self.path, flags | os.O_CREAT, _MODE)
+        fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, _MODE)  # what another one made is not given away
+        os.fchown(fd, self._owner.uid, self._owner.gid)
+        return fd
+
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")

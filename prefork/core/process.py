@@ -8,10 +8,69 @@ its inbox and unblocks. fork(2) leaves one thread, so only single-threaded proce
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+from prefork.core.signals import name
+
+# --- What a wait status says: the one place that turns it into words.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended. Exactly one of `code` and `signum` is set."""
+
+    pid: int
+    code: int | None = None
+    signum: int | None = None
+    dumped_core: bool = False
+    cpu_ns: int = 0  # user and system time that it has used
+    peak_rss_bytes: int = 0  # the most memory that was resident; of its own children, if one had more
+
+    @classmethod
+    def of_status(cls, pid: int, status: int, cpu_ns: int = 0, peak_rss_bytes: int = 0) -> Exit:
+        """Decode the status that wait4(2) gave, with what it says of the resources that were used."""
+        signum = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        return cls(
+            pid=pid,
+            code=os.WEXITSTATUS(status) if signum is None else None,
+            signum=signum,
+            dumped_core=os.WCOREDUMP(status),
+            cpu_ns=cpu_ns,
+            peak_rss_bytes=peak_rss_bytes,
+        )
+
+    @property
+    def clean(self) -> bool:
+        """True if the process left by itself with 0."""
+        return self.code == 0
+
+    def __str__(self) -> str:
+        """`exit code 3` or `SIGSEGV`."""
+        return f"exit code {self.code}" if self.signum is None else name(self.signum)
+
+
+def reap() -> list[Exit]:
+    """Collect every child that has exited. SIGCHLDs coalesce, so this asks until there is none; it never blocks."""
+    exits: list[Exit] = []
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return exits  # no children at all
+        if pid == 0:
+            return exits  # the rest are alive
+        cpu_ns = round((usage.ru_utime + usage.ru_stime) * 1e9)
+        exits.append(Exit.of_status(pid, status, cpu_ns=cpu_ns, peak_rss_bytes=usage.ru_maxrss * 1024))
+
+
+ORPHANED = 1  # exit code; nobody is left to read it
+_ADOPTION_S = 2.0
 CHILD_CRASHED = 70  # EX_SOFTWARE of sysexits.h: `run` raised
 
 
@@ -49,3 +108,25 @@ def _child(run: Callable[[], int]) -> None:
             sys.stderr.flush()
         finally:
             os._exit(code)
+
+
+def adopted(master: int, lifeline: int) -> bool:
+    """Wait until the master is this process's parent: at once, or when the process between it and the template exits.
+
+    Returns False if that does not come: the master is gone.
+    """
+    give_up = time.monotonic() + _ADOPTION_S
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    while os.getppid() != master and time.monotonic() < give_up and not poll.poll(1):
+        pass  # there is no event to wait for but the master's death; it takes one exit(2)
+    return os.getppid() == master
+
+
+def die_with_parent(parent: int, libc: Any) -> bool:
+    """Ask the kernel to SIGKILL this process when `parent` dies (prctl(2), PR_SET_PDEATHSIG).
+
+    Returns False if the parent is dead already. The setting is lost at the next fork and at a change of uid.
+    """
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG = 1
+    return os.getppid() == parent

@@ -27,6 +27,11 @@ TABLE: dict[signal.Signals, str] = {
     signal.SIGTTOU: "one worker less, down to 1",
 }
 
+# Ctrl-C and a terminal that closes signal the whole group: the master reads them and tells its workers with TERM.
+NOT_OURS = (
+    signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU,
+)  # fmt: skip
+
 # Sent by the master to a worker that is out of time. Real-time signals: applications use the others.
 STACKS = signal.SIGRTMIN + 1  # answered by a Python handler: the stacks of all threads
 FAULT = signal.SIGRTMIN + 2  # answered by faulthandler, in C: works while other C code holds the GIL

@@ -10,15 +10,14 @@ from time import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from prefork.core.address import format_sockaddr
-from prefork.core.outlet import Outlet
+from prefork.core.log import Outlet
 from prefork.engines.peer import Peer
 from prefork.engines.timers import NEVER
 from prefork.http.access_log import AccessLog
 from prefork.http.fields import FieldTable
-from prefork.http.forwarded import find_origin
+from prefork.http.forwarded import UNIX, Trusted, find_origin
 from prefork.http.limits import Limits
 from prefork.http.response import error_response, stamp
-from prefork.http.trusted import UNIX, Trusted
 from prefork.status.scoreboard import REFUSED, TIMED_OUT
 
 if TYPE_CHECKING:
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
     from prefork.core.listener import Listener
     from prefork.engines.context import Station
     from prefork.engines.error_log import Complaints
+    from prefork.http.head import Request
+    from prefork.http.limits import Refusal
     from prefork.http.proxy_protocol import End
-    from prefork.http.refusal import Refusal
-    from prefork.http.request import Request
 
 
 _PACE_NS = 1_000_000_000 // 1024  # for a byte, once --idle-timeout has passed

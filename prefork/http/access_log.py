@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as quote
 from typing import Final
 
-from prefork.http.request import Request
+from prefork.http.head import Request
 
 FORMATS: Final = ("combined", "json")
 _Line = Callable[[str, str, Request | None, int, int, int, int | None], bytes]

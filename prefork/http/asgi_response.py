@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefork.http.chunked import LAST_CHUNK, chunk
-from prefork.http.names import TOKEN
+from prefork.http.fields import TOKEN
 from prefork.http.response import (
     CHUNKED,
     CLOSE,
@@ -35,7 +35,7 @@ from prefork.http.response import (
 )
 
 if TYPE_CHECKING:
-    from prefork.http.request import Request
+    from prefork.http.head import Request
     from prefork.http.response import Head
 
 Message = Mapping[str, Any]

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from prefork.http.fields import FieldSection, without_end
-from prefork.http.names import TOKEN
-from prefork.http.refusal import RefusalError, quoted
+from prefork.http.fields import TOKEN, FieldSection, without_end
+from prefork.http.limits import RefusalError, quoted
 
 if TYPE_CHECKING:
     from prefork.http.fields import FieldTable

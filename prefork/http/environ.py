@@ -12,9 +12,9 @@ from io import BytesIO
 from typing import IO, Any, TextIO
 from urllib.parse import unquote_to_bytes
 
-from prefork.http.body import BodyBuffer
-from prefork.http.file_part import FileWrapper
-from prefork.http.request import Field, Request
+from prefork.http.body import BodyBuffer, FileWrapper
+from prefork.http.fields import Field
+from prefork.http.head import Request
 
 Environ = dict[str, Any]
 

@@ -14,15 +14,123 @@ anew, so whoever fills it on purpose takes the speed away, but only while he goe
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from prefork.http.authority import is_authority
-from prefork.http.names import CONTENT_LENGTH, EXPECT, FRAMING, HOST, TOKEN, TRANSFER_ENCODING, USUAL, Name
-from prefork.http.refusal import RefusalError, quoted
-from prefork.http.request import Field
+from prefork.http.limits import RefusalError, quoted
 
 if TYPE_CHECKING:
     from prefork.http.limits import Limits
+
+
+# --- Field names: what a name is called in lower case, as a CGI variable, and what it means for framing. Pure.
+#
+# Names come from a table of those in use, in their usual spellings, so that a known one costs a lookup and no check.
+# The table itself never grows: what clients make up is remembered elsewhere (fields.py), within a bound.
+
+
+# Roles: one bit each, so that a set of them is a sum.
+HOST: Final = 1
+CONTENT_LENGTH: Final = 2
+TRANSFER_ENCODING: Final = 4
+CONNECTION: Final = 8
+EXPECT: Final = 16
+UPGRADE: Final = 32
+CONTENT_TYPE: Final = 64
+DROPPED: Final = 128  # the name has a "_" and would pass for another one as a CGI variable
+FRAMING: Final = HOST | CONTENT_LENGTH | TRANSFER_ENCODING  # what decides where a message ends and whom it is for
+
+TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
+_ROLES = {
+    b"host": HOST,
+    b"content-length": CONTENT_LENGTH,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"connection": CONNECTION,
+    b"expect": EXPECT,
+    b"upgrade": UPGRADE,
+    b"content-type": CONTENT_TYPE,
+}
+# CGI variables that must not exist. HTTP_PROXY is read by HTTP clients as the proxy to use ("httpoxy"); the body is
+# decoded by the time an app sees it, so HTTP_TRANSFER_ENCODING would be a lie.
+_UNSEEN = frozenset({b"proxy", b"transfer-encoding"})
+# Fields that a client sends with the same value again and again and that hold no secret: the lines are remembered.
+_REPEATED = frozenset(
+    b"host user-agent accept accept-charset accept-encoding accept-language cache-control connection content-type dnt "
+    b"keep-alive origin pragma priority sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode "
+    b"sec-fetch-site sec-fetch-user sec-gpc te upgrade-insecure-requests via x-forwarded-host x-forwarded-port "
+    b"x-forwarded-proto x-requested-with".split()
+)
+_OTHERS = (
+    b"authorization content-encoding content-length cookie date expect forwarded from if-match if-modified-since "
+    b"if-none-match if-range if-unmodified-since max-forwards proxy proxy-authorization range referer trailer "
+    b"transfer-encoding upgrade x-csrftoken x-forwarded-for x-real-ip x-request-id".split()
+)
+
+
+class Name:
+    """One field name.
+
+    `lower`: the name in lower case. `cgi`: its key in a CGI or WSGI environment, "" if it must not appear there.
+    `role`: HOST and so on, 0 for the many that the server has no interest in. `repeats`: worth remembering by line.
+    """
+
+    __slots__ = ("cgi", "lower", "repeats", "role")
+
+    def __init__(self, raw: bytes) -> None:
+        self.lower = raw.lower()
+        self.role = DROPPED if b"_" in raw else _ROLES.get(self.lower, 0)
+        self.repeats = self.lower in _REPEATED
+        key = self.lower.decode("ascii").upper().replace("-", "_")
+        if self.role == DROPPED or self.lower in _UNSEEN:
+            self.cgi = ""
+        else:
+            self.cgi = key if self.role & (CONTENT_LENGTH | CONTENT_TYPE) else f"HTTP_{key}"
+
+    def __repr__(self) -> str:
+        return f"Name({self.lower!r})"
+
+
+def _usual() -> dict[bytes, Name]:
+    table = {}
+    for lower in (*_REPEATED, *_OTHERS):
+        table[lower] = table[lower.title()] = Name(lower)
+    for odd in (b"DNT", b"TE", b"sec-ch-ua", b"Sec-GPC"):
+        table[odd] = table[odd.lower()]
+    return table
+
+
+USUAL: Final = _usual()  # by spelling; never changed
+
+
+# --- Host and port, as in a Host field or in a target that names one: is this one? Pure.
+
+
+# RFC 3986 3.2.2, 3.2.3: an IP literal or a name, then perhaps a port, which may be empty. No user information: for
+# http and https it is an error to be treated as such (RFC 9110 4.2.4). No name at all is no host (RFC 9110 4.2.1).
+# The address literals of the future (`[v1.x]`) are refused: nobody can know what they mean.
+_AUTHORITY = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})++)(?::([0-9]{0,5}))?"
+)
+
+
+def is_authority(text: bytes, *, port_needed: bool = False) -> bool:
+    """Whether the text is `host` or `host:port`."""
+    match = _AUTHORITY.fullmatch(text)
+    if not match:
+        return False
+    literal, port = match.groups()
+    if port:
+        return int(port) <= 65535 and (literal is None or _is_ipv6(literal))
+    return not port_needed and (literal is None or _is_ipv6(literal))
+
+
+def _is_ipv6(literal: bytes) -> bool:
+    try:
+        IPv6Address(literal.decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
 
 _MOST_LINES = 1024
 _MOST_LINE = 200  # bytes
@@ -31,6 +139,9 @@ _MOST_NAME = 64  # bytes
 _TEXT = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
 _LENGTH = re.compile(rb"[0-9]{1,19}")  # bytes: int() takes signs, blanks and "_", and str's digits are of any script
 _CODINGS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE)
+
+
+Field: TypeAlias = tuple[Name, bytes]  # the value without blanks around it; of any bytes but control characters
 
 
 class FieldTable(dict[bytes, Field]):

@@ -7,17 +7,240 @@ when: `whole` gives up at the slightest doubt. So the verdict does not depend on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
-from prefork.http.fields import FieldSection, without_end
-from prefork.http.framing import settle
-from prefork.http.refusal import RefusalError
-from prefork.http.request import Request
-from prefork.http.request_line import read
+from prefork.http.fields import (
+    CONNECTION,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    DROPPED,
+    EXPECT,
+    HOST,
+    TOKEN,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    USUAL,
+    Field,
+    FieldSection,
+    is_authority,
+    without_end,
+)
+from prefork.http.limits import RefusalError, quoted
 
 if TYPE_CHECKING:
     from prefork.http.fields import FieldTable
     from prefork.http.limits import Limits
+
+
+# --- One request as its head describes it. The body follows as bytes events (parser.py).
+
+
+class Request:
+    """What a client asks for.
+
+    `method`: a token, in the case in which it came. `target`: as sent. `path`, `query`: its parts, still
+    percent-encoded; the path is `*` for a request about the server as a whole, else it starts with a slash.
+    `authority`: host and port as sent, of the target if that has one, else of the Host field; b"" only for HTTP/1.0.
+    `minor`: 0 or 1, of HTTP/1.x. `fields`: in order; names with "_" are not among them, and Host equals `authority`.
+    `content_length`: None if not given. `chunked`: the body came in chunks. `complete`: no body follows.
+    `keep_alive`: the client agrees to further requests. `expects_continue`: it waits for 100 before the body.
+    `upgrade`: the protocol it would rather speak, in lower case; b"" if that must not be honoured. `plain`: no field
+    says anything of a body or an upgrade.
+    """
+
+    __slots__ = (
+        "authority", "chunked", "complete", "content_length", "expects_continue", "fields", "keep_alive", "method",
+        "minor", "path", "plain", "query", "target", "upgrade",
+    )  # fmt: skip
+    fields: list[Field]  # set once the head is complete
+
+    def __init__(self, method: str, target: bytes, path: bytes, query: bytes, authority: bytes, minor: int) -> None:
+        self.method = method
+        self.target = target
+        self.path = path
+        self.query = query
+        self.authority = authority
+        self.minor = minor
+        self.content_length: int | None = None
+        self.chunked = False
+        self.keep_alive = minor == 1
+        self.expects_continue = False
+        self.upgrade = b""
+        self.complete = True
+        self.plain = False
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.target!r} HTTP/1.{self.minor}>"
+
+
+# --- The first line of a request: METHOD SP target SP HTTP/1.x, nothing more and nothing less (RFC 9112 3). Pure.
+#
+# RFC 9112 lets a server be lenient about blanks here and warns of it; this one is not. Percent-encoding is left as it
+# is, also where it is broken (`/100%`): it does not decide where a message ends, people do type it, and what it means
+# is decided once, by whoever decodes the path. Printable characters that a URI must not have but browsers send (`|`,
+# `{`, `"`) pass for the same reason. A fragment does not: no form of target has one (RFC 9112 3.2).
+
+
+_MOST_METHOD = 32  # bytes
+_METHODS: Final = {
+    name.encode(): name
+    for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "REPORT")
+}
+_MINORS: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
+_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")  # RFC 9112 2.3
+_SLASH: Final = ord("/")
+_VISIBLE: Final = bytes(byte for byte in range(0x21, 0x7F) if byte != ord("#"))
+_ABSOLUTE = re.compile(rb"https?://([^/?]*)([^?]*)\??(.*)", re.IGNORECASE)
+
+
+def read(line: bytes) -> Request:
+    """Return what a request line says, with neither fields nor framing yet. Raises RefusalError."""
+    try:
+        word, target, version = line.split(b" ")
+    except ValueError:
+        raise RefusalError(400, f"request line is not METHOD SP target SP version: {quoted(line)}") from None
+    method = _METHODS.get(word) or _other_method(word)
+    minor = _MINORS.get(version)
+    if minor is None:
+        raise RefusalError(505 if _VERSION.fullmatch(version) else 400, f"version: {quoted(version)}")
+    if not target or target.translate(None, _VISIBLE):
+        raise RefusalError(400, f"target with what is no part of a URI: {quoted(target)}")
+    if target[0] == _SLASH and method != "CONNECT":  # origin-form, RFC 9112 3.2.1
+        path, _, query = target.partition(b"?")
+        return Request(method, target, path, query, b"", minor)
+    return _other_form(method, target, minor)
+
+
+def _other_method(word: bytes) -> str:
+    """Any token is a method (RFC 9110 9.1): whether it is one here, the app knows."""
+    if len(word) > _MOST_METHOD or not TOKEN.fullmatch(word):
+        raise RefusalError(400, f"method: {quoted(word)}")
+    return word.decode("ascii")
+
+
+def _other_form(method: str, target: bytes, minor: int) -> Request:
+    if method == "CONNECT":
+        # Authority-form, RFC 9112 3.2.3. There is no tunnel for any target, hence 501 (RFC 9110 15.6.2) and not 405,
+        # which is about one resource and lists what that one allows.
+        if not is_authority(target, port_needed=True):
+            raise RefusalError(400, f"CONNECT to what is not host:port: {quoted(target)}")
+        raise RefusalError(501, f"CONNECT to {quoted(target)}: this is no proxy")
+    if target == b"*" and method == "OPTIONS":  # asterisk-form, RFC 9112 3.2.4
+        return Request(method, target, b"*", b"", b"", minor)
+    match = _ABSOLUTE.fullmatch(target)  # absolute-form, RFC 9112 3.2.2
+    if not match:
+        raise RefusalError(400, f"target in no form that {method} may have: {quoted(target)}")
+    authority, path, query = match.groups()
+    if not is_authority(authority):
+        raise RefusalError(400, f"target's host: {quoted(authority)}")
+    if not path:  # RFC 9110 4.2.3: the same as "/"; RFC 9112 3.2.4: for OPTIONS the server as a whole
+        path = b"*" if method == "OPTIONS" and b"?" not in target else b"/"
+    return Request(method, target, path, query, authority, minor)
+
+
+# --- What the fields of a head mean together: whom the request is for, where it ends, and what follows it. Pure.
+#
+# RFC 9112 3.2 (Host), 6 (body length), 9 (connection); RFC 9110 7.8 (Upgrade), 10.1.1 (Expect). Whatever could be read
+# in two ways is refused: a proxy before us may have read it in the other.
+
+
+_ONCE: Final = HOST | CONTENT_LENGTH | TRANSFER_ENCODING | CONTENT_TYPE
+_PLAIN: Final = HOST | CONTENT_TYPE | CONNECTION  # nothing but these: the usual case, and no body
+_BODY: Final = CONTENT_LENGTH | TRANSFER_ENCODING
+
+_CLOSE, _KEEP_ALIVE, _UPGRADE = 1, 2, 4
+_OPTIONS: Final = {b"close": _CLOSE, b"keep-alive": _KEEP_ALIVE, b"Keep-Alive": _KEEP_ALIVE, b"upgrade": _UPGRADE}
+_WEBSOCKET: Final = b"websocket"
+
+
+def settle(request: Request, fields: list[Field], limits: Limits) -> Request:
+    """Complete a request by its fields. Raises RefusalError."""
+    seen = 0
+    host = connection = b""
+    for name, value in fields:
+        if role := name.role:
+            if role & seen & _ONCE:
+                raise RefusalError(400, f"more than one {name.lower.decode('ascii')}")
+            seen |= role
+            if role == HOST:
+                host = value
+            elif role == CONNECTION:
+                connection = connection + b"," + value if connection else value
+    request.fields = fields
+    if request.authority:
+        _use_the_targets_host(request)
+    elif host:
+        request.authority = host
+    elif request.minor:
+        # Missing: RFC 9112 3.2. Empty: for clients whose URI has no authority, but ours all have (RFC 9110 4.2.1).
+        raise RefusalError(400, "empty Host" if seen & HOST else "no Host")
+    options = 0
+    if connection and (connection != b"keep-alive" or not request.minor):  # which from 1.1 says nothing
+        options = _OPTIONS.get(connection) or _connection_options(connection)
+        # RFC 9112 9.3: close wins; without a word 1.1 goes on and 1.0 does not.
+        request.keep_alive = not options & _CLOSE and bool(request.minor or options & _KEEP_ALIVE)
+    if seen & ~_PLAIN:
+        _settle_rest(request, seen, options, limits)
+    else:
+        request.plain = True
+    return request
+
+
+def _use_the_targets_host(request: Request) -> None:
+    """An absolute target's host replaces what Host says (RFC 9112 3.2.2); but 1.1 needs one all the same (3.2)."""
+    at = [index for index, (name, _) in enumerate(request.fields) if name.role == HOST]
+    if at:
+        request.fields[at[0]] = (request.fields[at[0]][0], request.authority)
+    elif request.minor:
+        raise RefusalError(400, "no Host")
+    else:
+        request.fields.append((USUAL[b"Host"], request.authority))
+
+
+def _settle_rest(request: Request, seen: int, options: int, limits: Limits) -> None:
+    if seen & _BODY:
+        _settle_body(request, seen, limits)
+    if seen & EXPECT:  # RFC 9110 10.1.1: not from HTTP/1.0, and only if there is a body to wait for
+        request.expects_continue = request.minor == 1 and not request.complete
+    if seen & UPGRADE and options & _UPGRADE and request.complete and request.minor and request.method == "GET":
+        # RFC 9110 7.8: ignored from HTTP/1.0, and unless Connection names it. With a body it would be open which
+        # protocol's bytes follow; WebSocket, the only one that is spoken here, begins with a GET (RFC 6455 4.1).
+        wishes = b",".join(value for name, value in request.fields if name.role == UPGRADE)
+        if _WEBSOCKET in elements(wishes):
+            request.upgrade = _WEBSOCKET
+    if seen & DROPPED:
+        request.fields = [field for field in request.fields if field[0].role != DROPPED]
+
+
+def _settle_body(request: Request, seen: int, limits: Limits) -> None:
+    """RFC 9112 6.3, without its leniencies: both lengths, or chunks from HTTP/1.0, are how requests are smuggled."""
+    if seen & TRANSFER_ENCODING:
+        if seen & CONTENT_LENGTH:
+            raise RefusalError(400, "both Transfer-Encoding and Content-Length")
+        if not request.minor:
+            raise RefusalError(400, "Transfer-Encoding in HTTP/1.0")
+        request.chunked = True
+        request.complete = False
+        return
+    (length,) = (int(value) for name, value in request.fields if name.role == CONTENT_LENGTH)
+    if length > limits.body_bytes:
+        raise RefusalError(413, f"Content-Length {length}, more than {limits.body_bytes} bytes")
+    request.content_length = length
+    request.complete = not length
+
+
+def _connection_options(connection: bytes) -> int:
+    options = 0
+    for option in elements(connection):
+        options |= _OPTIONS.get(option, 0)
+    return options
+
+
+def elements(value: bytes) -> list[bytes]:
+    """Return the elements of a list in lower case (RFC 9110 5.6.1), with empty ones."""
+    return [element.strip(b" \t") for element in value.lower().split(b",")]
+
 
 _MOST_LINES = 1024  # request lines that are remembered, without a query and
 _MOST_LINE = 128  # bytes long

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from prefork.http.file_part import FilePart, FileWrapper
+from prefork.http.body import FilePart, FileWrapper
 from prefork.http.response import ResponseError, kind
 
 BLOCK_BYTES = 65536  # chunks of a list are joined up to this size

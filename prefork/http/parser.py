@@ -22,10 +22,8 @@ from typing import Final, TypeAlias
 
 from prefork.http.chunked import ChunkedDecoder
 from prefork.http.fields import FieldTable
-from prefork.http.head import HeadReader, again, can_repeat, whole
-from prefork.http.limits import Limits
-from prefork.http.refusal import Refusal, RefusalError
-from prefork.http.request import Request
+from prefork.http.head import HeadReader, Request, again, can_repeat, whole
+from prefork.http.limits import Limits, Refusal, RefusalError
 
 _HEAD_END = b"\r\n\r\n"
 _LINE_END = b"\r\n"

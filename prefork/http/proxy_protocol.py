@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from prefork.http.refusal import quoted
+from prefork.http.limits import quoted
 
 V1_MOST: Final = 107  # bytes, its CRLF included
 V2_MOST: Final = 16 + 4096  # bytes; the addresses need 216 at most, the rest are extensions

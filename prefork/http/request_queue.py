@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefork.http.body import BodyBuffer
+from prefork.http.head import Request
+from prefork.http.limits import Refusal
 from prefork.http.parser import END, RequestParser
-from prefork.http.refusal import Refusal
-from prefork.http.request import Request
 
 if TYPE_CHECKING:
     from prefork.http.fields import FieldTable

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 from typing import Any, Final
 
-from prefork.http.refusal import page, phrase
+from prefork.http.limits import page, phrase
 
 # How the client knows where the body ends.
 NO_BODY: Final = 1  # HEAD, 204, 205, 304

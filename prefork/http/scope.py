@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
+    from prefork.http.fields import Field
     from prefork.http.forwarded import Origin
-    from prefork.http.request import Field, Request
+from prefork.http.head import Request
 
 Scope = dict[str, Any]
 Headers = list[tuple[bytes, bytes]]

@@ -16,15 +16,15 @@ from binascii import b2a_base64
 from typing import TYPE_CHECKING, Final
 
 from prefork.http import websocket_deflate
-from prefork.http.names import TOKEN
-from prefork.http.refusal import Refusal, quoted
+from prefork.http.fields import TOKEN
+from prefork.http.limits import Refusal, quoted
 from prefork.http.response import DATE, SERVER, ResponseError, error_response, without
 from prefork.http.websocket import MOST_MESSAGE, WebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from prefork.http.request import Request
+    from prefork.http.head import Request
     from prefork.http.websocket_deflate import Deflate
 
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"

@@ -21,12 +21,11 @@ from itertools import chain
 from types import TracebackType
 from typing import Any
 
-from prefork.http.body import BodyBuffer
+from prefork.http.body import BodyBuffer, FilePart
 from prefork.http.chunked import LAST_CHUNK, chunk
 from prefork.http.environ import Environ
-from prefork.http.file_part import FilePart
+from prefork.http.head import Request
 from prefork.http.iterable import BLOCK_BYTES, check, read
-from prefork.http.request import Request
 from prefork.http.response import (
     CHUNKED,
     CLOSE,

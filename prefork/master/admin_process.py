@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Collection
 
 from prefork.config.config import Config
-from prefork.core.exits import Exit
 from prefork.core.listener import Listener
-from prefork.core.process import spawn
+from prefork.core.process import Exit, spawn
 from prefork.errors import FORK_REFUSED
-from prefork.master.backoff import Backoff
+from prefork.master.policy import Backoff
 from prefork.master.workers import Workforce, capacity
 from prefork.status.collect import Survey
 from prefork.status.server_state import Facts
@@ -51,7 +50,7 @@ class AdminHandle:
         self._bulletin = Bulletin(_ROOM + _ROOM_PER_WORKER * capacity(config.workers))
         # In the master, as its successors may find other code at its place; and only where it is wanted.
         self._code = importlib.import_module("prefork.admin.process")
-        answers = importlib.import_module("prefork.admin.admin_answers")
+        answers = importlib.import_module("prefork.admin.http")
         page = importlib.import_module("prefork.admin.page")
         self._answers = answers.Answers(
             bulletin=self._bulletin,

@@ -18,21 +18,18 @@ import signal
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import setproctitle
 
-from prefork.core.exits import Exit
 from prefork.core.log import Log
-from prefork.core.process import spawn
+from prefork.core.process import ORPHANED, Exit, die_with_parent, spawn
 from prefork.core.signals import TABLE, ignore
 from prefork.errors import ConfigError
-from prefork.runtime.master_link import ORPHANED, die_with_parent
+from prefork.runtime.import_reporter import sources_in, times
 
 LOOK_MS = 400  # a look at least this often: for reports, and for what inotify did not tell
 _SEND_S = 1.0  # a watcher that is stopped in a debugger must not keep a worker from serving
 _REPORT_MOST = 1 << 18
-_FILES_MOST = 500  # in one report; a datagram has a limit
 
 
 class Watch:
@@ -161,33 +158,3 @@ class Watcher:
             if not report:
                 return  # no worker is left, and the master ends
             self.sources.learn(**json.loads(report))
-
-
-def sources_in(folders: Iterable[str]) -> list[str]:
-    """The Python files of each folder, and what makes its subfolders packages."""
-    return [str(path) for folder in folders for glob in ("*.py", "*/__init__.py") for path in Path(folder).glob(glob)]
-
-
-def times(paths: Iterable[str]) -> dict[str, int]:
-    """When each file that exists was changed (st_mtime_ns)."""
-    found = {}
-    for path in paths:
-        try:
-            found[path] = os.stat(path).st_mtime_ns
-        except OSError:
-            continue  # removed since it was listed
-    return found
-
-
-def send_report(
-    reports: socket.socket, *, folders: Iterable[str], files: Iterable[str], imported: bool, loaded: bool
-) -> None:
-    """WORKER. Tell the watcher which files there are. Raises nothing: whether it hears is not the app's concern."""
-    known = sorted(times(files).items())
-    for start in range(0, max(1, len(known)), _FILES_MOST):
-        part = dict(known[start : start + _FILES_MOST])
-        text = json.dumps({"files": part, "folders": sorted(folders), "imported": imported, "loaded": loaded})
-        try:
-            reports.send(text.encode())
-        except OSError:
-            return  # it is gone, or does not read: the log has said so, or a person stopped it

@@ -14,7 +14,7 @@ from typing import Any
 
 from prefork.control.protocol import Deed, Peer, Progress, RefusedError, Request
 from prefork.core.log import Log
-from prefork.core.memory import thread_states
+from prefork.core.proc import thread_states
 from prefork.master.history import Census
 from prefork.master.policy import Policy
 from prefork.master.roster import WorkerHandle

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from prefork.config.config import Config
 from prefork.control.server import Control
 from prefork.core.log import Log
-from prefork.master.actions import Action, Spawn
 from prefork.master.admin_process import AdminHandle
 from prefork.master.commands import Commands
 from prefork.master.history import Census
 from prefork.master.policy import Policy
+from prefork.master.roster import Action, Spawn
 from prefork.master.workers import Message, Workforce
-from prefork.status.obituary import Obituary
+from prefork.status.deaths import Obituary
 
 
 class Desk:

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field, fields
 
 from prefork.config.config import Config
 from prefork.core.log import utc
-from prefork.master.actions import Abandoned, Action, Reloaded, Spawn
 from prefork.master.policy import Policy
-from prefork.master.roster import WorkerHandle
+from prefork.master.roster import Abandoned, Action, Reloaded, Spawn, WorkerHandle
 from prefork.master.workers import Message, Workforce
 from prefork.status.collect import Survey, held_is_busy
-from prefork.status.deaths import Obituaries
+from prefork.status.deaths import Obituaries, Obituary
 from prefork.status.document import Document, name_of, state
-from prefork.status.obituary import Obituary
 from prefork.status.server_state import Facts, KnownWorker
 
 _KNOWN = [each.name for each in fields(KnownWorker)]

@@ -15,22 +15,21 @@ import time
 import setproctitle
 
 from prefork.config.config import Config
-from prefork.core.exits import Exit, reap
 from prefork.core.log import Log
 from prefork.core.privileges import Place
+from prefork.core.process import Exit, reap
 from prefork.core.signals import TABLE, SignalInbox
 from prefork.errors import FORK_REFUSED, AppLoadError, BootError, PreforkError
-from prefork.master import actions as do
+from prefork.master import roster as do
 from prefork.master.desk import Desk
-from prefork.master.heir import Heir
-from prefork.master.judge import Judge
 from prefork.master.lifecycle import Tenure
-from prefork.master.policy import Policy
+from prefork.master.policy import Judge, Policy
 from prefork.master.recycling import MemoryLimit
 from prefork.master.resources import Belongings
 from prefork.master.roster import WorkerHandle
 from prefork.master.slow_log import SlowLog
-from prefork.master.template_handle import TemplateHandle
+from prefork.master.templates import TemplateHandle
+from prefork.master.upgrade import Heir
 from prefork.master.workers import Message, Workforce, capacity
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from prefork.core.memory import pss_bytes, rss_bytes
+from prefork.core.proc import pss_bytes, rss_bytes
 from prefork.master.roster import Roster
 
 EVERY_S = 1.0

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prefork.config.config import Config
-from prefork.core.exits import Exit
-from prefork.core.log import Log
-from prefork.core.logfile import LogFile
+from prefork.core.log import Log, LogFile
 from prefork.core.pidfile import PidFile
 from prefork.core.privileges import Identity
+from prefork.core.process import Exit
 from prefork.errors import ConfigError
 from prefork.master.autoreload import Watch
 from prefork.runtime.hooks import DeathReport, load_hooks
 from prefork.runtime.import_reporter import Imports
 from prefork.runtime.inherited import Terms, tls_of
 from prefork.runtime.loader import adopt
-from prefork.status.obituary import Obituary
+from prefork.status.deaths import Obituary
 
 
 class Belongings:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from prefork.master.actions import Abandoned, Action, Discard, Prepare, Reloaded, Retire, Spawn
-from prefork.master.roster import Roster, WorkerHandle
+from prefork.master.roster import Abandoned, Action, Discard, Prepare, Reloaded, Retire, Roster, Spawn, WorkerHandle
 
 PREPARING, ROLLING = "preparing", "rolling"
 

@@ -23,8 +23,7 @@ from prefork.core.log import Log
 from prefork.core.stacks import application, thread
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.workers import Message, Workforce
-from prefork.status.beat import beat_s
-from prefork.status.scoreboard import BEAT, SINCE, Scoreboard, Work
+from prefork.status.scoreboard import BEAT, SINCE, Scoreboard, Work, beat_s
 
 EVERY_S = 1.0
 _STACKS_WAIT_S = 0.25

@@ -18,19 +18,17 @@ from typing import Any
 
 from prefork.config.config import Config
 from prefork.core.cgroup import OomKills
-from prefork.core.exits import Exit
 from prefork.core.listener import Listener
 from prefork.core.log import Log, utc
-from prefork.core.process import spawn
+from prefork.core.process import Exit, spawn
 from prefork.core.signals import FAULT, STACKS
 from prefork.errors import FORK_REFUSED, ConfigError, PreforkError
-from prefork.master.actions import Spawn, Unit
-from prefork.master.roster import Roster, WorkerHandle
+from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
-from prefork.runtime.channel import Receiver
 from prefork.runtime.inherited import Terms
+from prefork.runtime.master_link import Receiver
+from prefork.status.deaths import Obituary
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
-from prefork.status.obituary import Obituary
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
 from prefork.worker.process import Worker
 

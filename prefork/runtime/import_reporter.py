@@ -1,19 +1,19 @@
-"""WORKER. What the app consists of, told to the watcher of --reload (watch.py)."""
+"""WORKER. What the app consists of, told to the watcher of --reload (master/autoreload.py)."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from prefork.master.autoreload import send_report, sources_in
-
+_FILES_MOST = 500  # in one report; a datagram has a limit
 _LOOK_S = 1.0  # how often a worker looks for modules that were imported later
 
 
@@ -98,3 +98,33 @@ def _users(path: str) -> Iterator[str]:
     """The path, absolute, if the file is the user's; `<string>` and its like are no files."""
     if not path.startswith("<") and not os.path.realpath(path).startswith(_not_the_users()):
         yield os.path.abspath(path)
+
+
+def sources_in(folders: Iterable[str]) -> list[str]:
+    """The Python files of each folder, and what makes its subfolders packages."""
+    return [str(path) for folder in folders for glob in ("*.py", "*/__init__.py") for path in Path(folder).glob(glob)]
+
+
+def times(paths: Iterable[str]) -> dict[str, int]:
+    """When each file that exists was changed (st_mtime_ns)."""
+    found = {}
+    for path in paths:
+        try:
+            found[path] = os.stat(path).st_mtime_ns
+        except OSError:
+            continue  # removed since it was listed
+    return found
+
+
+def send_report(
+    reports: socket.socket, *, folders: Iterable[str], files: Iterable[str], imported: bool, loaded: bool
+) -> None:
+    """WORKER. Tell the watcher which files there are. Raises nothing: whether it hears is not the app's concern."""
+    known = sorted(times(files).items())
+    for start in range(0, max(1, len(known)), _FILES_MOST):
+        part = dict(known[start : start + _FILES_MOST])
+        text = json.dumps({"files": part, "folders": sorted(folders), "imported": imported, "loaded": loaded})
+        try:
+            reports.send(text.encode())
+        except OSError:
+            return  # it is gone, or does not read: the log has said so, or a person stopped it

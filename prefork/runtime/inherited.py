@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from prefork.core.privileges import Identity
 from prefork.errors import AppLoadError, BootError, ConfigError
-from prefork.runtime.channel import Sender
 from prefork.runtime.hooks import Hooks
 from prefork.runtime.import_reporter import Imports
 from prefork.runtime.loader import App, load
+from prefork.runtime.master_link import Sender
 
 if TYPE_CHECKING:
     from prefork.config.config import Config

@@ -7,30 +7,91 @@ with it. PR_SET_PDEATHSIG usually acts first; the pipe also works where that was
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import select
 import signal
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from prefork.core.signals import FAULT, STACKS, SignalInbox, ignore
+from prefork.core.process import ORPHANED
+from prefork.core.signals import FAULT, NOT_OURS, STACKS, SignalInbox, ignore
 from prefork.core.stacks import compose
-from prefork.runtime.channel import Sender
 from prefork.status.scoreboard import STOPPING, TEXT_BYTES, Scoreboard
 
-ORPHANED = 1  # exit code; nobody is left to read it
-_ADOPTION_S = 2.0
-_STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
+# --- Worker to master: one pipe per worker, JSON lines one way. EOF is the worker's end.
+#
+# Lines that are not JSON are faulthandler's, which writes plain text from C when the interpreter cannot. The writer
+# never blocks: what does not fit into the pipe is dropped, as a worker must not wait for a master that is stopped.
 
-# Ctrl-C and a terminal that closes signal the whole group: the master reads them and tells its workers with TERM.
-NOT_OURS = (
-    signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU,
-)  # fmt: skip
+
+_LINE_MOST = 1 << 20  # a stack of a hundred threads is some 100 KB
+
+
+class Sender:
+    """WORKER. Writes messages to the master."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._torn = False  # a message was written in part
+        os.set_blocking(fd, False)
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send one message; drop it when the pipe is full or the master is gone."""
+        line = memoryview((b"\n" if self._torn else b"") + json.dumps({"kind": kind, **fields}).encode() + b"\n")
+        try:
+            while line:
+                line, self._torn = line[os.write(self.fd, line) :], True
+            self._torn = False
+        except OSError:
+            pass  # EAGAIN: the master does not read; EPIPE: it is dead, and the lifeline acts on that
+
+
+class Receiver:
+    """MASTER. Reads one worker's messages; `text` collects what faulthandler wrote."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.text = ""
+        self.closed = False
+        self._buffer = b""
+        os.set_blocking(fd, False)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the messages that have arrived. Never blocks."""
+        try:
+            while chunk := os.read(self.fd, 65536):
+                self._buffer += chunk
+                yield from self._lines()
+            self.closed = True
+        except BlockingIOError:
+            pass  # all read
+        if len(self._buffer) > _LINE_MOST or self.closed:
+            self._buffer += b"\n"
+            yield from self._lines()
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            try:
+                message = json.loads(line) if line.startswith(b"{") else None
+            except ValueError:
+                message = None
+            if isinstance(message, dict) and "kind" in message:
+                yield message
+            elif line:
+                self.text = (self.text + line.decode("utf-8", "replace") + "\n")[-_LINE_MOST:]
+
+    def close(self) -> None:
+        """Close the master's end."""
+        os.close(self.fd)
+
+
+_STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
 
 class Life:
@@ -148,25 +209,3 @@ def stacks(own: FrameType | None = None) -> list[tuple[str, str]]:
 
 def _no_tasks() -> tuple[list[tuple[str, str]], str]:
     return [], ""
-
-
-def adopted(master: int, lifeline: int) -> bool:
-    """Wait until the master is this process's parent: at once, or when the process between it and the template exits.
-
-    Returns False if that does not come: the master is gone.
-    """
-    give_up = time.monotonic() + _ADOPTION_S
-    poll = select.poll()
-    poll.register(lifeline, select.POLLIN)
-    while os.getppid() != master and time.monotonic() < give_up and not poll.poll(1):
-        pass  # there is no event to wait for but the master's death; it takes one exit(2)
-    return os.getppid() == master
-
-
-def die_with_parent(parent: int, libc: Any) -> bool:
-    """Ask the kernel to SIGKILL this process when `parent` dies (prctl(2), PR_SET_PDEATHSIG).
-
-    Returns False if the parent is dead already. The setting is lost at the next fork and at a change of uid.
-    """
-    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG = 1
-    return os.getppid() == parent

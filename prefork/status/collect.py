@@ -17,11 +17,10 @@ from prefork.config.config import Config
 from prefork.config.options import OPTIONS
 from prefork.core.listener import Listener
 from prefork.core.log import utc
-from prefork.core.memory import PssCache, cpu_s
-from prefork.status.beat import beat_s, stuck_ns
+from prefork.core.proc import PssCache, cpu_s
 from prefork.status.document import Document, WorkerFacts, slow_document, totals
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
-from prefork.status.scoreboard import BEAT, BUSY_NS, COUNTERS, SINCE, Reading, Scoreboard
+from prefork.status.scoreboard import BEAT, BUSY_NS, COUNTERS, SINCE, Reading, Scoreboard, beat_s, stuck_ns
 from prefork.status.server_state import Facts, KnownWorker
 
 BUSY_S = 10.0

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefork.core.log import utc
-from prefork.status.histogram import Histogram, estimable
-from prefork.status.meanings import errors_by_kind
-from prefork.status.waits import summary
+from prefork.status.definitions import errors_by_kind
+from prefork.status.histogram import Histogram, estimable, summary
 
 if TYPE_CHECKING:
-    from prefork.master.roster import WorkerHandle
     from prefork.status.scoreboard import Reading, Slow, Work
     from prefork.status.server_state import KnownWorker
+
 
 Document = dict[str, Any]
 
@@ -82,12 +81,12 @@ def slow_document(slow: Slow) -> Document:
     return {"request": slow.text, "took_s": round(slow.took_ns / 1e9, 3), "ended": utc(slow.ended_ns / 1e9)}
 
 
-def name_of(worker: WorkerHandle | KnownWorker) -> Document:
+def name_of(worker: Any) -> Document:
     """Which worker it is."""
     return {"slot": worker.slot, "pid": worker.pid, "generation": worker.generation}
 
 
-def state(worker: WorkerHandle | KnownWorker, reading: Reading, *, held_is_busy: bool) -> str:
+def state(worker: Any, reading: Reading, *, held_is_busy: bool) -> str:
     """One of the four states."""
     if worker.retiring_s is not None:
         return DRAINING
@@ -236,3 +235,20 @@ def _size(value: float) -> str:
             return f"{value:.3g}{suffix}"
         value /= 1024
     return f"{value:.3g}T"
+
+
+# --- The answer to `prefork stack` as a page. Pure.
+
+
+def stacks_page(answer: dict[str, Any]) -> str:
+    """What the command prints."""
+    return "\n\n".join(map(_worker, answer["workers"]))
+
+
+def _worker(entry: dict[str, Any]) -> str:
+    facts = [f"worker {entry['slot']}  pid {entry['pid']}  generation {entry['generation']}"]
+    facts += [entry["state"]] if entry.get("state") else []
+    facts += [f"serving {entry['serving']}"] if entry.get("serving") else []
+    facts += [f"for {cell('busy_s', entry['busy_s'])}"] if entry.get("busy_s") is not None else []
+    lines = (entry["stacks"] or entry["reason"] or "").rstrip().split("\n")
+    return "\n".join(["  ".join(facts), *(f"  {line}" for line in lines)])

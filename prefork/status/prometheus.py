@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from prefork.status.definitions import MEANINGS
 from prefork.status.document import BUSY, DRAINING, IDLE, STARTING
-from prefork.status.meanings import MEANINGS
+from prefork.status.histogram import highest_ms
 from prefork.status.scoreboard import COUNTERS
-from prefork.status.waits import highest_ms
 
 if TYPE_CHECKING:
     from prefork.status.collect import Picture

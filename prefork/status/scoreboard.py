@@ -20,6 +20,19 @@ from time import time_ns
 
 from prefork.status.histogram import ARRAY_DIGITS, BUCKETS, Histogram
 
+# --- The beat of an asyncio loop: how often it says on the scoreboard that it turns, and when it is stuck. Pure.
+
+
+def beat_s(timeout_s: float, slow_s: float) -> float:
+    """How long an asyncio loop has between its beats: shorter than what is judged by them."""
+    return min(1.0, timeout_s / 4, max(slow_s / 2, 0.05) if slow_s else 1.0)
+
+
+def stuck_ns(beat_ns: int, now_ns: int, period_s: float) -> int:
+    """Since when an asyncio loop has had no turn, if that is longer than two of its beats; else 0."""
+    return beat_ns if beat_ns and now_ns - beat_ns > 2e9 * period_s else 0
+
+
 # Cells of a row. Plain integers: an IntEnum member costs a lookup more on each use (measured: 45 ns against 25).
 PID = 0
 SINCE = 1  # when the unit of work began (ns), 0 = none

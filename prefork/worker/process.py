@@ -17,14 +17,14 @@ import setproctitle
 from prefork.config.config import Config
 from prefork.core.listener import Listener, own_share
 from prefork.core.log import Log
+from prefork.core.process import ORPHANED, adopted, die_with_parent
 from prefork.engines import engine_of
 from prefork.engines.context import Station
 from prefork.errors import AppLoadError, BootError
-from prefork.runtime.channel import Sender
 from prefork.runtime.hooks import WorkerPlace
 from prefork.runtime.inherited import Terms
 from prefork.runtime.loader import App
-from prefork.runtime.master_link import ORPHANED, Life, adopted, die_with_parent
+from prefork.runtime.master_link import Life, Sender
 from prefork.status.scoreboard import PID, Scoreboard
 
 BOOT_FAILED = 3

@@ -26,12 +26,11 @@ from typing import Any
 import setproctitle
 
 from prefork.core.address import format_sockaddr
-from prefork.core.process import spawn
-from prefork.core.signals import SignalInbox, ignore
+from prefork.core.process import ORPHANED, die_with_parent, spawn
+from prefork.core.signals import NOT_OURS, SignalInbox, ignore
 from prefork.errors import AppLoadError
-from prefork.runtime.channel import Sender
 from prefork.runtime.loader import App
-from prefork.runtime.master_link import NOT_OURS, ORPHANED, die_with_parent
+from prefork.runtime.master_link import Sender
 from prefork.worker.process import APP_FAILED, Worker
 
 ORDER_MOST = 4096  # bytes of an order or an answer

@@ -8,12 +8,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from prefork.http.body import BodyBuffer
+from prefork.http.body import BodyBuffer, FilePart
 from prefork.http.environ import Environs, for_connection, for_listener
-from prefork.http.file_part import FilePart
+from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import END, RequestParser
-from prefork.http.request import Request
 from prefork.http.response import stamp
 from prefork.http.wsgi import WsgiCall
 

@@ -17,11 +17,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from prefork.http.fields import FieldTable
-from prefork.http.forwarded import find_origin
+from prefork.http.forwarded import Trusted, find_origin
 from prefork.http.limits import Limits
 from prefork.http.proxy_protocol import ProxyProtocolError
 from prefork.http.proxy_protocol import parse as parse_proxy_header
-from prefork.http.trusted import Trusted
 from tests.http.cases import read_cases
 from tests.http.outcome import Outcome, cut, cut_at_random, outcome
 from tests.http.peers import PEERS, difference, known_reason

@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from prefork.http.limits import Limits
+from prefork.http.head import Request
+from prefork.http.limits import Limits, Refusal
 from prefork.http.parser import END, RequestParser
-from prefork.http.refusal import Refusal
-from prefork.http.request import Request
 
 if TYPE_CHECKING:
     import random

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.http.access_log import FORMATS, AccessLog
-from prefork.http.names import Name
-from prefork.http.request import Request
+from prefork.http.fields import Name
+from prefork.http.head import Request
 from tests.http.calls import NOW_S, compose, parse
 
 BROWSER = compose("GET", "/a?b", "Referer: http://x/", "USER-AGENT: curl/8.5", "Accept: */*")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from prefork.http.asgi_response import AsgiResponse
+from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
-from prefork.http.request import Request
 from prefork.http.response import ResponseError
 
 STAMP = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nServer: prefork\r\n\r\n"

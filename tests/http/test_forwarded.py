@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from prefork.http.fields import FieldTable
-from prefork.http.forwarded import Origin, find_origin
-from prefork.http.trusted import Trusted
+from prefork.http.forwarded import Origin, Trusted, find_origin
 
 TRUSTED = Trusted(["10.0.0.0/8", "2001:db8:1::/48", "unix:"])
 PROXY = "10.0.0.1"

@@ -8,8 +8,8 @@ import pytest
 
 from prefork.http import head
 from prefork.http.fields import FieldTable
+from prefork.http.head import Request
 from prefork.http.limits import Limits
-from prefork.http.request import Request
 from tests.http import fuzz
 from tests.http.outcome import outcome
 from tests.http.peers import PEERS, difference

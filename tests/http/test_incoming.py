@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.http.fields import FieldTable
-from prefork.http.limits import Limits
-from prefork.http.refusal import Refusal
-from prefork.http.request import Request
+from prefork.http.head import Request
+from prefork.http.limits import Limits, Refusal
 from prefork.http.request_queue import Incoming
 
 if TYPE_CHECKING:

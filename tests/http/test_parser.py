@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from prefork.http.fields import FieldTable
-from prefork.http.limits import Limits
-from prefork.http.names import USUAL
+from prefork.http.fields import USUAL, FieldTable
+from prefork.http.head import Request
+from prefork.http.limits import Limits, Refusal
 from prefork.http.parser import END, RequestParser
-from prefork.http.refusal import Refusal
-from prefork.http.request import Request
 from tests.http.outcome import outcome
 
 GET = b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n"

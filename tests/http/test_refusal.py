@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefork.http.chunked import LAST_CHUNK, chunk
-from prefork.http.refusal import PHRASES, page, phrase, quoted
+from prefork.http.limits import PHRASES, page, phrase, quoted
 from tests.http.outcome import outcome
 
 

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork.http.fields import FieldTable
-from prefork.http.limits import Limits
+from prefork.http.head import Request
+from prefork.http.limits import Limits, Refusal
 from prefork.http.parser import Event, RequestParser
-from prefork.http.refusal import Refusal
-from prefork.http.request import Request
 
 LINES = (
     b"GET / HTTP/1.1", b"GET /a HTTP/1.1", b"GET /a?b=c HTTP/1.1", b"HEAD / HTTP/1.1", b"GET /%20 HTTP/1.1",

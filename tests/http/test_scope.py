@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from prefork.http.forwarded import Origin
+from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
-from prefork.http.request import Request
 from prefork.http.scope import Scope, Scopes, for_connection, for_listener, of_websocket, see_through
 
 LISTENER = for_listener(server=("192.0.2.1", 8000), scheme="http", root_path="/api")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefork.http.refusal import Refusal
+from prefork.http.limits import Refusal
 from prefork.http.response import ResponseError
 from prefork.http.websocket import WebSocket
 from prefork.http.websocket_handshake import Opening, handshake, refuse

@@ -7,8 +7,8 @@ from wsgiref.util import request_uri
 
 import pytest
 
+from prefork.http.body import FileWrapper
 from prefork.http.environ import Environs
-from prefork.http.file_part import FileWrapper
 from tests.http.calls import compose, connection, environ_of, parse
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.http.file_part import FilePart, FileWrapper
+from prefork.http.body import FilePart, FileWrapper
 from tests.http.calls import begin, compose, run
 
 if TYPE_CHECKING:

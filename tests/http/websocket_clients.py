@@ -18,9 +18,9 @@ from websockets.uri import parse_uri
 from wsproto import ConnectionType, WSConnection
 from wsproto.extensions import PerMessageDeflate
 
+from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
-from prefork.http.request import Request
 from prefork.http.websocket import WebSocket
 from prefork.http.websocket_handshake import Opening, handshake
 

@@ -17,7 +17,7 @@ import pytest
 
 from loadtest import provenance
 from loadtest.generator.websocket import CLOSE, NORMAL, TEXT, Opening, frame
-from prefork.core.memory import pss_bytes, rss_bytes
+from prefork.core.proc import pss_bytes, rss_bytes
 from tests.support.client import dial, read_exactly
 from tests.support.processes import open_fds
 from tests.support.server import ROOT

@@ -14,7 +14,7 @@ import pytest
 
 from prefork.core.address import Address, format_sockaddr
 from prefork.core.listener import ACCEPT_WAIT_S, Listener, open_listener, timeval
-from prefork.engines.threads.accepting import Acceptor
+from prefork.engines.threads.engine import Acceptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.engines.balance import AHEAD, ASLEEP_NS, PATIENCE_NS, Balance
+from prefork.engines.accept import AHEAD, ASLEEP_NS, PATIENCE_NS, Balance
 from prefork.status.scoreboard import Scoreboard
 
 if TYPE_CHECKING:

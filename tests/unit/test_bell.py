@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 
-from prefork.engines.aio.bell import Bell
+from prefork.engines.aio.waiting import Bell
 
 
 def test_all_who_wait_hear_the_next_ring_and_only_that() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.runtime.channel import Receiver, Sender
+from prefork.runtime.master_link import Receiver, Sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

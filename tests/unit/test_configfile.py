@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.config.configfile import configure, read
+from prefork.config.config import configure, read
 from prefork.config.options import OPTIONS
 from prefork.errors import ConfigError
 

@@ -10,7 +10,7 @@ from textwrap import dedent
 
 import pytest
 
-from prefork.core.exits import Exit
+from prefork.core.process import Exit
 
 
 def ended(script: str) -> Exit:
@@ -50,7 +50,7 @@ def test_reap_collects_all_that_have_exited_and_never_waits() -> None:
     """In a process of its own: it asks for any child."""
     script = """
         import os
-        from prefork.core.exits import reap
+        from prefork.core.process import reap
 
         assert reap() == []  # no children at all
         gate, gate_end = os.pipe()

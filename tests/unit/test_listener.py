@@ -221,7 +221,7 @@ def test_ipv6(opened: Callable[..., Listener], clients: Callable[[str], socket.s
 
 
 def test_a_port_in_use_is_refused_with_advice(opened: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefork.core.binding.BIND_RETRY_S", 0.0)
+    monkeypatch.setattr("prefork.core.listener.BIND_RETRY_S", 0.0)
     address = opened("127.0.0.1:0").address
     assert refused(address) == (
         f"cannot bind {address}: Address already in use; another process listens there (`ss -ltnp` shows which); "
@@ -268,7 +268,7 @@ def test_connections_that_were_closed_first_by_us_do_not_hold_the_port(
     opened: Callable[..., Listener], clients: Callable[[str], socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TIME_WAIT lasts a minute; a restart does not wait for it."""
-    monkeypatch.setattr("prefork.core.binding.BIND_RETRY_S", 0.0)
+    monkeypatch.setattr("prefork.core.listener.BIND_RETRY_S", 0.0)
     listener = opened("127.0.0.1:0")
     client = clients(listener.address)
     listener.sock.accept()[0].close()
@@ -294,7 +294,7 @@ def test_what_cannot_be_bound_names_the_step_the_address_and_the_reason(text: st
 
 
 def test_a_refused_bind_leaves_no_descriptor(opened: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefork.core.binding.BIND_RETRY_S", 0.0)
+    monkeypatch.setattr("prefork.core.listener.BIND_RETRY_S", 0.0)
     address = opened("127.0.0.1:0").address
     before = set(os.listdir("/proc/self/fd"))
     refused(address)
@@ -399,7 +399,7 @@ def test_a_group_is_held_off_as_one(group: list[Listener], clients: Callable[[st
 
 def test_a_group_takes_no_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also not one that would share it."""
-    monkeypatch.setattr("prefork.core.binding.BIND_RETRY_S", 0.0)
+    monkeypatch.setattr("prefork.core.listener.BIND_RETRY_S", 0.0)
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", 0))

@@ -6,7 +6,7 @@ import mmap
 import os
 import time
 
-from prefork.core.memory import PSS_BUDGET_S, PSS_EVERY_S, PssCache, cpu_s, pss_bytes, rss_bytes
+from prefork.core.proc import PSS_BUDGET_S, PSS_EVERY_S, PssCache, cpu_s, pss_bytes, rss_bytes
 
 MIB = 1 << 20
 NOBODY = 2**22 + 1  # above the largest pid that Linux gives out

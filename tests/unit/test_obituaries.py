@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from prefork.core.exits import Exit
+from prefork.core.process import Exit
 from prefork.master.roster import Hang, WorkerHandle
-from prefork.status.deaths import KEPT, Obituaries, page
-from prefork.status.obituary import Obituary
+from prefork.status.deaths import KEPT, Obituaries, Obituary, page
 from prefork.status.scoreboard import Slow
 
 TIME = "2026-11-25T03:12:44.120Z"

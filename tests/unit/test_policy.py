@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefork.master.actions import (
+from prefork.master.policy import FACTOR, FIRST_S, GRACE_MARGIN_S, MOST_S, STACKS_WAIT_S, SUSPENDED_S, Judge, Policy
+from prefork.master.roster import (
     Abandoned,
     Action,
     AskFault,
@@ -25,13 +26,11 @@ from prefork.master.actions import (
     Prepare,
     Reloaded,
     Retire,
+    Roster,
     Spawn,
     Unit,
+    WorkerHandle,
 )
-from prefork.master.backoff import FACTOR, FIRST_S, MOST_S
-from prefork.master.judge import GRACE_MARGIN_S, STACKS_WAIT_S, SUSPENDED_S, Judge
-from prefork.master.policy import Policy
-from prefork.master.roster import Roster, WorkerHandle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -33,7 +33,7 @@ from loadtest.planfile import LOAD_KEYS, PLAN_KEYS
 from loadtest.record import Worker
 from loadtest.report import Report
 from loadtest.store import Store
-from prefork.admin.admin_answers import Answers
+from prefork.admin.http import Answers
 from prefork.config.options import OPTIONS
 from prefork.core.signals import TABLE
 from prefork.errors import PreforkError

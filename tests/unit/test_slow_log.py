@@ -11,8 +11,7 @@ from prefork.core.log import Log
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.slow_log import SlowLog
 from prefork.master.workers import Message
-from prefork.status.beat import beat_s
-from prefork.status.scoreboard import BEAT, SINCE, Scoreboard
+from prefork.status.scoreboard import BEAT, SINCE, Scoreboard, beat_s
 
 SLOW_S = 0.5
 STACK = '  File "/app.py", line 3, in app\n    sleep()\n'

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefork.core.address import Address
-from prefork.core.exits import Exit
 from prefork.core.listener import open_group, open_listener
 from prefork.core.log import open_log
 from prefork.core.pidfile import PidFile
 from prefork.core.privileges import Place
+from prefork.core.process import Exit
 from prefork.core.systemd import Notifier
-from prefork.master.heir import VARIABLE, Heir
-from prefork.master.upgrade import Upgrade
+from prefork.master.upgrade import VARIABLE, Heir, Upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.status.meanings import ERROR_KINDS, MEANINGS, errors_by_kind
+from prefork.status.definitions import ERROR_KINDS, MEANINGS, errors_by_kind
+from prefork.status.histogram import highest_ms, quantile_ms, summary
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, queue_bucket
-from prefork.status.waits import highest_ms, quantile_ms, summary
 
 
 @given(waited_ms=st.integers(0, 1 << 40))

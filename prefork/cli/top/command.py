@@ -7,11 +7,9 @@ import sys
 
 import click
 
-from prefork.cli.asking import EXITS, talks
-from prefork.cli.top.courier import Courier
-from prefork.cli.top.keyboard import Keyboard
-from prefork.cli.top.loop import LOOK, Loop
-from prefork.cli.top.terminal import Screen
+from prefork.cli.options import EXITS, talks
+from prefork.cli.top.loop import LOOK, Courier, Loop
+from prefork.cli.top.terminal import Keyboard, Screen
 from prefork.control.client import ask, find
 from prefork.core.units import positive_duration
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from prefork.cli.top.columns import Line, heading, rate, row
 from prefork.cli.top.interval import Document, Interval
-from prefork.cli.top.view import Pager, View
+from prefork.cli.top.view import Line, Pager, View, heading, rate, row
 from prefork.status.document import cell
 
 KEYS = "q quit  s stack  o obituaries  +/- scale  r reload  t sort  p pause  h help"

@@ -4,12 +4,68 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import termios
 from types import TracebackType
 from typing import Self
 
-from prefork.cli.top.columns import Line
+from prefork.cli.top.view import Line
 from prefork.control.client import printable
 from prefork.errors import ConfigError
+
+# --- Keys of a terminal: single presses without Enter, named; the terminal is as before afterwards.
+#
+# Ctrl-C stays a signal. Ctrl-Z and Ctrl-\ do nothing: a stopped program could not give the screen back.
+
+
+_SEQUENCES = {
+    "[A": "up", "OA": "up", "[B": "down", "OB": "down", "[5~": "page up", "[6~": "page down", "[H": "home",
+    "OH": "home", "[1~": "home", "[F": "end", "OF": "end", "[4~": "end",
+}  # fmt: skip
+_PLAIN = {"\x1b": "escape", "\r": "enter", "\n": "enter", " ": "page down", "\x7f": "page up"}
+_KEY = re.compile(r"\x1b(\[[0-9;]*[A-Za-z~]|O[A-Za-z])|(.)", re.DOTALL)
+
+
+def names(text: str) -> list[str]:
+    """The keys that were pressed: `up`, `escape`, or a character. Sequences that are not known are left out."""
+    found = []
+    for match in _KEY.finditer(text):
+        sequence, plain = match.groups()
+        name = _SEQUENCES.get(sequence) if sequence else _PLAIN.get(plain, plain)
+        if name and (len(name) > 1 or name.isprintable()):
+            found.append(name)
+    return found
+
+
+class Keyboard:
+    """CLIENT. While it is entered, `read` gives keys as they are pressed, without echo."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._before = termios.tcgetattr(fd)
+
+    def __enter__(self) -> Self:
+        mode = termios.tcgetattr(self.fd)
+        mode[3] &= ~(termios.ICANON | termios.ECHO)
+        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+        for key in (termios.VSUSP, termios.VQUIT):
+            mode[6][key] = bytes([os.fpathconf(self.fd, "PC_VDISABLE") & 0xFF])
+        termios.tcsetattr(self.fd, termios.TCSADRAIN, mode)
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
+        try:
+            termios.tcsetattr(self.fd, termios.TCSAFLUSH, self._before)
+        except termios.error:
+            pass  # the terminal has gone
+
+    def read(self) -> list[str] | None:
+        """The keys that have come; None when the terminal has gone."""
+        try:
+            data = os.read(self.fd, 4096)
+        except OSError:
+            return None  # EIO: it was hung up
+        return names(data.decode("utf-8", "ignore")) if data else None
 
 
 class Screen:

@@ -20,9 +20,8 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.core.listener import Listener
-from prefork.engines.accept import Entrance
+from prefork.engines.accept import Balance, Entrance
 from prefork.engines.aio.connections import Crowd
-from prefork.engines.balance import Balance
 from prefork.engines.context import Station
 from prefork.engines.error_log import Complaints
 from prefork.engines.timers import NEVER

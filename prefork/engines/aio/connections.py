@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from prefork.engines.accept import Balance
 from prefork.engines.aio.heartbeat import Pulse
-from prefork.engines.balance import Balance
 from prefork.engines.context import Station
 from prefork.status.scoreboard import ACCEPTED, HELD
 

@@ -15,10 +15,9 @@ import random
 from collections.abc import Callable
 from time import monotonic_ns, thread_time_ns
 
-from prefork.engines.balance import Balance
+from prefork.engines.accept import Balance
 from prefork.engines.context import Station
-from prefork.status.beat import beat_s
-from prefork.status.scoreboard import BEAT, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, SINCE
+from prefork.status.scoreboard import BEAT, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, SINCE, beat_s
 
 _NOBODY = 0, b""
 

@@ -8,15 +8,14 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from prefork.engines.aio.waiting import Timekeeper
-from prefork.engines.asgi.parting import Parting
+from prefork.engines.asgi.phases import Parting
 from prefork.engines.asgi.websocket import WebSocketConnection
 from prefork.engines.http_context import HttpSite
 from prefork.engines.peer import Peer
-from prefork.http.forwarded import find_origin
-from prefork.http.refusal import Refusal
+from prefork.http.forwarded import UNIX, find_origin
+from prefork.http.limits import Refusal
 from prefork.http.response import error_response
 from prefork.http.scope import Scope, Scopes, for_connection, for_listener, of_websocket, see_through
-from prefork.http.trusted import UNIX
 from prefork.http.websocket_handshake import handshake, refuse
 from prefork.status.histogram import array_index
 from prefork.status.scoreboard import ABORTED, BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, TIMED_OUT, TOOK_NS, mark
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from prefork.engines.aio.waiting import Expiring
     from prefork.engines.asgi.connection import HttpConnection
     from prefork.engines.asgi.request import Exchange
-    from prefork.http.request import Request
+    from prefork.http.head import Request
 
 AsgiPeer = Peer[Scopes]
 

@@ -11,23 +11,111 @@ request. How long a body or a response may take grows with what has moved of it 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from prefork.engines.aio.bell import Bell
-from prefork.engines.asgi.inflow import Inflow
-from prefork.engines.asgi.outflow import Outflow
-from prefork.engines.asgi.parting import Parting, reset, sends_on
+from prefork.engines.aio.waiting import Bell
+from prefork.engines.asgi.phases import Outflow, Parting, reset, sends_on
 from prefork.engines.asgi.request import ClientDisconnected, Exchange
-from prefork.engines.asgi.tls_facts import tls_facts
 from prefork.engines.timers import NEVER
-from prefork.http.parser import END, Event
-from prefork.http.refusal import Refusal
-from prefork.http.request import Request
+from prefork.http.head import Request
+from prefork.http.limits import Refusal
+from prefork.http.parser import END, Event, RequestParser
 
 if TYPE_CHECKING:
     from prefork.core.listener import Listener
     from prefork.engines.asgi.app import AsgiPeer, AsgiSite
+
+
+# --- What an ASGI application is told of a connection's TLS (the extension `tls` of its scopes).
+
+
+_VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}  # RFC 8446 4.1.2, as ASGI wants them
+
+
+def tls_facts(transport: asyncio.BaseTransport) -> dict[str, Any]:
+    """Return them. Clients are not asked for certificates, so nothing is said of these."""
+    ssl_object = transport.get_extra_info("ssl_object")
+    name = ssl_object.cipher()[0]
+    suites = [cipher["id"] & 0xFFFF for cipher in ssl_object.context.get_ciphers() if cipher["name"] == name]
+    return {
+        "server_cert": None,
+        "client_cert_chain": [],
+        "client_cert_name": None,
+        "client_cert_error": None,
+        "tls_version": _VERSIONS.get(ssl_object.version()),
+        "cipher_suite": suites[0] if suites else None,
+    }
+
+
+# --- What a client has sent and nobody has taken yet: events in their order, and bytes that are not understood.
+#
+# Bytes are understood a chunk at a time, and only when all events before them were taken: each chunk may be full of
+# requests, and then costs many times its size.
+
+
+_CHUNK = 16384
+
+
+class Inflow:
+    """WORKER. `in_head`: what was understood last is the beginning of a head."""
+
+    __slots__ = ("_events", "_parser", "_raw", "in_head")
+
+    def __init__(self, site: AsgiSite) -> None:
+        self._parser = RequestParser(site.limits, site.fields, upgrades=True)
+        self._events: deque[Event] = deque()
+        self._raw = b""
+        self.in_head = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something was not taken."""
+        return bool(self._events or self._raw)
+
+    @property
+    def between(self) -> bool:
+        """Whether nothing of a next request has come."""
+        return self._parser.idle and not self._raw
+
+    def feed(self, data: bytes, *, free: bool) -> Request | None:
+        """Take what has come. Returns a request that came whole and alone, if one is wanted (`free`)."""
+        if self._raw or len(data) > _CHUNK:
+            self._raw += data
+            return None
+        events = self._parser.feed(data)
+        if free and len(events) == 1 and not self.in_head:
+            request = events[0]
+            if type(request) is Request and request.complete and not request.upgrade and self._parser.idle:
+                return request  # the usual case, straight through
+        self._events.extend(events)
+        return None
+
+    def take(self) -> Event | None:
+        """The next event, if there is one."""
+        while not self._events:
+            if not self._raw:
+                self.in_head = not self._parser.idle
+                return None
+            piece, self._raw = self._raw[:_CHUNK], self._raw[_CHUNK:]
+            self._events.extend(self._parser.feed(piece))
+        return self._events.popleft()
+
+    def put_back(self, event: Event) -> None:
+        """Its turn has not come."""
+        self._events.appendleft(event)
+
+    def eof(self) -> list[Event]:
+        """The client sends no more; see RequestParser."""
+        return self._parser.eof()
+
+    def detach(self) -> bytes:
+        """Give up, and return what is not understood: it is of another protocol."""
+        rest, self._raw = self._parser.detach() + self._raw, b""
+        self._events.clear()
+        return rest
+
 
 _BODY_BYTES = 65536  # of a body that wait for the application before the client has to wait
 

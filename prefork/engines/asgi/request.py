@@ -12,16 +12,69 @@ import os
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from prefork.engines.aio.bell import Bell
-from prefork.engines.asgi.outflow import TURN_BYTES
-from prefork.engines.asgi.request_body import RequestBody
+from prefork.engines.aio.waiting import Bell
+from prefork.engines.asgi.phases import TURN_BYTES
 from prefork.http.asgi_response import AsgiResponse, Message
 from prefork.http.response import ResponseError
 
 if TYPE_CHECKING:
     from prefork.engines.asgi.connection import HttpConnection
-    from prefork.http.request import Request
+    from prefork.http.head import Request
     from prefork.http.scope import Scope
+
+
+# --- A request's body on its way to an ASGI application, piece by piece as the client sends it.
+
+
+class RequestBody:
+    """WORKER. `open`: more of it is to come. `buffered`: bytes that the application has not taken; `received`: in all.
+
+    `continues`: the client waits for 100 Continue before it sends any.
+    """
+
+    __slots__ = ("_news", "_pieces", "_taken", "began_ns", "buffered", "continues", "open", "received")
+
+    def __init__(self, news: Bell, *, continues: bool) -> None:
+        self._news = news
+        self._pieces: list[bytes] = []
+        self._taken = False
+        self.began_ns = monotonic_ns()
+        self.open = True
+        self.buffered = 0
+        self.received = 0
+        self.continues = continues
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something for the application: a piece, or the news that there are no more."""
+        return bool(self._pieces) or not (self.open or self._taken)
+
+    @property
+    def taken(self) -> bool:
+        """Whether the application has all of it."""
+        return self._taken
+
+    def feed(self, data: bytes) -> None:
+        """A piece has come."""
+        self._pieces.append(data)
+        self.buffered += len(data)
+        self.received += len(data)
+        self.continues = False
+        self._news.ring()
+
+    def end(self) -> None:
+        """It is complete."""
+        self.open = False
+        self._news.ring()
+
+    def take(self) -> bytes:
+        """All that has come and was not taken yet."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self.buffered = 0
+        self._taken = not self.open
+        return data
+
 
 _FILE_BYTES = 262144  # read of a file at a time
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

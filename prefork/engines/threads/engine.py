@@ -11,27 +11,90 @@ thread is in a handler.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import random
+import select
 import socket
 import socketserver
 import threading
 import time
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
-from typing import Any
+from typing import Any, cast
 
 from prefork.core.address import format_sockaddr
 from prefork.core.listener import ACCEPT_WAIT_S, Listener, timeval
 from prefork.engines.context import Station
 from prefork.engines.error_log import Complaints
-from prefork.engines.queue_wait import note_wait
-from prefork.engines.threads.accepting import Acceptor
+from prefork.engines.peer import note_wait
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPEN, QUEUE_EMPTY, BootError, LineTooLong
 from prefork.runtime.connection import Connection, HandlerSocket, close
 from prefork.runtime.loader import App
 from prefork.status.histogram import array_index
 from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row
+
+# --- Taking connections from the listeners that all workers share, for engines that block.
+#
+# One blocking listener: plain accept(). Several, or one that somebody made non-blocking: wait on epoll with
+# EPOLLEXCLUSIVE, so that a connection wakes one waiter and not all. The kernel asks the waiters in the order of their
+# registration, so each wake-up ends with a new registration, at the tail; else the first would take nearly everything.
+
+
+class Acceptor:
+    """WORKER, one per thread. `take()` waits at most ACCEPT_WAIT_S; `family` is that of the last connection's listener.
+
+    `take` returns (descriptor, peer's sockaddr) and raises BlockingIOError if no connection came in time, other
+    OSErrors as accept(2).
+    """
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._socks = {listener.sock.fileno(): listener.sock for listener in listeners}
+        self._epoll = select.epoll()  # made now, as descriptors may be out when it is needed
+        self._polls = False
+        self._draining = list(self._socks.values())  # that may still have a queue when the server stops
+        self.family = int(listeners[0].sock.family)
+        # The method below socket.accept(): it returns the bare descriptor and makes no second object (2.5 us less).
+        self.take: Callable[[], tuple[int, Any]] = listeners[0].sock._accept  # type: ignore[attr-defined]
+        if len(listeners) > 1:
+            self._poll()
+
+    def ran_out(self) -> None:
+        """`take` found nothing. If accept() no longer waits, since another process set O_NONBLOCK, use epoll."""
+        if not self._polls and not all(map(os.get_blocking, self._socks)):
+            self._poll()
+
+    def take_queued(self) -> tuple[int, Any]:
+        """Take what waits on any of the listeners, which are non-blocking by now; BlockingIOError: all are empty."""
+        while self._draining:
+            self.family = self._draining[-1].family
+            try:
+                return cast("tuple[int, Any]", self._draining[-1]._accept())  # type: ignore[attr-defined]
+            except OSError as error:
+                if error.errno not in QUEUE_EMPTY:
+                    raise
+                self._draining.pop()
+        raise BlockingIOError(errno.EAGAIN, "no connection waits")
+
+    def _poll(self) -> None:
+        """From now on wait with epoll. Registered before it is needed, it would be woken instead of accept()."""
+        self._polls = True
+        for fd in self._socks:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self.take = self._take_polled
+
+    def _take_polled(self) -> tuple[int, Any]:
+        epoll = self._epoll
+        for fd, _events in epoll.poll(ACCEPT_WAIT_S, 1):
+            sock = self._socks[fd]
+            self.family = sock.family
+            try:
+                return cast("tuple[int, Any]", sock._accept())  # type: ignore[attr-defined]
+            finally:
+                epoll.unregister(fd)
+                epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        raise BlockingIOError(errno.EAGAIN, "no connection waits")
 
 
 class BlockingEngine:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, TextIO, cast
 
+from prefork.core.log import Outlet
 from prefork.engines.http_context import HttpSite
 from prefork.engines.peer import Peer
-from prefork.engines.wsgi.error_stream import ErrorStream
 from prefork.http.environ import Environ, Environs, for_connection, for_listener
-from prefork.http.forwarded import find_origin
-from prefork.http.trusted import UNIX
+from prefork.http.forwarded import UNIX, find_origin
 from prefork.http.wsgi import WsgiCall
 from prefork.status.histogram import array_index
 from prefork.status.scoreboard import ABORTED, BUSY_NS, COMPLETED, ERRORS, HISTOGRAM, SINCE, Row
@@ -20,9 +20,32 @@ if TYPE_CHECKING:
     from prefork.core.listener import Listener
     from prefork.engines.context import Station
     from prefork.engines.error_log import Complaints
-    from prefork.http.body import BodyBuffer
-    from prefork.http.file_part import FilePart
-    from prefork.http.request import Request
+    from prefork.http.body import BodyBuffer, FilePart
+    from prefork.http.head import Request
+
+
+# --- `wsgi.errors`: where applications write what went wrong. It goes to where the log goes.
+
+
+class ErrorStream(io.TextIOBase):
+    """WORKER. Takes any text. What cannot be written is dropped: the log's trouble must not become the request's."""
+
+    def __init__(self, fd: int) -> None:
+        self._out = Outlet(fd)
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write the text at once, as one line or several. Returns its length."""
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        try:
+            while data:
+                data = data[self._out.write(data, patient=True) :]
+        except OSError:
+            pass  # ENOSPC, EPIPE, EBADF, EAGAIN
+        return len(text)
 
 
 WsgiPeer = Peer[Environs]

@@ -22,16 +22,14 @@ from time import monotonic_ns
 from typing import Any, cast
 
 from prefork.core.listener import Listener
-from prefork.engines.accept import Entrance
-from prefork.engines.balance import Balance
+from prefork.engines.accept import Balance, Entrance
 from prefork.engines.context import Station
 from prefork.engines.error_log import Complaints
-from prefork.engines.queue_wait import note_wait
+from prefork.engines.peer import note_wait
 from prefork.engines.timers import NEVER, Deadlines
 from prefork.engines.wsgi.app import WsgiPeer, WsgiSite
 from prefork.engines.wsgi.connection import HttpClient
-from prefork.engines.wsgi.phases import Farewell
-from prefork.engines.wsgi.preface import Preface
+from prefork.engines.wsgi.phases import Farewell, Preface
 from prefork.engines.wsgi.thread_pool import Pool
 from prefork.status.scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, GONE, HELD
 
