@@ -197,7 +197,7 @@ class AioEngine:
 
     def _guard(self, sock: socket.socket, peer: AsgiPeer, listener: Listener) -> None:
         """Let it in when it has said what comes before HTTP."""
-        gate = importlib.import_module("prefork.engines.asgi.service.gate").Gate
+        gate = importlib.import_module("prefork.engines.asgi.phases").Gate
         site = cast("AsgiService", self._service).site
         if self._proxied and not peer.trusted:
             site.complain(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
