@@ -1,4 +1,4 @@
-"""The options of `prefork serve` for click, made of option.OPTIONS, and for every command that takes the same ones."""
+"""The options of `prefork serve` as flags, made of config/options.py, and what commands that ask a server share."""
 
 from __future__ import annotations
 
