@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import condition, session, values, wanted
-from .compare import across, compare
-from .condition import ConditionError
-from .flags import Value, load_flags
-from .interrupt import Interrupt
-from .plan import PlanError
-from .progress import Progress
-from .report import FORMATS, Report
-from .store import Store, StoreError
+from . import wanted
+from .analysis import conditions as condition
+from .analysis.compare import across, compare
+from .analysis.conditions import ConditionError
+from .data.store import Store, StoreError
+from .measure import session
+from .measure.interrupt import Interrupt
+from .measure.progress import Progress
+from .plan import values
+from .plan.flags import Value, load_flags
+from .plan.plan import PlanError
+from .report.model import FORMATS, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .condition import Condition
+    from .analysis.conditions import Condition
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONDITION, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # first entry. The packages `loadtest` and `prefork` beside this file shall win over installed ones.
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
-from loadtest.generator.address import parse
+from loadtest.plan.addresses import parse
 from loadtest.users import EchoUser, FastUser, TalkbackUser, WebSocketUser, WebUser
 from loadtest.users.options import engine_of, protocol_of, user_class_of
 from loadtest.users.web_options import opening_of

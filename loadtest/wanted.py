@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import planfile, values
-from .exchange import check_files
-from .plan import Load, Plan, PlanError, Server
+from .measure.exchange import check_files
+from .plan import file as planfile
+from .plan import values
+from .plan.plan import Load, Plan, PlanError, Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .condition import Condition
+    from .analysis.conditions import Condition
 
 
 def plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: Mapping[str, Any]) -> Plan:

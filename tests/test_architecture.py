@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST_LINES = 300
+MOST_LINES = 600
 MOST_FUNCTION_LINES = 60  # the aim is 40; beyond this a function is cut, or listed below with its reason
 TOO_LONG: dict[str, str] = {}  # module -> why it may pass MOST_LINES
 LONG_FUNCTIONS = {"loadtest.users.options.add_options": "declares one option after the other"}

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from hashlib import sha1
 from typing import TYPE_CHECKING
 
+from ..plan.request import Request
 from .failure import WRONG_FRAME, WRONG_HANDSHAKE, WRONG_REPLY, ExchangeError
-from .request import Request
 from .response import INTERIM, MOST_HEAD, read_head, tokens
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from ..generator import model
 from ..generator.dialer import HINTS, Dialer
 from ..generator.engine import PATIENCE_S, Engine
 from ..generator.failure import ExchangeError
+from ..generator.http import WebLink
 from ..generator.line_links import EchoLink, TalkbackLink
 from ..generator.lines import numbered
 from ..generator.recorder import CONNECT
-from ..generator.web_link import WebLink
 from ..generator.websocket import OPCODES
 from ..generator.websocket_link import WebSocketLink
 from .bulk import Ledger

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from locust import events
 
-from ..generator.address import DEFAULT
+from ..plan.addresses import DEFAULT
 
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from locust.exception import StopTest
 
-from ..generator import address
+from ..plan import addresses
 from .options import protocol_of
 
 if TYPE_CHECKING:
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from locust import User
 
 
-def target(user: User) -> tuple[address.Address, socket.AddressFamily, Any]:
+def target(user: User) -> tuple[addresses.Address, socket.AddressFamily, Any]:
     """The address, its family, and what connect() takes. Raises StopTest, which ends the run with the reason."""
     try:
-        found = address.parse(
-            user.host or address.DEFAULT, protocol_of(type(user), user.environment.parsed_options), unix=user.unix
+        found = addresses.parse(
+            user.host or addresses.DEFAULT, protocol_of(type(user), user.environment.parsed_options), unix=user.unix
         )
         return found, *found.resolve()
-    except address.AddressError as error:
+    except addresses.AddressError as error:
         raise StopTest(str(error)) from None
     except OSError as error:
         raise StopTest(f"--host {user.host!r}: {error.strerror}") from None

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from locust import events
 from locust.exception import StopTest
 
-from ..generator import request, tls
-from ..generator.request import Expectation, Request
+from ..generator import tls
 from ..generator.websocket import OPCODES, Opening
+from ..plan import request
+from ..plan.request import Expectation, Request
 from .options import whole
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from loadtest.compare import compare
-from loadtest.plan import Load, Plan, Server
-from loadtest.record import Round, Worker
-from loadtest.report import Report
-from loadtest.store import Store
+from loadtest.analysis.compare import compare
+from loadtest.data.records import Round, Worker
+from loadtest.data.store import Store
+from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report.model import Report
 from prefork.histogram import Histogram
 
 from .records import arrivals, client, failed, measured, signals

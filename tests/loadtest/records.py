@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from loadtest.record import Client, Queue, Round, Signals, Usage, Verdict
+from loadtest.data.records import Client, Queue, Round, Signals, Usage, Verdict
 from prefork.histogram import Histogram
 
 PROVENANCE = {

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loadtest.cli import main
-from loadtest.plan import Load, Plan, Server
-from loadtest.store import Store
+from loadtest.data.store import Store
+from loadtest.plan.plan import Load, Plan, Server
 
 from .records import measured
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.compare import across, compare
-from loadtest.plan import Load, Plan, Server
+from loadtest.analysis.compare import across, compare
+from loadtest.plan.plan import Load, Plan, Server
 from prefork.histogram import Histogram
 
 from .records import client, failed, measured, signals

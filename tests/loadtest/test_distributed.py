@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.plan import Load, Pin, Plan, PlanError, Server
+from loadtest.plan.plan import Load, Pin, Plan, PlanError, Server
 from prefork.histogram import Histogram
 from tests.loadtest import stand_in as behave
 from tests.loadtest.generator import Generator

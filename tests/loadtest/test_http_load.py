@@ -13,8 +13,8 @@ import pytest
 
 from loadtest.generator import tls
 from loadtest.generator.dialer import Dialer
-from loadtest.generator.request import Expectation, Request
-from loadtest.generator.web_link import WebLink
+from loadtest.generator.http import WebLink
+from loadtest.plan.request import Expectation, Request
 from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 

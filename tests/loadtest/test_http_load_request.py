@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import planfile, values
-from loadtest.exchange import check_files
-from loadtest.generator import request
-from loadtest.generator.request import Expectation, Request
-from loadtest.plan import Load, Plan, PlanError, Server
+from loadtest.measure.exchange import check_files
+from loadtest.plan import file as planfile
+from loadtest.plan import request, values
+from loadtest.plan.plan import Load, Plan, PlanError, Server
+from loadtest.plan.request import Expectation, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.inference import MIN_PAIRS, busiest_to_least, jain, ratio
+from loadtest.analysis.inference import MIN_PAIRS, busiest_to_least, jain, ratio
 
 from .simulation import CALM, ROUGH, USUAL, Machine, claimed, session
 

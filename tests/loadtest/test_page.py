@@ -12,19 +12,19 @@ from statistics import median
 import pytest
 from click.testing import CliRunner
 
-import loadtest.page
+import loadtest.report.html
+from loadtest.analysis.compare import compare
 from loadtest.cli import main
-from loadtest.compare import compare
-from loadtest.plan import Load, Plan, Server
-from loadtest.record import Round, Worker
-from loadtest.report import Report
-from loadtest.store import Store
+from loadtest.data.records import Round, Worker
+from loadtest.data.store import Store
+from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report.model import Report
 from prefork.histogram import Histogram, estimable
 
 from .pages import HOSTILE, Page, at, busy_run, calm_run, printable, stored
 from .records import client, failed, measured, signals
 
-STYLE = Path(loadtest.page.__file__).with_name("page.css").read_text("utf-8")
+STYLE = Path(loadtest.report.html.__file__).with_name("page.css").read_text("utf-8")
 
 
 @pytest.fixture(params=["demo", "peers-stream", "calm", "by schedule", "busy"], scope="module")

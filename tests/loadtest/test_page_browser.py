@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from loadtest.report import Report
+    from loadtest.report.model import Report
 
 pytestmark = [
     pytest.mark.slow,

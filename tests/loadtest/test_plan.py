@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import planfile, values
-from loadtest.plan import Load, Pin, Plan, PlanError, Server
+from loadtest.plan import file as planfile
+from loadtest.plan import values
+from loadtest.plan.plan import Load, Pin, Plan, PlanError, Server
 
-PLANS = Path(planfile.__file__).parent / "plans"
+PLANS = Path(planfile.__file__).parents[1] / "plans"
 ONE = Server(name="one", command="serve {port}")
 TWO = Server(name="two", command="serve {port}")
 NAP = Load(name="nap", scenario="nap")

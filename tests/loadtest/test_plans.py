@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest import planfile
+from loadtest.plan import file as planfile
 
 if TYPE_CHECKING:
-    from loadtest.plan import Plan
+    from loadtest.plan.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "loadtest" / "plans"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import proc
+from loadtest.measure import procfs
 from tests.support.wait import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def test_a_generator_that_is_killed_ends_the_round_with_its_log_and_without_figu
     )
     live = tmp_path / "out" / "rounds" / "000" / "generator.live"
     eventually(lambda: live.exists() and live.read_bytes(), within_s=DEADLINE_S, what="load")
-    (generator,) = [pid for pid in proc.tree(process.pid) if b"locust" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (generator,) = [pid for pid in procfs.tree(process.pid) if b"locust" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(generator, signal.SIGKILL)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1, err

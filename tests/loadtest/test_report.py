@@ -5,10 +5,10 @@ import io
 import json
 import re
 
-from loadtest import figures
-from loadtest.compare import compare
-from loadtest.plan import Load, Pin, Plan, Server
-from loadtest.report import FORMATS, Report
+from loadtest.analysis.compare import compare
+from loadtest.data import figures
+from loadtest.plan.plan import Load, Pin, Plan, Server
+from loadtest.report.model import FORMATS, Report
 from prefork.histogram import Histogram
 
 from .records import arrivals, client, failed, measured

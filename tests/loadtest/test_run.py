@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from loadtest import proc
+from loadtest.measure import procfs
 from tests.support.wait import eventually
 
 GOOD = "good={python} -m prefork serve nap --workers 2 --bind {address}"
@@ -64,7 +64,7 @@ def servers_left() -> list[str]:
     """Command lines of living processes that this test's servers may have left."""
     found = []
     for pid in Path("/proc").iterdir():
-        if pid.name.isdecimal() and (seen := proc.stat(int(pid.name))) and seen.state not in "ZX":
+        if pid.name.isdecimal() and (seen := procfs.stat(int(pid.name))) and seen.state not in "ZX":
             try:
                 line = (pid / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:

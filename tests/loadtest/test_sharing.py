@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from loadtest.compare import compare
-from loadtest.plan import Load, Plan, Server
-from loadtest.record import Worker
-from loadtest.report import SHARING, Report
-from loadtest.sharing import CPU, REQUESTS, sharing
+from loadtest.analysis.compare import compare
+from loadtest.analysis.sharing import CPU, REQUESTS, sharing
+from loadtest.data.records import Worker
+from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report.model import SHARING, Report
 from tests.loadtest.records import client, measured, queue, signals
 
 

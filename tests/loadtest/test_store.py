@@ -13,8 +13,8 @@ import click
 import pytest
 import tabulate
 
-from loadtest.plan import Load, Plan, Server
-from loadtest.store import Store, StoreError
+from loadtest.data.store import Store, StoreError
+from loadtest.plan.plan import Load, Plan, Server
 
 from .records import failed, measured
 

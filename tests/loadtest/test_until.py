@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtest import planfile, values
-from loadtest.compare import compare, contrast_all
-from loadtest.plan import Load, Plan, PlanError, Server
-from loadtest.session import run
-from loadtest.store import Store
-from loadtest.until import Width, widest
+from loadtest.analysis.compare import compare, contrast_all
+from loadtest.analysis.until import Width, widest
+from loadtest.data.store import Store
+from loadtest.measure.session import run
+from loadtest.plan import file as planfile
+from loadtest.plan import values
+from loadtest.plan.plan import Load, Plan, PlanError, Server
 
 from .records import failed, measured
 from .simulation import CALM, ROUGH, USUAL, Machine, claimed, narrow, session
@@ -20,8 +21,8 @@ from .simulation import CALM, ROUGH, USUAL, Machine, claimed, narrow, session
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from loadtest.plan import Slot
-    from loadtest.record import Round
+    from loadtest.data.records import Round
+    from loadtest.plan.plan import Slot
 
 PLAN = Plan(
     name="p",
@@ -151,7 +152,7 @@ class Calm:
 
 
 def go(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **rates: list[float]) -> Heard:
-    monkeypatch.setattr("loadtest.session.measure", Rates(**rates).measure)
+    monkeypatch.setattr("loadtest.measure.session.measure", Rates(**rates).measure)
     heard = Heard()
     run(Store.create(folder, plan), heard, Calm(), base=folder)  # type: ignore[arg-type]
     return heard

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.verdict import judge
+from loadtest.analysis.verdict import judge
 from prefork.histogram import Histogram
 
 from .records import arrivals, client, queue, signals, usage

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from loadtest import planfile
-from loadtest.exchange import WrongReplyError, check_files, exchange
-from loadtest.generator import address, tls
+from loadtest.generator import tls
 from loadtest.generator.dialer import Dialer
 from loadtest.generator.model import OpenModel, constant
 from loadtest.generator.websocket import BINARY, CLOSE, PING, PONG, TEXT, Opening, frame
 from loadtest.generator.websocket_link import WebSocketLink
-from loadtest.plan import Load, Plan, PlanError, Server
+from loadtest.measure.exchange import WrongReplyError, check_files, exchange
+from loadtest.plan import addresses
+from loadtest.plan import file as planfile
+from loadtest.plan.plan import Load, Plan, PlanError, Server
 from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 from tests.loadtest.websocket_server import WebSocketServer
@@ -252,7 +253,7 @@ def test_failures_by_cause(
 def test_one_exchange_proves_that_a_server_is_ready(web_socket: StartWebSocket) -> None:
     server = web_socket()
     load = Load(name="x", scenario="websocket", path="/a", payload=70_000, message="binary")
-    exchange(load, address.endpoint(f"127.0.0.1:{server.address[1]}"), ROOT, 10)
+    exchange(load, addresses.endpoint(f"127.0.0.1:{server.address[1]}"), ROOT, 10)
     assert server.requests[0][0] == "/a"
     eventually(lambda: server.closed == [1000], within_s=10, what="a clean end")
 
@@ -267,7 +268,7 @@ def test_one_exchange_proves_that_a_server_is_ready(web_socket: StartWebSocket) 
 def test_a_server_of_another_protocol_is_said_so(behaviour: Behaviour, why: str, stand_in: StartServer) -> None:
     server = stand_in(behaviour)
     with pytest.raises(WrongReplyError, match=why):
-        exchange(Load(name="x", scenario="websocket"), address.endpoint(server.address), ROOT, 1.0)
+        exchange(Load(name="x", scenario="websocket"), addresses.endpoint(server.address), ROOT, 1.0)
 
 
 def test_a_load_may_have_its_own_scenario(tmp_path: Path) -> None:

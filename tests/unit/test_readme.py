@@ -23,18 +23,18 @@ import click
 import pytest
 from websockets.sync.client import connect
 
+import loadtest.analysis.verdict
 import loadtest.cli
-import loadtest.report
-import loadtest.verdict
+import loadtest.report.model
 import prefork.cli
 import prefork.metrics
 import prefork.status
-from loadtest.compare import compare
-from loadtest.plan import Load, Plan, Server
-from loadtest.planfile import LOAD_KEYS, PLAN_KEYS
-from loadtest.record import Worker
-from loadtest.report import Report
-from loadtest.store import Store
+from loadtest.analysis.compare import compare
+from loadtest.data.records import Worker
+from loadtest.data.store import Store
+from loadtest.plan.file import LOAD_KEYS, PLAN_KEYS
+from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report.model import Report
 from prefork.admin_answers import Answers
 from prefork.bulletin import Bulletin
 from prefork.errors import PreforkError
@@ -244,22 +244,22 @@ def test_the_keys_of_a_plan_and_their_defaults() -> None:
 
 def test_the_verdicts() -> None:
     assert sorted(LAB.cells("## Verdicts")) == sorted(
-        {*(name for name, _ in loadtest.verdict._RULES), "OK", "LEFT-OUT"}
+        {*(name for name, _ in loadtest.analysis.verdict._RULES), "OK", "LEFT-OUT"}
     )
 
 
 def test_the_columns_of_the_lab() -> None:
-    assert LAB.cells("## What a row means") == [*loadtest.report._HEADERS[1:], "vs BASELINE"]
+    assert LAB.cells("## What a row means") == [*loadtest.report.model._HEADERS[1:], "vs BASELINE"]
 
 
 def test_the_columns_about_workers() -> None:
     rest = LAB.section("## What a row means").partition("Where a server has several workers")[2].splitlines()
     rows = [line for line in rest if line.startswith("| `")]
-    assert [line.split("|")[1].strip().strip("`") for line in rows] == list(loadtest.report.SHARING)
+    assert [line.split("|")[1].strip().strip("`") for line in rows] == list(loadtest.report.model.SHARING)
 
 
 def test_the_placeholders_of_a_command() -> None:
-    source = (ROOT / "loadtest" / "server.py").read_text("utf-8")
+    source = (ROOT / "loadtest" / "measure" / "server.py").read_text("utf-8")
     names = set(re.findall(r"\"(\w+)\"(?=: |\] = )", source[source.index("def _argv") : source.index("def __enter__")]))
     shown = re.findall(r"`\{(\w+)\}`", "\n".join(line.split("|")[1] for line in LAB.table("### Placeholders")[2:]))
     assert sorted(shown) == sorted(names)

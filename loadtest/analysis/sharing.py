@@ -21,7 +21,7 @@ from .inference import busiest_to_least, jain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .record import Client, Round, Signals, Worker
+    from ..data.records import Client, Round, Signals, Worker
 
 REQUESTS, CPU = "requests", "CPU"
 TOLERANCE = 0.05  # of what the clients have in flight

@@ -7,20 +7,21 @@ import ssl
 import time
 from typing import TYPE_CHECKING
 
-from .generator import request, tls
-from .generator.failure import ExchangeError
-from .generator.lines import GREETING, PREFIX, numbered
-from .generator.request import Expectation, Request
-from .generator.response import Response
-from .generator.websocket import OPCODES, Opening
-from .generator.websocket_talk import WebSocketTalk
-from .plan import OVER_HTTP, PlanError
+from ..generator import tls
+from ..generator.failure import ExchangeError
+from ..generator.lines import GREETING, PREFIX, numbered
+from ..generator.response import Response
+from ..generator.websocket import OPCODES, Opening
+from ..generator.websocket_talk import WebSocketTalk
+from ..plan import request
+from ..plan.plan import OVER_HTTP, PlanError
+from ..plan.request import Expectation, Request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .generator.address import Address
-    from .plan import Load, Plan
+    from ..plan.addresses import Address
+    from ..plan.plan import Load, Plan
 
 _WORD = b"ready\n"
 

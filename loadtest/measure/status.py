@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from .record import Worker
+from ..data.records import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,7 @@ from prefork.histogram import Histogram, estimable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ..record import Client, Round, Signals, Worker
+    from ...data.records import Client, Round, Signals, Worker
 
 NAMED = (0.5, 0.9, 0.99, 0.999)
 """The percentiles that the tables show."""

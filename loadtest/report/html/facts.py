@@ -10,7 +10,7 @@ from .markup import Markup, element, join
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ..report import Report
+    from ..model import Report
 
 _UNSAID: tuple[object, ...] = (None, "", (), [], {})
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tabulate import tabulate
 
-from . import figures
-from .page import document
-from .sharing import Sharing
+from ..analysis.sharing import Sharing
+from ..data import figures
+from .html import page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .compare import Comparison, Configuration, Contrast
-    from .plan import Plan
-    from .record import Round
+    from ..analysis.compare import Comparison, Configuration, Contrast
+    from ..data.records import Round
+    from ..plan.plan import Plan
 
 FORMATS = ("text", "github", "json", "csv", "html")
 SCHEMA = 1
@@ -83,7 +83,7 @@ class Report:
         if form == "csv":
             return self._csv()
         if form == "html":
-            return document.render(self)
+            return page.render(self)
         parts = []
         for load in self.loads:
             parts += [_title(load, form)] if len(self.loads) > 1 else []

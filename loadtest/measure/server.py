@@ -10,22 +10,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..plan.addresses import Address, endpoint
 from .child import Child, ChildError
 from .exchange import WrongReplyError, exchange
-from .generator.address import Address, endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..plan.plan import Load, Server
     from .interrupt import Interrupt
-    from .plan import Load, Server
 
 READY_S = 30.0  # from start to the first answered exchange
 STOP_S = 10.0
 INTERRUPTED_STOP_S = 1.0  # the round is lost anyway, and somebody waits
 _TRY_S = 2.0  # one attempt at an exchange
 _PAUSE_S = 0.02  # between attempts
-_PEERS = Path(__file__).parents[1] / ".venv-peers"  # `make peers` makes it, and .ready in it when it is done
+_PEERS = Path(__file__).parents[2] / ".venv-peers"  # `make peers` makes it, and .ready in it when it is done
 _CANNOT_RUN_HERE = 77  # the exit status by which a command says that this machine lacks what it needs
 
 

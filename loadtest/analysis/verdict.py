@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .record import Client, Signals, Verdict
+from ..data.records import Client, Signals, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

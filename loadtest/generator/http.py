@@ -6,9 +6,9 @@ from ssl import SSLWantReadError
 from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
+from ..plan.request import Expectation
 from .failure import ExchangeError, cause_of
 from .link import CHUNK, Link
-from .request import Expectation
 from .response import Response
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from .figures import duration
+from ..data.figures import duration
 
 if TYPE_CHECKING:
-    from .plan import Slot
-    from .record import Round
-    from .until import Width
+    from ..analysis.until import Width
+    from ..data.records import Round
+    from ..plan.plan import Slot
 
 AROUND_S = 2.0  # starting and stopping, for each round, until it is known better
 

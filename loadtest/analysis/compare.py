@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 from prefork.histogram import Histogram, estimable
 
+from ..plan.plan import AA_MARK
 from .inference import MIN_PAIRS, Ratio, ratio
-from .plan import AA_MARK
 from .sharing import sharing
 from .until import widest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from .plan import Plan
-    from .record import Round
+    from ..data.records import Round
+    from ..plan.plan import Plan
     from .sharing import Sharing
 
     Metric = Callable[[Round], float | None]

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .failure import WRONG_LENGTH
+from ..generator.failure import WRONG_LENGTH
 
 if TYPE_CHECKING:
     from pathlib import Path

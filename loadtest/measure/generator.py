@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.records import Client, RecordError
+from ..plan.plan import OVER_HTTP
 from .child import Child
-from .plan import OVER_HTTP
-from .record import Client, RecordError
 from .server import free_port
 
 if TYPE_CHECKING:
-    from .generator.address import Address
-    from .plan import Load, Plan
+    from ..plan.addresses import Address
+    from ..plan.plan import Load, Plan
     from .server import RunningServer
 
-_LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+_LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 _STOP_S = 10  # locust's wait for exchanges in flight at the end
 _START_AND_END_S = 30.0  # importing locust, connecting, writing the result
 

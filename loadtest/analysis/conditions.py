@@ -20,9 +20,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import figures
-from .plan import AA_MARK
-from .values import near
+from ..data import figures
+from ..plan.plan import AA_MARK
+from ..plan.values import near
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

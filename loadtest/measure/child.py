@@ -14,7 +14,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from . import proc
+from . import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ class Child:
         if self._process.returncode is not None:
             return
         deadline = time.monotonic() + _KILL_S
-        while left := proc.session(self.pid):
+        while left := procfs.session(self.pid):
             if time.monotonic() > deadline:
                 raise ChildError(f"processes {left} of {self._process.args!r} do not die")
             for pid in left:

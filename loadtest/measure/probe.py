@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from . import proc, sockdiag
-from .record import Queue, Usage, Worker
+from ..data.records import Queue, Usage, Worker
+from . import procfs, sockdiag
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -55,8 +55,8 @@ class _Growth:
 def owners(port: int | None) -> list[int]:
     """The processes that have the port's listening socket open, without their children; none where we may not look."""
     listening = sockdiag.listening(port) if port is not None else None
-    holders = proc.holders(listening.inodes, proc.everybody()) if listening else []
-    seen = {pid: stat for pid in holders if (stat := proc.stat(pid)) and stat.name not in _KEEPERS}
+    holders = procfs.holders(listening.inodes, procfs.everybody()) if listening else []
+    seen = {pid: stat for pid in holders if (stat := procfs.stat(pid)) and stat.name not in _KEEPERS}
     return [pid for pid, stat in seen.items() if stat.parent not in seen]
 
 
@@ -73,11 +73,11 @@ class Probe:
         """Read everything now."""
         at_ns = time.monotonic_ns()
         pids = self._pids()
-        cpu = {pid: proc.cpu_ns(pid) for pid in pids}
-        reaped_ns = sum(seen.reaped_ns for pid in pids if (seen := proc.stat(pid)))
-        threads = [thread for pid in pids for thread in proc.threads(pid)]
-        waits = {thread: wait for thread in threads if (wait := proc.wait_ns(thread)) is not None}
-        switches = {thread: proc.switches(thread) for thread in threads}
+        cpu = {pid: procfs.cpu_ns(pid) for pid in pids}
+        reaped_ns = sum(seen.reaped_ns for pid in pids if (seen := procfs.stat(pid)))
+        threads = [thread for pid in pids for thread in procfs.threads(pid)]
+        waits = {thread: wait for thread in threads if (wait := procfs.wait_ns(thread)) is not None}
+        switches = {thread: procfs.switches(thread) for thread in threads}
         self._samples.append(
             Sample(
                 at_ns=at_ns,
@@ -140,7 +140,7 @@ class Probe:
 
     def pss_bytes(self) -> int | None:
         """The processes' memory now; None when one of them cannot be read."""
-        sizes = [proc.pss_bytes(pid) for pid in self._pids()] or [None]
+        sizes = [procfs.pss_bytes(pid) for pid in self._pids()] or [None]
         return None if None in sizes else sum(size for size in sizes if size)
 
     def cpu_by_pid(self, start_ns: int, end_ns: int) -> dict[int, int]:
@@ -163,8 +163,8 @@ class Probe:
         """
         listening = self._samples[-1].listening if self._samples else None
         cpu = self.cpu_by_pid(start_ns, end_ns)
-        holders = set(proc.holders(listening.inodes, cpu)) if listening else set()
-        parents = {stat.parent for pid in holders if (stat := proc.stat(pid))}
+        holders = set(procfs.holders(listening.inodes, cpu)) if listening else set()
+        parents = {stat.parent for pid in holders if (stat := procfs.stat(pid))}
         serving = sorted(holders - parents)
         if len(serving) < 2:
             return None
@@ -174,7 +174,7 @@ class Probe:
         )
 
     def _pids(self) -> list[int]:
-        return list(dict.fromkeys(pid for root in self._roots for pid in proc.tree(root)))
+        return list(dict.fromkeys(pid for root in self._roots for pid in procfs.tree(root)))
 
     def _inside(self, start_ns: int, end_ns: int) -> list[Sample]:
         return [sample for sample in self._samples if start_ns <= sample.at_ns <= end_ns]

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .plan import Plan, PlanError
-from .record import SCHEMA, RecordError, Round
+from ..plan.plan import Plan, PlanError
+from .records import SCHEMA, RecordError, Round
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

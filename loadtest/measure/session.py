@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .compare import contrast_all
+from ..analysis.compare import contrast_all
+from ..analysis.until import widest
+from ..data.store import StoreError
 from .interrupt import Interrupted
 from .round import measure
-from .store import StoreError
-from .until import widest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..data.records import Round
+    from ..data.store import Store
+    from ..plan.plan import Slot
     from .interrupt import Interrupt
-    from .plan import Slot
     from .progress import Progress
-    from .record import Round
-    from .store import Store
 
 
 @dataclass(slots=True)

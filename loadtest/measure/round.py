@@ -14,23 +14,24 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from . import drive, provenance
+from ..analysis.verdict import judge
+from ..data import provenance
+from ..data.records import Client, Round, Signals, Verdict
+from . import generator as drive
 from .child import ChildError
-from .drive import GeneratorError
+from .generator import GeneratorError
 from .live import Live
 from .probe import PERIOD_S, Probe, owners
-from .record import Client, Round, Signals, Verdict
 from .server import RunningServer, ServerError, ServerMissingError
 from .status import StatusProbe
-from .verdict import judge
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..plan.plan import Load, Plan, Slot
     from .child import Child
     from .interrupt import Interrupt
     from .live import Tell
-    from .plan import Load, Plan, Slot
 
 
 def measure(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .inference import Ratio
+    from ..analysis.inference import Ratio
 
 UNKNOWN = "-"
 NO_DIFFERENCE = "~"

@@ -10,7 +10,7 @@ import shlex
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from .generator import address, request
+from . import addresses, request
 from .plan import ARRIVALS, ENGINES, MESSAGES, SCENARIOS, Pin
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def endpoint(value: object) -> str:
     """HOST:PORT or unix:PATH of a running server."""
     written = text(value)
     try:
-        address.endpoint(written)
+        addresses.endpoint(written)
     except ValueError as error:
         hint = "for example 127.0.0.1:1935 or [::1]:1935, or unix:PATH"
         raise ValueError(f"{written!r} is not HOST:PORT: {error}; {hint}") from None

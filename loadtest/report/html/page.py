@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import evidence, plots
+from . import charts, evidence
 from .facts import facts
 from .markup import Markup, element, exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ..compare import Configuration
-    from ..record import Round
-    from ..report import Cell, Report, Table
+    from ...analysis.compare import Configuration
+    from ...data.records import Round
+    from ..model import Cell, Report, Table
 
 COLOURS = 8
 """Classes c0, c1, ... of the style sheet."""
@@ -79,10 +79,10 @@ class _Page:
         lines = {name: line for name, done in rounds.items() if (line := evidence.timeline(done))}
         split = {name: shares for name, done in rounds.items() if (shares := evidence.shares(done))}
         yield from self._panels(
-            "Over time", _TIMELINE, {name: plots.over_time(name, line) for name, line in lines.items()}
+            "Over time", _TIMELINE, {name: charts.over_time(name, line) for name, line in lines.items()}
         )
         yield from self._panels(
-            "Share of each worker", _SHARES, {name: plots.shares(name, each) for name, each in split.items()}
+            "Share of each worker", _SHARES, {name: charts.shares(name, each) for name, each in split.items()}
         )
 
     def _table(self, table: Table) -> Markup:
@@ -108,7 +108,7 @@ class _Page:
         colour = self._colours.get(cell.text, "")
         return element("th", element("span", cell.text), scope="row", class_=f"{side} {colour}", **data)
 
-    def _percentiles(self, curves: Sequence[plots.Curve]) -> Iterable[Markup]:
+    def _percentiles(self, curves: Sequence[charts.Curve]) -> Iterable[Markup]:
         if not curves:
             return
         names = dict.fromkeys(curve.name for curve in curves)
@@ -118,11 +118,11 @@ class _Page:
         yield element(
             "figure",
             element("ul", *legend, class_="legend"),
-            *(plots.percentiles(curves, width) for width in (plots.WIDE, plots.NARROW)),
+            *(charts.percentiles(curves, width) for width in (charts.WIDE, charts.NARROW)),
             element("figcaption", _PERCENTILES + (_CLOCKS if scheduled else "")),
         )
 
-    def _curves(self, at: int, found: Configuration) -> Iterable[plots.Curve]:
+    def _curves(self, at: int, found: Configuration) -> Iterable[charts.Curve]:
         """The latency of a configuration, and in the open model also its service time."""
         clients = [done.client for done in _entered(self._report.rounds, found) if done.client]
         for clock in ("latency", "service_time") if found.offered is not None else ("latency",):
@@ -132,7 +132,7 @@ class _Page:
             figures = tuple((share, ns, places[share]) for share, ns in known.items() if ns is not None)
             colour = self._colours[found.name]
             if points:
-                yield plots.Curve(name=found.name, clock=clock, colour=colour, points=points, figures=figures)
+                yield charts.Curve(name=found.name, clock=clock, colour=colour, points=points, figures=figures)
 
     def _panels(self, title: str, caption: str, drawings: Mapping[str, Markup]) -> Iterable[Markup]:
         """Small drawings side by side, one a configuration; nothing when there is none."""
