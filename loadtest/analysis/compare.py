@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from prefork.histogram import Histogram, estimable
 
 from ..plan.plan import AA_MARK
-from .inference import MIN_PAIRS, Ratio, ratio
+from .inference import MIN_PAIRS, Ratio, ratio, widest
 from .sharing import sharing
-from .until import widest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,14 +1,26 @@
-"""The processes that made the load of one run together, on one machine or on several."""
+"""The processes that made the load of one run together, on one machine or on several.
+
+What a user of the fast engine does of that which all of them do together: connections, rate, exchanges in flight.
+
+At the start of a run the master, or the process that has no master, notes how many users there will be, and in which
+order locust hands them out: to one worker after the other, and around again. So the worker at place p of w gets the
+users number p, p + w, p + 2w and so on, and every process can number its own without asking. The notes travel with the
+options. A user that comes later, because their number was raised or a worker came or went, takes up a number that
+there was; the sums may then be off by one.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .account import Account
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import argparse
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +52,34 @@ class Crew:
             ],
             "lost": list(self.lost),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One of `of` equal shares; the remainder of what cannot be divided goes to the first ones."""
+
+    index: int
+    of: int
+
+    def part(self, whole: int) -> int:
+        """This share of a whole number. Those of all users add up to it."""
+        return whole // self.of + (self.index < whole % self.of)
+
+    def first_ns(self, now_ns: int, rate_per_s: float) -> int:
+        """When this share of arrivals at equal distances begins: the users take turns, by the clock of the machine."""
+        turn = math.ceil((now_ns * rate_per_s / 1e9 - self.index) / self.of)
+        return round((turn * self.of + self.index) * 1e9 / rate_per_s)
+
+
+def note(options: argparse.Namespace, *, users: int, workers: Sequence[str]) -> None:
+    """Note, where the run is started, the number of users and the workers in the order of their turns."""
+    options.users_in_all = max(1, users)
+    options.workers_in_turn = list(workers)
+
+
+def shares(options: argparse.Namespace, worker: str) -> Iterator[Share]:
+    """The shares of the users of this worker, as noted, without end."""
+    workers, users = options.workers_in_turn, options.users_in_all
+    place = workers.index(worker) if worker in workers else 0
+    numbers = itertools.count(place, max(1, len(workers)))
+    return (Share(index=number % users, of=users) for number in numbers)

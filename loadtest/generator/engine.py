@@ -21,14 +21,13 @@ from __future__ import annotations
 from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING, Protocol
 
-from .batch import Batch
+from .link import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .dialer import Dialer
-    from .link import Link
-    from .model import Model
+    from .link import Link, Model
 
 PATIENCE_S = 0.004
 _SLICE_NS = 10_000_000

@@ -1,15 +1,26 @@
-"""The link of the http scenario: requests on a kept connection, each response checked by status and length."""
+"""The link of the http scenario: requests on a kept connection, each response checked by status and length.
+
+Reads one HTTP/1.1 response from pieces of bytes: where it ends, its status, and whether the connection goes on.
+
+Bytes in, nothing out but that: bodies are counted, not kept. A body ends by Content-Length, by the last chunk, or, with
+neither, by the end of the stream; a response to HEAD, and one with status 204 or 304, has none, whatever it announces.
+Interim responses (100, 103) are passed over. What no server should send (a length that is no number, a chunk without
+its line end, bytes after the end) is a wrong reply; a lab has to notice it.
+
+All heads and trailers of a response together are bounded, and so is the line of a chunk. A body is bounded by the
+deadline of its exchange only, since none of it is kept.
+"""
 
 from __future__ import annotations
 
+import re
 from ssl import SSLWantReadError
 from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
 from ..plan.request import Expectation
-from .failure import ExchangeError, cause_of
+from .failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
 from .link import CHUNK, Link
-from .response import Response
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -107,3 +118,164 @@ class WebLink(Link):
         """Close the connection and forget the exchange."""
         super().drop()
         self._response = None
+
+
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
+_LENGTH = re.compile(rb"[0-9]{1,19}")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?")
+MOST_HEAD = 65536  # bytes of heads and trailers, or of a chunk's line
+_TO_THE_END = -1
+_BODILESS = (101, 204, 304)
+INTERIM = frozenset(range(100, 200)) - {101}
+"""Statuses that another response follows."""
+
+
+class Response:
+    """`feed` it what was received until it is `complete`."""
+
+    def __init__(self, *, bodiless: bool = False) -> None:
+        """`bodiless`: it answers a HEAD."""
+        self.status = 0
+        self.length = 0  # bytes of the body that have come
+        self.keeps_alive = False
+        self.complete = False
+        self._bodiless = bodiless
+        self._room = MOST_HEAD
+        self._state = self._head
+        self._buffer = b""  # what came and is not understood yet: a part of a line
+        self._left = 0  # bytes of the body, or of the chunk with its line end, still to come; or _TO_THE_END
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes. Returns whether the response is complete. Raises ExchangeError ("wrong reply")."""
+        self._buffer += data
+        while not self.complete and self._state():
+            pass
+        if self.complete and self._buffer:
+            raise ExchangeError(WRONG_REPLY)
+        return self.complete
+
+    def end(self) -> None:
+        """The stream has ended. Raises ExchangeError ("closed early") unless that is where the body ends."""
+        if self._left != _TO_THE_END:
+            raise ExchangeError(CLOSED_EARLY)
+        self.complete = True
+
+    def _head(self) -> bool:
+        """Read the head. Like all states: returns whether it went a step, so that another may be possible."""
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return self._incomplete()
+        minor, self.status, fields = read_head(self._take(end + 4))
+        if self.status not in INTERIM:
+            self._body(fields, minor)
+        return True
+
+    def _body(self, fields: dict[bytes, bytes], minor: int) -> None:
+        said = tokens(fields.get(b"connection", b""))
+        self.keeps_alive = b"close" not in said and (minor == 1 or b"keep-alive" in said)
+        coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+        if self._bodiless or self.status in _BODILESS:
+            self.keeps_alive &= self.status != 101  # from there on it is not HTTP
+            self.complete = True
+        elif coding is not None:
+            if coding.lower() != b"chunked" or length is not None:
+                raise ExchangeError(WRONG_REPLY)
+            self._state = self._chunk_line
+        elif length is not None:
+            if not _LENGTH.fullmatch(length):
+                raise ExchangeError(WRONG_REPLY)
+            self._left = int(length)
+            self.complete = not self._left
+            self._state = self._sized
+        else:
+            self.keeps_alive = False
+            self._left = _TO_THE_END
+            self._state = self._endless
+
+    def _sized(self) -> bool:
+        self._left -= self._pass_over(self._left)
+        self.complete = not self._left
+        return False
+
+    def _endless(self) -> bool:
+        self._pass_over(len(self._buffer))
+        return False
+
+    def _pass_over(self, size: int) -> int:
+        """Count what has come of so many bytes of the body, and forget it."""
+        took = min(size, len(self._buffer))
+        self._buffer = self._buffer[took:]
+        self.length += took
+        return took
+
+    def _take(self, size: int) -> bytes:
+        """So many bytes of a head or a trailer, for which there is room."""
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        self._room -= size
+        if self._room < 0:
+            raise ExchangeError(WRONG_REPLY)
+        return taken
+
+    def _chunk_line(self) -> bool:
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            return self._incomplete()
+        match = _CHUNK.fullmatch(self._buffer[:end])
+        if match is None:
+            raise ExchangeError(WRONG_REPLY)
+        self._buffer = self._buffer[end + 2 :]
+        size = int(match[1], 16)
+        self._left = size + 2 if size else 0
+        self._state = self._chunk if size else self._trailer
+        return True
+
+    def _chunk(self) -> bool:
+        """Pass over the chunk, and check the line end that it comes with."""
+        self._left -= self._pass_over(self._left - 2)
+        if self._left > 2 or len(self._buffer) < 2:
+            return False
+        if not self._buffer.startswith(b"\r\n"):
+            raise ExchangeError(WRONG_REPLY)
+        self._buffer = self._buffer[2:]
+        self._left = 0
+        self._state = self._chunk_line
+        return True
+
+    def _trailer(self) -> bool:
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            return self._incomplete()
+        self._take(end + 2)
+        self.complete = end == 0
+        return True
+
+    def _incomplete(self) -> bool:
+        if len(self._buffer) > MOST_HEAD:
+            raise ExchangeError(WRONG_REPLY)
+        return False
+
+
+def read_head(head: bytes) -> tuple[int, int, dict[bytes, bytes]]:
+    """The minor version, the status and the fields of a head with its empty line. Raises ExchangeError."""
+    lines = head[:-4].split(b"\r\n")
+    match = _STATUS.fullmatch(lines[0])
+    if match is None:
+        raise ExchangeError(WRONG_REPLY)
+    return int(match[1]), int(match[2]), _fields(lines[1:])
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """The items of a list in a field's value, in lower case."""
+    return [token.strip() for token in value.lower().split(b",")]
+
+
+def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
+    """The fields by their lower-case names; of one that comes several times all values, with commas between them."""
+    found: dict[bytes, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        if not colon or not name or name.strip(b" \t") != name:
+            raise ExchangeError(WRONG_REPLY)
+        found[name] = found[name] + b", " + value if name in found else value
+    return found

@@ -35,7 +35,7 @@ from prefork.histogram import Histogram
 from .account import Account, Arrivals, seconds_of
 
 if TYPE_CHECKING:
-    from .batch import Batch
+    from .link import Batch
 
 CONNECT = "CONNECT"
 """locust's request type for a connect that is timed on its own. One that fails counts as the exchange it prevented."""

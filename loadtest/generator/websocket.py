@@ -6,23 +6,35 @@ that is long or in parts. What is lawful and unusual (fragments, a ping between 
 
 Keys and masks are made once for each client, not for each connection and frame: they protect proxies on the way from
 what scripts in browsers make them carry, and a server has the same work with any.
+
+The link of the websocket scenario: messages on a kept connection, each echoed byte for byte before the next.
+
+A WebSocket on a connection that waits: for the readable user, and for the proof that a server is ready.
 """
 
 from __future__ import annotations
 
 import secrets
 import struct
+import time
 from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha1
+from ssl import SSLWantReadError
+from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
 from ..plan.request import Request
-from .failure import WRONG_FRAME, WRONG_HANDSHAKE, WRONG_REPLY, ExchangeError
-from .response import INTERIM, MOST_HEAD, read_head, tokens
+from .failure import CLOSED_EARLY, WRONG_FRAME, WRONG_HANDSHAKE, WRONG_REPLY, ExchangeError, cause_of
+from .http import INTERIM, MOST_HEAD, read_head, tokens
+from .link import CHUNK, Link
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import socket
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from .engine import Engine
+
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 OPCODES = {"text": TEXT, "binary": BINARY}
@@ -159,3 +171,214 @@ class Messages:
         payload = bytes(buffer[2 + extra : end])
         del buffer[:end]
         return first, payload
+
+
+class WebSocketLink(Link):
+    """Opens a connection, which has a clock of its own as in echo, and sends its message again and again.
+
+    The message is made into a frame once, and so is the reply: one that comes alone and in one piece, as it does
+    nearly always, needs no parser. A ping is answered. The last that a connection says is a close frame, for whose
+    answer nobody waits.
+    """
+
+    __slots__ = (
+        "_came",
+        "_exchanges",
+        "_expected",
+        "_left",
+        "_mask",
+        "_message",
+        "_messages",
+        "_open",
+        "_opening",
+        "_reply",
+        "_size",
+        "_usual",
+        "connecting",
+    )
+
+    def __init__(self, engine: Engine, opening: Opening, opcode: int, payload: bytes, exchanges: int = 0) -> None:
+        """`exchanges` on one connection; 0: as many as the server allows."""
+        self._mask = secrets.token_bytes(4)
+        self._message = frame(opcode, payload, self._mask)
+        super().__init__(engine, self._message)
+        self._opening = opening
+        self._expected = (opcode, payload)
+        self._reply = frame(opcode, payload)
+        self._usual: bytes | None = None  # the reply, while that may come and needs no parser
+        self._size = CHUNK  # bytes to read at once: one more than the usual
+        self._exchanges = exchanges
+        self._left = 0  # messages that this connection still takes; never 0 again if that is not limited
+        self._open = False  # whether the server has agreed
+        self._came = b""  # before it has
+        self._messages = Messages(len(payload))
+        self.connecting = False
+
+    def begin(self) -> None:
+        """Start an exchange now. A handshake that it needs first has a clock of its own."""
+        self.sent_ns = clock()
+        if not self._open:
+            self.connecting = True
+            self.request = self._opening.request
+            self.connect()
+        elif self._rest:  # of a pong
+            self._say(self.request)
+        else:
+            self.send()
+
+    def ready(self, mask: int) -> None:  # noqa: ARG002 # what recv says is enough
+        """The reply has come; or something unusual."""
+        try:
+            data = self.connection.recv(self._size)
+        except (BlockingIOError, SSLWantReadError):
+            self.send_rest()
+            return
+        except OSError as error:
+            self.fail(cause_of(error))
+            return
+        if data == self._usual and self.sent_ns and not self._rest:
+            engine = self.engine
+            batch = engine.batch  # `note`, without the call
+            batch.end_ns.append(clock())
+            batch.sent_ns.append(self.sent_ns)
+            batch.received += len(data)
+            self._left -= 1
+            if not self._left:
+                self.drop()
+            engine.freed.append(self)
+        else:
+            self._examine(data)
+
+    def _examine(self, data: bytes) -> None:
+        """Read what is not the usual, or is a part of it."""
+        if self._usual and len(data) == self._size:
+            data += self._more()
+        self._usual, self._size = None, CHUNK
+        try:
+            if not data:
+                raise ExchangeError(CLOSED_EARLY)
+            if self.connecting:
+                self._came += data
+                if (rest := self._opening.read(self._came)) is None:
+                    return
+                data = rest
+            else:
+                self.engine.batch.received += len(data)
+            self._hear(self._messages.feed(data))
+        except ExchangeError as error:
+            self.fail(str(error))  # if nothing was asked, that is none: the connection ends
+            return
+        if self.connecting:
+            self._opened()
+        if self._open and self._messages.between:
+            self._usual, self._size = self._reply, len(self._reply) + 1
+
+    def _hear(self, messages: Iterable[tuple[int, bytes]]) -> None:
+        for opcode, payload in messages:
+            if opcode == PING:
+                self._say(frame(PONG, payload, self._mask))
+            elif opcode == CLOSE:
+                raise ExchangeError(close_cause(payload))
+            elif (opcode, payload) == self._expected and self.sent_ns and self._open:
+                self.note(0)  # the bytes are counted
+                self.sent_ns = 0  # what follows it is not about this exchange
+                self._left -= 1
+                if not self._left:
+                    self.drop()
+                self.engine.freed.append(self)
+            elif opcode != PONG:
+                raise ExchangeError(WRONG_REPLY)
+
+    def _opened(self) -> None:
+        """The server has agreed: the clock of the exchange starts."""
+        now_ns = clock()
+        self.engine.batch.connects.append((self.sent_ns, now_ns))
+        self.connecting = False
+        self._open = True
+        self._left = self._exchanges
+        self.sent_ns = now_ns
+        self.request = self._message
+        if self._rest:
+            self._say(self.request)
+        else:
+            self.send()
+
+    def _more(self) -> bytes:
+        """What else has come: a close after the reply is to be heard before the next message is sent."""
+        try:
+            return self.connection.recv(CHUNK)
+        except OSError:
+            return b""  # nothing; or an error, which will be heard the next time
+
+    def _say(self, data: bytes) -> None:
+        """Send it after what is not sent yet."""
+        self._rest += data
+        self.send_rest()
+
+    def drop(self) -> None:
+        """Close the connection, with a close frame where one is in place, and forget the exchange."""
+        if self._open and not self._rest:
+            try:
+                self.connection.send(frame(CLOSE, NORMAL, self._mask))
+            except OSError:
+                pass  # the server went first, or reads nothing
+        super().drop()
+        self.connecting = self._open = False
+        self._left = 0
+        self._usual, self._size, self._came = None, CHUNK, b""
+        self._messages = Messages(len(self._expected[1]))
+
+
+class WebSocketTalk:
+    """`open` it, then `echo`; both raise OSError, and ExchangeError for an answer that is not as it should be."""
+
+    def __init__(
+        self, connection: socket.socket, opening: Opening, most: int, deadline_s: float = float("inf")
+    ) -> None:
+        """`most`: bytes of a message; `deadline_s`, by the monotonic clock: when to wait no longer."""
+        self.began = b""  # how the server's answer began
+        self._connection = connection
+        self._opening = opening
+        self._messages = Messages(most)
+        self._deadline_s = deadline_s
+        self._mask = secrets.token_bytes(4)
+        self._early = b""  # what came with the server's agreement
+
+    def open(self) -> None:
+        """Shake hands."""
+        self._connection.sendall(self._opening.request)
+        came = b""
+        while (rest := self._opening.read(came)) is None:
+            came += self._receive()
+        self._early = rest
+
+    def echo(self, opcode: int, payload: bytes) -> int:
+        """Send a message and wait until it came back. Returns the bytes of the reply."""
+        self._connection.sendall(frame(opcode, payload, self._mask))
+        while True:
+            data, self._early = self._early or self._receive(), b""
+            for kind, got in self._messages.feed(data):
+                if kind == PING:
+                    self._connection.sendall(frame(PONG, got, self._mask))
+                elif kind == CLOSE:
+                    raise ExchangeError(close_cause(got))
+                elif (kind, got) == (opcode, payload):
+                    return len(frame(opcode, payload))
+                elif kind != PONG:
+                    raise ExchangeError(WRONG_REPLY)
+
+    def close(self) -> None:
+        """Say goodbye."""
+        try:
+            self._connection.sendall(frame(CLOSE, NORMAL, self._mask))
+        except OSError:
+            pass  # the server went first
+
+    def _receive(self) -> bytes:
+        if time.monotonic() > self._deadline_s:
+            raise TimeoutError("the answer does not end")
+        data = self._connection.recv(65536)
+        if not data:
+            raise ExchangeError(CLOSED_EARLY)
+        self.began = self.began or data[:80]
+        return data

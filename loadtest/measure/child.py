@@ -3,6 +3,11 @@
 The own session keeps the terminal's Ctrl-C from the children (the lab stops them in its own order) and makes every
 process that a command leaves behind findable. The affinity is set on our own thread around the fork, from where the
 child inherits it: no wrapper program, and nothing runs between fork and exec.
+
+Ctrl-C and SIGTERM as something to look at, not as an exception between a fork and the line that keeps its pid.
+
+The handler only notes. Every wait of a round watches the interrupt's descriptor too and then raises Interrupted from
+a place where all processes are known and end with their context.
 """
 
 from __future__ import annotations
@@ -12,13 +17,14 @@ import select
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from . import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
 
 _KILL_S = 5.0
 _LOG_TAIL_BYTES = 16_384
@@ -115,3 +121,44 @@ class Child:
                     pass  # it died since we looked
             self.ended(0.01)
         self._process.wait()
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):  # noqa: N818  # like KeyboardInterrupt: no error
+    """Somebody wants the run to end."""
+
+
+class Interrupt:
+    """Takes the signals over for the length of its context; readable (for select) once one came."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def __enter__(self) -> Self:
+        signal.set_wakeup_fd(self._write)
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self._read)
+        os.close(self._write)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable with the first signal, and stays so."""
+        return self._read
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal came."""
+        if self.came:
+            raise Interrupted

@@ -15,7 +15,7 @@ _SPAN = 3  # looks that a rate is taken over: the generator writes twice a secon
 
 
 class Live:
-    """Reads the line that the generator writes again and again (users/live.py); a probe among those of a round."""
+    """Reads the line that the generator writes again and again (users/adapter.py); a probe among those of a round."""
 
     def __init__(self, file: Path, tell: Tell) -> None:
         self._file = file

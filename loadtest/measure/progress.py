@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ..data.figures import duration
 
 if TYPE_CHECKING:
-    from ..analysis.until import Width
+    from ..analysis.inference import Width
     from ..data.records import Round
     from ..plan.plan import Slot
 

@@ -21,16 +21,14 @@ from . import generator as drive
 from .child import ChildError
 from .generator import GeneratorError
 from .live import Live
-from .probe import PERIOD_S, Probe, owners
+from .probe import PERIOD_S, Probe, StatusProbe, owners
 from .server import RunningServer, ServerError, ServerMissingError
-from .status import StatusProbe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..plan.plan import Load, Plan, Slot
-    from .child import Child
-    from .interrupt import Interrupt
+    from .child import Child, Interrupt
     from .live import Tell
 
 

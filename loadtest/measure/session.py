@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..analysis.compare import contrast_all
-from ..analysis.until import widest
+from ..analysis.inference import widest
 from ..data.store import StoreError
-from .interrupt import Interrupted
+from .child import Interrupted
 from .round import measure
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..data.records import Round
     from ..data.store import Store
     from ..plan.plan import Slot
-    from .interrupt import Interrupt
+    from .child import Interrupt
     from .progress import Progress
 
 

@@ -6,7 +6,7 @@ locust, which monkey-patches the process: nothing but a locustfile may import it
 
 from __future__ import annotations
 
-from . import adapter, live, options, rounding, web_options  # their import registers their listeners
+from . import adapter, options, web_options  # their import registers their listeners
 from .fast import FastUser
 from .stream import EchoUser, TalkbackUser
 from .web import WebUser
@@ -19,8 +19,6 @@ __all__ = [
     "WebSocketUser",
     "WebUser",
     "adapter",
-    "live",
     "options",
-    "rounding",
     "web_options",
 ]

@@ -1,4 +1,11 @@
-"""Attaches the lab to locust: to a local runner, a master or a worker, with amends for what would distort a run."""
+"""Attaches the lab to locust: to a local runner, a master or a worker, with amends for what would distort a run.
+
+`--live FILE`: for whoever waits for the run, how much has been done so far, twice a second.
+
+locust rounds latencies to whole milliseconds, and cuts them off in its CSV files; the import makes both finer.
+
+It has to be imported in master and workers alike, since the keys by which they count have to be the same.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +16,19 @@ import inspect
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gevent
+import locust.stats
 from locust import argument_parser, events
 from locust.event import EventHook
 from locust.exception import StopTest
 from locust.runners import MasterRunner, WorkerRunner
 
-from ..generator.share import note
+from ..generator.crew import note
+from ..generator.recorder import CONNECT
 from .distributed import Master, Worker
 from .local import Local
 from .options import engine_of
@@ -25,6 +36,9 @@ from .result import Conclusion
 
 if TYPE_CHECKING:
     from locust.env import Environment
+    from locust.runners import Runner
+    from locust.stats import RequestStats
+
 
 logger = logging.getLogger("loadtest")
 
@@ -98,3 +112,53 @@ def end_with_the_parent() -> None:
 
 
 os.register_at_fork(after_in_child=end_with_the_parent)
+
+
+_PERIOD_S = 0.5
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]  # locust ships no types
+def begin(environment: Environment, runner: Runner, **_: object) -> None:
+    """Write from now until the process ends; a master writes for its workers."""
+    path = getattr(environment.parsed_options, "live", "")
+    if path and not isinstance(runner, WorkerRunner):
+        gevent.spawn(_write, path, environment.stats)
+
+
+def _write(path: str, stats: RequestStats) -> None:
+    """One line, replaced each time: the monotonic clock in ns, exchanges that went well, exchanges that failed."""
+    with Path(path).open("wb", buffering=0) as file:
+        while True:
+            gevent.sleep(_PERIOD_S)
+            timed = [entry for (_, method), entry in stats.entries.items() if method != CONNECT]
+            failed = sum(entry.num_failures for entry in stats.entries.values())
+            well = sum(entry.num_requests - entry.num_failures for entry in timed)
+            # The counts only grow, so the new line covers the old one.
+            os.pwrite(file.fileno(), b"%d %d %d\n" % (time.monotonic_ns(), well, failed), 0)
+
+
+_coarse_bucket = locust.stats.bucket_response_time
+
+
+def fine_bucket(response_time_ms: float) -> float:
+    """The key under which locust's statistics count a response time: to 10 us below 10 ms, to 3 digits below 1 s."""
+    if response_time_ms < 10:
+        return round(response_time_ms, 2)
+    if response_time_ms < 100:
+        return round(response_time_ms, 1)
+    if response_time_ms < 1000:
+        return round(response_time_ms)
+    return _coarse_bucket(response_time_ms)  # type: ignore[no-any-return]  # locust ships no types
+
+
+def fine_percentiles(csv: Any, entry: Any, use_current: bool = False) -> list[Any]:
+    """The percentiles of a row of the CSV files, as locust's other columns are written."""
+    if not entry.num_requests:
+        return list(csv.percentiles_na)
+    recent = use_current and entry.use_response_times_cache
+    at = entry.get_current_response_time_percentile if recent else entry.get_response_time_percentile
+    return [at(percentile) or 0 for percentile in csv.percentiles_to_report]
+
+
+locust.stats.bucket_response_time = fine_bucket
+locust.stats.StatsCSV._percentile_fields = fine_percentiles

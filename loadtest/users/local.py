@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 
 from locust.runners import STATE_CLEANUP
 
-from ..generator.crew import Crew
+from ..generator.crew import Crew, shares
 from ..generator.failure import cause_of
 from ..generator.recorder import CONNECT, Recorder
-from ..generator.share import shares
 
 if TYPE_CHECKING:
     from locust.env import Environment
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from prefork.histogram import Histogram
 
     from ..generator.account import Account
-    from ..generator.batch import Batch
+    from ..generator.link import Batch
 
 logger = logging.getLogger("loadtest")
 

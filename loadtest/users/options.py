@@ -1,4 +1,7 @@
-"""Our own options on locust's command line, and the defaults that differ from locust's. Its import adds them."""
+"""Our own options on locust's command line, and the defaults that differ from locust's. Its import adds them.
+
+Where the server of a user is: its `--host`, or else a default server's address.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,17 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from locust import events
+from locust.exception import StopTest
 
+from ..plan import addresses
 from ..plan.addresses import DEFAULT
 
 if TYPE_CHECKING:
+    import socket
+
+    from locust import User
     from locust.argument_parser import LocustArgumentParser
+
 
 SCENARIOS = {
     "talkback": "TalkbackUser",
@@ -178,3 +187,16 @@ def _number(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
     return number
+
+
+def target(user: User) -> tuple[addresses.Address, socket.AddressFamily, Any]:
+    """The address, its family, and what connect() takes. Raises StopTest, which ends the run with the reason."""
+    try:
+        found = addresses.parse(
+            user.host or addresses.DEFAULT, protocol_of(type(user), user.environment.parsed_options), unix=user.unix
+        )
+        return found, *found.resolve()
+    except addresses.AddressError as error:
+        raise StopTest(str(error)) from None
+    except OSError as error:
+        raise StopTest(f"--host {user.host!r}: {error.strerror}") from None

@@ -19,8 +19,7 @@ from locust import User, constant, task
 from ..generator.failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
 from ..generator.lines import GREETING, PREFIX, numbered
 from ..generator.recorder import CONNECT
-from .options import DEADLINE_S, ECHOES, scenario_of
-from .target import target
+from .options import DEADLINE_S, ECHOES, scenario_of, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable

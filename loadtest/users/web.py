@@ -11,8 +11,7 @@ from geventhttpclient.response import HTTPConnectionClosed
 from locust import FastHttpUser, constant, task
 
 from ..generator.failure import CLOSED_EARLY, RESET, WRONG_REPLY, ExchangeError, cause_of
-from .options import DEADLINE_S
-from .target import target
+from .options import DEADLINE_S, target
 from .web_options import expectation_of, request_of, tls_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from locust import events
 from locust.exception import StopTest
 
-from ..generator import tls
+from ..generator.dialer import tls_context
 from ..generator.websocket import OPCODES, Opening
 from ..plan import request
 from ..plan.request import Expectation, Request
@@ -105,14 +105,14 @@ def opening_of(options: argparse.Namespace, host: str) -> Opening:
 def tls_of(options: argparse.Namespace) -> ssl.SSLContext:
     """How a server with TLS is verified. Raises StopTest, as a worker may lack the file that its master has."""
     try:
-        return tls.context(insecure=options.insecure, ca=options.ca)
+        return tls_context(insecure=options.insecure, ca=options.ca)
     except ValueError as error:
         raise StopTest(f"--ca {error}") from None
 
 
 def _certificates(file: str) -> str:
     if file:
-        tls.context(insecure=False, ca=file)
+        tls_context(insecure=False, ca=file)
     return file
 
 

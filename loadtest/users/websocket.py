@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from ..generator.websocket import OPCODES
-from ..generator.websocket_talk import WebSocketTalk
+from ..generator.websocket import OPCODES, WebSocketTalk
 from .stream import EchoUser
 from .web_options import opening_of, tls_of
 

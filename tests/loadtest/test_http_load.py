@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.generator import tls
-from loadtest.generator.dialer import Dialer
+from loadtest.generator.dialer import Dialer, tls_context
 from loadtest.generator.http import WebLink
 from loadtest.plan.request import Expectation, Request
 from tests.loadtest import stand_in as behave
@@ -225,7 +224,7 @@ def secure(behaviour: Behaviour) -> Behaviour:
 
 
 def trusting(address: Any, name: str = "localhost", **how: Any) -> Dialer:
-    verified = tls.context(**({"insecure": False, "ca": str(CERTIFICATE)} | how))
+    verified = tls_context(**({"insecure": False, "ca": str(CERTIFICATE)} | how))
     return Dialer(socket.AF_INET, address, tls=(verified, name))
 
 

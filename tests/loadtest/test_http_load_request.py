@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.measure.exchange import check_files
+from loadtest.measure.server import check_files
 from loadtest.plan import file as planfile
 from loadtest.plan import request, values
 from loadtest.plan.plan import Load, Plan, PlanError, Server

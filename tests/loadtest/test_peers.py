@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import loadtest.measure.server
-from loadtest.measure import sockdiag
-from loadtest.measure.exchange import exchange as prove_ready
-from loadtest.measure.interrupt import Interrupt
+from loadtest.measure import procfs
+from loadtest.measure.child import Interrupt
 from loadtest.measure.server import RunningServer, ServerMissingError
+from loadtest.measure.server import exchange as prove_ready
 from loadtest.plan import file as planfile
 from tests.support.client import exchange, read_to_end, talkback_reply
 
@@ -79,7 +79,7 @@ def test_each_server_of_the_comparison_does_the_same_work(
                 assert exchange(address, b"meanwhile\n") == talkback_reply(b"meanwhile")
             slow.sendall(b"pieces\n")
             assert read_to_end(slow) == talkback_reply(b"in two pieces")
-        queue = sockdiag.listening(running.address.port)
+        queue = procfs.listening(running.address.port)
     assert queue is not None
     assert queue.limit == min(2048, int(Path("/proc/sys/net/core/somaxconn").read_text()))
     assert running.notes == []

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import loadtest.measure.status
+import loadtest.measure.probe
 from loadtest.measure import procfs
-from loadtest.measure.status import StatusError, StatusProbe, ask
+from loadtest.measure.probe import StatusError, StatusProbe, ask
 from tests.support.client import exchange
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DEADLINE_S = 20
 def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[bytes]], str]]:
     """Start a control socket that gives these answers in turns, then hangs: `answering([b"..."])` is its path."""
     monkeypatch.setattr(
-        loadtest.measure.status, "ANSWER_S", DEADLINE_S
+        loadtest.measure.probe, "ANSWER_S", DEADLINE_S
     )  # of the lab it is short, for the sake of the watch
     ended = threading.Event()
     threads: list[threading.Thread] = []

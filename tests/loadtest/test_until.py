@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtest.analysis.compare import compare, contrast_all
-from loadtest.analysis.until import Width, widest
+from loadtest.analysis.inference import Width, widest
 from loadtest.data.store import Store
 from loadtest.measure.session import run
 from loadtest.plan import file as planfile

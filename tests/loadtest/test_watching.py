@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtest.measure import procfs, sockdiag
-from loadtest.measure.child import Child, ChildError
-from loadtest.measure.interrupt import Interrupt
+from loadtest.measure import procfs
+from loadtest.measure.child import Child, ChildError, Interrupt
 from loadtest.measure.probe import Probe, owners
 from loadtest.measure.server import RunningServer
 from loadtest.plan.plan import Server
@@ -38,15 +37,15 @@ def test_a_full_accept_queue_its_limit_and_its_drops_are_seen() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        assert sockdiag.listening(port) is None
+        assert procfs.listening(port) is None
         listener.listen(2)
         inode = os.fstat(listener.fileno()).st_ino
-        assert sockdiag.listening(port) == sockdiag.Listening(depth=0, limit=2, drops=0, inodes=frozenset({inode}))
+        assert procfs.listening(port) == procfs.Listening(depth=0, limit=2, drops=0, inodes=frozenset({inode}))
         clients = [socket.create_connection(("127.0.0.1", port), DEADLINE_S) for _ in range(3)]
         with socket.socket() as late:
             late.setblocking(False)
             late.connect_ex(("127.0.0.1", port))
-            seen = sockdiag.listening(port)
+            seen = procfs.listening(port)
         for client in clients:
             client.close()
     assert seen is not None

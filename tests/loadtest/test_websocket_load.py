@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from loadtest.generator import tls
-from loadtest.generator.dialer import Dialer
-from loadtest.generator.model import OpenModel, constant
-from loadtest.generator.websocket import BINARY, CLOSE, PING, PONG, TEXT, Opening, frame
-from loadtest.generator.websocket_link import WebSocketLink
-from loadtest.measure.exchange import WrongReplyError, check_files, exchange
+from loadtest.generator.dialer import Dialer, tls_context
+from loadtest.generator.link import OpenModel, constant
+from loadtest.generator.websocket import BINARY, CLOSE, PING, PONG, TEXT, Opening, WebSocketLink, frame
+from loadtest.measure.server import WrongReplyError, check_files, exchange
 from loadtest.plan import addresses
 from loadtest.plan import file as planfile
 from loadtest.plan.plan import Load, Plan, PlanError, Server
@@ -173,7 +171,7 @@ def test_a_server_that_closes_between_messages_is_no_failure(web_socket: StartWe
 def secured(name: str = "localhost") -> tuple[ssl.SSLContext, tuple[ssl.SSLContext, str]]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
-    return context, (tls.context(insecure=False, ca=str(CERTIFICATE)), name)
+    return context, (tls_context(insecure=False, ca=str(CERTIFICATE)), name)
 
 
 @pytest.mark.parametrize("size", [5, 300_000])
