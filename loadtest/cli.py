@@ -23,7 +23,8 @@ from .plan import file as planfile
 from .plan import values
 from .plan.flags import Value, load_flags
 from .plan.plan import Load, Plan, PlanError, Server
-from .report.model import FORMATS, Report
+from .report import FORMATS, render
+from .report.model import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +59,7 @@ def _format(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--format",
         "form",
-        type=click.Choice(FORMATS),
+        type=click.Choice(list(FORMATS)),
         default="text",
         show_default=True,
         help="How to write the tables; html is a page with charts.",
@@ -231,10 +232,10 @@ def _run(store: Store, fail_if: Sequence[Condition], base: Path) -> int:
     if rounds:
         report = _report(store)
         broken = list(conditions.broken(fail_if, report.comparison))
-        _print(report.render("text"), broken)
+        _print(render(report, "text"), broken)
         for name, form in (("report.md", "github"), ("report.html", "html")):
             try:
-                (store.folder / name).write_text(report.render(form), encoding="utf-8")
+                (store.folder / name).write_text(render(report, form), encoding="utf-8")
             except OSError as error:
                 click.echo(f"{name} cannot be written: {error.strerror}", err=True)
     click.echo(f"{_rounds(len(rounds))} in {store.folder}", err=True)
@@ -305,7 +306,7 @@ def _show(make: Callable[[], Report], form: str, fail_if: Sequence[Condition]) -
         broken = list(conditions.broken(fail_if, report.comparison))
     except (StoreError, ConditionError) as error:
         raise click.UsageError(str(error)) from None
-    _print(report.render(form), broken)
+    _print(render(report, form), broken)
     sys.exit(EXIT_CONDITION if broken else EXIT_OK)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from prefork.histogram import Histogram, estimable
 
 from ..plan.plan import AA_MARK
-from .inference import MIN_PAIRS, Ratio, ratio, widest
+from .inference import MIN_PAIRS, Contrast, Ratio, ratio, widest
 from .sharing import sharing
 
 if TYPE_CHECKING:
@@ -60,15 +60,6 @@ class Configuration:
     pss_bytes: float | None
     verdict: str  # the most frequent of its rounds, or INVALID when none is valid
     sharing: Sharing | None  # None: a single process, or its workers are not known
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contrast:
-    """A configuration against the baseline under the same load: metric -> ratio (None: no pairs)."""
-
-    name: str
-    load: str
-    ratios: Mapping[str, Ratio | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,9 +42,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from .compare import Contrast
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 MIN_PAIRS = 6  # below, even the whole range of the ratios is no 95 % interval for their median: 2 / 2^5 > 0.05
@@ -119,6 +117,15 @@ def busiest_to_least(shares: Iterable[float]) -> float | None:
     if not most:
         return None
     return most / min(values) if min(values) else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """A configuration against the baseline under the same load: metric -> ratio (None: no pairs)."""
+
+    name: str
+    load: str
+    ratios: Mapping[str, Ratio | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

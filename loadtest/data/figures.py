@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..analysis.inference import Ratio
-
 UNKNOWN = "-"
-NO_DIFFERENCE = "~"
 
 
 def digits(value: float, significant: int = 3) -> str:
@@ -45,17 +39,6 @@ def level(value: float | None) -> str:
 def index(value: float | None) -> str:
     """An index between 0 and 1, where 0.99 and 0.999 are worlds apart."""
     return UNKNOWN if value is None else f"{value:.3f}"
-
-
-def comparison(ratio: Ratio | None, floor: float | None) -> str:
-    """A ratio with its interval; `~` when no difference was shown; with n when the rounds are too few to tell."""
-    if ratio is None:
-        return UNKNOWN
-    if ratio.low is None or ratio.high is None:
-        return f"{ratio.median:.2f}x (n={ratio.pairs})"
-    if not ratio.differs(floor):
-        return NO_DIFFERENCE
-    return f"{times(ratio.median)} [{times(ratio.low)}, {times(ratio.high)}]"
 
 
 def times(value: float) -> str:

@@ -14,36 +14,42 @@ deadline of its exchange only, since none of it is kept.
 from __future__ import annotations
 
 import re
-from ssl import SSLWantReadError
+from dataclasses import dataclass
 from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
-from ..plan.request import Expectation
-from .failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
-from .link import CHUNK, Link
+from .failure import CLOSED_EARLY, WRONG_LENGTH, WRONG_REPLY, ExchangeError
+from .link import CHUNK, RepeatingLink
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .link import EngineApi
 
 
-class WebLink(Link):
-    """Sends the request when the response to the one before is complete; connects when there is no connection.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What a response has to be."""
 
-    Servers repeat themselves: within a second all their responses are alike. A response that came in one piece, and
-    was found good and complete, is kept, and as long as the next ones equal it byte for byte they need no parser.
-    """
+    statuses: frozenset[int] = frozenset(range(200, 300))
+    length: int | None = None  # of the body, in bytes; None: any that is framed properly
+    bodiless: bool = False  # it answers a HEAD, and has no body, whatever length it announces
 
-    __slots__ = ("_exchanges", "_expected", "_keeps", "_left", "_response", "_size", "_usual")
+    def flaw(self, status: int, length: int) -> str:
+        """The cause why a complete response is a failure; empty if it is as it should be."""
+        if status not in self.statuses:
+            return f"status {status}"
+        return WRONG_LENGTH if self.length not in (None, length) else ""
 
-    def __init__(self, engine: Engine, request: bytes, expected: Expectation | None = None, exchanges: int = 0) -> None:
-        """`exchanges` on one connection; 0: as many as the server allows."""
-        super().__init__(engine, request)
+
+class WebLink(RepeatingLink):
+    """Sends the request when the response to the one before is complete; connects when there is no connection."""
+
+    __slots__ = ("_expected", "_response")
+
+    def __init__(
+        self, engine: EngineApi, request: bytes, expected: Expectation | None = None, exchanges: int = 0
+    ) -> None:
+        super().__init__(engine, request, exchanges)
         self._expected = expected or Expectation()
-        self._exchanges = exchanges
-        self._left = 0  # requests that this connection still takes; never 0 again if that is not limited
-        self._usual: bytes | None = None
-        self._size = CHUNK  # bytes to read at once: one more than the usual, as little memory is had faster than much
-        self._keeps = False  # whether a response like that leaves the connection open
         self._response: Response | None = None  # the one that has come in part
 
     def begin(self) -> None:
@@ -55,36 +61,11 @@ class WebLink(Link):
         else:
             self.send()
 
-    def ready(self, mask: int) -> None:  # noqa: ARG002 # what recv says is enough
-        """The response has come; or something unusual.
-
-        To read comes before to send: a server that takes no more of a request (413) says so, and resets.
-        """
-        try:
-            data = self.connection.recv(self._size)
-        except (BlockingIOError, SSLWantReadError):
-            self.send_rest()
-            return
-        except OSError as error:
-            self.fail(cause_of(error))
-            return
-        if data == self._usual and self.sent_ns and not self._rest:
-            engine = self.engine
-            batch = engine.batch  # `note`, without the call
-            batch.end_ns.append(clock())
-            batch.sent_ns.append(self.sent_ns)
-            batch.received += len(data)
-            self._left -= 1
-            if not self._left or not self._keeps:
-                self.connection.close()
-            engine.freed.append(self)
-        elif not self.sent_ns:
-            self.drop()  # the server closed an idle connection, or talks without having been asked
-        else:
-            self._examine(data)
-
-    def _examine(self, data: bytes) -> None:
+    def examine(self, data: bytes) -> None:
         """Read a response that is not the usual one, or comes in pieces."""
+        if not self.sent_ns:
+            self.drop()  # the server closed an idle connection, or talks without having been asked
+            return
         self._usual, self._size = None, CHUNK
         in_one_piece = self._response is None
         response = self._response = self._response or Response(bodiless=self._expected.bodiless)

@@ -12,7 +12,7 @@ from .failure import CLOSED_EARLY, TIMEOUT, WRONG_REPLY, cause_of
 from .link import CHUNK, HUNG_UP, IN, OUT, Link
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .link import EngineApi
 
 
 GREETING = b"hello from prefork\n"
@@ -33,7 +33,7 @@ class TalkbackLink(Link):
 
     __slots__ = ("_expected", "_got", "interest")
 
-    def __init__(self, engine: Engine, line: bytes) -> None:
+    def __init__(self, engine: EngineApi, line: bytes) -> None:
         super().__init__(engine, line)
         self._expected = GREETING + PREFIX + line
         self._got = b""
@@ -105,7 +105,7 @@ class EchoLink(Link):
 
     __slots__ = ("_exchanges", "_got", "_left", "connecting")
 
-    def __init__(self, engine: Engine, line: bytes, exchanges: int) -> None:
+    def __init__(self, engine: EngineApi, line: bytes, exchanges: int) -> None:
         super().__init__(engine, line)
         self._exchanges = exchanges
         self._left = 0  # exchanges that this connection still serves

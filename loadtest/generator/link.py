@@ -34,21 +34,60 @@ from collections import deque
 from dataclasses import dataclass, field
 from ssl import SSLWantReadError
 from time import perf_counter_ns as clock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .failure import TIMEOUT, cause_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from .dialer import Connection
-    from .engine import Engine
+    from .dialer import Connection, Dialer
 
 
 IN, OUT, HUNG_UP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP
 CHUNK = 65536  # bytes to read at once
 _NO_CONNECTION = Socket()
 _NO_CONNECTION.close()
+
+
+@dataclass(slots=True)
+class Batch:
+    """All times are CLOCK_MONOTONIC in ns. sent, end and due have one entry for each exchange that ended well."""
+
+    sent_ns: list[int] = field(default_factory=list)
+    end_ns: list[int] = field(default_factory=list)
+    due_ns: list[int] = field(default_factory=list)  # when it should have started; the closed model keeps none
+    received: int = 0  # bytes
+    connects: list[tuple[int, int]] = field(default_factory=list)  # start and end of those with a clock of their own
+    gap_ns: int = 0  # the longest time without a look at the sockets
+    gap_at_ns: int = 0  # when that began
+    offered: list[tuple[int, int]] = field(default_factory=list)  # arrivals of the open model: when due, how late seen
+    missed_ns: list[int] = field(default_factory=list)  # those of them that never started: when due
+
+    @property
+    def start_ns(self) -> Sequence[int]:
+        """From where latencies count: in the closed model a client starts as soon as it may."""
+        return self.due_ns or self.sent_ns
+
+
+class EngineApi(Protocol):
+    """What a link and a model need of the engine that drives them (engine.py)."""
+
+    links: list[Link]
+    batch: Batch
+    dialer: Dialer
+    handlers: dict[int, Callable[[int], None]]  # by descriptor
+    freed: list[Link]  # their exchanges have ended well, and they may begin the next ones
+    again: list[Callable[[], None]]  # what could not go on, to be tried once more
+
+    def register(self, fd: int, eventmask: int, /) -> None:
+        """Watch a descriptor for events."""
+
+    def modify(self, fd: int, eventmask: int, /) -> None:
+        """Watch it for other events."""
+
+    def failed(self, link: Link, sent_ns: int, cause: str, *, connecting: bool) -> None:
+        """The link's exchange failed now."""
 
 
 class Link:
@@ -59,7 +98,7 @@ class Link:
     interest = IN  # the events to wait for once all is sent
     connecting = False  # whether a failure now is one of a connect that is timed on its own
 
-    def __init__(self, engine: Engine, request: bytes) -> None:
+    def __init__(self, engine: EngineApi, request: bytes) -> None:
         self.engine = engine
         self.request = request
         self.connection: Connection = _NO_CONNECTION
@@ -160,12 +199,65 @@ LATE_NS = 100_000_000
 _AT_ONCE = 256  # arrivals to look at before the sockets are looked at again
 
 
+class RepeatingLink(Link):
+    """A link that sends the same request again and again on one connection.
+
+    The replies of a server are alike: `_usual` is the last good one, and a reply that equals it byte for byte, as it
+    does nearly always, needs no parser.
+    """
+
+    __slots__ = ("_exchanges", "_keeps", "_left", "_size", "_usual")
+
+    def __init__(self, engine: EngineApi, request: bytes, exchanges: int) -> None:
+        """`exchanges` on one connection; 0: as many as the server allows."""
+        super().__init__(engine, request)
+        self._exchanges = exchanges
+        self._left = 0  # exchanges that this connection still takes; never 0 again if that is not limited
+        self._keeps = True  # whether the usual reply leaves the connection open
+        self._usual: bytes | None = None  # None while no reply is expected that would need no parser
+        self._size = CHUNK  # bytes to read at once: one more than the usual, as a small buffer is made faster
+
+    def ready(self, mask: int) -> None:  # noqa: ARG002 # what recv says is enough
+        """Take the usual reply, or examine another one.
+
+        Reading comes before sending: a server that takes no more of a request (413) says so, and resets.
+        """
+        try:
+            data = self.connection.recv(self._size)
+        except (BlockingIOError, SSLWantReadError):
+            self.send_rest()
+            return
+        except OSError as error:
+            self.fail(cause_of(error))
+            return
+        if data == self._usual and self.sent_ns and not self._rest:
+            engine = self.engine
+            batch = engine.batch  # `note`, without the call
+            batch.end_ns.append(clock())
+            batch.sent_ns.append(self.sent_ns)
+            batch.received += len(data)
+            self._left -= 1
+            if not self._left or not self._keeps:
+                self.hang_up()
+            engine.freed.append(self)
+        else:
+            self.examine(data)
+
+    def examine(self, data: bytes) -> None:
+        """Read what is not the usual reply, or only a part of it."""
+        raise NotImplementedError
+
+    def hang_up(self) -> None:
+        """End the connection after its last exchange."""
+        self.connection.close()
+
+
 class Model:
     """What both models share: the end. After `stop` nothing begins that is not due already."""
 
     next_ns = NEVER  # when `arrive` wants to be called
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineApi) -> None:
         self.engine = engine
         self.stopping = False
 
@@ -222,7 +314,7 @@ class ClosedModel(Model):
 class OpenModel(Model):
     """Exchanges begin by the schedule (times in ns, ascending, without end), on whatever link is free."""
 
-    def __init__(self, engine: Engine, schedule: Iterator[int], max_in_flight: int) -> None:
+    def __init__(self, engine: EngineApi, schedule: Iterator[int], max_in_flight: int) -> None:
         super().__init__(engine)
         self._schedule = schedule
         self._cap = max_in_flight
@@ -296,23 +388,3 @@ def poisson(start_ns: int, rate_per_s: float) -> Iterator[int]:
     while True:
         at_ns += random.expovariate(rate_per_s) * 1e9
         yield round(at_ns)
-
-
-@dataclass(slots=True)
-class Batch:
-    """All times are CLOCK_MONOTONIC in ns. sent, end and due have one entry for each exchange that ended well."""
-
-    sent_ns: list[int] = field(default_factory=list)
-    end_ns: list[int] = field(default_factory=list)
-    due_ns: list[int] = field(default_factory=list)  # when it should have started; the closed model keeps none
-    received: int = 0  # bytes
-    connects: list[tuple[int, int]] = field(default_factory=list)  # start and end of those with a clock of their own
-    gap_ns: int = 0  # the longest time without a look at the sockets
-    gap_at_ns: int = 0  # when that began
-    offered: list[tuple[int, int]] = field(default_factory=list)  # arrivals of the open model: when due, how late seen
-    missed_ns: list[int] = field(default_factory=list)  # those of them that never started: when due
-
-    @property
-    def start_ns(self) -> Sequence[int]:
-        """From where latencies count: in the closed model a client starts as soon as it may."""
-        return self.due_ns or self.sent_ns

@@ -20,20 +20,19 @@ import time
 from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha1
-from ssl import SSLWantReadError
 from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
 from ..plan.request import Request
-from .failure import CLOSED_EARLY, WRONG_FRAME, WRONG_HANDSHAKE, WRONG_REPLY, ExchangeError, cause_of
+from .failure import CLOSED_EARLY, WRONG_FRAME, WRONG_HANDSHAKE, WRONG_REPLY, ExchangeError
 from .http import INTERIM, MOST_HEAD, read_head, tokens
-from .link import CHUNK, Link
+from .link import CHUNK, RepeatingLink
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable, Iterator, Sequence
 
-    from .engine import Engine
+    from .link import EngineApi
 
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -173,7 +172,7 @@ class Messages:
         return first, payload
 
 
-class WebSocketLink(Link):
+class WebSocketLink(RepeatingLink):
     """Opens a connection, which has a clock of its own as in echo, and sends its message again and again.
 
     The message is made into a frame once, and so is the reply: one that comes alone and in one piece, as it does
@@ -181,34 +180,15 @@ class WebSocketLink(Link):
     answer nobody waits.
     """
 
-    __slots__ = (
-        "_came",
-        "_exchanges",
-        "_expected",
-        "_left",
-        "_mask",
-        "_message",
-        "_messages",
-        "_open",
-        "_opening",
-        "_reply",
-        "_size",
-        "_usual",
-        "connecting",
-    )
+    __slots__ = ("_came", "_expected", "_mask", "_message", "_messages", "_open", "_opening", "_reply", "connecting")
 
-    def __init__(self, engine: Engine, opening: Opening, opcode: int, payload: bytes, exchanges: int = 0) -> None:
-        """`exchanges` on one connection; 0: as many as the server allows."""
+    def __init__(self, engine: EngineApi, opening: Opening, opcode: int, payload: bytes, exchanges: int = 0) -> None:
         self._mask = secrets.token_bytes(4)
         self._message = frame(opcode, payload, self._mask)
-        super().__init__(engine, self._message)
+        super().__init__(engine, self._message, exchanges)
         self._opening = opening
         self._expected = (opcode, payload)
         self._reply = frame(opcode, payload)
-        self._usual: bytes | None = None  # the reply, while that may come and needs no parser
-        self._size = CHUNK  # bytes to read at once: one more than the usual
-        self._exchanges = exchanges
-        self._left = 0  # messages that this connection still takes; never 0 again if that is not limited
         self._open = False  # whether the server has agreed
         self._came = b""  # before it has
         self._messages = Messages(len(payload))
@@ -226,31 +206,8 @@ class WebSocketLink(Link):
         else:
             self.send()
 
-    def ready(self, mask: int) -> None:  # noqa: ARG002 # what recv says is enough
-        """The reply has come; or something unusual."""
-        try:
-            data = self.connection.recv(self._size)
-        except (BlockingIOError, SSLWantReadError):
-            self.send_rest()
-            return
-        except OSError as error:
-            self.fail(cause_of(error))
-            return
-        if data == self._usual and self.sent_ns and not self._rest:
-            engine = self.engine
-            batch = engine.batch  # `note`, without the call
-            batch.end_ns.append(clock())
-            batch.sent_ns.append(self.sent_ns)
-            batch.received += len(data)
-            self._left -= 1
-            if not self._left:
-                self.drop()
-            engine.freed.append(self)
-        else:
-            self._examine(data)
-
-    def _examine(self, data: bytes) -> None:
-        """Read what is not the usual, or is a part of it."""
+    def examine(self, data: bytes) -> None:
+        """Read what is not the usual reply, or is a part of it."""
         if self._usual and len(data) == self._size:
             data += self._more()
         self._usual, self._size = None, CHUNK
@@ -302,6 +259,10 @@ class WebSocketLink(Link):
             self._say(self.request)
         else:
             self.send()
+
+    def hang_up(self) -> None:
+        """End the connection with a close frame."""
+        self.drop()
 
     def _more(self) -> bytes:
         """What else has come: a close after the reply is to be heard before the next message is sent."""

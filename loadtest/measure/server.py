@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from ..generator.dialer import tls_context
 from ..generator.failure import ExchangeError
-from ..generator.http import Response
+from ..generator.http import Expectation, Response
 from ..generator.lines import GREETING, PREFIX, numbered
 from ..generator.websocket import OPCODES, Opening, WebSocketTalk
 from ..plan import request
 from ..plan.addresses import Address, endpoint
 from ..plan.plan import OVER_HTTP, PlanError
-from ..plan.request import Expectation, Request
+from ..plan.request import Request
 from .child import Child, ChildError
 
 if TYPE_CHECKING:

@@ -11,8 +11,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..generator.failure import WRONG_LENGTH
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -114,18 +112,3 @@ class Request:
         """The request as it is sent to that host."""
         fields = "".join(f"{name}: {value}\r\n" for name, value in self.fields(host))
         return f"{self.method} {self.path} HTTP/1.1\r\n{fields}\r\n".encode("latin-1") + self.body
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expectation:
-    """What a response has to be."""
-
-    statuses: frozenset[int] = frozenset(range(200, 300))
-    length: int | None = None  # of the body, in bytes; None: any that is framed properly
-    bodiless: bool = False  # it answers a HEAD, and has no body, whatever length it announces
-
-    def flaw(self, status: int, length: int) -> str:
-        """The cause why a complete response is a failure; empty if it is as it should be."""
-        if status not in self.statuses:
-            return f"status {status}"
-        return WRONG_LENGTH if self.length not in (None, length) else ""

@@ -1,28 +1,21 @@
-"""Comparison -> text, GitHub Markdown, JSON, CSV or a page. Renders; computes nothing."""
+"""The tables and notes of a report, before they are written in any format: a comparison, its plan and its rounds."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tabulate import tabulate
-
-from ..analysis.sharing import Sharing
 from ..data import figures
-from .html import page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..analysis.compare import Comparison, Configuration, Contrast
+    from ..analysis.compare import Comparison, Configuration
+    from ..analysis.inference import Contrast, Ratio
     from ..data.records import Round
     from ..plan.plan import Plan
 
-FORMATS = ("text", "github", "json", "csv", "html")
-SCHEMA = 1
+NO_DIFFERENCE = "~"
 _COLUMNS = (  # and where in the JSON of a configuration their figures are
     ("configuration", "name"),
     ("requests/s", "rate_per_s"),
@@ -41,7 +34,6 @@ _METRICS = (("rate", "requests/s"), ("p50", "p50"), ("p99", "p99"), ("cpu", "CPU
 _ENDS = ("in_flight", "in_workers", "in_queue", "elsewhere")
 SHARING = ("by worker", "workers", "shares of", "Jain", "busiest/least", *(name.replace("_", " ") for name in _ENDS))
 _BESIDE = ("p50_ns", "p90_ns", "p99_ns")
-_TABLES = {"text": "simple", "github": "github"}
 
 
 class Cell(NamedTuple):
@@ -58,11 +50,6 @@ class Table:
     headers: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
-    def render(self, form: str) -> str:
-        """As text or for GitHub."""
-        rows = [[cell.text for cell in row] for row in self.rows]
-        return tabulate(rows, self.headers, _TABLES[form], disable_numparse=True, colalign=self.alignment())
-
     def alignment(self) -> list[str]:
         """Each column's: names and verdicts on the left, figures on the right."""
         return ["left" if header == "verdict" or number == 0 else "right" for number, header in enumerate(self.headers)]
@@ -76,22 +63,6 @@ class Report:
     rounds: Sequence[Round]
     comparison: Comparison
 
-    def render(self, form: str) -> str:
-        """The report in one of FORMATS, ending in a newline."""
-        if form == "json":
-            return json.dumps(self.to_json(), indent=1) + "\n"
-        if form == "csv":
-            return self._csv()
-        if form == "html":
-            return page.render(self)
-        parts = []
-        for load in self.loads:
-            parts += [_title(load, form)] if len(self.loads) > 1 else []
-            parts += [table.render(form) for table in self.tables(load)]
-        lines = self.notes() + [f"warning: {warning}" for warning in self.comparison.warnings]
-        lines = [("- " if form == "github" else "") + line for line in lines]
-        return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
-
     @property
     def loads(self) -> list[str]:
         """The names of the loads that something was measured under."""
@@ -101,25 +72,6 @@ class Report:
         """All that have something to say about one load."""
         found = (self._figures(load), self._schedule(load), self._sharing(load), self._ratios(load))
         return [table for table in found if table.rows]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data; a figure's unit is in its name, null is "not known"."""
-        return {
-            "schema": SCHEMA,
-            "configurations": [asdict(configuration) for configuration in self.comparison.configurations],
-            "baseline": self.comparison.baseline,
-            "contrasts": [self._contrast(contrast) for contrast in self.comparison.contrasts],
-            "noise_floor": self.comparison.floors,
-            "warnings": self.comparison.warnings,
-        }
-
-    def _contrast(self, contrast: Contrast) -> dict[str, Any]:
-        floor = self.comparison.floors[contrast.load]
-        ratios = {
-            metric: asdict(ratio) | {"differs": ratio.differs(floor[metric])} if ratio else None
-            for metric, ratio in contrast.ratios.items()
-        }
-        return {"name": contrast.name, "load": contrast.load, "ratios": ratios}
 
     def _figures(self, load: str) -> Table:
         rows = []
@@ -201,7 +153,7 @@ class Report:
     def _against(self, contrast: Contrast | None, load: str, metric: str) -> str:
         if contrast is None:
             return ""
-        return figures.comparison(contrast.ratios[metric], self.comparison.floors[load][metric])
+        return _ratio(contrast.ratios[metric], self.comparison.floors[load][metric])
 
     def notes(self) -> list[str]:
         """What a reader needs beside the tables, a line each."""
@@ -233,40 +185,20 @@ class Report:
             lines += [f"{found.name}: {found.verdict}: {verdict.reason}" for verdict in last]
         return lines
 
-    def _csv(self) -> str:
-        """One line a configuration, with the units of the JSON."""
-        table = []
-        for found in self.comparison.configurations:
-            flat = asdict(found)
-            for kind in ("latency", "service_time"):
-                flat |= {f"{kind}_{name}": value for name, value in flat.pop(kind).items()}
-            shared = flat.pop("sharing") or {}
-            flat |= {f"sharing_{field.name}": shared.get(field.name) for field in fields(Sharing)}
-            failures = flat.pop("failures")
-            table.append(
-                flat | {"failures": None if failures is None else sum(failures.values())} | self._csv_ratio(found)
-            )
-        output = io.StringIO()
-        writer = csv.DictWriter(output, table[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-        return output.getvalue()
 
-    def _csv_ratio(self, found: Configuration) -> dict[str, object]:
-        contrast = self.comparison.contrast(found)
-        ratio = contrast.ratios["rate"] if contrast else None
-        differs = ratio.differs(self.comparison.floors[found.load]["rate"]) if ratio else None
-        names = ("rate_ratio", "rate_ratio_low", "rate_ratio_high")
-        values = (ratio.median, ratio.low, ratio.high) if ratio else (None, None, None)
-        return {**dict(zip(names, values, strict=True)), "rate_differs": differs}
+def _ratio(ratio: Ratio | None, floor: float | None) -> str:
+    """A ratio with its interval; `~` when no difference was shown; with n when the rounds are too few to tell."""
+    if ratio is None:
+        return figures.UNKNOWN
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.median:.2f}x (n={ratio.pairs})"
+    if not ratio.differs(floor):
+        return NO_DIFFERENCE
+    return f"{figures.times(ratio.median)} [{figures.times(ratio.low)}, {figures.times(ratio.high)}]"
 
 
 def _cells(texts: Sequence[str], places: Sequence[str]) -> tuple[Cell, ...]:
     return tuple(Cell(text, place) for text, place in zip(texts, places, strict=True))
-
-
-def _title(load: str, form: str) -> str:
-    return f"### {load}" if form == "github" else f"Load {load}:"
 
 
 def _host(provenance: Mapping[str, Any]) -> str:

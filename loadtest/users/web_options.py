@@ -14,9 +14,10 @@ from locust import events
 from locust.exception import StopTest
 
 from ..generator.dialer import tls_context
+from ..generator.http import Expectation
 from ..generator.websocket import OPCODES, Opening
 from ..plan import request
-from ..plan.request import Expectation, Request
+from ..plan.request import Request
 from .options import whole
 
 if TYPE_CHECKING:

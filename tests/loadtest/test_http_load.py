@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtest.generator.dialer import Dialer, tls_context
-from loadtest.generator.http import WebLink
-from loadtest.plan.request import Expectation, Request
+from loadtest.generator.http import Expectation, WebLink
+from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.generator.http import Expectation
 from loadtest.measure.server import check_files
 from loadtest.plan import file as planfile
 from loadtest.plan import request, values
 from loadtest.plan.plan import Load, Plan, PlanError, Server
-from loadtest.plan.request import Expectation, Request
+from loadtest.plan.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loadtest.report import render
 from tests.support.browser import CHROMIUM, Browser
 
 from .pages import at, busy_run, calm_run, printable, stored
@@ -83,7 +84,7 @@ def report(request: pytest.FixtureRequest) -> Report:
 @pytest.fixture
 def page(report: Report, tmp_path: Path) -> Path:
     path = tmp_path / "report.html"
-    path.write_text(report.render("html"), encoding="utf-8")
+    path.write_text(render(report, "html"), encoding="utf-8")
     return path
 
 
@@ -96,7 +97,7 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing(browser: Browser, pag
 
 
 def test_the_figures_that_are_seen_equal_the_json(browser: Browser, page: Path, report: Report) -> None:
-    document = json.loads(report.render("json"))
+    document = json.loads(render(report, "json"))
     browser.open(page)
     seen = browser.evaluate(FIGURES)
     assert len(seen) > len(report.comparison.configurations) * 10
@@ -182,7 +183,7 @@ def test_the_browser_would_tell(browser: Browser, tmp_path: Path) -> None:
     assert "http://127.0.0.1:9/x.png" in browser.requests[requests:]
     assert any("nobody is not defined" in complaint for complaint in browser.complaints[complaints:])
     assert [sorted(pair) for pair in overlaps(browser.evaluate(TEXTS))] == [["one", "two"]]
-    text = calm_run().render("html").replace("<main>", f"<main>{bad}")
+    text = render(calm_run(), "html").replace("<main>", f"<main>{bad}")
     path.write_text(text, encoding="utf-8")
     requests, complaints = len(browser.requests), len(browser.complaints)
     browser.open(path)

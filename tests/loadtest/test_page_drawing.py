@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loadtest.report import render
+
 from .pages import Page, busy_run, calm_run, stored
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def nines(share: float) -> float:
 def drawn(request: pytest.FixtureRequest) -> list[Drawing]:
     made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
     report = made[request.param]() if request.param in made else stored(request.param)
-    return drawings(Page(report.render("html")))
+    return drawings(Page(render(report, "html")))
 
 
 def test_percentiles_are_where_the_axes_say(drawn: list[Drawing]) -> None:

@@ -34,6 +34,8 @@ from loadtest.data.records import Worker
 from loadtest.data.store import Store
 from loadtest.plan.file import LOAD_KEYS, PLAN_KEYS
 from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report import render
+from loadtest.report.json import document as json_document
 from loadtest.report.model import Report
 from prefork.admin_answers import Answers
 from prefork.bulletin import Bulletin
@@ -299,7 +301,7 @@ def test_the_json_of_the_lab() -> None:
     rounds = [records.measured("one", 0, signals=records.signals(workers=workers)), records.measured("two", 0)]
     servers = tuple(Server(name=name, command="x {port}") for name in ("one", "two"))
     plan = Plan(name="p", servers=servers, loads=(Load(name="nap"),))
-    document = Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)).to_json()
+    document = json_document(Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)))
     found = {re.sub(r"(service_time|sharing)\..*", r"\1", place) for place in places(json.loads(json.dumps(document)))}
     found = {place.replace(".nap.", ".LOAD.") for place in found}
     found = {re.sub(r"(ratios|LOAD)\.(rate|p50|p99|cpu)", r"\1.METRIC", place) for place in found}
@@ -409,7 +411,7 @@ def read_run(name: str) -> Report:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_report_of_a_run_is_what_its_rounds_say(name: str) -> None:
-    report = read_run(name).render("github")
+    report = render(read_run(name), "github")
     if (ROOT / "results" / name / "report.md").read_text("utf-8") != report:
         pytest.fail(f"results/{name}/report.md is to be\n\n{report}", pytrace=False)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import json
 from . import charts, evidence
 from .markup import Markup, element, exact, join
 
@@ -56,7 +57,7 @@ class _Page:
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._json = report.to_json()
+        self._json = json.document(report)
         names = dict.fromkeys(found.name for found in report.comparison.configurations)
         self._colours = {name: f"c{number % COLOURS}" for number, name in enumerate(names)}
 
