@@ -29,7 +29,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 from loadtest.plan.addresses import parse
 from loadtest.users import EchoUser, FastUser, TalkbackUser, WebSocketUser, WebUser
 from loadtest.users.options import engine_of, protocol_of, user_class_of
-from loadtest.users.web_options import opening_of
+from loadtest.users.web import opening_of
 
 __all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebSocketUser", "WebUser"]
 

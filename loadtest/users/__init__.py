@@ -6,11 +6,10 @@ locust, which monkey-patches the process: nothing but a locustfile may import it
 
 from __future__ import annotations
 
-from . import adapter, options, web_options  # their import registers their listeners
+from . import adapter, options, web  # their import registers their listeners
 from .fast import FastUser
-from .stream import EchoUser, TalkbackUser
+from .stream import EchoUser, TalkbackUser, WebSocketUser
 from .web import WebUser
-from .websocket import WebSocketUser
 
 __all__ = [
     "EchoUser",
@@ -20,5 +19,5 @@ __all__ = [
     "WebUser",
     "adapter",
     "options",
-    "web_options",
+    "web",
 ]

@@ -29,10 +29,8 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from ..generator.crew import note
 from ..generator.recorder import CONNECT
-from .distributed import Master, Worker
-from .local import Local
 from .options import engine_of
-from .result import Conclusion
+from .recording import Conclusion, Local, Master, Worker
 
 if TYPE_CHECKING:
     from locust.env import Environment

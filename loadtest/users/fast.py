@@ -42,7 +42,7 @@ from ..generator.recorder import CONNECT
 from ..generator.websocket import OPCODES, WebSocketLink
 from .adapter import fine_bucket
 from .options import DEADLINE_S, ECHOES, scenario_of, target
-from .web_options import expectation_of, opening_of, request_of, tls_of
+from .web import expectation_of, opening_of, request_of, tls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
