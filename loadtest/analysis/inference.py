@@ -1,14 +1,14 @@
-"""What several rounds say together: the ratio of two configurations, and whether it is a difference at all.
+"""What several rounds say together: the ratio of two configurations, whether it is a difference, and how sure that is.
 
-The sample is the round: requests within one round share its luck, so that thousands of them say little more than one
-round does. Rounds of the same cycle are pairs, measured within seconds of each other; their ratio is free of the
-machine's slower drift.
+The sample is the round: requests within one round share its luck, so thousands of them say little more than one round
+does. Rounds of the same cycle are pairs, measured within seconds of each other; their ratio is free of the machine's
+slower drift.
 
-The figure is the median of the ratios, its 95 % interval that of the sign test: two of the sorted ratios, between which
-the median lies with a chance that the binomial distribution gives, whatever the noise looks like. So few ratios offer
-only steps (of 6 the first and the last hold 96.9 %, the next two 78 %), hence the ends are interpolated between the
-two pairs around 95 %, as Hettmansperger and Sheather showed how (1986). Rejected, after 2,000 simulated sessions each
-with drift and disturbed rounds (tests/loadtest/test_inference.py has them):
+The figure is the median of the ratios. Its 95 % interval is that of the sign test: two of the sorted ratios, between
+which the median lies with a chance that the binomial distribution gives, whatever the noise looks like. Few ratios
+offer only steps (of 6 the first and the last hold 96.9 %, the next two 78 %), hence the ends are interpolated between
+the two pairs around 95 %, as Hettmansperger and Sheather showed how (1986). Rejected, after 2,000 simulated sessions
+each with drift and disturbed rounds (tests/loadtest/test_inference.py has them):
 - the bootstrap of the median: with 6 to 9 pairs it leaves 1 out in 6 to 10 of 100 sessions where nothing differs;
 - the steps alone: never too often, but 8 rounds then find less than 6;
 - the signed-rank interval: as good on calm machines, worse where single rounds are disturbed.
@@ -17,21 +17,19 @@ Two configurations differ when the interval leaves out 1 and their ratio is furt
 same server differed by (A/A). The interval alone leaves 1 out in 5 of 100 sessions by its nature; with the floor a
 difference that is none is claimed in less than 1 of 100.
 
-Only divisions, roots and sums that every machine rounds alike: the same files say the same everywhere, to the byte.
-
-`--until 2%`: after the first rounds, whole cycles are added until every interval is that narrow, or time is up.
-
-What must be narrow: the interval of the requests/s ratio to the baseline, half of its width as a part of the ratio, of
-every configuration that has a pair of valid rounds; the baseline's second run (NAME') too, since nothing below its
-noise floor can be claimed, however narrow the rest is. A configuration that cannot be measured is not waited for.
+`--until 2%` adds whole cycles after the first rounds until every interval is that narrow, or time is up. The interval
+of the requests/s ratio to the baseline must be narrow, half of its width as a part of the ratio, for every
+configuration that has a pair of valid rounds; for the baseline's second run (NAME') too, since nothing below its noise
+floor can be claimed, however narrow the rest is. A configuration that cannot be measured is not waited for.
 
 Whoever looks again and again, and stops when a difference shows, finds one in the end where none is. Therefore
-narrowness decides, and never what the ratio is: a run ends as soon whether servers differ or not. A little remains, as
-it tends to end where the noise seems smaller than it is. In simulated sessions (tests/loadtest/test_until.py) 5 to 9 of
-100 intervals between equal servers then leave out 1, instead of 5; with the noise floor, which `until` measures by
-itself, the claims stay below 1 in 100.
+the width decides, and never the ratio: a run ends as soon whether servers differ or not. A small bias remains, as runs
+tend to end where the noise seems smaller than it is. In simulated sessions (tests/loadtest/test_until.py) 5 to 9 of 100
+intervals between equal servers then leave out 1, instead of 5; with the noise floor, which `until` measures by itself,
+the claims stay below 1 in 100.
 
-Pure: ratios in, what is still too wide out. session.py has the clock.
+Pure. Only divisions, roots and sums that every machine rounds alike: the same files say the same everywhere, to the
+byte.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""The processes that made the load of one run together, on one machine or on several.
+"""The generator processes of one run, and how their users divide the load: connections, rate, exchanges in flight.
 
-What a user of the fast engine does of that which all of them do together: connections, rate, exchanges in flight.
-
-At the start of a run the master, or the process that has no master, notes how many users there will be, and in which
-order locust hands them out: to one worker after the other, and around again. So the worker at place p of w gets the
-users number p, p + w, p + 2w and so on, and every process can number its own without asking. The notes travel with the
-options. A user that comes later, because their number was raised or a worker came or went, takes up a number that
-there was; the sums may then be off by one.
+At the start of a run the master, or the only process, notes the number of users and the order in which locust hands
+them out: to one worker after the other, and around again. So the worker at place p of w gets the users number p, p + w,
+p + 2w and so on, and each process can number its own users without asking. The notes travel with the options. A user
+that starts later, because the number of users was raised or a worker came or went, gets a number that was used before;
+the sums may then be off by one.
 """
 
 from __future__ import annotations

@@ -1,21 +1,19 @@
-"""Makes connections without waiting for them.
+"""Makes connections without waiting for them, plain or with TLS.
 
-The sockets are the C ones of `_socket`: no monkey-patching, no wrapper. connect() of a non-blocking socket answers
-EINPROGRESS even where the handshake is over when it returns, as on loopback; so the caller sends at once, and only
-a send that would block must be waited for.
+The sockets are the C ones of `_socket`: no monkey-patching, no wrapper. connect() of a non-blocking socket returns
+EINPROGRESS even when the TCP handshake is already over, as on loopback. Therefore the caller sends at once, and waits
+only when the send would block.
 
 Local ports. A connection that the client closes first keeps its local port for a minute (TIME_WAIT), and there are
-about 28,000 of them for one pair of addresses. Towards 127.0.0.0/8 every address of that net is a source, so when the
-ports of one are used up (EADDRNOTAVAIL) the next one takes its place: 253 sources last for 100,000 connections/s.
-Elsewhere the error is the caller's, with HINTS to explain it.
+about 28,000 ports for one pair of addresses. Towards 127.0.0.0/8 every address of that net can be the source, so when
+the ports of one are used up (EADDRNOTAVAIL) the next one is taken: 253 sources are enough for 100,000 connections/s.
+Elsewhere the caller gets the error, and HINTS explains it.
 
-TLS on a connection that does not block, with the same four methods as the socket below it.
-
-OpenSSL works on two buffers in memory here; this class carries their bytes to and from the socket. The handshake goes
-on with every send and recv until it is over, so whoever sends a request at once waits for it without knowing. What
-would block is one of two errors: BlockingIOError waits as on the socket itself, ssl.SSLWantReadError for more to read.
-
-No session is resumed: each new connection pays for a whole handshake, as a new client does.
+TLS has the same four methods as the socket below it. OpenSSL works on two buffers in memory, and TlsConnection carries
+their bytes to and from the socket. Each send and recv continues the handshake until it is over, so the caller sends its
+request at once here, too. An operation that would block raises BlockingIOError, as on the socket, or
+ssl.SSLWantReadError when more has to be read first. No session is resumed: each new connection pays for a whole
+handshake, as a new client does.
 """
 
 from __future__ import annotations

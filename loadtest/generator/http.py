@@ -1,14 +1,13 @@
-"""The link of the http scenario: requests on a kept connection, each response checked by status and length.
+"""HTTP/1.1 as a client: the link of the http scenario, and the parser of responses.
 
-Reads one HTTP/1.1 response from pieces of bytes: where it ends, its status, and whether the connection goes on.
+The parser takes bytes and finds where a response ends, its status, and whether the connection stays open. It counts the
+bytes of a body and does not keep them. A body ends by Content-Length, by the last chunk, or, without either, by the end
+of the stream. A response to HEAD, and one with status 204 or 304, has no body, whatever it announces. Interim responses
+(100, 103) are skipped. What no server should send (a length that is no number, a chunk without its line end, bytes
+after the end) is a wrong reply; a lab has to notice it.
 
-Bytes in, nothing out but that: bodies are counted, not kept. A body ends by Content-Length, by the last chunk, or, with
-neither, by the end of the stream; a response to HEAD, and one with status 204 or 304, has none, whatever it announces.
-Interim responses (100, 103) are passed over. What no server should send (a length that is no number, a chunk without
-its line end, bytes after the end) is a wrong reply; a lab has to notice it.
-
-All heads and trailers of a response together are bounded, and so is the line of a chunk. A body is bounded by the
-deadline of its exchange only, since none of it is kept.
+The size of all heads and trailers of a response together is limited, and so is the line of a chunk. Only the deadline
+of the exchange limits a body.
 """
 
 from __future__ import annotations

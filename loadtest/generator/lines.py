@@ -1,6 +1,6 @@
-"""The bytes of the line protocols, as both engines send and expect them.
+"""The line protocols: the bytes that both engines send and expect, and the links of talkback (also nap's) and echo.
 
-The links of the line protocols: talkback, which is also nap's, and echo. Replies are compared byte for byte.
+Replies are compared byte for byte.
 """
 
 from __future__ import annotations

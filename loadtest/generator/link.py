@@ -1,27 +1,24 @@
-"""One client of the fast engine: at most one connection, and at most one exchange on it.
+"""The clients of the fast engine (links), and the two models that say when they begin an exchange.
 
-A link is driven by calls that never wait: `begin` starts an exchange, `ready` hears what epoll says of the connection,
-`expire` ends an exchange that took too long, `drop` forgets one. A link that cannot go on right now puts itself on the
-engine's list `again`. An exchange that ended well is noted with both its times and told to the engine; one that failed
-is reported with its cause, and its connection is closed.
+A Link is one client: at most one connection, and at most one exchange on it. Its methods never wait: `begin` starts an
+exchange, `ready` handles the events that epoll reports for the connection, `expire` ends an exchange that took too
+long, `drop` closes the connection. A link that cannot continue right now puts a callback on the engine's list `again`.
+A successful exchange is added to the engine's Batch and the link to the list `freed`; a failed one is reported with its
+cause, and its connection is closed.
 
-This is the hot path of the generator, where a microsecond is a tenth of an exchange: what is usual is tried first and
-in place; what is unusual (a reply in pieces, a send that would block, an error) goes through methods of its own. There
-is always a socket in `connection`; without a connection it is a closed one, whose descriptor is -1.
+This is the generator's hot path, where a microsecond is a tenth of an exchange. The usual case is therefore tried first
+and handled in place; an unusual one (a reply in pieces, a send that would block, an error) goes through methods of its
+own. `connection` is always a socket; without a connection it is a closed one, whose descriptor is -1.
 
-When a link begins its next exchange: the closed model and the open one.
+Closed model: a client begins its next exchange as soon as the one before has ended. A slow server gets fewer exchanges.
+Latency counts from the send.
 
-Closed: a client begins the next exchange as soon as the one before has ended. A slow server gets fewer of them; latency
-counts from the send.
-
-Open: exchanges come due by an absolute schedule, whatever the server does, as they do when many people do not know of
-each other. One that comes due takes a link that is free; when all are busy it waits for one, in order. Its latency
-counts from when it was due, so a server that stalls is charged for all that came due meanwhile; the service time, from
-the send, is kept beside it. What is in flight, waiting ones included, is capped: at the cap an arrival is missed, and
-counted. So is one that the engine itself sees more than 0.1 s late (the generator was stopped, or is overloaded): to
-send what piled up would be a burst that the schedule does not have. How late the engine saw each arrival is noted.
-
-What the fast engine notes of its exchanges between two reports: flat lists, filled in the hot path.
+Open model: exchanges come due by an absolute schedule, whatever the server does, like the requests of people who do not
+know of each other. An exchange that comes due takes a free link; when all are busy it waits for one, in order. Its
+latency counts from when it was due, so a server that stalls is charged for everything that came due meanwhile; the
+service time counts from the send. The exchanges in flight, waiting ones included, are capped: an arrival above the cap
+is counted as missed. So is an arrival that the engine notices more than 0.1 s late (the generator was stopped, or is
+overloaded): sending what piled up would be a burst that the schedule does not have. The lag of each arrival is kept.
 """
 
 from __future__ import annotations

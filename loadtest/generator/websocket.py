@@ -1,15 +1,14 @@
-"""WebSocket (RFC 6455) as a client speaks it: the opening handshake, frames to send, messages from what has come.
+"""WebSocket (RFC 6455) as a client speaks it: handshake, frames, messages, and the two clients that use them.
 
-Bytes in, messages out. No extension is asked for, so a frame with a reserved bit is wrong; so are a masked one, an
-unknown opcode, a length written longer than it must be, a message begun in the midst of another, and a control frame
-that is long or in parts. What is lawful and unusual (fragments, a ping between them) is understood.
+From bytes to messages. No extension is requested, so a frame with a reserved bit is wrong. So are a masked frame, an
+unknown opcode, a length written longer than necessary, a message that begins inside another one, and a control frame
+that is long or fragmented. Fragments, and a ping between them, are allowed.
 
-Keys and masks are made once for each client, not for each connection and frame: they protect proxies on the way from
-what scripts in browsers make them carry, and a server has the same work with any.
+Keys and masks are made once for each client, not for each connection or frame. They protect proxies from what scripts
+in browsers send; a server does the same work with any key.
 
-The link of the websocket scenario: messages on a kept connection, each echoed byte for byte before the next.
-
-A WebSocket on a connection that waits: for the readable user, and for the proof that a server is ready.
+WebSocketLink is the client of the fast engine. WebSocketTalk is a client on a blocking socket: the readable user has
+one, and so has the check that a server is ready.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""A command in a session of its own, with its output in a file, that is surely gone afterwards.
+"""Starts commands in a session of their own, makes sure that they are gone afterwards, and handles Ctrl-C meanwhile.
 
-The own session keeps the terminal's Ctrl-C from the children (the lab stops them in its own order) and makes every
-process that a command leaves behind findable. The affinity is set on our own thread around the fork, from where the
-child inherits it: no wrapper program, and nothing runs between fork and exec.
+The own session keeps the terminal's Ctrl-C from the children (the lab stops them in its own order), and makes every
+process findable that a command leaves behind. The CPU affinity is set on our own thread around the fork, and the child
+inherits it: no wrapper program, and nothing runs between fork and exec.
 
-Ctrl-C and SIGTERM as something to look at, not as an exception between a fork and the line that keeps its pid.
-
-The handler only notes. Every wait of a round watches the interrupt's descriptor too and then raises Interrupted from
-a place where all processes are known and end with their context.
+Ctrl-C and SIGTERM raise no exception, which could come between a fork and the line that keeps its pid. Their handler
+only sets a flag. Every wait of a round also watches the descriptor of the Interrupt, and then raises Interrupted in a
+place where all processes are known and end with their context.
 """
 
 from __future__ import annotations

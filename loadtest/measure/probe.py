@@ -1,17 +1,15 @@
-"""The lab's view of the processes of one side, from outside, ten times a second.
+"""Watches the processes of one side during a round: from outside through the kernel, and by asking the server itself.
 
-The generator tells only afterwards which window it measured (its clock is ours: CLOCK_MONOTONIC is one for the whole
-machine), so the probe keeps running counts, and cuts the window out of them at the end. Samples outside the window
-are never used: there the load is another. Growth between the first and the last sample inside is scaled to the whole
-window, which assumes that the up to 0.1 s at each edge are like the rest; `covered` says how much was seen (90 % of 2
-s at worst).
+The generator says only afterwards which window it measured (its clock is ours: CLOCK_MONOTONIC is one for the whole
+machine). So a probe keeps running counts, ten times a second, and cuts the window out of them at the end. Samples
+outside the window are never used: there the load is another. Growth between the first and the last sample inside is
+scaled to the whole window, which assumes that the up to 0.1 s at each edge are like the rest; `covered` says which part
+of the window was seen (90 % of 2 s at worst).
 
-CPU time is read to the nanosecond from each process's own clock, plus what its dead children used, which the kernel
+CPU time is read in nanoseconds from each process's own clock, plus the time of its dead children, which the kernel
 counts in ticks of 10 ms, and only once they were waited for.
 
-What a server says of its own workers: asked over a Unix socket while the load is on, and cut to the window later.
-
-The socket is the one whose path stands for {control} in the server's command. On it the server answers the line
+A server is asked on the Unix socket whose path stands for {control} in its command. It answers the line
 
     {"command": "status"}
 
@@ -19,12 +17,13 @@ with one line of JSON, then it closes:
 
     {"ok": true, "answer": {"workers": [{"slot": 0, "pid": 4242, "accepted": 17, "requests": 17, "connections": 1}]}}
 
-That is what prefork's control socket does, and little enough for any server to do. Other keys are not read. The numbers
-are running counts, but for `connections`, which are those open now.
+prefork's control socket does that, and any server can. Other keys are not read. The numbers are running counts, except
+`connections`, which are those open now.
 
 The command `prefork status --json` would say the same for a quarter of a second of CPU; asking the socket costs the
-server 1-2 ms. So it is asked every 0.5 s, which is below half a percent of a core, and more often only in windows so
-short that this would be too seldom. A server that does not answer costs the watch ANSWER_S each time, and is noted.
+server 1-2 ms. It is asked every 0.5 s, which costs less than half a percent of a core, and more often only in windows
+so short that this would be too seldom. A server that does not answer delays the probe by ANSWER_S each time, and is
+noted.
 """
 
 from __future__ import annotations

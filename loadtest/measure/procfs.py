@@ -1,10 +1,10 @@
-"""Reads what /proc says about processes. A process that is gone reads as nothing, never as an error.
+"""Reads from the kernel what it knows of processes (/proc) and of listening sockets (netlink, as `ss -lntm` does).
 
-Asks the kernel about listening sockets over netlink, as `ss -lntm` does.
+A process that has ended reads as nothing, never as an error.
 
-/proc/net/tcp would answer too, but it lists every connection of the machine: after some seconds of a connection per
-exchange that is tens of thousands of lines, ten times a second. This question costs microseconds, needs no privilege,
-and its answer also has the queue's limit and the drops of this very listener.
+/proc/net/tcp would list the sockets too, but with every connection of the machine: with a connection per exchange these
+are tens of thousands of lines after some seconds, read ten times a second. The netlink question costs microseconds,
+needs no privilege, and its answer also has the limit of the queue and the drops of this very listener.
 """
 
 from __future__ import annotations

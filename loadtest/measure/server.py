@@ -1,6 +1,6 @@
-"""The server of a round: started on a free port, waited for, stopped; or one that somebody else runs (attach).
+"""The server of a round: started on a free port, or run by somebody else (attach); waited for; stopped.
 
-One whole exchange of a load over a plain socket: the proof that a server is ready for it.
+A server is ready when it has answered one whole exchange of the load over a plain socket.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The request that the http scenario sends, and what makes its response a good one.
+"""The request that the http scenario sends.
 
-Both come from flags, plan keys and locust's options as text. The parsers here are used by all of them; what could end a
-line of the head, and so smuggle in another one, is refused by each. The fields that say where a request ends are made
-here, from the body, and cannot be given: a request whose length is a lie measures nothing.
+It comes from flags, plan keys and locust's options as text. All of them use the parsers here; each parser refuses what
+could end a line of the head, and so smuggle in another one. The fields that say where a request ends are made here,
+from the body, and cannot be given: a request whose length is a lie measures nothing.
 """
 
 from __future__ import annotations

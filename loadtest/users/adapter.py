@@ -1,10 +1,9 @@
-"""Attaches the lab to locust: to a local runner, a master or a worker, with amends for what would distort a run.
+"""Attaches the lab to locust: to a local runner, a master or a worker, and changes what would distort a run.
 
-`--live FILE`: for whoever waits for the run, how much has been done so far, twice a second.
+`--live FILE` shows the progress of a run to the person who waits: twice a second, how many exchanges there were.
 
-locust rounds latencies to whole milliseconds, and cuts them off in its CSV files; the import makes both finer.
-
-It has to be imported in master and workers alike, since the keys by which they count have to be the same.
+locust rounds latencies to whole milliseconds, and cuts them off in its CSV files; importing this module makes both
+finer. Master and workers alike have to import it, since they must count by the same keys.
 """
 
 from __future__ import annotations

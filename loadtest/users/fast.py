@@ -4,11 +4,9 @@ Every other user is one client; this one is as many as the engine drives for it 
 works with sockets and an epoll that gevent has not patched. What is left here is the life of a locust user around it:
 to give way to other greenlets, to stop, to be killed, and to tell locust's statistics and the recorder what happened.
 
-Puts batches of exchanges into locust's own statistics, which its console, web page and files show.
-
-locust's way, an event for every exchange, costs 9 us each. Here a batch is counted under the keys of locust's tables
-and added to them by locust's own `extend`, with which it adds up its workers. While that goes on no socket is looked
-at, so it is done a few times a second only.
+locust's own statistics, which its console, web page and files show, take an event for every exchange, 9 us each. Here a
+batch is counted under the keys of locust's tables and added to them by locust's own `extend`, with which it adds up its
+workers. While that goes on no socket is looked at, so it is done a few times a second only.
 """
 
 from __future__ import annotations

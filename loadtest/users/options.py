@@ -1,6 +1,6 @@
-"""Our own options on locust's command line, and the defaults that differ from locust's. Its import adds them.
+"""The lab's options on locust's command line, the defaults that differ from locust's, and what users make of them.
 
-Where the server of a user is: its `--host`, or else a default server's address.
+Importing this module adds the options.
 """
 
 from __future__ import annotations

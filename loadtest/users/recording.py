@@ -1,22 +1,19 @@
-"""The recording side of a process that runs users: a local runner, or a worker (distributed.py).
+"""Records a run in the processes of locust: in the only one, or in the workers with a master; and writes the result.
 
 A run: test_start -> a Recorder listens to `request` and `batch` -> test_stopping closes the window -> locust drains the
-users -> test_stop makes the account.
+users -> test_stop makes the account. Users that record in bulk fire the event `batch` instead of `request`, and enter
+locust's statistics themselves.
 
-Users that record in bulk fire the event `batch` instead of `request`, and enter locust's statistics themselves.
-
-A run on several processes or machines: the worker's side and the master's.
-
-A worker tells when it begins (_BEGAN), so that the master can lay one that joins late beside the others by its own
-clock: those of several machines have nothing in common. When its users have ended it sends locust's own statistics,
-then its account (_ACCOUNT).
+Several processes. A worker tells its master when it begins (_BEGAN), so that the master can place one that joins late
+beside the others by its own clock: the clocks of several machines have nothing in common. When its users have ended a
+worker sends locust's own statistics, then its account (_ACCOUNT).
 
 A master that quits gives its workers half a second and then stops listening, so exchanges that take longer to drain
 would be lost. At test_stop it therefore asks every worker for its account (_ASK) and waits, as long as a drain may
 take; the worker stops its users if that has not begun. A worker that locust misses gets no more than the grace: it is
 dead, and what it measured is lost. The result names it.
 
-The end of a run: the result document, and locust's exit code when nothing was measured that may be used.
+The end: the result document, and locust's exit code when nothing was measured that may be used.
 """
 
 from __future__ import annotations

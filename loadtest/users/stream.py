@@ -1,10 +1,9 @@
-"""Users of the line protocols, written as a locust user usually is: one connection each, one task, one request event.
+"""Users of the line protocols and of WebSocket, written as a locust user usually is: one connection each, one task, one
+request event.
 
-The clock of an exchange starts before connect (talkback, nap) or before the line is sent (echo) and stops when the last
-byte of the reply, for talkback and nap the end of the stream, was read. Replies are compared byte for byte with the
-expected one.
-
-The user of the websocket scenario: one connection, one message after the other, each echoed before the next.
+The clock of an exchange starts before connect (talkback, nap) or before the line or message is sent (echo, websocket).
+It stops when the last byte of the reply was read, for talkback and nap the end of the stream. Replies are compared byte
+for byte with the expected one.
 """
 
 from __future__ import annotations

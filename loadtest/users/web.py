@@ -1,9 +1,7 @@
-"""The options of the http and websocket scenarios on locust's command line, and what the users make of them. Its import
-adds them.
+"""The user of the http scenario, on locust's own FastHttpUser, and the options of the http and websocket scenarios.
 
-None is on the web page: the requests are made when the users are.
-
-The user of the http scenario: locust's own FastHttpUser on one connection.
+Importing this module adds the options to locust's command line. None is on the web page: the requests are made when the
+users are.
 """
 
 from __future__ import annotations

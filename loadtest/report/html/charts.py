@@ -1,13 +1,12 @@
-"""From values to coordinates, and the values at which an axis is marked.
+"""The three kinds of charts: latency by percentile, a configuration over time, the shares of its workers.
 
-Pure: arithmetic only.
+Below them: scales, which map values to coordinates and say where an axis is marked; and frames, rectangles with a scale
+along each side, into which curves, steps and bars are drawn.
 
-A drawing, and frames in it: a rectangle with a scale along its sides, into which curves, steps and bars are drawn.
+Coordinates are those of the view box. Letters are 12 units high in every drawing; colours come from the style sheet, by
+the class of the group that a shape is in.
 
-Coordinates are those of the view box. Letters are 12 of them high, in every drawing; colours come from the style sheet,
-by the class of the group that a shape is in.
-
-The three kinds of charts: latency by percentile, a configuration over time, the shares of its workers.
+Pure: numbers in, markup out.
 """
 
 from __future__ import annotations

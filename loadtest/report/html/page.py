@@ -1,7 +1,4 @@
-"""The page: what the tables of the other formats say, with figures beside them, and where it was all measured.
-
-Where the figures come from: the commands, the loads in full, and all that the rounds recorded of the machine.
-"""
+"""The report as a page: the tables of the other formats, with charts beside them, then the plan and the machine."""
 
 from __future__ import annotations
 
