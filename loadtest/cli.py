@@ -157,7 +157,7 @@ def run(
         if dry_run:
             click.echo(_outline(found), nl=False)
             return
-        store = Store.create(out or _folder(found.name), found)
+        store = Store.create(out or _folder(found.name), found, base)
     except (PlanError, StoreError, ConditionError) as error:
         raise click.UsageError(str(error)) from None
     sys.exit(_run(store, fail_if, base=base))
@@ -246,7 +246,7 @@ def _run(store: Store, fail_if: Sequence[Condition], base: Path) -> int:
         click.echo("interrupted: the finished rounds are kept; run again with the same --out to add more", err=True)
         return EXIT_INTERRUPTED
     if outcome.failed:
-        click.echo(f"{_rounds(outcome.failed)} failed; logs are in {store.folder / 'rounds'}", err=True)
+        click.echo(f"{_rounds(outcome.failed)} failed; logs are in {store.folder / 'logs'}", err=True)
         return EXIT_FAILED
     return EXIT_CONDITION if broken else EXIT_OK
 

@@ -209,7 +209,7 @@ class Round:
     notes: tuple[str, ...] = ()  # what was odd but did no harm
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, for the round's file."""
+        """As plain data, for its line of the run's file."""
         plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("verdict", "client", "signals")}
         return (
             {"schema": SCHEMA}
@@ -223,7 +223,7 @@ class Round:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Round:
-        """Read a round's file. Raises RecordError when it is not one."""
+        """The inverse of to_json. Raises RecordError for data of another shape."""
         try:
             rest = dict(data)
             if rest.pop("schema") != SCHEMA:
@@ -235,5 +235,5 @@ class Round:
                 notes=tuple(rest.pop("notes")),
                 **rest,
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise RecordError(f"not a round of this version: {error}") from None

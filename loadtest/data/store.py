@@ -1,20 +1,26 @@
-"""A run's folder: session.json (the plan), rounds/NNN.json (one a round, append-only), rounds/NNN/ (that round's logs).
+"""A run's folder: plan.toml (the plan), rounds.jsonl (a line a round, append-only) and the report.md made of both.
 
-Everything that is ever said about a run is computed from these files.
+Everything that is ever said about a run is computed from the first two. The logs of each round lie beside them, in
+logs/NNN/, for whoever looks for the cause of an error; no report reads them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+import re
+import shutil
 from typing import TYPE_CHECKING, Any
 
+from ..plan import file as planfile
 from ..plan.plan import Plan, PlanError
-from .records import SCHEMA, RecordError, Round
+from .records import RecordError, Round
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from pathlib import Path
+
+_NAME = r"[^/\s=:,;'\"`()\[\]{}<>]"  # a character of a file's name, as far as paths are told from what is around them
+_PATH = re.compile(rf"(?<![\w/.~-])(?:~{_NAME}*|/{_NAME}+)(?:/{_NAME}+)*/({_NAME}+)/?")
 
 
 class StoreError(Exception):
@@ -27,95 +33,119 @@ class Store:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
+        self._rounds = folder / "rounds.jsonl"
 
     @classmethod
-    def create(cls, folder: Path, plan: Plan) -> Store:
-        """A new folder for the plan, or the one that holds rounds of the same plan. Raises StoreError."""
-        session = folder / "session.json"
-        if session.exists():
+    def create(cls, folder: Path, plan: Plan, base: Path | None = None) -> Store:
+        """A new folder for the plan, or the one that holds rounds of the same plan. Raises StoreError.
+
+        `base` is where relative paths of the plan start; None is the current folder.
+        """
+        kept = planfile.moved(plan, base, folder)
+        store = cls(folder, plan)
+        if store._rounds.exists():
             found = cls.open(folder)
-            if found.plan.fingerprint() != plan.fingerprint():
+            if found.plan.fingerprint() != kept.fingerprint():
                 raise StoreError(f"{folder} holds rounds of another plan ({found.plan.name!r}); choose another --out")
             found.rounds()  # those that cannot be read are named now, and not after the first new one
-            if found.plan.to_json() != plan.to_json():
-                _write(session, _session(plan))  # what is wanted of the comparison; reports go by it
-            return cls(folder, plan)
+            if found.plan != kept:
+                store._write_plan(kept)  # what is wanted of the comparison; reports go by it
+            return store
         try:
             if folder.exists() and any(folder.iterdir()):
                 raise StoreError(f"{folder} is not empty and holds no run; choose another --out")
-            (folder / "rounds").mkdir(parents=True, exist_ok=True)
-            _write(session, _session(plan))
+            folder.mkdir(parents=True, exist_ok=True)
+            store._write_plan(kept)
+            store._rounds.touch()
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error.strerror}") from None
-        return cls(folder, plan)
+        return store
 
     @classmethod
     def open(cls, folder: Path) -> Store:
         """The run that the folder holds. Raises StoreError."""
-        session = folder / "session.json"
+        path = folder / "plan.toml"
+        if not path.exists() or not (folder / "rounds.jsonl").exists():
+            raise StoreError(f"{folder} holds no run of the lab: that has a plan.toml and a rounds.jsonl")
         try:
-            return cls(folder, Plan.from_json(_read(session)["plan"]))
-        except FileNotFoundError:
-            raise StoreError(f"{folder} holds no run of the lab: there is no {session}") from None
-        except (KeyError, TypeError, PlanError) as error:
-            raise StoreError(f"{session} cannot be read: {error!r}") from None
+            return cls(folder, planfile.read(path, {}))
+        except PlanError as error:
+            raise StoreError(str(error)) from None
 
     def rounds(self) -> list[Round]:
         """Every round so far, in the order of measuring. Raises StoreError."""
+        try:
+            *lines, _ = self._rounds.read_bytes().split(b"\n")  # what has no end is of a run that was killed
+        except OSError as error:
+            raise StoreError(f"{self._rounds} cannot be read: {error.strerror}") from None
         found = []
-        for path in self._files():
+        for number, line in enumerate(lines, 1):
             try:
-                found.append(Round.from_json(_read(path)))
+                found.append(Round.from_json(json.loads(line)))
+            except ValueError as error:
+                raise StoreError(f"{self._rounds}:{number} is not JSON: {error}") from None
             except RecordError as error:
-                raise StoreError(f"{path} cannot be read: {error}") from None
+                raise StoreError(f"{self._rounds}:{number} cannot be read: {error}") from None
         return found
 
-    def room(self) -> tuple[int, Path]:
-        """The number of the next round and a folder for its logs."""
-        number = max((int(path.stem) for path in self._files()), default=-1) + 1
-        folder = self.folder / "rounds" / f"{number:03}"
+    def logs(self, number: int) -> Path:
+        """A new folder for the logs of a round. Raises StoreError."""
+        folder = self.folder / "logs" / f"{number:03}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                shutil.rmtree(folder)  # of a round of that number which was never kept
+            folder.mkdir(parents=True)
         except OSError as error:
             raise StoreError(f"{folder} cannot be made: {error.strerror}") from None
-        return number, folder
+        return folder
 
     def add(self, done: Round) -> None:
-        """Keep a round; it is there whole or not at all."""
-        _write(self.folder / "rounds" / f"{done.number:03}.json", done.to_json())
+        """Keep a round: one more line, which is there whole or not at all. Raises StoreError."""
+        line = json.dumps(self._without_paths(done.to_json()), separators=(",", ":")).encode() + b"\n"
+        try:
+            with self._rounds.open("r+b", buffering=0) as file:
+                end = file.read().rfind(b"\n") + 1
+                file.truncate(end)  # cuts off what a run that was killed had begun to write
+                file.seek(end)
+                try:
+                    while line:
+                        line = line[file.write(line) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as error:
+            raise StoreError(f"{self._rounds} cannot be written: {error.strerror}") from None
 
-    def _files(self) -> list[Path]:
-        return sorted(path for path in (self.folder / "rounds").glob("*.json") if path.stem.isdecimal())
+    def _write_plan(self, plan: Plan) -> None:
+        """Replace the file in one step. Raises StoreError."""
+        path = self.folder / "plan.toml"
+        part = path.with_name(path.name + ".part")
+        try:
+            with part.open("wb") as file:
+                file.write(planfile.written(plan).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except UnicodeEncodeError:
+            part.unlink(missing_ok=True)
+            raise StoreError("the plan has a text that is not Unicode, so it cannot be kept") from None
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise StoreError(f"{path} cannot be written: {error.strerror}") from None
 
+    def _without_paths(self, data: Any) -> Any:
+        """Data whose texts name no folder of this machine: of an absolute path the last part is left.
 
-def _session(plan: Plan) -> dict[str, Any]:
-    return {"schema": SCHEMA, "fingerprint": plan.fingerprint(), "plan": plan.to_json()}
+        A round is to be published, and logs and arguments name homes and temporary folders. What clients ask for
+        looks like a path, and stays.
+        """
+        if isinstance(data, dict):
+            return {self._without_paths(key): self._without_paths(value) for key, value in data.items()}
+        if isinstance(data, list | tuple):
+            return [self._without_paths(item) for item in data]
+        return _PATH.sub(self._shortened, data) if isinstance(data, str) else data
 
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise StoreError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise StoreError(f"{path} is not a file of the lab")
-    return data
-
-
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace the file in one step. A line for each of the top keys: short to read, and short to store."""
-    part = path.with_name(path.name + ".part")
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write("{\n" + lines + "\n}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror}") from None
+    def _shortened(self, path: re.Match[str]) -> str:
+        asked = any(path[0] in load.path for load in self.plan.loads)
+        return path[0] if asked else f".../{path[1]}"

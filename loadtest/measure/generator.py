@@ -111,7 +111,7 @@ def result(generator: Child, folder: Path) -> Client:
         raise GeneratorError(last_words(generator, f"the generator {generator.status()} without a result")) from None
     except (ValueError, RecordError) as error:
         raise GeneratorError(last_words(generator, f"the generator's result cannot be read: {error}")) from None
-    file.unlink()  # the round's own file holds it
+    file.unlink()  # the round holds it
     if client.lost:
         raise GeneratorError(last_words(generator, f"{client.lost} of the generator's processes died in the run"))
     return client

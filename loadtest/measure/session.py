@@ -83,7 +83,8 @@ class _Session:
             progress.skip(slot)
             return
         self._interrupt.check()
-        plan, (number, folder) = self._store.plan, self._store.room()
+        number = max((done.number for done in self._rounds), default=-1) + 1
+        plan, folder = self._store.plan, self._store.logs(number)
         progress.begin(slot)
         done = measure(plan, slot, number, self._interrupt, base=self._base, folder=folder, tell=progress.live)
         self._store.add(done)

@@ -1,17 +1,24 @@
-"""Reads a plan from a TOML file. Every mistake is one line: file, line, what is wrong, what to write instead."""
+"""Reads a plan from a TOML file, and writes one. Every mistake is one line: file, line, what is wrong, what to write.
+
+Relative paths in a plan start in the folder of its file.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import values
-from .plan import Load, Plan, PlanError, Server
+from .plan import Load, Pin, Plan, PlanError, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable
 
     Keys = Mapping[str, tuple[str, Callable[[Any], Any]]]  # key in the file -> field of the plan, parser
 
@@ -50,11 +57,13 @@ PLAN_KEYS: Keys = {
 _SERVER_KEYS: Keys = {
     "name": ("name", values.text),
     "command": ("command", values.command),
+    "attach": ("attach", values.endpoint),
     "cwd": ("cwd", values.text),
     "env": ("env", values.environment),
 }
 _NAMED_LOAD_KEYS: Keys = {"name": ("name", values.text), **LOAD_KEYS}
 _TOP_KEYS: Keys = {"name": ("name", values.text), "attach": ("attach", values.endpoint), **PLAN_KEYS, **LOAD_KEYS}
+_ALWAYS_WRITTEN = {"scenario", "connections", "duration_s", "warmup_s", "rounds"}  # what a reader asks first
 
 
 def read(path: Path, override: Mapping[str, Any]) -> Plan:
@@ -76,6 +85,56 @@ def read(path: Path, override: Mapping[str, Any]) -> Plan:
     except PlanError as error:
         # What the plan as a whole finds wrong has no line of its own.
         raise error if str(error).startswith(str(path)) else PlanError(f"{path}: {error}") from None
+
+
+def written(plan: Plan) -> str:
+    """The text of a file that `read` makes the plan of again: what is not the default, and what a reader asks first."""
+    lines = [f"name = {_toml(plan.name)}", *_lines(plan, PLAN_KEYS)]
+    for server in plan.servers:
+        lines += ["", "[[server]]", *_lines(server, _SERVER_KEYS)]
+    for load in plan.loads:
+        lines += ["", "[[load]]", *_lines(load, _NAMED_LOAD_KEYS)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(part: Plan | Server | Load, keys: Keys) -> list[str]:
+    defaults = {each.name: each.default for each in fields(part)}
+    found = [(key, field, getattr(part, field)) for key, (field, _) in keys.items()]
+    return [
+        f"{key} = {_toml(value)}"
+        for key, field, value in found
+        if field in _ALWAYS_WRITTEN or value not in (defaults[field], {})
+    ]
+
+
+def _toml(value: object) -> str:
+    """A value as TOML. The escapes of JSON are escapes of TOML, which has one more character that needs one."""
+    if isinstance(value, str | Pin):
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else values.decimal(value)
+
+
+def moved(plan: Plan, base: Path | None, folder: Path) -> Plan:
+    """The same plan for a file in another folder: relative paths, which start in `base`, start there."""
+    here, there = (base or Path()).resolve(), folder.resolve()
+
+    def path(name: str) -> str:
+        return os.path.relpath(here / name, there) if name and not name.startswith("/") else name
+
+    def marked(mark: str, name: str) -> str:
+        return mark + path(name.removeprefix(mark)) if name.startswith(mark) else name
+
+    return replace(
+        plan,
+        servers=tuple(
+            replace(server, cwd=path(server.cwd), attach=marked("unix:", server.attach)) for server in plan.servers
+        ),
+        loads=tuple(replace(load, ca=path(load.ca), body=marked("@", load.body)) for load in plan.loads),
+    )
 
 
 class _Reader:
@@ -110,9 +169,11 @@ class _Reader:
 
     def named(self, table: dict[str, Any], keys: Keys, section: str, index: int) -> dict[str, Any]:
         found = self.table(table, keys, section, index)
-        for key in ("name", "command"):
-            if key in keys and key not in found:
-                raise PlanError(f"{self.path}:{self.line('', section, index)}: this [[{section}]] has no {key}")
+        where = f"{self.path}:{self.line('', section, index)}: this [[{section}]]"
+        if "name" not in found:
+            raise PlanError(f"{where} has no name")
+        if section == "server" and ("command" in found) == ("attach" in found):
+            raise PlanError(f"{where} has {'both a command and attach' if 'attach' in found else 'no command'}")
         return found
 
     def table(self, table: dict[str, Any], keys: Keys, section: str, index: int) -> dict[str, Any]:

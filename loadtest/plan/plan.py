@@ -1,10 +1,10 @@
 """The plan of a run: which servers, under which load, in which order.
 
-A plan is plain data: it is made from a file (planfile.py) or from flags (cli.py), kept in session.json, and read back
-by reports. Every server runs every load. A cycle runs each configuration once; odd cycles run in reverse (A B, B A,
-...), so that a drift of the machine falls on all alike. With `aa` the baseline runs a second time in every cycle
-under the name NAME': the difference of two identical things is the noise floor. With `until` further cycles follow
-(until.py).
+A plan is plain data: it is made from a file (planfile.py) or from flags (cli.py), kept with the rounds of its run
+(store.py), and read back by reports. Every server runs every load. A cycle runs each configuration once; odd cycles
+run in reverse (A B, B A, ...), so that a drift of the machine falls on all alike. With `aa` the baseline runs a second
+time in every cycle under the name NAME': the difference of two identical things is the noise floor. With `until`
+further cycles follow (until.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -84,7 +84,6 @@ class Load:
             raise PlanError(f"load {self.name!r}: insecure and ca say how a certificate is verified; add tls")
         if self.insecure and self.ca:
             raise PlanError(f"load {self.name!r}: insecure takes any certificate; leave out ca, or insecure")
-        object.__setattr__(self, "headers", tuple(self.headers))  # JSON has lists
 
     def describe(self) -> str:
         """One line for the report."""
@@ -188,24 +187,6 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Equal for plans whose rounds may lie in one folder: their number may differ, what is measured may not."""
-        same = {key: value for key, value in self.to_json().items() if key not in _MAY_DIFFER}
+        all_of_it = asdict(self) | {"baseline": self.reference}
+        same = {key: value for key, value in all_of_it.items() if key not in _MAY_DIFFER}
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data, for session.json."""
-        return asdict(self) | {"baseline": self.reference}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The inverse of to_json. Raises KeyError or TypeError for data of another shape."""
-        pin = data["pin"]
-        return cls(
-            name=data["name"],
-            servers=tuple(Server(**server) for server in data["servers"]),
-            loads=tuple(Load(**load) for load in data["loads"]),
-            rounds=data["rounds"],
-            pin=Pin(server=tuple(pin["server"]), load=tuple(pin["load"])) if pin else None,
-            baseline=data["baseline"],
-            aa=data["aa"],
-            **{name: data[name] for name in ("until", "within_s") if name in data},  # not in older runs
-        )

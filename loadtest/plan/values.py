@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,11 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
 _SHARE = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)%|(0?\.[0-9]+)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|)")
+
+
+def decimal(value: object) -> str:
+    """A number in digits, without an exponent."""
+    return f"{Decimal(str(value)).normalize():f}"
 
 
 def text(value: object) -> str:
@@ -47,7 +53,7 @@ def flag(value: object) -> bool:
 def pause_s(value: object) -> float:
     """A length of time, zero included, in seconds."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = f"{value:f}"
+        value = decimal(value)
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"{value!r} is not a length of time; write seconds, or 10s, 500ms, 2m")
@@ -64,7 +70,8 @@ def duration_s(value: object) -> float:
 
 def share(value: object) -> float:
     """A part of a whole, more than none: 2% or 0.02."""
-    match = _SHARE.fullmatch(str(value)) if isinstance(value, (str, float)) else None
+    written = decimal(value) if isinstance(value, float) else value
+    match = _SHARE.fullmatch(written) if isinstance(written, str) else None
     part = (float(match[1]) / 100 if match[1] else float(match[2])) if match else 0.0
     if not part:
         raise ValueError(f"{value!r} is not a part of a whole; write 2% or 0.02")
@@ -93,7 +100,7 @@ def message(value: object) -> str:
 
 def rate_per_s(value: object) -> float:
     """A number per second, more than none."""
-    written = f"{value:f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    written = decimal(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
     if not isinstance(written, str) or not _NUMBER.fullmatch(written) or not float(written):
         raise ValueError(f"{value!r} is not a rate; write a number per second, such as 200 or 0.5")
     return float(written)

@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from loadtest.analysis.compare import compare
 from loadtest.data.records import Round, Worker
 from loadtest.data.store import Store
@@ -44,6 +46,17 @@ def busy_run() -> Report:
     return report(plan, {name: 2_000_000 * 4**number for number, name in enumerate(names[:8])}, gone="gone")
 
 
+RUNS = ["demo", pytest.param("peers-stream", marks=pytest.mark.slow), "calm", "by schedule", "busy"]
+"""Runs to draw: two that were measured, of which one is large, and three that are made."""
+
+
+def run(name: str) -> Report:
+    """One of RUNS."""
+    made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
+    return made[name]() if name in made else stored(name)
+
+
+@functools.cache
 def stored(name: str) -> Report:
     """A run that is kept under results/."""
     store = Store.open(Path(__file__).parents[2] / "results" / name)

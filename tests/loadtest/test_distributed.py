@@ -371,7 +371,7 @@ def test_a_generator_that_dies_fails_the_round(tmp_path: Path) -> None:
     load = ("--scenario", "echo", "--connections", "4", "--generators", "2", "--duration", "5", "--warmup", "0")
     run = lab.start("--server", ECHO, "--rounds", "1", *load)
     try:
-        log = lab.out / "rounds"
+        log = lab.out / "logs"
         eventually(lambda: [*log.rglob("generator.live")], within_s=30, what="a generator")
         (master,) = eventually(lambda: masters(run.pid), within_s=30, what="the generator's master")
         eventually(

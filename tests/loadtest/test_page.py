@@ -22,16 +22,15 @@ from loadtest.report import render
 from loadtest.report.model import Report
 from prefork.histogram import Histogram, estimable
 
-from .pages import HOSTILE, Page, at, busy_run, calm_run, printable, stored
+from .pages import HOSTILE, RUNS, Page, at, busy_run, calm_run, printable, run
 from .records import client, failed, measured, signals
 
 STYLE = Path(loadtest.report.html.__file__).with_name("page.css").read_text("utf-8")
 
 
-@pytest.fixture(params=["demo", "peers-stream", "calm", "by schedule", "busy"], scope="module")
+@pytest.fixture(params=RUNS, scope="module")
 def report(request: pytest.FixtureRequest) -> Report:
-    made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
-    return made[request.param]() if request.param in made else stored(request.param)
+    return run(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from loadtest.report import render
 from tests.support.browser import CHROMIUM, Browser
 
-from .pages import at, busy_run, calm_run, printable, stored
+from .pages import RUNS, at, calm_run, printable, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,10 +75,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(params=["demo", "peers-stream", "calm", "by schedule", "busy"], scope="module")
+@pytest.fixture(params=RUNS, scope="module")
 def report(request: pytest.FixtureRequest) -> Report:
-    made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
-    return made[request.param]() if request.param in made else stored(request.param)
+    return run(request.param)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from loadtest.report import render
 
-from .pages import Page, busy_run, calm_run, stored
+from .pages import RUNS, Page, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,10 +67,9 @@ def nines(share: float) -> float:
     return -math.log10(1 - share)
 
 
-@pytest.fixture(params=["demo", "peers-stream", "calm", "by schedule", "busy"], scope="module")
+@pytest.fixture(params=RUNS, scope="module")
 def drawn(request: pytest.FixtureRequest) -> list[Drawing]:
-    made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
-    report = made[request.param]() if request.param in made else stored(request.param)
+    report = run(request.param)
     return drawings(Page(render(report, "html")))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import ssl
@@ -27,6 +26,8 @@ from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 from tests.loadtest.websocket_server import WebSocketServer
 from tests.support.wait import eventually
+
+from .records import rounds_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -405,6 +406,6 @@ def test_the_lab_measures_a_server_of_a_library(where: str, tmp_path: Path) -> N
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
-    (kept,) = [json.loads(path.read_text()) for path in (tmp_path / "out" / "rounds").glob("*.json")]
-    assert (kept["error"], kept["client"]["failures"]) == ("", {})
-    assert kept["client"]["completed"] > 10
+    (done,) = rounds_in(tmp_path / "out")
+    assert (done["error"], done["client"]["failures"]) == ("", {})
+    assert done["client"]["completed"] > 10
