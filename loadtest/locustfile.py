@@ -56,7 +56,8 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
         _usage("--rate needs --engine fast: a readable user begins when its last exchange has ended")
     if engines == {"fast"}:
         if options.num_users is None:  # locust's default of one would leave all workers but one without anything to do
-            options.num_users = options.spawn_rate = options.expect_workers if options.master else 1
+            options.num_users = options.expect_workers if options.master else 1
+            options.spawn_rate = options.num_users
         if options.connections < options.num_users:
             _usage(f"--connections {options.connections} are fewer than the {options.num_users} users of the engine")
     if options.result and not Path(options.result).parent.is_dir():

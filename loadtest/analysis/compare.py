@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
-    """Of all samples together, in ns; None where there are too few to tell."""
+    """Percentiles of all samples together, in ns; None where there are too few samples."""
 
     n: int
     p50_ns: int | None
@@ -43,7 +43,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One configuration under one load, over all its rounds. None is "not known"."""
+    """The summary of one configuration under one load, over all its rounds. None is "not known"."""
 
     name: str
     load: str
@@ -64,7 +64,7 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All that can be said about some rounds."""
+    """Everything that is reported about some rounds."""
 
     baseline: str
     configurations: tuple[Configuration, ...]
@@ -73,7 +73,7 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def contrast(self, configuration: Configuration) -> Contrast | None:
-        """The configuration's contrast; None for the baseline itself."""
+        """Return the configuration's contrast; None for the baseline itself."""
         same = (
             found for found in self.contrasts if (found.name, found.load) == (configuration.name, configuration.load)
         )
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def cpu_per_request_ns(done: Round) -> float | None:
-    """CPU time of the server's processes per completed exchange."""
+    """Return the CPU time of the server's processes per completed exchange, in ns."""
     if done.client is None or not done.client.completed or done.signals is None or done.signals.server is None:
         return None
     return done.signals.server.cpu_ns / done.client.completed
@@ -113,7 +113,7 @@ def compare(plan: Plan, rounds: Sequence[Round]) -> Comparison:
 
 
 def contrast_all(plan: Plan, rounds: Sequence[Round]) -> list[Contrast]:
-    """Every configuration, the baseline's second run too, against the baseline under the same load."""
+    """Compare every configuration, the baseline's second run too, with the baseline under the same load."""
     groups = _groups(rounds)
     return [
         Contrast(name=name, load=load.name, ratios=_ratios(groups.get((plan.reference, load.name), []), group))
@@ -131,7 +131,8 @@ def across(first: Sequence[Round], second: Sequence[Round], labels: tuple[str, s
     """
     groups = [_groups(first), _groups(second)]
     shared = [key for key in groups[0] if key in groups[1] and not key[0].endswith(AA_MARK)]
-    configurations, contrasts = [], []
+    configurations = []
+    contrasts = []
     for name, load in shared:
         for label, group in zip(labels, groups, strict=True):
             configurations.append(_configuration(f"{label}: {name}", load, group[name, load]))
@@ -152,7 +153,7 @@ def across(first: Sequence[Round], second: Sequence[Round], labels: tuple[str, s
 
 
 def _groups(rounds: Iterable[Round]) -> dict[tuple[str, str], list[Round]]:
-    """Rounds by configuration and load, in the order in which they first ran."""
+    """Group rounds by configuration and load, in the order in which these first ran."""
     groups: dict[tuple[str, str], list[Round]] = {}
     for done in rounds:
         groups.setdefault((done.configuration, done.load), []).append(done)
@@ -213,12 +214,12 @@ def _quantile(done: Round, q: float) -> float | None:
 
 
 def _ratios(base: Sequence[Round], group: Sequence[Round]) -> dict[str, Ratio | None]:
-    """Candidate over baseline for every metric."""
+    """Divide candidate by baseline for every metric."""
     return {name: _paired(base, group, metric) for name, metric in METRICS.items()}
 
 
 def _paired(base: Iterable[Round], group: Iterable[Round], metric: Metric) -> Ratio | None:
-    """Valid rounds of the same cycle are a pair; None without one that has the figure on both sides."""
+    """Pair the valid rounds of each cycle; None when no pair has the figure on both sides."""
     left = {done.cycle: metric(done) for done in base if done.verdict.valid}
     right = {done.cycle: metric(done) for done in group if done.verdict.valid}
     pairs = [(left[cycle], right[cycle]) for cycle in sorted(left.keys() & right.keys())]
@@ -242,7 +243,7 @@ def _warnings(
 
 
 def _troubles(rounds: Sequence[Round]) -> Iterable[str]:
-    """What happened in the rounds that a reader of the table must know."""
+    """List what happened in the rounds that a reader of the table must know."""
     reasons: dict[tuple[str, str], list[Round]] = {}
     for done in rounds:
         if not done.verdict.valid:
@@ -257,7 +258,7 @@ def _troubles(rounds: Sequence[Round]) -> Iterable[str]:
 
 
 def _doubts(configurations: Iterable[Configuration]) -> Iterable[str]:
-    """Where both ends do not count alike, and the verdict does not say why already."""
+    """List where client and server count differently, and the verdict does not already say why."""
     for found in configurations:
         if found.sharing and found.sharing.doubt and found.verdict not in ("GENERATOR", "SHARED-CPU"):
             yield f"{found.name} ({found.load}): {found.sharing.doubt}"

@@ -42,7 +42,7 @@ _COUNT = {"": 1.0}
 
 
 class ConditionError(Exception):
-    """A condition about nothing that is there; the message says what there is."""
+    """A condition names a configuration that does not exist; the message lists those that do."""
 
 
 def _errors(found: Configuration, _: Comparison) -> float | None:
@@ -76,7 +76,7 @@ METRICS: Mapping[str, tuple[Mapping[str, float], Figure]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """One condition; `limit` and `unit` as they were written."""
+    """One condition; `limit` and `unit` are as the user wrote them."""
 
     text: str
     where: str  # a configuration, a load or both; empty: everywhere
@@ -86,7 +86,7 @@ class Condition:
     unit: str
 
     def about(self, keys: Iterable[Key], baseline: str) -> list[Key]:
-        """Those of the configurations that it is about. Raises ConditionError if it is about none."""
+        """Return the configurations that the condition applies to. Raises ConditionError when there is none."""
         known = list(keys)
         chosen = [key for key in known if self._meant(*key)]
         if not chosen:
@@ -107,7 +107,7 @@ class Condition:
         return self.where in (name, _called(name, load))
 
     def verdict(self, found: Configuration, comparison: Comparison) -> str:
-        """What is wrong; empty when nothing is."""
+        """Say what is wrong; empty when nothing is."""
         units, figure = METRICS[self.metric]
         value = figure(found, comparison)
         if value is None:
@@ -127,7 +127,8 @@ def parse(text: str) -> Condition:
     if match is None:
         shell = ", in quotes, as the shell takes > and < for itself" if not set(text) & set("<>") else ""
         raise ValueError(f'{text!r} is not a condition; write METRIC OP VALUE, such as "p99>5ms" or "errors>0"{shell}')
-    where, metric, sign, limit, unit = match[1], match[2].lower(), match[3], float(match[4]), match[5]
+    where, metric, sign, number, unit = match.groups()
+    metric = metric.lower()
     if metric not in METRICS:
         raise ValueError(f"{text!r}: {metric!r} is not a figure{near(metric, METRICS)}; there are {', '.join(METRICS)}")
     units = METRICS[metric][0]
@@ -135,11 +136,13 @@ def parse(text: str) -> Condition:
         wanted = ", ".join(name for name in units if name) or "none"
         kind = f"{unit!r} is no unit of {metric}{near(unit, units)}" if unit else f"{metric} needs a unit"
         raise ValueError(f"{text!r}: {kind}; units are {wanted}")
-    return Condition(text=text.strip(), where=(where or "").strip(), metric=metric, sign=sign, limit=limit, unit=unit)
+    return Condition(
+        text=text.strip(), where=(where or "").strip(), metric=metric, sign=sign, limit=float(number), unit=unit
+    )
 
 
 def broken(conditions: Iterable[Condition], comparison: Comparison) -> Iterator[str]:
-    """A line for each condition and configuration that fails it. Raises ConditionError."""
+    """Yield a line for each configuration that meets a `--fail-if` condition. Raises ConditionError."""
     found = {(each.name, each.load): each for each in comparison.configurations}
     of_one_run = any(name == comparison.baseline for name, _ in found)
     second = [(contrast.name, contrast.load) for contrast in comparison.contrasts]
@@ -155,7 +158,7 @@ def _called(name: str, load: str) -> str:
 
 
 def _why(metric: str, found: Configuration) -> str:
-    """Why a figure is not known."""
+    """Say why a figure is not known."""
     if not found.rounds:
         return f"no round could be measured ({found.verdict})"
     match metric:
@@ -170,7 +173,7 @@ def _why(metric: str, found: Configuration) -> str:
 
 
 def _evidence(found: Configuration, comparison: Comparison) -> str:
-    """How sure a ratio is."""
+    """Say how sure a ratio is."""
     contrast = comparison.contrast(found)
     ratio = contrast.ratios["rate"] if contrast else None
     if ratio is None or ratio.low is None or ratio.high is None:

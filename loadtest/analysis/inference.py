@@ -49,7 +49,7 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """Candidate over baseline."""
+    """The ratio candidate / baseline of one metric, over the pairs of rounds."""
 
     pairs: int
     median: float
@@ -58,23 +58,26 @@ class Ratio:
 
     @property
     def reach(self) -> float | None:
-        """How far from 1 the interval reaches, as a factor of at least 1; of an A/A pair this is the noise floor."""
+        """The largest distance of the interval from 1, as a factor of at least 1.
+
+        Of an A/A pair this is the noise floor.
+        """
         return None if self.low is None or self.high is None else max(self.high, 1 / self.low, 1.0)
 
     @property
     def spread(self) -> float | None:
-        """Half the interval's width as a part of the median: 0.02 is known to within 2 %."""
+        """Half the interval's width as a part of the median: 0.02 means known to within 2 %."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2 / self.median
 
     def differs(self, floor: float | None) -> bool:
-        """Whether the two are shown to differ, given the noise floor (None: not measured)."""
+        """Return whether a difference is shown, given the noise floor as a factor (None: not measured)."""
         if self.low is None or self.high is None or self.low <= 1 <= self.high:
             return False
         return max(self.median, 1 / self.median) > (floor or 1.0)
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio | None:
-    """The ratio of (baseline, candidate) figures; None without a pair of positive ones."""
+    """Compute the ratio of (baseline, candidate) figures; None without a pair of positive ones."""
     ratios = sorted(candidate / baseline for baseline, candidate in pairs if baseline > 0 and candidate > 0)
     if not ratios:
         return None
@@ -83,11 +86,13 @@ def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio | None:
 
 
 def _interval(ordered: Sequence[float]) -> tuple[float, float]:
-    """The interval of the median of at least MIN_PAIRS sorted values, between the d-th and the next from either end."""
+    """Compute the interval of the median of at least MIN_PAIRS sorted values."""
     n = len(ordered)
-    d, outer = 1, _coverage(n, 1)
+    d = 1  # the interval's ends lie between the d-th and the next value from either side
+    outer = _coverage(n, 1)
     while (inner := _coverage(n, d + 1)) >= _LEVEL:
-        d, outer = d + 1, inner
+        d += 1
+        outer = inner
     part = (outer - _LEVEL) / (outer - inner)
     weight = (n - d) * part / (d + (n - 2 * d) * part)  # of the inner value: the coverage is not linear in between
     low = ordered[d - 1] + weight * (ordered[d] - ordered[d - 1])
@@ -96,20 +101,20 @@ def _interval(ordered: Sequence[float]) -> tuple[float, float]:
 
 
 def _coverage(n: int, d: int) -> float:
-    """The chance that the median lies between the d-th of n values from below and the d-th from above."""
+    """Return the probability that the median lies between the d-th lowest and the d-th highest of n values."""
     outside: int = 2 * sum(math.comb(n, k) for k in range(d))
     return float(1 - outside / (1 << n))
 
 
 def jain(shares: Iterable[float]) -> float | None:
-    """Jain's index of fairness: 1 when all have the same, 1/n when one of n has all; None if nobody has anything."""
+    """Return Jain's index of fairness: 1 when all shares are equal, 1/n when one of n has all; None when all are 0."""
     values = list(shares)
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares else None
 
 
 def busiest_to_least(shares: Iterable[float]) -> float | None:
-    """How many times the least has the busiest; infinite if the least has nothing, None if nobody has anything."""
+    """Return the largest share divided by the smallest; infinite when the smallest is 0, None when all are 0."""
     values = list(shares)
     most = max(values, default=0)
     if not most:
@@ -119,7 +124,7 @@ def busiest_to_least(shares: Iterable[float]) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """A configuration against the baseline under the same load: metric -> ratio (None: no pairs)."""
+    """A configuration compared with the baseline under the same load: metric -> ratio (None: no pairs)."""
 
     name: str
     load: str
@@ -128,7 +133,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Width:
-    """How well the ratio of one configuration is known."""
+    """How wide the interval of one configuration's requests/s ratio is."""
 
     name: str
     load: str
@@ -136,17 +141,17 @@ class Width:
     spread: float | None  # as inference.Ratio has it; None with too few pairs for an interval
 
     def within(self, until: float) -> bool:
-        """Whether that is narrow enough."""
+        """Return whether the interval is at most this wide to either side."""
         return self.spread is not None and self.spread <= until
 
     def describe(self) -> str:
-        """The width in words."""
+        """Return the width in words."""
         known = "no interval yet" if self.spread is None else f"±{self.spread:.1%} in requests/s"
         return f"{known} ({self.name}, {self.load}, n={self.pairs})"
 
 
 def widest(contrasts: Iterable[Contrast]) -> Width | None:
-    """The configuration whose ratio is known least; None when nothing can be compared."""
+    """Return the widest interval of all contrasts; None when nothing can be compared."""
     widths = [
         Width(name=contrast.name, load=contrast.load, pairs=rate.pairs, spread=rate.spread)
         for contrast in contrasts

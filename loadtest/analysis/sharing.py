@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from ..data.records import Client, Round, Signals, Worker
 
-REQUESTS, CPU = "requests", "CPU"
+REQUESTS = "requests"
+CPU = "CPU"
 TOLERANCE = 0.05  # of what the clients have in flight
 _SLACK = 0.5  # connections: means of a few looks are not finer
 _CONNECTION_EACH = ("talkback", "nap")
@@ -31,7 +32,7 @@ _CONNECTION_EACH = ("talkback", "nap")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
-    """Medians over rounds. None is "not known"."""
+    """How workers shared the work: medians over rounds. None is "not known"."""
 
     workers: int
     by: str  # REQUESTS or CPU
@@ -44,7 +45,7 @@ class Sharing:
 
     @property
     def doubt(self) -> str:
-        """What the three counts leave unexplained; empty when they agree."""
+        """A line that says what the three counts leave unexplained; empty when they agree."""
         if self.elsewhere is None or self.in_flight is None:
             return ""
         if abs(self.elsewhere) <= max(TOLERANCE * self.in_flight, _SLACK):
@@ -61,7 +62,7 @@ class Sharing:
 
 
 def sharing(rounds: Sequence[Round]) -> Sharing | None:
-    """What some rounds of one configuration say together; None when their workers are not known."""
+    """Summarise rounds of one configuration; None when their workers are not known."""
     seen = [(done.client, done.signals, done.signals.workers) for done in rounds if done.client and done.signals]
     known = [(client, signals, workers) for client, signals, workers in seen if workers]
     if not known:
@@ -92,11 +93,12 @@ def _shares(workers: Iterable[Worker], by: str) -> list[float]:
 
 
 def _both_ends(client: Client, signals: Signals, workers: Iterable[Worker]) -> tuple[float, ...] | None:
-    """In flight at the clients, with workers, in the accept queue, and the rest."""
+    """Return the mean number of exchanges in flight: at the clients, with workers, in the accept queue, elsewhere."""
     held = [worker.connections for worker in workers]
     if client.scenario not in _CONNECTION_EACH or None in held or signals.queue is None:
         return None
-    in_flight, in_queue = client.busy_s / client.duration_s, signals.queue.depth_mean
+    in_flight = client.busy_s / client.duration_s
+    in_queue = signals.queue.depth_mean
     in_workers = sum(count for count in held if count is not None)
     return in_flight, in_workers, in_queue, in_flight - in_workers - in_queue
 

@@ -33,7 +33,7 @@ LAG_NS = 1_000_000  # and that much in any case
 
 
 def judge(client: Client, signals: Signals, server_cpus: int) -> Verdict:
-    """The verdict on a round whose server could use so many CPUs."""
+    """Return the verdict on a round whose server could use `server_cpus` CPUs."""
     for name, rule in _RULES:
         if reason := rule(client, signals, server_cpus):
             return Verdict(name=name, reason=reason)
@@ -50,7 +50,7 @@ def _errors(client: Client, _signals: Signals, _cpus: int) -> str:
 
 
 def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
-    """The open model: at a rate that is not reached the latencies are those of another load."""
+    """Check the offered rate (open model): when it was not reached, the latencies are those of another load."""
     arrivals = client.arrivals
     if arrivals is None or client.completed >= KEPT * arrivals.offered:
         return ""
@@ -59,17 +59,18 @@ def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
 
 
 def _lag(client: Client, _signals: Signals, _cpus: int) -> str:
-    """The open model: what the generator itself adds to the latency."""
+    """Check the generator's lag (open model), which it adds to each latency."""
     if client.arrivals is None:
         return ""
-    lag_ns, median_ns = client.arrivals.lag.quantile(0.99), client.latency.quantile(0.5)
+    lag_ns = client.arrivals.lag.quantile(0.99)
+    median_ns = client.latency.quantile(0.5)
     if lag_ns <= max(LAG_NS, LAG_SHARE * median_ns):
         return ""
     return f"1 in 100 exchanges began {lag_ns / 1e6:.1f} ms late or more, at a median of {median_ns / 1e6:.1f} ms"
 
 
 def _little(client: Client, _signals: Signals, _cpus: int) -> str:
-    """Little's law, exchanges in flight = rate x latency: where two counts of the client disagree, trust neither.
+    """Check Little's law, exchanges in flight = rate x latency: when the client's two counts disagree, trust neither.
 
     The law is about long times. An exchange that an edge of the window cuts is whole in one count and not in the other:
     as many as are in flight, by the longest latency at most.
@@ -127,7 +128,7 @@ def _server_cpu(client: Client, signals: Signals, cpus: int) -> str:
 
 
 def _queueing(client: Client, signals: Signals, _cpus: int) -> str:
-    """Little's law the other way round: mean depth / rate = mean time that a connection waited to be accepted."""
+    """Check the accept queue by Little's law: mean depth / rate = mean time that a connection waited to be accepted."""
     if signals.queue is None:
         return ""
     per_connection = client.latency.mean_ns / 1e6
@@ -141,7 +142,8 @@ def _queueing(client: Client, signals: Signals, _cpus: int) -> str:
 def _idle(client: Client, signals: Signals, _cpus: int) -> str:
     if signals.server is None or signals.generator is None or client.arrivals is not None:
         return ""  # an open model that asks for little is no limit of the lab
-    server, load = signals.server.cores(client.duration_s), signals.generator.cores(client.duration_s)
+    server = signals.server.cores(client.duration_s)
+    load = signals.generator.cores(client.duration_s)
     if max(server, load) >= IDLE:
         return ""
     return f"neither side was busy (server {server:.0%}, generator {load:.0%} of a core); try more --connections"

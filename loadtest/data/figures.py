@@ -6,7 +6,7 @@ UNKNOWN = "-"
 
 
 def digits(value: float, significant: int = 3) -> str:
-    """So many significant digits, no exponent: 0.123, 12.3, 123, 1,230."""
+    """Write a number with this many significant digits and no exponent: 0.123, 12.3, 123, 1,230."""
     if value == 0:
         return "0"
     written = f"{value:.{significant - 1}e}"
@@ -15,32 +15,32 @@ def digits(value: float, significant: int = 3) -> str:
 
 
 def duration(value_ns: float | None) -> str:
-    """In µs below a millisecond, in ms from there on."""
+    """Write a time given in ns: in µs below a millisecond, else in ms."""
     if value_ns is None:
         return UNKNOWN
     return f"{digits(value_ns / 1e3)} µs" if value_ns < 999_500 else f"{digits(value_ns / 1e6)} ms"
 
 
 def rate(per_s: float | None) -> str:
-    """A number per second."""
+    """Write a number per second."""
     return UNKNOWN if per_s is None else digits(per_s)
 
 
 def size(value_bytes: float | None) -> str:
-    """In MB of a million bytes."""
+    """Write a size given in bytes, in MB of a million bytes."""
     return UNKNOWN if value_bytes is None else f"{digits(value_bytes / 1e6)} MB"
 
 
 def level(value: float | None) -> str:
-    """A mean number of things at a time; what rounds to none has no sign."""
+    """Write a mean number of things at a time, to one decimal; -0.0 becomes 0.0."""
     return UNKNOWN if value is None else f"{round(value, 1) + 0.0:.1f}"
 
 
 def index(value: float | None) -> str:
-    """An index between 0 and 1, where 0.99 and 0.999 are worlds apart."""
+    """Write an index between 0 and 1 to three decimals, as 0.99 and 0.999 are far apart."""
     return UNKNOWN if value is None else f"{value:.3f}"
 
 
 def times(value: float) -> str:
-    """A factor: near 1 with enough decimals to see a difference of a percent."""
+    """Write a factor; near 1 with enough decimals to show a difference of a percent."""
     return f"{value:.3f}x" if 0.9 < value < 1.1 else f"{digits(value)}x"

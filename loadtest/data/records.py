@@ -23,7 +23,7 @@ class RecordError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
-    """How the open model's schedule was kept."""
+    """The arrivals of the open model in the window, and how well their schedule was kept."""
 
     offered: int  # exchanges that came due in the window
     missed: int  # those of them that never started
@@ -48,13 +48,13 @@ class Second:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Second:
-        """Read one entry of the generator's series."""
+        """Read one second of the generator's series."""
         return cls(**{name: data[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """The load generator's account of one window (the file that it writes, see users/)."""
+    """What the load generator measured in one window (the file that users/recording.py writes)."""
 
     scenario: str
     connections: int
@@ -72,17 +72,17 @@ class Client:
 
     @property
     def rate_per_s(self) -> float:
-        """Exchanges completed per second."""
+        """Throughput: exchanges completed per second."""
         return self.completed / self.duration_s
 
     @property
     def lost(self) -> int:
-        """Processes of the generator that ended without telling what they had measured."""
+        """Number of generator processes that ended without a report of what they measured."""
         return len(self.raw.get("generator", {}).get("lost", ()))
 
     @property
     def failed(self) -> int:
-        """Exchanges that failed, whatever the cause."""
+        """Number of exchanges that failed, whatever the cause."""
         return sum(self.failures.values())
 
     @classmethod
@@ -112,7 +112,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a tree of processes used during the window."""
+    """What a process and its descendants used during the window."""
 
     cpu_ns: int  # user and system, of all its processes, dead children included
     busiest_ns: int  # the same, of the process that used most
@@ -123,11 +123,11 @@ class Usage:
     covered: float  # the part of the window between the first and the last sample; the rest is taken to be alike
 
     def cores(self, duration_s: float) -> float:
-        """CPU time per second: 1.0 is one core kept busy."""
+        """Return the CPU time per second: 1.0 is one busy core."""
         return self.cpu_ns / (duration_s * 1e9)
 
     def wait_share(self) -> float:
-        """Of the time that threads wanted to run, the part that they waited for a CPU."""
+        """Return the part of the time, from 0 to 1, in which threads that wanted to run waited for a CPU."""
         wanted = self.cpu_ns + (self.wait_ns or 0)
         return (self.wait_ns or 0) / wanted if wanted else 0.0
 
@@ -144,7 +144,10 @@ class Queue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """One process that serves, during the window. What only the server itself can count is None unless it told."""
+    """One process that serves, during the window.
+
+    Counts that only the server has are None when it did not give them.
+    """
 
     slot: int  # the server's number for it; without one, its place by pid
     cpu_ns: int | None
@@ -155,7 +158,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """What the lab saw of both sides from outside, through the kernel. None is "could not be seen", never zero."""
+    """What the lab saw of both sides through the kernel. None means "could not be seen", never zero."""
 
     server: Usage | None  # None for processes that could not be found: of another machine, or another user
     generator: Usage | None
@@ -166,8 +169,10 @@ class Signals:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signals:
-        """The inverse of dataclasses.asdict."""
-        server, generator, queue = data["server"], data["generator"], data["queue"]
+        """Read what dataclasses.asdict made of Signals."""
+        server = data["server"]
+        generator = data["generator"]
+        queue = data["queue"]
         return cls(
             server=Usage(**server) if server else None,
             generator=Usage(**generator) if generator else None,
@@ -180,20 +185,20 @@ class Signals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What bounded a round, with the number that decided."""
+    """What limited a round, with the number that decided."""
 
     name: str
     reason: str
 
     @property
     def valid(self) -> bool:
-        """Whether the round may enter a comparison."""
+        """Whether the round is used in comparisons."""
         return self.name not in ("INVALID", "LEFT-OUT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One server under one load, once."""
+    """One measurement of one server under one load."""
 
     number: int
     cycle: int

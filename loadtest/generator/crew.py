@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
-    """Who recorded what, by the names of the processes; a run without a result file records nothing."""
+    """The accounts of all processes of a run, by process name; empty without a result file."""
 
     accounts: Mapping[str, Account]
     lost: tuple[str, ...] = ()  # those that ended without telling what they had measured
 
     @property
     def account(self) -> Account | None:
-        """What all of them recorded together."""
+        """The accounts of all processes, merged; None when there is none."""
         return Account.merged(list(self.accounts.values())) if self.accounts else None
 
     def to_result(self) -> dict[str, Any]:
-        """Their part of the result document."""
+        """Return the part of the result document that lists the processes."""
         return {
             "processes": [
                 {
@@ -60,24 +60,25 @@ class Share:
     of: int
 
     def part(self, whole: int) -> int:
-        """This share of a whole number. Those of all users add up to it."""
+        """Return this user's share of a whole number. The shares of all users add up to it."""
         return whole // self.of + (self.index < whole % self.of)
 
     def first_ns(self, now_ns: int, rate_per_s: float) -> int:
-        """When this share of arrivals at equal distances begins: the users take turns, by the clock of the machine."""
+        """Return when this user's arrivals begin, in ns: users take turns by the clock of the machine."""
         turn = math.ceil((now_ns * rate_per_s / 1e9 - self.index) / self.of)
         return round((turn * self.of + self.index) * 1e9 / rate_per_s)
 
 
 def note(options: argparse.Namespace, *, users: int, workers: Sequence[str]) -> None:
-    """Note, where the run is started, the number of users and the workers in the order of their turns."""
+    """Store the number of users, and the workers in the order of their turns, in the options of the run."""
     options.users_in_all = max(1, users)
     options.workers_in_turn = list(workers)
 
 
 def shares(options: argparse.Namespace, worker: str) -> Iterator[Share]:
-    """The shares of the users of this worker, as noted, without end."""
-    workers, users = options.workers_in_turn, options.users_in_all
+    """Yield the shares of this worker's users, without end, from what `note` stored."""
+    workers = options.workers_in_turn
+    users = options.users_in_all
     place = workers.index(worker) if worker in workers else 0
     numbers = itertools.count(place, max(1, len(workers)))
     return (Share(index=number % users, of=users) for number in numbers)

@@ -44,23 +44,26 @@ HINTS = {
 
 
 class Connection(Protocol):
-    """What a link needs of a socket. Nothing waits: BlockingIOError, or ssl.SSLWantReadError of TLS, says "not yet"."""
+    """What a link needs of a socket.
+
+    No call waits: BlockingIOError, or ssl.SSLWantReadError of TLS, means "not yet".
+    """
 
     def send(self, data: bytes, /) -> int:
-        """Send a part of it; returns how much."""
+        """Send as much of the data as there is room for; return the number of bytes sent."""
 
     def recv(self, size: int, /) -> bytes:
-        """What has come; nothing at the end of the stream."""
+        """Return the bytes that have come; none at the end of the stream."""
 
     def fileno(self) -> int:
-        """The descriptor; -1 when it is closed."""
+        """Return the descriptor; -1 when closed."""
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
 
 
 class Dialer:
-    """Call it for a new connection to one address."""
+    """Makes connections to one address; each call returns a new one."""
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class Dialer:
         *,
         tls: tuple[ssl.SSLContext, str] | None = None,
     ) -> None:
-        """`tls`: how the server is verified, and its name."""
+        """`tls` is the context that verifies the server, and the server's name; None for plain TCP."""
         self._family = family
         # For what goes in several segments: the last would wait until the others are acknowledged.
         self.no_delay = tls is not None
@@ -79,7 +82,10 @@ class Dialer:
         self._source = 0  # 0: the kernel's choice, else the last number of 127.0.0.N less one
 
     def __call__(self) -> Connection:
-        """A connection, perhaps still in the making. Raises OSError; BlockingIOError: a Unix server's queue is full."""
+        """Return a connection that may still be connecting.
+
+        Raises OSError; BlockingIOError when a Unix server's queue is full.
+        """
         connection = Socket(self._family, _TYPE)
         if self.no_delay or self._source:
             self._prepare(connection)
@@ -92,7 +98,7 @@ class Dialer:
         return TlsConnection(connection, *self._tls) if self._tls else connection
 
     def _from_elsewhere(self, connection: Socket) -> tuple[Socket, int]:
-        """Try the other sources in turn, and stay with the first that has a free port."""
+        """Try the other source addresses in turn, and keep the first that has a free port."""
         error = errno.EADDRNOTAVAIL
         for _ in range(_SOURCES):
             connection.close()
@@ -117,7 +123,7 @@ _READ = 65536
 
 
 def tls_context(*, insecure: bool, ca: str) -> ssl.SSLContext:
-    """How servers are verified: by the system's authorities, by those in the file `ca`, or, if insecure, not at all.
+    """Make a context that verifies servers by the file `ca`, else by the system's authorities; if insecure, not at all.
 
     Raises ValueError if there are no certificates in the file.
     """
@@ -133,21 +139,22 @@ def tls_context(*, insecure: bool, ca: str) -> ssl.SSLContext:
 
 
 class TlsConnection:
-    """A connection to the server of that name."""
+    """A TLS connection to the server `name`, on a non-blocking socket."""
 
     def __init__(self, connection: Socket, tls: ssl.SSLContext, name: str) -> None:
         self._connection = connection
-        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._came = ssl.MemoryBIO()
+        self._goes = ssl.MemoryBIO()
         self._tls = tls.wrap_bio(self._came, self._goes, server_hostname=name)
-        self._greeted = False
+        self._established = False
         self._record = 0  # plain bytes of the record that is not wholly sent
         self._unsent = b""  # the rest of it, encrypted
         self.fileno = connection.fileno
         self.close = connection.close
 
     def send(self, data: bytes) -> int:
-        """Send as much as there is room for; the rest, and no other, is to be given next. Raises OSError."""
-        self._greet()
+        """Send as much as there is room for; the next call must get the rest, and nothing else. Raises OSError."""
+        self._continue_handshake()
         sent = 0
         try:
             while sent < len(data):
@@ -162,8 +169,11 @@ class TlsConnection:
         return sent
 
     def recv(self, _size: int) -> bytes:
-        """All that has come, since no event tells of what is left here. Raises OSError."""
-        self._greet()
+        """Return everything that has come, since epoll does not report what is left in the TLS buffers.
+
+        Raises OSError.
+        """
+        self._continue_handshake()
         came = b""
         while True:
             try:
@@ -181,13 +191,13 @@ class TlsConnection:
                     self._connection.shutdown(socket.SHUT_RD)  # so that there is an event for the end, too
                 return came
 
-    def _greet(self) -> None:
-        """Go on with the handshake, if it is not over."""
-        while not self._greeted:
+    def _continue_handshake(self) -> None:
+        """Continue the handshake, unless it is over."""
+        while not self._established:
             try:
                 self._tls.do_handshake()
                 self._flush()
-                self._greeted = True
+                self._established = True
             except ssl.SSLWantReadError:
                 self._flush()
                 self._fetch()
@@ -198,14 +208,14 @@ class TlsConnection:
             self._unsent = self._unsent[self._connection.send(self._unsent) :]
 
     def _fetch(self) -> None:
-        """Take what the socket has. Raises SSLWantReadError if that is nothing yet."""
+        """Read from the socket into the TLS buffer. Raises SSLWantReadError when there is nothing yet."""
         try:
             data = self._connection.recv(_READ)
         except BlockingIOError:
             raise ssl.SSLWantReadError from None
         if data:
             self._came.write(data)
-        elif self._greeted:
+        elif self._established:
             self._came.write_eof()
         else:
             raise ssl.SSLEOFError  # in the midst of the handshake

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """What a response has to be."""
+    """What makes a response a good one."""
 
     statuses: frozenset[int] = frozenset(range(200, 300))
     length: int | None = None  # of the body, in bytes; None: any that is framed properly
     bodiless: bool = False  # it answers a HEAD, and has no body, whatever length it announces
 
     def flaw(self, status: int, length: int) -> str:
-        """The cause why a complete response is a failure; empty if it is as it should be."""
+        """Return the cause why a complete response is a failure; empty when it is as expected."""
         if status not in self.statuses:
             return f"status {status}"
         return WRONG_LENGTH if self.length not in (None, length) else ""
@@ -65,7 +65,8 @@ class WebLink(RepeatingLink):
         if not self.sent_ns:
             self.drop()  # the server closed an idle connection, or talks without having been asked
             return
-        self._usual, self._size = None, CHUNK
+        self._usual = None
+        self._size = CHUNK
         in_one_piece = self._response is None
         response = self._response = self._response or Response(bodiless=self._expected.bodiless)
         try:
@@ -88,7 +89,9 @@ class WebLink(RepeatingLink):
             return
         self.note(len(data))
         if in_one_piece and not self._rest:
-            self._usual, self._size, self._keeps = data, len(data) + 1, response.keeps_alive
+            self._usual = data
+            self._size = len(data) + 1
+            self._keeps = response.keeps_alive
         if not keeps:
             self._rest = b""
             self.connection.close()
@@ -111,10 +114,10 @@ INTERIM = frozenset(range(100, 200)) - {101}
 
 
 class Response:
-    """`feed` it what was received until it is `complete`."""
+    """Parses one response: call `feed` with what was received until `complete` is true."""
 
     def __init__(self, *, bodiless: bool = False) -> None:
-        """`bodiless`: it answers a HEAD."""
+        """`bodiless`: the response answers a HEAD."""
         self.status = 0
         self.length = 0  # bytes of the body that have come
         self.keeps_alive = False
@@ -135,13 +138,13 @@ class Response:
         return self.complete
 
     def end(self) -> None:
-        """The stream has ended. Raises ExchangeError ("closed early") unless that is where the body ends."""
+        """Handle the end of the stream. Raises ExchangeError ("closed early") unless the body ends there."""
         if self._left != _TO_THE_END:
             raise ExchangeError(CLOSED_EARLY)
         self.complete = True
 
     def _head(self) -> bool:
-        """Read the head. Like all states: returns whether it went a step, so that another may be possible."""
+        """Parse the head. Like every state, return whether it advanced, so that the next state can continue."""
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             return self._incomplete()
@@ -153,7 +156,8 @@ class Response:
     def _body(self, fields: dict[bytes, bytes], minor: int) -> None:
         said = tokens(fields.get(b"connection", b""))
         self.keeps_alive = b"close" not in said and (minor == 1 or b"keep-alive" in said)
-        coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+        coding = fields.get(b"transfer-encoding")
+        length = fields.get(b"content-length")
         if self._bodiless or self.status in _BODILESS:
             self.keeps_alive &= self.status != 101  # from there on it is not HTTP
             self.complete = True
@@ -182,15 +186,16 @@ class Response:
         return False
 
     def _pass_over(self, size: int) -> int:
-        """Count what has come of so many bytes of the body, and forget it."""
+        """Drop up to `size` bytes of the body from the buffer, and count them."""
         took = min(size, len(self._buffer))
         self._buffer = self._buffer[took:]
         self.length += took
         return took
 
     def _take(self, size: int) -> bytes:
-        """So many bytes of a head or a trailer, for which there is room."""
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        """Take `size` bytes of a head or a trailer from the buffer, within their limit."""
+        taken = self._buffer[:size]
+        self._buffer = self._buffer[size:]
         self._room -= size
         if self._room < 0:
             raise ExchangeError(WRONG_REPLY)
@@ -210,7 +215,7 @@ class Response:
         return True
 
     def _chunk(self) -> bool:
-        """Pass over the chunk, and check the line end that it comes with."""
+        """Skip the chunk, and check its line end."""
         self._left -= self._pass_over(self._left - 2)
         if self._left > 2 or len(self._buffer) < 2:
             return False
@@ -236,7 +241,7 @@ class Response:
 
 
 def read_head(head: bytes) -> tuple[int, int, dict[bytes, bytes]]:
-    """The minor version, the status and the fields of a head with its empty line. Raises ExchangeError."""
+    """Parse a head with its empty line: minor version, status, fields. Raises ExchangeError."""
     lines = head[:-4].split(b"\r\n")
     match = _STATUS.fullmatch(lines[0])
     if match is None:
@@ -245,16 +250,17 @@ def read_head(head: bytes) -> tuple[int, int, dict[bytes, bytes]]:
 
 
 def tokens(value: bytes) -> list[bytes]:
-    """The items of a list in a field's value, in lower case."""
+    """Split a list in a field's value, in lower case."""
     return [token.strip() for token in value.lower().split(b",")]
 
 
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
-    """The fields by their lower-case names; of one that comes several times all values, with commas between them."""
+    """Return the fields by their lower-case names; the values of a repeated field are joined by commas."""
     found: dict[bytes, bytes] = {}
     for line in lines:
         name, colon, value = line.partition(b":")
-        name, value = name.lower(), value.strip(b" \t")
+        name = name.lower()
+        value = value.strip(b" \t")
         if not colon or not name or name.strip(b" \t") != name:
             raise ExchangeError(WRONG_REPLY)
         found[name] = found[name] + b", " + value if name in found else value

@@ -20,7 +20,7 @@ PREFIX = b"you said: "
 
 
 def numbered(number: int, size: int) -> bytes:
-    """A line of `size` bytes and its newline; other numbers give other lines, where the size allows it."""
+    """Return a line of `size` bytes and its newline. Where the size allows it, other numbers give other lines."""
     return (b"%x " % number)[:size].ljust(size, b".") + b"\n"
 
 
@@ -29,7 +29,7 @@ _SURE_TO_FIT = 16384
 
 
 class TalkbackLink(Link):
-    """A connection for every exchange: connect, send the line at once, read to the end of the stream."""
+    """Makes a connection for every exchange: connect, send the line at once, read to the end of the stream."""
 
     __slots__ = ("_expected", "_got", "interest")
 
@@ -46,7 +46,7 @@ class TalkbackLink(Link):
         self.connect()
 
     def ready(self, mask: int) -> None:
-        """The end of the stream has come; or something unusual."""
+        """Handle the end of the stream; anything else is unusual."""
         if mask == HUNG_UP and not self._rest:
             try:
                 got = self.connection.recv(len(self._expected) + 1)
@@ -62,7 +62,7 @@ class TalkbackLink(Link):
         self._unusual(mask)
 
     def _unusual(self, mask: int) -> None:
-        """The reply comes in pieces, or is wrong, or the connection is broken; or the line is not sent yet."""
+        """Handle a reply in pieces, a wrong one, a broken connection, or a line that is not sent yet."""
         if mask & OUT and not self.send_rest():
             return
         try:
@@ -78,7 +78,7 @@ class TalkbackLink(Link):
             self._ended()
 
     def _ended(self) -> None:
-        """All has come, or too much."""
+        """Judge the reply, which is complete or too long."""
         if self._got == self._expected:
             self.note(len(self._got))
             self.drop()
@@ -87,12 +87,12 @@ class TalkbackLink(Link):
             self.fail(CLOSED_EARLY if self._expected.startswith(self._got) else WRONG_REPLY)
 
     def drop(self) -> None:
-        """Forget the exchange."""
+        """Close the connection and forget the exchange."""
         super().drop()
         self._got = b""
 
     def expire(self) -> None:
-        """Too long; a server that answered with something else and never closed is not slow but wrong."""
+        """End the exchange: a server that sent something else and never closed is wrong, not slow."""
         try:
             self._got += self.connection.recv(CHUNK)
         except OSError:
@@ -113,7 +113,7 @@ class EchoLink(Link):
         self.connecting = False
 
     def begin(self) -> None:
-        """Start an exchange now. A connect that it needs first has a clock of its own."""
+        """Start an exchange now. A connect that comes first is timed on its own."""
         self.sent_ns = clock()
         if self._left:
             super().send()
@@ -135,7 +135,7 @@ class EchoLink(Link):
         self._left = self._exchanges
 
     def ready(self, mask: int) -> None:
-        """The line has come back; or something unusual."""
+        """Handle the line that came back; anything else is unusual."""
         if mask != IN and not self._go_on(mask):
             return
         try:
@@ -151,7 +151,7 @@ class EchoLink(Link):
             self._came_in_part(got)
 
     def _go_on(self, mask: int) -> bool:
-        """There may be room to send, for which the connection has to be made. Returns whether the exchange goes on."""
+        """Send the rest when there is room, and note a connect that is over. Return whether the exchange goes on."""
         now_ns = clock()
         if mask & OUT and not self.send_rest():
             return False

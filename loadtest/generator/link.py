@@ -49,7 +49,10 @@ _NO_CONNECTION.close()
 
 @dataclass(slots=True)
 class Batch:
-    """All times are CLOCK_MONOTONIC in ns. sent, end and due have one entry for each exchange that ended well."""
+    """What the engine notes between two reports. All times are CLOCK_MONOTONIC in ns.
+
+    `sent_ns`, `end_ns` and `due_ns` have one entry for each exchange that succeeded.
+    """
 
     sent_ns: list[int] = field(default_factory=list)
     end_ns: list[int] = field(default_factory=list)
@@ -63,7 +66,7 @@ class Batch:
 
     @property
     def start_ns(self) -> Sequence[int]:
-        """From where latencies count: in the closed model a client starts as soon as it may."""
+        """The times from which latency counts: when due in the open model, when sent in the closed one."""
         return self.due_ns or self.sent_ns
 
 
@@ -81,14 +84,14 @@ class EngineApi(Protocol):
         """Watch a descriptor for events."""
 
     def modify(self, fd: int, eventmask: int, /) -> None:
-        """Watch it for other events."""
+        """Watch the descriptor for other events."""
 
     def failed(self, link: Link, sent_ns: int, cause: str, *, connecting: bool) -> None:
-        """The link's exchange failed now."""
+        """Report that the link's exchange failed now."""
 
 
 class Link:
-    """What the links of all scenarios share: making a connection, sending the request, and the two ends."""
+    """What the links of all scenarios share: connecting, sending the request, success and failure."""
 
     __slots__ = ("_handler", "_rest", "connection", "due_ns", "engine", "request", "sent_ns")
 
@@ -109,28 +112,28 @@ class Link:
         raise NotImplementedError
 
     def ready(self, mask: int) -> None:
-        """The connection has something to tell, as epoll's mask says."""
+        """Handle the events of the connection that epoll's mask names."""
         raise NotImplementedError
 
     def expire(self) -> None:
-        """End the exchange, which took too long."""
+        """Fail the exchange, which took too long."""
         self.fail(TIMEOUT)
 
     def drop(self) -> None:
-        """Close the connection, if there is one, and forget what is in flight."""
+        """Close the connection, if there is one, and forget the exchange in flight."""
         self.sent_ns = 0
         self._rest = b""
         self.connection.close()  # which takes it out of the epoll too
 
     def note(self, received: int) -> None:
-        """The exchange ended well, now. What follows (to close, to go on) is not on its clock any more."""
+        """Note that the exchange succeeded now. What follows (closing, the next exchange) is not on its clock."""
         batch = self.engine.batch
         batch.end_ns.append(clock())
         batch.sent_ns.append(self.sent_ns)
         batch.received += received
 
     def fail(self, cause: str, *, keep: bool = False) -> None:
-        """The exchange failed, now; so did the connection, unless it is to keep. Without an exchange only that."""
+        """Report that the exchange in flight, if any, failed now. Close the connection unless `keep`."""
         start_ns, connecting = self.sent_ns, self.connecting
         if keep:
             self.sent_ns = 0
@@ -140,7 +143,7 @@ class Link:
             self.engine.failed(self, start_ns, cause, connecting=connecting)
 
     def connect(self) -> None:
-        """Make the connection and send the request on it."""
+        """Make a connection and send the request on it."""
         try:
             connection = self.connection = self.engine.dialer()
         except BlockingIOError:  # a Unix server's accept queue is full, and no event tells when it is not
@@ -159,7 +162,7 @@ class Link:
             self.connect()
 
     def send(self) -> None:
-        """Send the request, as far as there is room now, which there is not before the handshake is over."""
+        """Send as much of the request as there is room for; before the handshake is over there is none."""
         try:
             sent = self.connection.send(self.request)
         except BlockingIOError:
@@ -175,7 +178,7 @@ class Link:
             self.engine.modify(self.connection.fileno(), self.interest | OUT)
 
     def send_rest(self) -> bool:
-        """Send more, if something is left. Returns whether the exchange goes on."""
+        """Send more of what is left. Return whether the exchange goes on."""
         if self._rest:
             interest = self.interest | OUT
             try:
@@ -250,7 +253,7 @@ class RepeatingLink(Link):
 
 
 class Model:
-    """What both models share: the end. After `stop` nothing begins that is not due already."""
+    """Decides when links begin exchanges. After `stop` nothing begins that is not already due."""
 
     next_ns = NEVER  # when `arrive` wants to be called
 
@@ -259,44 +262,44 @@ class Model:
         self.stopping = False
 
     def start(self) -> None:
-        """Begin, now."""
+        """Begin the run."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Let what is in flight end, and begin nothing new."""
+        """Let exchanges in flight end, and begin no new ones."""
         self.stopping = True
 
     @property
     def ended(self) -> bool:
-        """Whether it was stopped and nothing is in flight any more."""
+        """Whether the model was stopped and nothing is in flight."""
         return self.stopping and not any(link.sent_ns for link in self.engine.links)
 
     def arrive(self, now_ns: int) -> None:
-        """Begin what is due."""
+        """Begin the exchanges that are due."""
         raise NotImplementedError
 
     def finished(self, links: Sequence[Link]) -> None:
-        """The exchanges of these links ended well, and are noted: go on."""
+        """Continue with these links, whose exchanges succeeded and are noted."""
         raise NotImplementedError
 
     def go_on(self, link: Link) -> None:
-        """The link is free again after a failure, which has been reported."""
+        """Continue with a link whose exchange failed, which was reported."""
         raise NotImplementedError
 
     def unfinished_ns(self) -> list[int]:
-        """The starts of all exchanges that have not ended."""
+        """Return the start of each exchange that has not ended, in ns."""
         return [link.due_ns or link.sent_ns for link in self.engine.links if link.sent_ns]
 
 
 class ClosedModel(Model):
-    """Every link always has an exchange in flight."""
+    """The closed model: every link always has an exchange in flight."""
 
     def start(self) -> None:
-        """Begin with all links."""
+        """Begin an exchange on every link."""
         self.engine.again.extend(link.begin for link in self.engine.links)
 
     def finished(self, links: Sequence[Link]) -> None:
-        """Go on at once."""
+        """Begin the next exchanges at once."""
         for link in links:
             if self.stopping:
                 link.drop()
@@ -304,12 +307,12 @@ class ClosedModel(Model):
                 link.begin()
 
     def go_on(self, link: Link) -> None:
-        """Go on."""
+        """Begin the link's next exchange at once."""
         self.finished([link])
 
 
 class OpenModel(Model):
-    """Exchanges begin by the schedule (times in ns, ascending, without end), on whatever link is free."""
+    """The open model: exchanges begin by the schedule (times in ns, ascending, without end), on any free link."""
 
     def __init__(self, engine: EngineApi, schedule: Iterator[int], max_in_flight: int) -> None:
         super().__init__(engine)
@@ -319,22 +322,22 @@ class OpenModel(Model):
         self._waiting: deque[int] = deque()  # when they were due
 
     def start(self) -> None:
-        """Wait for the first arrival."""
+        """Make all links free, and wait for the first arrival."""
         self._free.extend(self.engine.links)
         self.next_ns = next(self._schedule)
 
     def stop(self) -> None:
-        """Let what has come due end."""
+        """Let the exchanges that came due end."""
         super().stop()
         self.next_ns = NEVER
 
     @property
     def ended(self) -> bool:
-        """Whether it was stopped and nothing that came due is left."""
+        """Whether the model was stopped and every exchange that came due has ended."""
         return self.stopping and not self._waiting and len(self._free) == len(self.engine.links)
 
     def arrive(self, now_ns: int) -> None:
-        """Begin what is due, or let it wait; miss it if it is too late or too much."""
+        """Begin each exchange that is due, or queue it; count it as missed when it is late or above the cap."""
         batch = self.engine.batch
         for _ in range(_AT_ONCE):
             due_ns = self.next_ns
@@ -352,13 +355,13 @@ class OpenModel(Model):
                 self._waiting.append(due_ns)
 
     def finished(self, links: Sequence[Link]) -> None:
-        """Note when the exchanges were due, and go on."""
+        """Note when the exchanges were due, and continue with their links."""
         for link in links:
             self.engine.batch.due_ns.append(link.due_ns)
             self.go_on(link)
 
     def go_on(self, link: Link) -> None:
-        """Begin what has waited longest, if anything waits."""
+        """Begin the exchange that has waited longest, or make the link free."""
         if self._waiting:
             self._begin(link, self._waiting.popleft())
         else:
@@ -366,7 +369,7 @@ class OpenModel(Model):
             self._free.append(link)
 
     def unfinished_ns(self) -> list[int]:
-        """Those that wait have not ended either."""
+        """Return the start of each exchange that has not ended, waiting ones included, in ns."""
         return super().unfinished_ns() + list(self._waiting)
 
     def _begin(self, link: Link, due_ns: int) -> None:
@@ -375,12 +378,12 @@ class OpenModel(Model):
 
 
 def constant(start_ns: int, rate_per_s: float) -> Iterator[int]:
-    """Arrivals at equal distances, without end; computed each from the start, so that no error adds up."""
+    """Yield arrivals at equal distances, without end; each is computed from the start, so no error adds up."""
     return (start_ns + round(number * 1e9 / rate_per_s) for number in itertools.count())
 
 
 def poisson(start_ns: int, rate_per_s: float) -> Iterator[int]:
-    """Arrivals of people who do not know of each other: exponential gaps, without end."""
+    """Yield arrivals with exponential gaps, without end, as of people who do not know of each other."""
     at_ns = float(start_ns)
     while True:
         at_ns += random.expovariate(rate_per_s) * 1e9

@@ -58,7 +58,7 @@ class Opening:
 
     @classmethod
     def made(cls, *, path: str, headers: Sequence[str], host: str) -> Opening:
-        """Ask for that path. Raises ValueError for a header that is the handshake's own."""
+        """Make the handshake for a path. Raises ValueError for a header that belongs to the handshake itself."""
         for line in headers:
             if (name := line.partition(":")[0]).lower() in _OURS:
                 raise ValueError(f"header {name} cannot be set for websocket: the handshake has its own")
@@ -68,7 +68,10 @@ class Opening:
         return cls(request=request, accept=b64encode(sha1((key + _GUID).encode(), usedforsecurity=False).digest()))
 
     def read(self, came: bytes) -> bytes | None:
-        """What came after the response; None if that is not complete. Raises ExchangeError if it is no agreement."""
+        """Parse the response; return the bytes after it, None while it is incomplete.
+
+        Raises ExchangeError for a refusal.
+        """
         status = 100
         while status in INTERIM:
             end = came.find(b"\r\n\r\n") + 4
@@ -91,8 +94,10 @@ class Opening:
 
 
 def frame(opcode: int, payload: bytes, mask: bytes = b"") -> bytes:
-    """A whole message in one frame: with a mask (four bytes) a client's, without one a server's."""
-    first, flag, size = _FINAL | opcode, _MASKED if mask else 0, len(payload)
+    """Write a whole message as one frame: a client's with a mask (four bytes), a server's without."""
+    first = _FINAL | opcode
+    flag = _MASKED if mask else 0
+    size = len(payload)
     if size <= _MOST_CONTROL:
         head = bytes((first, flag | size))
     elif size < 1 << 16:
@@ -106,15 +111,15 @@ def frame(opcode: int, payload: bytes, mask: bytes = b"") -> bytes:
 
 
 def close_cause(payload: bytes) -> str:
-    """The cause that the payload of a close frame stands for."""
+    """Return the cause that the payload of a close frame stands for."""
     return f"close {int.from_bytes(payload[:2]) if payload else _NO_CODE}"
 
 
 class Messages:
-    """`feed` it what was received; it gives the server's messages and control frames as they get complete."""
+    """Parses frames: `feed` takes what was received and yields messages and control frames as they become complete."""
 
     def __init__(self, most: int) -> None:
-        """`most`: bytes of a message; a longer one is wrong already by its length."""
+        """`most`: the largest message in bytes; a longer one is wrong by its length alone."""
         self._most = most
         self._buffer = bytearray()
         self._opcode = CONTINUATION  # of the message that has come in part; else this
@@ -122,11 +127,14 @@ class Messages:
 
     @property
     def between(self) -> bool:
-        """Whether nothing has come in part."""
+        """Whether no frame or message is incomplete."""
         return not self._buffer and self._opcode == CONTINUATION
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Opcode and payload of each. Raises ExchangeError for what is no frame, and for a message that is too long."""
+        """Yield opcode and payload of each.
+
+        Raises ExchangeError for invalid frames and for messages that are too long.
+        """
         self._buffer += data
         while found := self._frame():
             first, payload = found
@@ -140,11 +148,12 @@ class Messages:
             opcode = self._opcode or opcode
             self._opcode = CONTINUATION if first & _FINAL else opcode
             if first & _FINAL:
-                payload, self._parts = self._parts, b""
+                payload = self._parts
+                self._parts = b""
                 yield opcode, payload
 
     def _frame(self) -> tuple[int, bytes] | None:
-        """Take the next frame, its first byte and its payload, if it has come."""
+        """Take the next frame, if complete: its first byte and its payload."""
         buffer = self._buffer
         if len(buffer) < 2:
             return None
@@ -172,7 +181,7 @@ class Messages:
 
 
 class WebSocketLink(RepeatingLink):
-    """Opens a connection, which has a clock of its own as in echo, and sends its message again and again.
+    """Opens a connection, which is timed on its own as in echo, and sends its message again and again.
 
     The message is made into a frame once, and so is the reply: one that comes alone and in one piece, as it does
     nearly always, needs no parser. A ping is answered. The last that a connection says is a close frame, for whose
@@ -194,14 +203,14 @@ class WebSocketLink(RepeatingLink):
         self.connecting = False
 
     def begin(self) -> None:
-        """Start an exchange now. A handshake that it needs first has a clock of its own."""
+        """Start an exchange now. A handshake that comes first is timed on its own."""
         self.sent_ns = clock()
         if not self._open:
             self.connecting = True
             self.request = self._opening.request
             self.connect()
         elif self._rest:  # of a pong
-            self._say(self.request)
+            self._enqueue(self.request)
         else:
             self.send()
 
@@ -209,7 +218,8 @@ class WebSocketLink(RepeatingLink):
         """Read what is not the usual reply, or is a part of it."""
         if self._usual and len(data) == self._size:
             data += self._more()
-        self._usual, self._size = None, CHUNK
+        self._usual = None
+        self._size = CHUNK
         try:
             if not data:
                 raise ExchangeError(CLOSED_EARLY)
@@ -220,19 +230,20 @@ class WebSocketLink(RepeatingLink):
                 data = rest
             else:
                 self.engine.batch.received += len(data)
-            self._hear(self._messages.feed(data))
+            self._handle(self._messages.feed(data))
         except ExchangeError as error:
             self.fail(str(error))  # if nothing was asked, that is none: the connection ends
             return
         if self.connecting:
             self._opened()
         if self._open and self._messages.between:
-            self._usual, self._size = self._reply, len(self._reply) + 1
+            self._usual = self._reply
+            self._size = len(self._reply) + 1
 
-    def _hear(self, messages: Iterable[tuple[int, bytes]]) -> None:
+    def _handle(self, messages: Iterable[tuple[int, bytes]]) -> None:
         for opcode, payload in messages:
             if opcode == PING:
-                self._say(frame(PONG, payload, self._mask))
+                self._enqueue(frame(PONG, payload, self._mask))
             elif opcode == CLOSE:
                 raise ExchangeError(close_cause(payload))
             elif (opcode, payload) == self._expected and self.sent_ns and self._open:
@@ -246,7 +257,7 @@ class WebSocketLink(RepeatingLink):
                 raise ExchangeError(WRONG_REPLY)
 
     def _opened(self) -> None:
-        """The server has agreed: the clock of the exchange starts."""
+        """Handle the server's agreement: the clock of the exchange starts."""
         now_ns = clock()
         self.engine.batch.connects.append((self.sent_ns, now_ns))
         self.connecting = False
@@ -255,7 +266,7 @@ class WebSocketLink(RepeatingLink):
         self.sent_ns = now_ns
         self.request = self._message
         if self._rest:
-            self._say(self.request)
+            self._enqueue(self.request)
         else:
             self.send()
 
@@ -264,38 +275,41 @@ class WebSocketLink(RepeatingLink):
         self.drop()
 
     def _more(self) -> bytes:
-        """What else has come: a close after the reply is to be heard before the next message is sent."""
+        """Read what else has come: a close after the reply must be seen before the next message is sent."""
         try:
             return self.connection.recv(CHUNK)
         except OSError:
             return b""  # nothing; or an error, which will be heard the next time
 
-    def _say(self, data: bytes) -> None:
-        """Send it after what is not sent yet."""
+    def _enqueue(self, data: bytes) -> None:
+        """Send data after what is not yet sent."""
         self._rest += data
         self.send_rest()
 
     def drop(self) -> None:
-        """Close the connection, with a close frame where one is in place, and forget the exchange."""
+        """Close the connection, with a close frame if the WebSocket is open, and forget the exchange."""
         if self._open and not self._rest:
             try:
                 self.connection.send(frame(CLOSE, NORMAL, self._mask))
             except OSError:
                 pass  # the server went first, or reads nothing
         super().drop()
-        self.connecting = self._open = False
+        self.connecting = False
+        self._open = False
         self._left = 0
-        self._usual, self._size, self._came = None, CHUNK, b""
+        self._usual = None
+        self._size = CHUNK
+        self._came = b""
         self._messages = Messages(len(self._expected[1]))
 
 
 class WebSocketTalk:
-    """`open` it, then `echo`; both raise OSError, and ExchangeError for an answer that is not as it should be."""
+    """A client on a blocking socket: `open`, then `echo`. Both raise OSError, and ExchangeError for a wrong answer."""
 
     def __init__(
         self, connection: socket.socket, opening: Opening, most: int, deadline_s: float = float("inf")
     ) -> None:
-        """`most`: bytes of a message; `deadline_s`, by the monotonic clock: when to wait no longer."""
+        """`most`: the largest message in bytes; `deadline_s`: when to stop waiting, by the monotonic clock."""
         self.began = b""  # how the server's answer began
         self._connection = connection
         self._opening = opening
@@ -305,7 +319,7 @@ class WebSocketTalk:
         self._early = b""  # what came with the server's agreement
 
     def open(self) -> None:
-        """Shake hands."""
+        """Send the opening handshake and wait for the server's agreement."""
         self._connection.sendall(self._opening.request)
         came = b""
         while (rest := self._opening.read(came)) is None:
@@ -313,10 +327,11 @@ class WebSocketTalk:
         self._early = rest
 
     def echo(self, opcode: int, payload: bytes) -> int:
-        """Send a message and wait until it came back. Returns the bytes of the reply."""
+        """Send a message and wait for its echo. Return the length of the reply in bytes."""
         self._connection.sendall(frame(opcode, payload, self._mask))
         while True:
-            data, self._early = self._early or self._receive(), b""
+            data = self._early or self._receive()
+            self._early = b""
             for kind, got in self._messages.feed(data):
                 if kind == PING:
                     self._connection.sendall(frame(PONG, got, self._mask))
@@ -328,7 +343,7 @@ class WebSocketTalk:
                     raise ExchangeError(WRONG_REPLY)
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Send a close frame."""
         try:
             self._connection.sendall(frame(CLOSE, NORMAL, self._mask))
         except OSError:

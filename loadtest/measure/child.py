@@ -30,11 +30,11 @@ _LOG_TAIL_BYTES = 16_384
 
 
 class ChildError(Exception):
-    """A command that cannot be started, or processes that cannot be ended."""
+    """A command cannot be started, or its processes cannot be killed."""
 
 
 class Child:
-    """A running command. Use as a context manager: leaving it kills what is left."""
+    """A running command. Leaving its context kills every process that is left."""
 
     def __init__(
         self, argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], cpus: Sequence[int] = ()
@@ -72,11 +72,14 @@ class Child:
             os.close(self._pidfd)
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable when the command ends."""
+        """Return a descriptor that becomes readable when the command ends."""
         return self._pidfd
 
     def ended(self, within_s: float = 0.0) -> bool:
-        """Whether the command has ended, now or within the given time. It is not reaped: its pid stays its own."""
+        """Return whether the command has ended, now or within the given time.
+
+        It is not reaped, so its pid is not reused.
+        """
         return bool(select.select([self], [], [], within_s)[0])
 
     @property
@@ -87,12 +90,12 @@ class Child:
         return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
 
     def status(self) -> str:
-        """How the ended command ended, in words."""
+        """Say how the command ended."""
         code = self.exit_code
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
 
     def stop(self, grace_s: float) -> bool:
-        """Ask the command to end (SIGTERM), wait, then kill whatever is left. False when it did not end by itself."""
+        """Send SIGTERM, wait, then kill what is left. Return False when the command did not end in time."""
         if not self.ended():
             os.kill(self.pid, signal.SIGTERM)
         in_time = self.ended(grace_s)
@@ -100,7 +103,7 @@ class Child:
         return in_time
 
     def tail(self, lines: int = 15) -> str:
-        """The last lines of the command's output."""
+        """Return the last lines of the command's output."""
         with self.log.open("rb") as output:
             output.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
             return "\n".join(output.read().decode("utf-8", "replace").splitlines()[-lines:])
@@ -126,11 +129,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818  # like KeyboardInterrupt: no error
-    """Somebody wants the run to end."""
+    """SIGINT or SIGTERM asked the run to end."""
 
 
 class Interrupt:
-    """Takes the signals over for the length of its context; readable (for select) once one came."""
+    """Handles SIGINT and SIGTERM within its context; becomes readable (for select) with the first one."""
 
     def __init__(self) -> None:
         self.came = False
@@ -154,7 +157,7 @@ class Interrupt:
         self.came = True
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable with the first signal, and stays so."""
+        """Return a descriptor that becomes readable with the first signal, and stays so."""
         return self._read
 
     def check(self) -> None:

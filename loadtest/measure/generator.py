@@ -28,7 +28,7 @@ class GeneratorError(Exception):
     """The generator gave no result; the message has its last words."""
 
 
-def start(plan: Plan, load: Load, server: RunningServer, folder: Path) -> Child:
+def start_generator(plan: Plan, load: Load, server: RunningServer, folder: Path) -> Child:
     """Start the generator against the server, in the round's folder, on the load's CPUs."""
     cpus = plan.pin.load if plan.pin else ()
     # locust takes options from LOCUST_* and from the current folder's [tool.locust]: neither may change a plan.
@@ -61,7 +61,7 @@ def _options(load: Load, server: RunningServer, folder: Path) -> list[str]:
         "--warmup": round(run_time_s - load.duration_s, 6),
         "--window": load.duration_s,
         "--result": _result(folder),
-        "--live": live(folder),
+        "--live": progress_file(folder),
         **(_several(load.generators) if load.generators > 1 else {}),
     }
     web = _web_options(load, server.base) if load.scenario in OVER_HTTP else []
@@ -69,8 +69,9 @@ def _options(load: Load, server: RunningServer, folder: Path) -> list[str]:
 
 
 def _several(processes: int) -> dict[str, object]:
-    """locust's options for a master and so many workers, which talk to each other on a port of this machine."""
-    port, host = free_port(), "127.0.0.1"
+    """Return locust's options for a master and `processes` workers, which talk on a port of this machine."""
+    port = free_port()
+    host = "127.0.0.1"
     hosts = {"--master-bind-host": host, "--master-host": host}
     return {"--processes": processes, "--master-bind-port": port, "--master-port": port, **hosts}
 
@@ -92,18 +93,18 @@ def _web_options(load: Load, base: Path) -> list[str]:
     return options + ["--no-keep-alive"] * (not load.keep_alive) + ["--insecure"] * load.insecure
 
 
-def live(folder: Path) -> Path:
-    """Where the generator tells what it does while it runs."""
+def progress_file(folder: Path) -> Path:
+    """Return the file to which the generator writes its progress while it runs."""
     return folder.absolute() / "generator.live"
 
 
 def deadline_s(load: Load) -> float:
-    """How long the generator may run, from its start."""
+    """Return how long the generator may run, in seconds from its start."""
     return _START_AND_END_S + load.warmup_s + load.duration_s + _STOP_S
 
 
-def result(generator: Child, folder: Path) -> Client:
-    """What the ended generator wrote. Raises GeneratorError when that is nothing, or not what was agreed."""
+def read_result(generator: Child, folder: Path) -> Client:
+    """Read what the ended generator wrote. Raises GeneratorError when there is no result, or an invalid one."""
     file = _result(folder)
     try:
         client = Client.from_json(json.loads(file.read_bytes()))
@@ -118,7 +119,7 @@ def result(generator: Child, folder: Path) -> Client:
 
 
 def last_words(generator: Child, message: str) -> str:
-    """The message with the end of the generator's log."""
+    """Return the message with the end of the generator's log."""
     tail = generator.tail().replace("\n", "\n  ")
     return f"{message}\n  {tail or f'it wrote nothing to {generator.log}'}"
 

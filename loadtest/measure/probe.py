@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(slots=True)
 class _Growth:
-    """Adds up a count over threads that come and go; a dead thread's last bit, since the sample before, is lost."""
+    """Sums a count over threads that come and go; what a thread counted between its last sample and its end is lost."""
 
     total: int = 0
     _last: dict[str, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class _Growth:
 
 
 def owners(port: int | None) -> list[int]:
-    """The processes that have the port's listening socket open, without their children; none where we may not look."""
+    """Find the processes that have the port's listening socket open, without their children, as far as we may look."""
     listening = procfs.listening(port) if port is not None else None
     holders = procfs.holders(listening.inodes, procfs.everybody()) if listening else []
     seen = {pid: stat for pid in holders if (stat := procfs.stat(pid)) and stat.name not in _KEEPERS}
@@ -81,16 +81,18 @@ def owners(port: int | None) -> list[int]:
 
 
 class Probe:
-    """Watches processes with all their descendants and, if given a port, that port's accept queue."""
+    """Samples processes with all their descendants and, if given a port, that port's accept queue."""
 
     def __init__(self, roots: Collection[int], port: int | None = None) -> None:
         self._roots = roots  # none: a server of which only the queue can be seen
         self._port = port
         self._samples: list[Sample] = []
-        self._wait, self._voluntary, self._involuntary = _Growth(), _Growth(), _Growth()
+        self._wait = _Growth()
+        self._voluntary = _Growth()
+        self._involuntary = _Growth()
 
     def sample(self) -> None:
-        """Read everything now."""
+        """Take a sample."""
         at_ns = time.monotonic_ns()
         pids = self._pids()
         cpu = {pid: procfs.cpu_ns(pid) for pid in pids}
@@ -111,11 +113,12 @@ class Probe:
         )
 
     def usage(self, start_ns: int, end_ns: int) -> Usage | None:
-        """What the processes used in the window; None when there were too few samples in it, or nothing to watch."""
+        """Return what the processes used in the window; None with fewer than two samples in it, or nothing to watch."""
         inside = self._inside(start_ns, end_ns)
         if not self._roots or len(inside) < 2:
             return None
-        first, last = inside[0], inside[-1]
+        first = inside[0]
+        last = inside[-1]
         covered = (last.at_ns - first.at_ns) / (end_ns - start_ns)
 
         def whole(growth: int) -> int:
@@ -133,7 +136,10 @@ class Probe:
         )
 
     def queue(self, start_ns: int, end_ns: int) -> Queue | None:
-        """The accept queue in the window. Drops count from the first sample: one in the warm-up still hurts inside."""
+        """Return the accept queue in the window.
+
+        Drops count from the first sample: one in the warm-up still matters.
+        """
         seen = [sample.listening for sample in self._inside(start_ns, end_ns) if sample.listening]
         drops = [sample.listening.drops for sample in self._samples if sample.listening]
         if not seen:
@@ -147,7 +153,7 @@ class Probe:
         )
 
     def series(self, start_ns: int) -> tuple[tuple[float, float, int | None], ...]:
-        """For each sample: seconds since the window began, cores in use since the sample before, accept queue."""
+        """Return for each sample: seconds since the window began, cores used since the last sample, accept queue."""
         pairs = zip(self._samples, self._samples[1:], strict=False)
         return tuple(
             (
@@ -159,16 +165,17 @@ class Probe:
         )
 
     def pss_bytes(self) -> int | None:
-        """The processes' memory now; None when one of them cannot be read."""
+        """Return the processes' memory now; None when one of them cannot be read."""
         sizes = [procfs.pss_bytes(pid) for pid in self._pids()] or [None]
         return None if None in sizes else sum(size for size in sizes if size)
 
     def cpu_by_pid(self, start_ns: int, end_ns: int) -> dict[int, int]:
-        """What each process used that was there all the time, scaled to the whole window."""
+        """Return the CPU time of each process that was there all the time, in ns, scaled to the whole window."""
         inside = self._inside(start_ns, end_ns)
         if len(inside) < 2:
             return {}
-        first, last = inside[0], inside[-1]
+        first = inside[0]
+        last = inside[-1]
         scale = (end_ns - start_ns) / (last.at_ns - first.at_ns)
         return {
             pid: round((used - first.cpu_by_pid[pid]) * scale)
@@ -177,7 +184,7 @@ class Probe:
         }
 
     def workers(self, start_ns: int, end_ns: int) -> tuple[Worker, ...] | None:
-        """The processes that can accept, with their CPU time: those that hold the listening socket still.
+        """Return the processes that can accept, with their CPU time: those that still have the listening socket open.
 
         A parent that holds it for its children's sake is not one of them. None for a single process.
         """
@@ -207,12 +214,12 @@ _ANSWER_MOST = 1 << 22  # bytes
 
 
 class StatusError(Exception):
-    """No answer, or one of another shape; the message says which."""
+    """The server gave no status, or an invalid one; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """One worker at one moment."""
+    """The counts of one worker at one moment."""
 
     slot: int
     accepted: int
@@ -222,14 +229,14 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """One answer: every worker by its pid."""
+    """One answer: the counts of every worker, by pid."""
 
     at_ns: int
     workers: Mapping[int, Count]
 
 
 def ask(path: str, within_s: float) -> dict[int, Count]:
-    """The workers now, by pid. Raises StatusError."""
+    """Ask for the counts of the workers now, by pid. Raises StatusError."""
     try:
         return _read(_answer(path, time.monotonic() + within_s))
     except TimeoutError:
@@ -263,7 +270,7 @@ def _read(document: Any) -> dict[int, Count]:
 
 
 class StatusProbe:
-    """Watches a server's own counts, if it has a socket to ask at."""
+    """Samples the server's own counts, if it has a control socket."""
 
     def __init__(self, path: str | None, window_s: float) -> None:
         self._path = path
@@ -273,7 +280,7 @@ class StatusProbe:
         self._trouble = ""
 
     def sample(self) -> None:
-        """Ask, if it is time to."""
+        """Ask the server, if it is time to."""
         if self._path is None or time.monotonic() < self._due_s:
             return
         self._due_s = time.monotonic() + self._period_s
@@ -286,11 +293,11 @@ class StatusProbe:
 
     @property
     def notes(self) -> list[str]:
-        """What went wrong."""
+        """A line that says what went wrong, if anything did."""
         return [f"the server's status is not known at all times: {self._trouble}"] if self._trouble else []
 
     def workers(self, start_ns: int, end_ns: int, cpu_by_pid: Mapping[int, int]) -> tuple[Worker, ...] | None:
-        """Each slot's counts in the window; None when too few answers fell into it.
+        """Return each slot's counts in the window; None with fewer than two answers in it.
 
         A worker that was replaced and its successor are one: the slot. What the former did after the last look at it
         is lost.
@@ -317,6 +324,6 @@ class StatusProbe:
 
 
 def _growth(inside: list[Mapping[int, Count]], pid: int, name: str) -> int:
-    """How far a count rose. A worker that began later began at nought."""
+    """Return how far a worker's count rose. A worker that started later started at 0."""
     seen = [getattr(workers[pid], name) for workers in inside if pid in workers]
     return int(seen[-1] - (seen[0] if pid in inside[0] else 0))

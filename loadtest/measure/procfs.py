@@ -35,7 +35,7 @@ class Stat:
 
 
 def stat(pid: int) -> Stat | None:
-    """The process's state, or None when there is no such process."""
+    """Read the process's state; None when there is no such process."""
     line = _read(f"/proc/{pid}/stat")
     if not line:
         return None
@@ -51,7 +51,7 @@ def stat(pid: int) -> Stat | None:
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time of the process, all its threads, dead ones included; 0 when it is gone.
+    """Return the CPU time of the process and all its threads, dead ones included, in ns; 0 when it is gone.
 
     Every process has a CPU clock that others may read, to the nanosecond; its id is a bit pattern that
     clock_getcpuclockid(3) makes of the pid. /proc/PID/stat has the same figure rounded to 10 ms, /proc/PID/schedstat
@@ -64,7 +64,7 @@ def cpu_ns(pid: int) -> int:
 
 
 def threads(pid: int) -> list[str]:
-    """The process's threads, as folders in /proc."""
+    """List the process's threads, as folders in /proc."""
     try:
         return [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
     except OSError:
@@ -72,7 +72,7 @@ def threads(pid: int) -> list[str]:
 
 
 def tree(root: int) -> Iterator[int]:
-    """The process and all its living descendants."""
+    """Yield the process and all its living descendants."""
     yield root
     for thread in threads(root):
         for child in _read(f"{thread}/children").split():
@@ -80,23 +80,23 @@ def tree(root: int) -> Iterator[int]:
 
 
 def everybody() -> list[int]:
-    """Every process that we may know of."""
+    """List every process that is visible to us."""
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 def session(leader: int) -> list[int]:
-    """Every living process of the session that the leader opened, the leader included; no zombies."""
+    """List every living process of the leader's session, the leader included; no zombies."""
     return [pid for pid in everybody() if (seen := stat(pid)) and seen.session == leader and seen.state not in "ZX"]
 
 
 def holders(inodes: Collection[int], pids: Iterable[int]) -> list[int]:
-    """Those of the processes that have one of the sockets open, as far as we may look into them."""
+    """Return the processes that have one of the sockets open, among those that we may inspect."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     return [pid for pid in pids if any(link in wanted for link in _descriptors(pid))]
 
 
 def _descriptors(pid: int) -> Iterator[str]:
-    """What the process has open."""
+    """Yield the names of the process's open files."""
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:  # gone, or not ours to read
@@ -109,19 +109,22 @@ def _descriptors(pid: int) -> Iterator[str]:
 
 
 def wait_ns(thread: str) -> int | None:
-    """How long the thread was ready to run and had no CPU; None where the kernel does not count it."""
+    """Return how long the thread was ready to run and had no CPU, in ns; None where the kernel does not count it."""
     fields = _read(f"{thread}/schedstat").split()
     return int(fields[1]) if len(fields) == 3 else None
 
 
 def switches(thread: str) -> tuple[int, int]:
-    """Voluntary and involuntary context switches of the thread."""
+    """Return the voluntary and involuntary context switches of the thread."""
     counts = [line.split()[1] for line in _read(f"{thread}/status").splitlines() if "ctxt_switches" in line]
     return (int(counts[0]), int(counts[1])) if len(counts) == 2 else (0, 0)
 
 
 def pss_bytes(pid: int) -> int | None:
-    """Memory of the process, each shared page divided by its users. Costs the kernel ms: not for a loop."""
+    """Return the memory of the process (PSS: shared pages are divided by their users).
+
+    Costs the kernel ms: not for a loop.
+    """
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
@@ -159,7 +162,7 @@ class Listening:
 
 
 def listening(port: int) -> Listening | None:
-    """The port's accept queues, summed (workers may have one each); None when nobody listens or nobody will say."""
+    """Return the sum of the port's accept queues (workers may have one each); None when there is none to be seen."""
     rows: list[_Row] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         try:

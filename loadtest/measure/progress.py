@@ -17,7 +17,7 @@ AROUND_S = 2.0  # starting and stopping, for each round, until it is known bette
 
 
 class Progress:
-    """A line for each finished round; on a terminal, if rich is installed, a bar below them.
+    """Prints a line for each finished round; on a terminal, if rich is installed, a bar below them.
 
     The bar shows what is being measured and its rate just now, the rounds done, and the time left.
     """
@@ -26,7 +26,8 @@ class Progress:
         self._total = 0
         self._count = 0
         self._began_s = 0.0  # when the slot began; monotonic
-        self._spent_s = self._loaded_s = 0.0  # of all rounds so far: from begin to done, and their load
+        self._spent_s = 0.0  # all rounds so far, from begin to done
+        self._loaded_s = 0.0  # the load of these rounds
         self._slot: Slot | None = None  # being measured
         self._bar: Any = _bar() if sys.stderr.isatty() else None
         self._task = self._bar.add_task(title, total=0, rate="", left="") if self._bar else None
@@ -41,21 +42,22 @@ class Progress:
             self._bar.stop()
 
     def expect(self, slots: int) -> None:
-        """So many more slots are to come."""
+        """Expect `slots` more slots."""
         self._total += slots
         self._show(total=self._total)
 
     def begin(self, slot: Slot) -> None:
-        """A slot is being measured."""
-        self._began_s, self._slot = time.monotonic(), slot
+        """Show the slot that is being measured."""
+        self._began_s = time.monotonic()
+        self._slot = slot
         self._show(description=f"{slot.configuration} ({slot.load.name})", rate="")
 
     def live(self, rate_per_s: float, failed: int) -> None:
-        """What the generator does just now, warm-up included."""
+        """Show the throughput just now, warm-up included."""
         self._show(rate=f"{rate_per_s:,.0f}/s" + (f", {failed} failed" if failed else ""))
 
     def done(self, slot: Slot, done: Round) -> None:
-        """A slot has become a round."""
+        """Print the finished round."""
         self._spent_s += time.monotonic() - self._began_s
         self._loaded_s += _load_s(slot)
         self._slot = None
@@ -71,11 +73,11 @@ class Progress:
         )
 
     def skip(self, slot: Slot) -> None:
-        """The slot's configuration was given up earlier."""
+        """Count a slot whose configuration was given up earlier."""
         self._step(slot, "")
 
     def width(self, width: Width, until: float, left_s: float) -> None:
-        """How narrow the intervals are, after a cycle of a run that waits for them."""
+        """Print how wide the intervals are, after a cycle of a run with `--until`."""
         going_on = f"going on for at most {_clock(left_s)}" if left_s > 0 else "time is up"
         state = "narrow enough" if width.within(until) else going_on
         self._say(f"{state}: {width.describe()}, wanted ±{100 * until:.3g}%")
@@ -97,7 +99,7 @@ class Progress:
             self._bar.update(self._task, left=f"{_clock(self._left_s())} left", **change)
 
     def _left_s(self) -> float:
-        """As long as the rounds so far took, on average, beside their load; loads differ, starting them hardly."""
+        """Estimate the seconds left: each slot's load, and the mean time that a round takes beside its load."""
         around_s = (self._spent_s - self._loaded_s) / self._count if self._loaded_s else AROUND_S
         if self._slot is None:
             return 0.0

@@ -11,25 +11,28 @@ import os
 import select
 import tempfile
 import time
+from collections import deque
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ..analysis.verdict import judge
 from ..data import provenance
 from ..data.records import Client, Round, Signals, Verdict
-from . import generator as drive
 from .child import ChildError
-from .generator import GeneratorError
-from .live import Live
+from .generator import GeneratorError, deadline_s, last_words, progress_file, read_result, start_generator
 from .probe import PERIOD_S, Probe, StatusProbe, owners
 from .server import RunningServer, ServerError, ServerMissingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ..plan.plan import Load, Plan, Slot
     from .child import Child, Interrupt
-    from .live import Tell
+
+    Tell = Callable[[float, int], None]  # exchanges per second just now, failed exchanges so far
+
+_LOOKS = 3  # of the generator's progress file for one rate: it is written twice a second, so this is one second
 
 
 def measure(
@@ -41,7 +44,8 @@ def measure(
     with the live rate.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    client = signals = None
+    client = None
+    signals = None
     notes: list[str] = []
     failure: Exception | None = None
     try:
@@ -55,7 +59,9 @@ def measure(
             server.wait_ready(slot.load)
             client, signals = _drive(plan, slot.load, server, folder, interrupt, tell)
     except (ServerError, GeneratorError, ChildError) as error:
-        failure, client, signals = error, None, None
+        failure = error
+        client = None
+        signals = None
     return Round(
         number=number,
         cycle=slot.cycle,
@@ -84,14 +90,15 @@ def _drive(
 ) -> tuple[Client, Signals]:
     """Put the load on the ready server. Raises ServerError, GeneratorError, Interrupted."""
     port = server.local_port()
-    with drive.start(plan, load, server, folder) as generator, Live(drive.live(folder), tell) as live:
+    with start_generator(plan, load, server, folder) as generator, Live(progress_file(folder), tell) as live:
         ours = Probe([generator.pid])
         theirs = Probe([server.child.pid] if server.child else owners(port), port)
         asked = StatusProbe(server.control, load.duration_s)
-        _watch(server, generator, [ours, theirs, asked, live], interrupt, drive.deadline_s(load))
+        _watch(server, generator, [ours, theirs, asked, live], interrupt, deadline_s(load))
         server.check_alive()
-        client = drive.result(generator, folder)
-    start_ns, end_ns = client.start_ns, client.start_ns + round(client.duration_s * 1e9)
+        client = read_result(generator, folder)
+    start_ns = client.start_ns
+    end_ns = start_ns + round(client.duration_s * 1e9)
     server.notes += asked.notes
     told = asked.workers(start_ns, end_ns, theirs.cpu_by_pid(start_ns, end_ns))
     return client, Signals(
@@ -126,4 +133,32 @@ def _watch(
         server.check_alive()
         if time.monotonic() > deadline:
             message = f"the generator did not end within {within_s:g} s and was killed"
-            raise GeneratorError(drive.last_words(generator, message))
+            raise GeneratorError(last_words(generator, message))
+
+
+class Live:
+    """Reads the progress line that the generator writes (users/adapter.py). No figure of a round comes from here."""
+
+    def __init__(self, file: Path, tell: Tell) -> None:
+        self._file = file
+        self._tell = tell
+        self._seen: deque[tuple[int, int, int]] = deque(maxlen=_LOOKS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.unlink(missing_ok=True)
+
+    def sample(self) -> None:
+        """Read the line, and call `tell` if there is something new."""
+        try:
+            at_ns, well, failed = map(int, self._file.read_bytes().split())
+        except (OSError, ValueError):
+            return  # not there yet, or half written
+        if not self._seen or at_ns != self._seen[-1][0]:
+            self._seen.append((at_ns, well, failed))
+            first_ns, before, _ = self._seen[0]
+            last_ns, now, _ = self._seen[-1]
+            if last_ns > first_ns:
+                self._tell((now - before) / ((last_ns - first_ns) / 1e9), failed)

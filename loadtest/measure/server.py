@@ -42,15 +42,15 @@ _CANNOT_RUN_HERE = 77  # the exit status by which a command says that this machi
 
 
 class ServerError(Exception):
-    """The server did not start, or ended before it was asked to; the message has its last words."""
+    """The server did not start, or ended before it was asked to; the message has the end of its log."""
 
 
 class ServerMissingError(ServerError):
-    """The command said that it cannot run on this machine at all."""
+    """The command says that it cannot run on this machine at all."""
 
 
 class RunningServer:
-    """A server to put load on. Leaving the context stops it, unless it is somebody else's.
+    """A server to put load on. Leaving the context stops it, unless somebody else runs it.
 
     `scratch` is a folder for its sockets: with a short path, as that of a socket has 107 bytes at most.
     """
@@ -96,7 +96,7 @@ class RunningServer:
                 self.notes.append(f"the server did not end within {STOP_S:g} s of SIGTERM and was killed")
 
     def wait_ready(self, load: Load) -> None:
-        """Return once one whole exchange was answered. Raises ServerError once it is clear that none will be."""
+        """Wait until one whole exchange was answered. Raises ServerError once it is clear that none will be."""
         deadline = time.monotonic() + READY_S
         while True:
             self._interrupt.check()
@@ -115,7 +115,7 @@ class RunningServer:
                 raise ServerError(self._last_words(f"not ready after {READY_S:g} s: {self.address}: {reason}"))
 
     def local_port(self) -> int | None:
-        """The port, for the kernel to tell about; None when there is none, or the server is on another machine."""
+        """Return the port to ask the kernel about; None without one, or when the server is on another machine."""
         return self.address.port if self.address.port and (self.child or _is_here(self.address.host)) else None
 
     def check_alive(self) -> None:
@@ -136,7 +136,7 @@ class RunningServer:
 
 
 def _where(server: Server, folder: Path, scratch: str) -> Address:
-    """Where the server is, or is to serve: paths that a user wrote begin in that folder."""
+    """Return where the server listens, or shall listen. Paths that a user wrote start in `folder`."""
     if not server.attach:
         unix = "{unix}" in server.command
         return Address(path=f"{scratch}/server") if unix else Address(host="127.0.0.1", port=free_port())
@@ -145,7 +145,7 @@ def _where(server: Server, folder: Path, scratch: str) -> Address:
 
 
 def _is_here(host: str) -> bool:
-    """Whether the host is this machine: only an address of its own can be bound."""
+    """Return whether the host is this machine: only its own addresses can be bound."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as trial:
@@ -156,7 +156,7 @@ def _is_here(host: str) -> bool:
 
 
 def free_port() -> int:
-    """A port that is free now. If somebody takes it before the server does, the server says so and the round fails."""
+    """Return a port that is free now. If another process takes it before the server does, the round fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -167,11 +167,11 @@ _WORD = b"ready\n"
 
 
 class WrongReplyError(Exception):
-    """The server answered, but not what this load expects."""
+    """The server answered, but not as this load expects."""
 
 
 def check_files(plan: Plan, folder: Path) -> None:
-    """Read the files that the loads name, from that folder on. Raises PlanError."""
+    """Read the files that the loads name; relative names start in `folder`. Raises PlanError."""
     for load in plan.loads:
         try:
             _request(load, folder)
@@ -184,7 +184,7 @@ def check_files(plan: Plan, folder: Path) -> None:
 
 
 def exchange(load: Load, address: Address, folder: Path, timeout_s: float) -> None:
-    """Go through one exchange; the names of the load's files begin in that folder.
+    """Perform one whole exchange; relative names of the load's files start in `folder`.
 
     Raises OSError while nobody answers, WrongReplyError when the answer is another.
     """
@@ -217,7 +217,8 @@ def _line(connection: socket.socket, scenario: str) -> None:
 def _http(connection: socket.socket, load: Load, address: Address, folder: Path, timeout_s: float) -> None:
     connection.sendall(_request(load, folder, keep_alive=False).encode(address.name))
     response = Response(bodiless=load.method == "HEAD")
-    deadline, came = time.monotonic() + timeout_s, b""
+    deadline = time.monotonic() + timeout_s
+    came = b""
     try:
         while not response.complete:
             if not (data := connection.recv(65536)):

@@ -58,7 +58,10 @@ def run(store: Store, progress: Progress, interrupt: Interrupt, *, base: Path) -
 class _Session:
     def __init__(self, store: Store, progress: Progress, interrupt: Interrupt, base: Path) -> None:
         self.outcome = Outcome()
-        self._store, self._progress, self._interrupt, self._base = store, progress, interrupt, base
+        self._store = store
+        self._progress = progress
+        self._interrupt = interrupt
+        self._base = base
         self._rounds = store.rounds()  # all of them, earlier runs' too
         self._good = {_key(done) for done in self._rounds if not done.error}
         self._began_s = time.monotonic()
@@ -78,7 +81,9 @@ class _Session:
 
     def measure(self, slot: Slot) -> None:
         """Measure one and keep it. Raises Interrupted, StoreError."""
-        outcome, progress, key = self.outcome, self._progress, (slot.server.name, slot.load.name)
+        outcome = self.outcome
+        progress = self._progress
+        key = (slot.server.name, slot.load.name)
         if key in outcome.dropped:
             progress.skip(slot)
             return
@@ -105,7 +110,8 @@ class _Session:
 
     def _too_wide(self, cycles: int) -> bool:
         """Whether to begin another cycle, after so many in this run."""
-        plan, spent_s = self._store.plan, time.monotonic() - self._began_s
+        plan = self._store.plan
+        spent_s = time.monotonic() - self._began_s
         width = widest(contrast_all(plan, self._rounds))
         if width is None:
             return False

@@ -16,7 +16,7 @@ _MOST_PATH = 107  # bytes, by the kernel's sockaddr_un
 
 
 class AddressError(ValueError):
-    """A `--host` that is no address, or one of another protocol. The message says what to write instead."""
+    """A `--host` is not an address, or is one of another protocol. The message says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +35,11 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The server as a request names it (Host)."""
+        """The server's name in a request (Host)."""
         return "localhost" if self.path else str(self)
 
     def resolve(self) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
-        """The family and the socket address to connect to; a name gives its first IPv4 address, else its first.
+        """Return the family and the socket address to connect to: of a name its first IPv4 address, else its first.
 
         Resolved once, before any clock runs: the lab measures servers, not name servers. Raises OSError for an unknown
         name.
@@ -76,7 +76,7 @@ def endpoint(text: str) -> Address:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The scheme, empty if there is none, and what follows it."""
+    """Split off the scheme, which is empty when there is none."""
     scheme, separator, rest = text.partition("://")
     if separator:
         return scheme, rest
@@ -107,7 +107,8 @@ def _host_and_port(rest: str, scheme: str) -> Address:
     if not colon or (host.startswith("[") and rest.endswith("]")):  # no port, or the last colon is inside [IPv6]
         if scheme not in _PORTS or not rest:
             raise ValueError("the port is missing")
-        host, port = rest, _PORTS[scheme]
+        host = rest
+        port = _PORTS[scheme]
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"{port!r} is no port (1 to 65535)")
     if host.startswith("[") and host.endswith("]"):

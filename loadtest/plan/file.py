@@ -194,7 +194,7 @@ class _Reader:
         return found
 
     def line(self, key: str, section: str, index: int) -> int:
-        """The number of the line that sets the key in the index-th [[section]]; without a key, of its heading."""
+        """Return the number of the line that sets the key in the index-th [[section]]; of its heading without a key."""
         heading = re.compile(rf"\s*\[\[\s*{section}\s*\]\]") if section else None
         start = 0
         if heading:

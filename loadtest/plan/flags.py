@@ -16,14 +16,14 @@ _DEFAULT = Load(name="")
 
 
 class Value(click.ParamType[Any]):
-    """A flag's value, read by the same parser as the plan's key of that name."""
+    """Click's type of a flag whose value is read by the parser of the plan's key of that name."""
 
     def __init__(self, name: str, parse: Callable[[Any], Any]) -> None:
         self.name = name
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The parsed value, or click's usage error."""
+        """Parse the value, or raise click's usage error."""
         if not isinstance(value, str):
             return value
         try:
@@ -105,7 +105,7 @@ _OPTIONS = (
 
 
 def load_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a command with them, in this order."""
+    """Add the flags to a command, in this order."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

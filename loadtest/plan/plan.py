@@ -28,7 +28,7 @@ _MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s")  # between runs whos
 
 
 class PlanError(Exception):
-    """A plan that cannot be run; the message says where and what to do."""
+    """A plan cannot be run; the message says where the mistake is and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class Load:
         return f"{self.scenario}{self._request()}, {self.connections} connections{rate}, {times}{engine}"
 
     def _request(self) -> str:
-        """What is asked, where that is not the usual."""
+        """Describe the request, where it differs from the defaults."""
         if self.scenario not in OVER_HTTP:
             return ""
         tls = ", TLS" if self.tls else ""
@@ -117,7 +117,7 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One place in the order of a run: this server under this load, now."""
+    """One place in the order of a run: a server under a load, in a cycle."""
 
     cycle: int
     position: int
@@ -174,7 +174,7 @@ class Plan:
         return self.aa if self.aa is not None else measurable and len(self.servers) > 1
 
     def slots(self, cycles: Iterable[int] | None = None) -> Iterator[Slot]:
-        """The order of these cycles; without any, of the first `rounds`."""
+        """Yield the slots of these cycles in their order; without cycles, of the first `rounds`."""
         arms = [(server.name, server) for server in self.servers]
         if self.runs_aa:
             arms += [(name + AA_MARK, server) for name, server in arms if name == self.reference]

@@ -30,21 +30,21 @@ _WITH_BODY = ("POST", "PUT", "PATCH")  # what a server expects a length of, even
 
 
 def method(text: str) -> str:
-    """A request method, in upper case. Raises ValueError, as all of these do, with what is wanted instead."""
+    """Parse a method, in upper case. Raises ValueError, as all parsers here do, saying what to write instead."""
     if not _METHOD.fullmatch(text) or text == "CONNECT":
         raise ValueError(f"{text!r} is not a method of a request; write GET, HEAD, POST or the like")
     return text
 
 
 def path(text: str) -> str:
-    """The path, with a query if there is one."""
+    """Parse a path, with a query if there is one."""
     if not _PATH.fullmatch(text) or len(text) > _MOST_TEXT:
         raise ValueError(f"{text[:80]!r} is not a path; it begins with one / and has no # or space (write %20)")
     return text
 
 
 def header(text: str) -> str:
-    """One field, `Name: value`."""
+    """Parse one field, `Name: value`."""
     name, colon, value = text.partition(":")
     if not colon or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or len(text) > _MOST_TEXT:
         raise ValueError(f"{text[:80]!r} is not a header; write 'Name: value', in one line")
@@ -54,7 +54,7 @@ def header(text: str) -> str:
 
 
 def body(text: str, folder: Path) -> bytes:
-    """The bytes of TEXT, or of @FILE, whose name begins in that folder."""
+    """Return the bytes of TEXT, or of @FILE; relative names start in `folder`."""
     if not text.startswith("@"):
         return text.encode()
     try:
@@ -68,7 +68,7 @@ def body(text: str, folder: Path) -> bytes:
 
 
 def status(text: str) -> str:
-    """The statuses of a good response: 200, 2xx, or several of them with commas between."""
+    """Parse the statuses of a good response: 200, 2xx, or several of them with commas between."""
     parts = [part.strip() for part in text.split(",")]
     if not all(_STATUS.fullmatch(part) for part in parts):
         raise ValueError(f"{text!r} is no status; write 200, 2xx, or several like 200,404")
@@ -76,14 +76,14 @@ def status(text: str) -> str:
 
 
 def statuses(text: str) -> frozenset[int]:
-    """Those that such a text names: it has gone through `status`."""
+    """Return the statuses that a text names which went through `status`."""
     named = set(text.split(","))
     return frozenset(number for number in range(100, 600) if named & {str(number), f"{number // 100}xx"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to ask, and how: the texts have gone through the parsers above."""
+    """A request; its texts have gone through the parsers above."""
 
     method: str = "GET"
     path: str = "/"
@@ -93,11 +93,11 @@ class Request:
 
     @classmethod
     def made(cls, *, method: str, payload: int, body: bytes, **rest: Any) -> Request:
-        """The request with its body: the one that is given, else, where the method wants one, `payload` bytes."""
+        """Make the request. Without a body, a method that needs one gets `payload` bytes."""
         return cls(method=method, body=body or (b"." * payload if method in _WITH_BODY else b""), **rest)
 
     def fields(self, host: str) -> list[tuple[str, str]]:
-        """All fields of the head. Those that were asked for take the place of ours."""
+        """Return all fields of the head. Given fields replace ours of the same name."""
         given = [(name, value.strip()) for name, _, value in (line.partition(":") for line in self.headers)]
         ours = [("Host", host), ("Accept-Encoding", "identity")]
         names = {name.lower() for name, _ in given}
@@ -109,6 +109,6 @@ class Request:
         return fields
 
     def encode(self, host: str) -> bytes:
-        """The request as it is sent to that host."""
+        """Return the bytes of the request to that host."""
         fields = "".join(f"{name}: {value}\r\n" for name, value in self.fields(host))
         return f"{self.method} {self.path} HTTP/1.1\r\n{fields}\r\n".encode("latin-1") + self.body

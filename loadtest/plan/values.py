@@ -29,14 +29,14 @@ def decimal(value: object) -> str:
 
 
 def text(value: object) -> str:
-    """Any text but none."""
+    """Parse a text that is not empty."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is not a text; write it in quotes")
     return value
 
 
 def count(value: object) -> int:
-    """A whole number from 1."""
+    """Parse a whole number from 1."""
     number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{value!r} is not a whole number from 1")
@@ -44,14 +44,14 @@ def count(value: object) -> int:
 
 
 def flag(value: object) -> bool:
-    """True or false."""
+    """Parse true or false."""
     if not isinstance(value, bool):
         raise ValueError(f"{value!r} is neither true nor false")
     return value
 
 
 def pause_s(value: object) -> float:
-    """A length of time, zero included, in seconds."""
+    """Parse a length of time, zero included; return seconds."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = decimal(value)
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
@@ -61,7 +61,7 @@ def pause_s(value: object) -> float:
 
 
 def duration_s(value: object) -> float:
-    """A length of time that something can be measured in, in seconds."""
+    """Parse a length of time in which something can be measured; return seconds."""
     seconds = pause_s(value)
     if seconds < 0.2:
         raise ValueError(f"{value!r} is too short to measure anything in; 0.2 s is the least")
@@ -69,7 +69,7 @@ def duration_s(value: object) -> float:
 
 
 def share(value: object) -> float:
-    """A part of a whole, more than none: 2% or 0.02."""
+    """Parse a part of a whole above 0: 2% or 0.02."""
     written = decimal(value) if isinstance(value, float) else value
     match = _SHARE.fullmatch(written) if isinstance(written, str) else None
     part = (float(match[1]) / 100 if match[1] else float(match[2])) if match else 0.0
@@ -79,27 +79,27 @@ def share(value: object) -> float:
 
 
 def scenario(value: object) -> str:
-    """One of the scenarios."""
+    """Parse the name of a scenario."""
     return _one_of(SCENARIOS, "a scenario", value)
 
 
 def engine(value: object) -> str:
-    """One of the generator's engines."""
+    """Parse the name of an engine of the generator."""
     return _one_of(ENGINES, "an engine", value)
 
 
 def arrivals(value: object) -> str:
-    """One of the ways to spread arrivals."""
+    """Parse how arrivals are spread."""
     return _one_of(ARRIVALS, "a way to arrive", value)
 
 
 def message(value: object) -> str:
-    """One of the kinds of WebSocket messages."""
+    """Parse a kind of WebSocket messages."""
     return _one_of(MESSAGES, "a kind of message", value)
 
 
 def rate_per_s(value: object) -> float:
-    """A number per second, more than none."""
+    """Parse a number per second, above 0."""
     written = decimal(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
     if not isinstance(written, str) or not _NUMBER.fullmatch(written) or not float(written):
         raise ValueError(f"{value!r} is not a rate; write a number per second, such as 200 or 0.5")
@@ -113,7 +113,7 @@ def _one_of(known: tuple[str, ...], kind: str, value: object) -> str:
 
 
 def pin(value: object) -> Pin:
-    """SERVER_CPUS:LOAD_CPUS, each like 0 or 0,2 or 0-3."""
+    """Parse SERVER_CPUS:LOAD_CPUS, each like 0 or 0,2 or 0-3."""
     server, separator, load = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not separator:
         raise ValueError(f"{value!r} is not SERVER_CPUS:LOAD_CPUS; for example 0:1, or 0-1:2,3")
@@ -131,13 +131,14 @@ def _cpus(value: str) -> tuple[int, ...]:
 
 
 def command(value: object) -> str:
-    """A command line that says where the server's address goes."""
+    """Parse a command line with a placeholder for the server's address."""
     line = text(value)
     try:
         shlex.split(line)
     except ValueError as error:
         raise ValueError(f"{line!r} is not a command line: {error}") from None
-    tcp, unix = "{address}" in line or "{port}" in line, "{unix}" in line
+    tcp = "{address}" in line or "{port}" in line
+    unix = "{unix}" in line
     if not tcp and not unix:
         hint = "put {address} or {port} where it belongs, or {unix} for the path of a Unix socket"
         raise ValueError(f"{line!r} says nowhere which port to serve on; {hint}")
@@ -147,14 +148,14 @@ def command(value: object) -> str:
 
 
 def environment(value: object) -> dict[str, str]:
-    """A table of texts."""
+    """Parse a table of texts."""
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise ValueError(f"{value!r} is not a table of texts; for example env = {{ PYTHONHASHSEED = '0' }}")
     return dict(value)
 
 
 def endpoint(value: object) -> str:
-    """HOST:PORT or unix:PATH of a running server."""
+    """Parse HOST:PORT or unix:PATH of a running server."""
     written = text(value)
     try:
         addresses.endpoint(written)
@@ -165,22 +166,22 @@ def endpoint(value: object) -> str:
 
 
 def length(value: object) -> int:
-    """A number of bytes, which may be none."""
+    """Parse a number of bytes, from 0."""
     return 0 if value in ("0", 0) and not isinstance(value, bool) else count(value)
 
 
 def method(value: object) -> str:
-    """The method of a request."""
+    """Parse the method of a request."""
     return request.method(text(value))
 
 
 def path(value: object) -> str:
-    """The path of a request."""
+    """Parse the path of a request."""
     return request.path(text(value))
 
 
 def headers(value: object) -> tuple[str, ...]:
-    """Lines `Name: value`, as a list or as a table."""
+    """Parse header lines `Name: value`, given as a list or as a table."""
     lines = [f"{name}: {content}" for name, content in value.items()] if isinstance(value, dict) else value
     if not isinstance(lines, (list, tuple)) or not all(isinstance(line, str) for line in lines):
         raise ValueError(f"{value!r} is neither a table nor a list of headers; write ['Name: value']")
@@ -188,18 +189,18 @@ def headers(value: object) -> tuple[str, ...]:
 
 
 def body(value: object) -> str:
-    """TEXT or @FILE."""
+    """Parse TEXT or @FILE."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not a text; write it in quotes, or '@FILE'")
     return value
 
 
 def status(value: object) -> str:
-    """The statuses of good responses."""
+    """Parse the statuses of good responses."""
     return request.status(str(value) if isinstance(value, int) else text(value))
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """A suggestion for a word that is not known, to be put into a message; empty when nothing is near."""
+    """Return a suggestion for an unknown word, as part of a message; empty when no known word is similar."""
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -22,5 +22,5 @@ FORMATS: Mapping[str, Callable[[Report], str]] = {
 
 
 def render(report: Report, form: str) -> str:
-    """The report in one of FORMATS, ending in a newline."""
+    """Return the report in one of FORMATS, ending in a newline."""
     return FORMATS[form](report)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def render(report: Report) -> str:
-    """The table as text, with a heading."""
+    """Return the lines as text, with a heading."""
     table = [_row(report.comparison, found) for found in report.comparison.configurations]
     output = io.StringIO()
     writer = csv.DictWriter(output, table[0], lineterminator="\n")

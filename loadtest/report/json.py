@@ -14,12 +14,12 @@ SCHEMA = 1
 
 
 def render(report: Report) -> str:
-    """The document as text."""
+    """Return the document as text."""
     return json.dumps(document(report), indent=1) + "\n"
 
 
 def document(report: Report) -> dict[str, Any]:
-    """The document as plain data. The cells of the tables name their places in it."""
+    """Return the document as plain data. The cells of the tables name their places in it."""
     comparison = report.comparison
     return {
         "schema": SCHEMA,

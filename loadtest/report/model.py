@@ -37,7 +37,7 @@ _BESIDE = ("p50_ns", "p90_ns", "p99_ns")
 
 
 class Cell(NamedTuple):
-    """A figure as it is written, and its place in the JSON, such as `configurations.0.name`; empty if it has none."""
+    """A figure as text, and its place in the JSON, such as `configurations.0.name`; empty without one."""
 
     text: str
     place: str
@@ -45,13 +45,13 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One table, however it is rendered."""
+    """One table, in any format."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
     def alignment(self) -> list[str]:
-        """Each column's: names and verdicts on the left, figures on the right."""
+        """Return each column's alignment: names and verdicts on the left, figures on the right."""
         return ["left" if header == "verdict" or number == 0 else "right" for number, header in enumerate(self.headers)]
 
 
@@ -69,7 +69,7 @@ class Report:
         return list(dict.fromkeys(configuration.load for configuration in self.comparison.configurations))
 
     def tables(self, load: str) -> list[Table]:
-        """All that have something to say about one load."""
+        """Return the tables about one load that have rows."""
         found = (self._figures(load), self._schedule(load), self._sharing(load), self._ratios(load))
         return [table for table in found if table.rows]
 
@@ -81,11 +81,12 @@ class Report:
         return Table(headers=(*_HEADERS, f"vs {self.comparison.baseline}"), rows=tuple(rows))
 
     def _under(self, load: str) -> list[tuple[int, Configuration]]:
-        """The configurations under a load, with their numbers in the JSON."""
+        """Return the configurations under a load, with their numbers in the JSON."""
         return [(at, found) for at, found in enumerate(self.comparison.configurations) if found.load == load]
 
     def _row(self, found: Configuration) -> list[str]:
-        latency, cpu_us = found.latency, found.cpu_per_request_us
+        latency = found.latency
+        cpu_us = found.cpu_per_request_us
         percentiles = (latency.p50_ns, latency.p90_ns, latency.p99_ns, latency.p99_9_ns, latency.max_ns)
         return [
             found.name,
@@ -99,7 +100,7 @@ class Report:
         ]
 
     def _schedule(self, load: str) -> Table:
-        """The open model: what users feel beside what the server took, and how the schedule was kept."""
+        """Tabulate the open model: latency beside service time, and how the schedule was kept."""
         clocks = [f"{clock}.{name}" for clock in ("latency", "service_time") for name in _BESIDE]
         rows = []
         for at, each in self._under(load):
@@ -119,7 +120,7 @@ class Report:
         return Table(headers=("by schedule", "came due", "missed", "lag p99", *columns), rows=tuple(rows))
 
     def _sharing(self, load: str) -> Table:
-        """How even the workers' shares were, and where the exchanges in flight were."""
+        """Tabulate how evenly the workers shared the work, and where the exchanges in flight were."""
         rows = []
         for at, each in self._under(load):
             if not (found := each.sharing):
@@ -133,7 +134,7 @@ class Report:
         return Table(headers=SHARING, rows=tuple(rows))
 
     def _ratios(self, load: str) -> Table:
-        """Every configuration against the baseline, by more than its rate."""
+        """Tabulate every configuration against the baseline, by all metrics."""
         rows = []
         for at, contrast in enumerate(self.comparison.contrasts):
             if contrast.load != load:
@@ -156,7 +157,7 @@ class Report:
         return _ratio(contrast.ratios[metric], self.comparison.floors[load][metric])
 
     def notes(self) -> list[str]:
-        """What a reader needs beside the tables, a line each."""
+        """Return what a reader needs beside the tables, as lines."""
         measured = sum(done.verdict.valid for done in self.rounds)
         yes = f"; pinned {self.plan.pin} (server:load)" if self.plan.pin else ""
         lines = [f"plan {self.plan.name}: {load.describe()}{yes}" for load in self.plan.loads]
@@ -177,7 +178,7 @@ class Report:
         return [*lines, "host: " + _host(self.rounds[-1].provenance)]
 
     def _reasons(self) -> list[str]:
-        """For each configuration the number behind its verdict, from its last round with that verdict."""
+        """Return for each configuration the reason of its verdict, from its last round with that verdict."""
         lines = []
         for found in self.comparison.configurations:
             same = [done for done in self.rounds if (done.configuration, done.load) == (found.name, found.load)]
@@ -187,7 +188,7 @@ class Report:
 
 
 def _ratio(ratio: Ratio | None, floor: float | None) -> str:
-    """A ratio with its interval; `~` when no difference was shown; with n when the rounds are too few to tell."""
+    """Write a ratio with its interval; `~` when no difference was shown; with n when the rounds are too few."""
     if ratio is None:
         return figures.UNKNOWN
     if ratio.low is None or ratio.high is None:

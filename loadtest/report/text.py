@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def text(report: Report) -> str:
-    """The tables with aligned columns, then the notes."""
+    """Return the tables with aligned columns, then the notes."""
     return _render(report, table_format="simple", title="Load {}:", bullet="")
 
 
 def github(report: Report) -> str:
-    """The tables in GitHub's Markdown, then the notes as a list."""
+    """Return the tables in GitHub's Markdown, then the notes as a list."""
     return _render(report, table_format="github", title="### {}", bullet="- ")
 
 

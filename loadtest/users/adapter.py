@@ -29,7 +29,7 @@ from locust.runners import MasterRunner, WorkerRunner
 from ..generator.crew import note
 from ..generator.recorder import CONNECT
 from .options import engine_of
-from .recording import Conclusion, Local, Master, Worker
+from .recording import LocalRecording, MasterRecording, ResultWriter, WorkerRecording
 
 if TYPE_CHECKING:
     from locust.env import Environment
@@ -49,18 +49,18 @@ argument_parser.default_args_dict = functools.cache(argument_parser.default_args
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def install(environment: Environment, **_: object) -> None:
-    """Attach to an environment; the listeners keep what is made here alive."""
+    """Attach the lab to locust's environment; its event listeners keep the objects alive."""
     environment.events.censored = EventHook()  # ours: fired with start_ns by a user whose exchange is cut off
     environment.events.batch = EventHook()  # also: fired with batch and latency (a Histogram) by a FastUser
     if not isinstance(environment.runner, WorkerRunner):
         environment.events.test_start.add_listener(divide)  # before the listener that numbers the users
     match environment.runner:
         case WorkerRunner():
-            Worker(environment)
+            WorkerRecording(environment)
         case MasterRunner():
-            Conclusion(environment, Master(environment))
+            ResultWriter(environment, MasterRecording(environment))
         case _:
-            Conclusion(environment, Local(environment))
+            ResultWriter(environment, LocalRecording(environment))
     # Python raises Ctrl-C in whatever greenlet runs just then, often a user, which would die of it with a traceback.
     hub = gevent.get_hub()
     gevent.signal_handler(signal.SIGINT, hub.handle_system_error, KeyboardInterrupt, KeyboardInterrupt())
@@ -88,7 +88,7 @@ def hold(environment: Environment, **_: object) -> None:
 
 
 def divide(environment: Environment, **_: object) -> None:
-    """Note what the users of the fast engine divide among themselves; the notes go to the workers with the options."""
+    """Note how the users of the fast engine divide the load; the notes go to the workers with the options."""
     runner = environment.runner
     # A master has made its dispatcher just before; whose order is the one in which the workers get users.
     workers = [node.id for node in runner._users_dispatcher._worker_nodes] if isinstance(runner, MasterRunner) else []
@@ -116,14 +116,14 @@ _PERIOD_S = 0.5
 
 @events.init.add_listener  # type: ignore[untyped-decorator]  # locust ships no types
 def begin(environment: Environment, runner: Runner, **_: object) -> None:
-    """Write from now until the process ends; a master writes for its workers."""
+    """Write the progress file from now until the process ends; a master writes for its workers."""
     path = getattr(environment.parsed_options, "live", "")
     if path and not isinstance(runner, WorkerRunner):
         gevent.spawn(_write, path, environment.stats)
 
 
 def _write(path: str, stats: RequestStats) -> None:
-    """One line, replaced each time: the monotonic clock in ns, exchanges that went well, exchanges that failed."""
+    """Write one line again and again: the monotonic clock in ns, exchanges that succeeded, exchanges that failed."""
     with Path(path).open("wb", buffering=0) as file:
         while True:
             gevent.sleep(_PERIOD_S)
@@ -138,7 +138,7 @@ _coarse_bucket = locust.stats.bucket_response_time
 
 
 def fine_bucket(response_time_ms: float) -> float:
-    """The key under which locust's statistics count a response time: to 10 us below 10 ms, to 3 digits below 1 s."""
+    """Return locust's key for a response time in ms: rounded to 10 us below 10 ms, to 3 digits below 1 s."""
     if response_time_ms < 10:
         return round(response_time_ms, 2)
     if response_time_ms < 100:
@@ -149,7 +149,7 @@ def fine_bucket(response_time_ms: float) -> float:
 
 
 def fine_percentiles(csv: Any, entry: Any, use_current: bool = False) -> list[Any]:
-    """The percentiles of a row of the CSV files, as locust's other columns are written."""
+    """Return the percentiles of a row of the CSV files, written as locust's other columns."""
     if not entry.num_requests:
         return list(csv.percentiles_na)
     recent = use_current and entry.use_response_times_cache

@@ -112,7 +112,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
             wait=lambda seconds: select([poller], (), (), seconds),
             dialer=Dialer(self.family, self.socket_address, tls=tls),
             deadline_s=self.deadline_s,
-            witness=self,
+            observer=self,
         )
         engine.links = list(self._links(engine))
         several = len(engine.links[0].request) > _ONE_SEGMENT or self.scenario == "websocket"  # a pong, and a message
@@ -128,10 +128,11 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         return engine
 
     def _links(self, engine: Engine) -> Iterator[Link]:
-        """One for each client. No two send the same line or message, so that another's reply is noticed."""
+        """Yield a link for each client. No two send the same line or message, so that a foreign reply is noticed."""
         options = self.options
         if self.scenario == "http":
-            sent, expected = request_of(options).encode(self.address.name), expectation_of(options)
+            sent = request_of(options).encode(self.address.name)
+            expected = expectation_of(options)
             exchanges = options.exchanges if options.keep_alive else 1
             yield from (WebLink(engine, sent, expected, exchanges) for _ in range(self.clients))
             return
@@ -150,12 +151,12 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         return WebSocketLink(engine, opening, OPCODES[options.message], payload, options.exchanges)
 
     def on_batch(self, batch: Batch) -> None:
-        """Exchanges went well."""
+        """Enter a batch of successful exchanges, and fire it for the recorder."""
         latency = self.ledger.enter(batch)
         self.environment.events.batch.fire(batch=batch, latency=latency)
 
     def on_failure(self, start_ns: int, cause: str, *, connecting: bool) -> None:
-        """An exchange failed, or a connect that has a clock of its own."""
+        """Fire locust's event for an exchange that failed, or a connect that is timed on its own."""
         elapsed_ns = time.perf_counter_ns() - start_ns
         self.environment.events.request.fire(
             request_type=CONNECT if connecting else self.request_type,
@@ -172,14 +173,14 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
 
 
 class GiveWay:
-    """Lets other greenlets run: for one turn of gevent's loop, or until the epoll has events or time is up."""
+    """Lets other greenlets run: for one iteration of gevent's loop, or until the epoll has events or time is up."""
 
     def __init__(self, fd: int) -> None:
         self._hub = gevent.get_hub()
         self._events = self._hub.loop.io(fd, 1)
 
     def __call__(self, idle_s: float) -> None:
-        """`idle_s`: how long there is nothing to do but for events; 0: only let the others have their turn."""
+        """Give way for `idle_s` seconds or until there are events; 0: for one iteration."""
         waiter = Waiter(self._hub)
         # A timer also for no time at all: callbacks, as gevent.sleep(0) uses, would run before timers and sockets do.
         timer = self._hub.loop.timer(idle_s)
@@ -195,7 +196,7 @@ class GiveWay:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise this process's limit to that. Raises StopTest if it may not."""
+    """Raise this process's limit of open files. Raises StopTest when that is not allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if count <= soft:
         return
@@ -207,7 +208,7 @@ def _allow_open_files(count: int) -> None:
 
 
 def _want_precise_timers() -> None:
-    """Have this thread's waits end when they should: by default the kernel adds up to 50 us to save wake-ups."""
+    """Make this thread's waits end on time: by default the kernel adds up to 50 us to save wake-ups."""
     try:
         Path("/proc/thread-self/timerslack_ns").write_text("1")
     except OSError:
@@ -219,7 +220,7 @@ _UNIT_NS = 10_000  # in which response times are counted at first: the finest st
 
 
 class Ledger:
-    """What one user's exchanges will be in locust's statistics."""
+    """Enters one user's exchanges into locust's statistics, in batches."""
 
     def __init__(self, stats: RequestStats, method: str, name: str) -> None:
         self._exchanges = _Row(stats, method, name)
@@ -227,7 +228,7 @@ class Ledger:
         self._shown_s = 0.0  # when, by the monotonic clock
 
     def enter(self, batch: Batch) -> Histogram:
-        """Enter the batch, to be shown at once or soon; returns its latencies."""
+        """Enter the batch, to be shown at once or soon; return its latencies."""
         spans_ns = [end - start for start, end in zip(batch.start_ns, batch.end_ns, strict=True)]
         latency = self._exchanges.add(spans_ns, batch.received)
         self._connects.add([end - start for start, end in batch.connects], 0)
@@ -236,14 +237,14 @@ class Ledger:
         return latency
 
     def show(self) -> None:
-        """Show what was entered since the last time."""
+        """Add what was entered since the last time to locust's statistics."""
         self._shown_s = time.monotonic()
         self._exchanges.show()
         self._connects.show()
 
 
 class _Row:
-    """One row of the tables, and what is not in it yet."""
+    """One row of locust's tables, and what is not yet in it."""
 
     def __init__(self, stats: RequestStats, method: str, name: str) -> None:
         self._stats = stats
@@ -270,12 +271,13 @@ class _Row:
         return latency
 
     def show(self) -> None:
-        """Put it into the row, and into the total."""
+        """Add the pending times to the row and to the total."""
         entry = self._pending
         if not entry.num_requests:
             return
         now = time.time()
-        entry.start_time = entry.last_request_timestamp = now
+        entry.start_time = now
+        entry.last_request_timestamp = now
         entry.num_reqs_per_sec = {int(now): entry.num_requests}
         keys: Counter[float] = Counter()
         for units, count in self._units.items():

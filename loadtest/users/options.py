@@ -138,12 +138,12 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 
 def user_class_of(options: argparse.Namespace) -> str:
-    """The name of the class that `--scenario` and `--engine` ask for."""
+    """Return the name of the class that `--scenario` and `--engine` ask for."""
     return FAST if options.engine == "fast" else SCENARIOS[options.scenario]
 
 
 def scenario_of(user_class: type, options: argparse.Namespace) -> str:
-    """The scenario that a user class plays: `--scenario` if it can play that, else its first."""
+    """Return the scenario that a user class plays: `--scenario` if it can play that, else its first."""
     if engine_of(user_class) == "fast":
         return str(options.scenario)
     played = [name for name, class_name in SCENARIOS.items() if class_name == user_class.__name__]
@@ -153,12 +153,12 @@ def scenario_of(user_class: type, options: argparse.Namespace) -> str:
 
 
 def engine_of(user_class: type) -> str:
-    """The engine of a user class; whoever says nothing is a user as locust's usually are."""
+    """Return the engine of a user class; a class that names none is a usual locust user."""
     return str(getattr(user_class, "engine", "readable"))
 
 
 def protocol_of(user_class: Any, options: argparse.Namespace) -> str:
-    """What a user class speaks: tcp, http or websocket."""
+    """Return the protocol of a user class: tcp, http or websocket."""
     return str(user_class.protocol) or (options.scenario if options.scenario in ("http", "websocket") else "tcp")
 
 
@@ -169,7 +169,7 @@ class whole:  # noqa: N801 # reads as a function: argparse shows its name in no 
         self.least = least
 
     def __call__(self, text: str) -> int:
-        """The number, or argparse's usage error."""
+        """Parse the number, or raise argparse's usage error."""
         try:
             number = int(text)
         except ValueError:
@@ -190,7 +190,7 @@ def _number(text: str) -> float:
 
 
 def target(user: User) -> tuple[addresses.Address, socket.AddressFamily, Any]:
-    """The address, its family, and what connect() takes. Raises StopTest, which ends the run with the reason."""
+    """Return the address of a user's server, its family, and what connect() takes. Raises StopTest with the reason."""
     try:
         found = addresses.parse(
             user.host or addresses.DEFAULT, protocol_of(type(user), user.environment.parsed_options), unix=user.unix

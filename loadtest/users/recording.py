@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loadtest")
 
 
-class Local:
+class LocalRecording:
     """Records in the process that runs the users."""
 
     def __init__(self, environment: Environment) -> None:
@@ -59,19 +59,23 @@ class Local:
         self.running = False  # from the first spawn until the window closes
         self.connections = 0  # clients of all users when the window closed
         self._recorder: Recorder | None = None  # of this run, until its account is made
-        self._cpu_s = self._wall_s = 0.0  # clocks at the first spawn, then the time spent until the window closed
+        # Clocks at the first spawn, then the time spent until the window closed.
+        self._cpu_s = 0.0
+        self._wall_s = 0.0
         environment.events.test_start.add_listener(self.on_start)
         environment.events.test_stopping.add_listener(self.on_stopping)
         environment.events.test_stop.add_listener(self.on_stop)
 
     def on_start(self, **_: object) -> None:
         """Number the users, and begin to record if a result file was asked for."""
-        self.started = self.running = True
+        self.started = True
+        self.running = True
         self.account = None
         options = self.environment.parsed_options
         self.environment.shares = shares(options, self.runner.client_id)
         gc.collect()  # of the run before; what was imported is frozen (adapter.py)
-        self._cpu_s, self._wall_s = time.process_time(), time.perf_counter()
+        self._cpu_s = time.process_time()
+        self._wall_s = time.perf_counter()
         if options.result:
             times = {"warmup_s": options.warmup, "window_s": options.window}
             self._recorder = Recorder(first_spawn_ns=time.perf_counter_ns(), **times)
@@ -90,12 +94,12 @@ class Local:
             self._recorder.completed(start_ns, end_ns)
 
     def on_batch(self, batch: Batch, latency: Histogram, **_: object) -> None:
-        """Record exchanges that went well."""
+        """Record a batch of exchanges that succeeded."""
         assert self._recorder is not None
         self._recorder.completed_batch(batch, latency)
 
     def on_censored(self, start_ns: int, **_: object) -> None:
-        """Record an exchange that is cut off now."""
+        """Record an exchange that the end of the run cuts off now."""
         assert self._recorder is not None
         self._recorder.censored(start_ns, time.perf_counter_ns())
 
@@ -106,7 +110,8 @@ class Local:
         self.running = False
         users = [greenlet.args[0] for greenlet in self.runner.user_greenlets]
         self.connections = sum(getattr(user, "clients", 1) for user in users)
-        self._cpu_s, self._wall_s = time.process_time() - self._cpu_s, time.perf_counter() - self._wall_s
+        self._cpu_s = time.process_time() - self._cpu_s
+        self._wall_s = time.perf_counter() - self._wall_s
         if self._recorder is not None:
             self._recorder.close(time.perf_counter_ns())
 
@@ -120,7 +125,7 @@ class Local:
             self._recorder = None
 
     def finish(self) -> Crew:
-        """End the run that still goes on; a further Ctrl-C cuts off what is in flight. Returns what was measured."""
+        """End a run that still goes on; a further Ctrl-C cuts off exchanges in flight. Return what was measured."""
         if self.running:
             logger.info("waiting for the exchanges in flight; another Ctrl-C cuts them off")
             try:
@@ -133,12 +138,14 @@ class Local:
         return Crew(accounts={"local": self.account} if self.account else {})
 
 
-_BEGAN, _ASK, _ACCOUNT = "prefork-began", "prefork-ask", "prefork-account"
+_BEGAN = "prefork-began"
+_ASK = "prefork-ask"
+_ACCOUNT = "prefork-account"
 _GRACE_S = 5.0  # beyond the drain, for an account to be made and sent
 _LOOK_S = 0.5  # between two looks at who is missing
 
 
-class Worker(Local):
+class WorkerRecording(LocalRecording):
     """Records in a worker and reports to its master."""
 
     def __init__(self, environment: Environment) -> None:
@@ -149,12 +156,12 @@ class Worker(Local):
             self.on_start()
 
     def on_start(self, **_: object) -> None:
-        """Begin, and say so."""
+        """Begin to record, and tell the master."""
         self.runner.send_message(_BEGAN)
         super().on_start()
 
     def on_ask(self, **_: object) -> None:
-        """The master wants the account: stop, which sends it; if that has happened, perhaps unheard, send it again."""
+        """Answer the master's question for the account: stop, which sends it; if already stopped, send it again."""
         if self.running:
             self.runner.stop()
         elif self.runner.state != STATE_CLEANUP:
@@ -166,16 +173,16 @@ class Worker(Local):
         self.send()
 
     def on_quitting(self, **_: object) -> None:
-        """Report before locust tells the master that this worker is gone."""
+        """Send the account before locust tells the master that this worker is gone."""
         self.finish()
 
     def send(self) -> None:
-        """Send locust's own statistics, then the account: when that arrives, the master has both."""
+        """Send locust's own statistics, then the account: when it arrives, the master has both."""
         self.runner._send_stats()
         self.runner.send_message(_ACCOUNT, self.account.to_message() if self.account else None)
 
 
-class Master:
+class MasterRecording:
     """Collects the accounts of the workers."""
 
     def __init__(self, environment: Environment) -> None:
@@ -200,11 +207,11 @@ class Master:
         self._expected = {client.id: 0.0 for client in clients.ready + clients.spawning + clients.running}
 
     def on_began(self, msg: Any, **_: object) -> None:
-        """A worker begins (locust's Message), perhaps one that came late."""
+        """Note when a worker began (locust's Message), which may have joined late."""
         self._expected[msg.node_id] = time.monotonic() - self._start_s
 
     def on_account(self, msg: Any, **_: object) -> None:
-        """A worker's account came (locust's Message)."""
+        """Keep the account of a worker (locust's Message)."""
         self._reports[msg.node_id] = Account.from_message(msg.data) if msg.data else None
         self._came.set()
 
@@ -221,7 +228,7 @@ class Master:
             self._came.wait(_LOOK_S)
 
     def finish(self) -> Crew:
-        """End the run that still goes on. Returns what was measured, and by whom it was not told."""
+        """End a run that still goes on. Return what was measured, and the workers that sent no account."""
         try:
             self.runner.stop(send_stop_to_client=False)  # the question for the account stops them
         except KeyboardInterrupt:
@@ -245,15 +252,15 @@ NOTHING_MEASURED = 1
 
 
 class Source(Protocol):
-    """Who knows what was measured: the local runner's side or the master's."""
+    """Where the result comes from: the local runner's side, or the master's."""
 
     started: bool
 
     def finish(self) -> Crew:
-        """End the run that still goes on, and wait for what was measured."""
+        """End a run that still goes on, and return what was measured."""
 
 
-class Conclusion:
+class ResultWriter:
     """Writes the result and sets the exit code when locust quits, by itself, by Ctrl-C or by SIGTERM."""
 
     def __init__(self, environment: Environment, source: Source) -> None:
@@ -264,7 +271,7 @@ class Conclusion:
         environment.events.quitting.add_listener(self.on_quitting)
 
     def on_quitting(self, **_: object) -> None:
-        """Conclude the last run, if there was one: a web page that nobody used is no failure."""
+        """Write the result of the last run, if there was one: a web page that nobody used is no failure."""
         crew = self.source.finish()
         if not self.source.started:
             return
@@ -275,7 +282,7 @@ class Conclusion:
             self.environment.process_exit_code = self.environment.process_exit_code or NOTHING_MEASURED
 
     def _emptiness(self, account: Account | None) -> str:
-        """Why a run without any exchange has none; empty for all others."""
+        """Say why a run has no exchange; empty when it has some."""
         if self.environment.stats.total.num_requests == 0:
             why = "the run was too short, or the server does not answer"
             why += "" if self.alone else "; the workers' logs may say more"
@@ -286,7 +293,10 @@ class Conclusion:
         return ""
 
     def _write(self, crew: Crew, account: Account) -> str:
-        """Write the result document in one step: a reader finds all of it or nothing. Returns what went wrong."""
+        """Write the result document in one step, so that a reader finds all of it or nothing.
+
+        Return what went wrong.
+        """
         options = self.environment.parsed_options
         path = Path(options.result)
         classes = self.environment.user_classes
@@ -318,7 +328,7 @@ class Conclusion:
 
 
 def _loss(crew: Crew) -> str:
-    """Which part of what was measured is missing; empty if all is there."""
+    """Say which part of what was measured is missing; empty when nothing is."""
     if not crew.lost:
         return ""
     count = f"{len(crew.lost)} of {len(crew.lost) + len(crew.accounts)} workers"

@@ -43,16 +43,17 @@ class StreamUser(User):  # type: ignore[misc]  # locust ships no types
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self.server, self.family, self.address = target(self)
-        self.name = self.scenario = scenario_of(type(self), environment.parsed_options)
+        self.scenario = scenario_of(type(self), environment.parsed_options)
+        self.name = self.scenario
         # No two users send the same line, so that a reply which belongs to another client is noticed.
         self.numbers = itertools.count(random.getrandbits(48))
 
     def next_line(self) -> bytes:
-        """A line of `--payload` bytes and its newline."""
+        """Return a line of `--payload` bytes and its newline."""
         return numbered(next(self.numbers), self.environment.parsed_options.payload)
 
     def connect(self) -> socket.socket:
-        """A new connection to the server."""
+        """Make a new connection to the server."""
         connection = socket.socket(self.family, socket.SOCK_STREAM)
         try:
             connection.connect(self.address)
@@ -62,8 +63,10 @@ class StreamUser(User):  # type: ignore[misc]  # locust ships no types
         return connection
 
     def timed(self, request_type: str, name: str, action: Callable[[], int]) -> bool:
-        """Run `action`, which returns the bytes read, and report it to locust. Returns whether it went well."""
-        failure, length, began = None, 0, time.time()
+        """Run `action`, which returns the bytes read, and report it to locust. Return whether it succeeded."""
+        failure = None
+        length = 0
+        began = time.time()
         start_ns = time.perf_counter_ns()
         try:
             with Timeout(self.deadline_s, TimeoutError):
@@ -93,7 +96,7 @@ class TalkbackUser(StreamUser):
 
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
-        """One whole connection."""
+        """Perform one exchange on a connection of its own."""
         self.timed(self.request_type, self.name, self._talk)
 
     def _talk(self) -> int:
@@ -120,7 +123,7 @@ class EchoUser(StreamUser):
 
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
-        """One line there and back, on a new connection if there is none."""
+        """Send one line and read its echo, on a new connection if there is none."""
         if self.connection is None and not self.timed(CONNECT, self.name, self._open):
             return
         if not self.timed(self.request_type, self.name, self._echo) or self.left <= 0:
@@ -147,7 +150,7 @@ class EchoUser(StreamUser):
 
 
 def expect(connection: socket.socket, expected: bytes, *, to_the_end: bool = False) -> int:
-    """Read exactly `expected`, and with `to_the_end` the end of the stream after it. Returns the bytes read.
+    """Read exactly `expected`, and with `to_the_end` the end of the stream after it. Return the number of bytes read.
 
     Raises ExchangeError ("wrong reply" at the first other byte, "closed early") and OSError.
     """

@@ -87,7 +87,7 @@ def add_web_options(parser: LocustArgumentParser) -> None:
 
 
 def request_of(options: argparse.Namespace) -> Request:
-    """What to send."""
+    """Return the request that the options describe."""
     return Request.made(
         method=options.method,
         path=options.path,
@@ -99,18 +99,18 @@ def request_of(options: argparse.Namespace) -> Request:
 
 
 def expectation_of(options: argparse.Namespace) -> Expectation:
-    """What has to come back."""
+    """Return what the options say about a good response."""
     length = options.length if options.length >= 0 else None
     return Expectation(statuses=request.statuses(options.status), length=length, bodiless=options.method == "HEAD")
 
 
 def opening_of(options: argparse.Namespace, host: str) -> Opening:
-    """How a client asks for a WebSocket. Raises ValueError for a header that it may not set."""
+    """Return the opening handshake of a client. Raises ValueError for a header that it may not set."""
     return Opening.made(path=options.path, headers=options.header, host=host)
 
 
 def tls_of(options: argparse.Namespace) -> ssl.SSLContext:
-    """How a server with TLS is verified. Raises StopTest, as a worker may lack the file that its master has."""
+    """Return the context that verifies a server. Raises StopTest, as a worker may lack the file that its master has."""
     try:
         return tls_context(insecure=options.insecure, ca=options.ca)
     except ValueError as error:
@@ -124,7 +124,7 @@ def _certificates(file: str) -> str:
 
 
 def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type that tells the parser's reason."""
+    """Make an argparse type whose error has the parser's reason."""
 
     def convert(text: str) -> Any:
         try:
@@ -148,7 +148,8 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
     unix = False
     host: str | None = None
     concurrency = 1  # one connection
-    connection_timeout = network_timeout = DEADLINE_S
+    connection_timeout = DEADLINE_S
+    network_timeout = DEADLINE_S
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -160,7 +161,8 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
             verified = tls_of(options)
             self.ssl_context_factory = lambda **_: verified
         super().__init__(environment)
-        self.asked, self.expected = request_of(options), expectation_of(options)
+        self.asked = request_of(options)
+        self.expected = expectation_of(options)
         self.fields: dict[str, list[str]] = {}
         for name, value in self.asked.fields(address.name):
             self.fields.setdefault(name, []).append(value)
@@ -176,7 +178,7 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
 
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
-        """One request and its whole response."""
+        """Send one request and read its whole response."""
         start_ns = time.perf_counter_ns()
         try:
             with self.client.request(
@@ -209,8 +211,9 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
 
 
 def _read(response: Any) -> tuple[int, Exception | None]:
-    """Read the body to its end: its length, and what went wrong, before or now."""
-    error, length = getattr(response, "error", None), 0
+    """Read the body to its end; return its length, and the error that came before or now."""
+    error = getattr(response, "error", None)
+    length = 0
     try:
         while error is None and (piece := response.read(_PIECE)):
             length += len(piece)
@@ -220,7 +223,7 @@ def _read(response: Any) -> tuple[int, Exception | None]:
 
 
 def _cause(error: Any) -> str:
-    """The cause of a failure that an error of geventhttpclient stands for; empty without one."""
+    """Return the cause that an error of geventhttpclient stands for; empty without an error."""
     error = getattr(error, "original", None) or error  # of RetriesExceeded
     match error:
         case None:

@@ -35,7 +35,7 @@ class Driving:
             wait=lambda seconds: select.select([self.poller], [], [], seconds),
             dialer=Dialer(family, address),
             deadline_s=deadline_s,
-            witness=self,
+            observer=self,
         )
         self.engine.model = ClosedModel(self.engine)
 

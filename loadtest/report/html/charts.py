@@ -40,7 +40,7 @@ class Scale:
     end: float = 1.0
 
     def __call__(self, value: float) -> float:
-        """The coordinate of a value; one beyond an end is drawn at that end."""
+        """Return the coordinate of a value; a value beyond an end is drawn at that end."""
         value = min(max(value, self.low), self.high)
         if self.log:
             part = math.log(value / self.low) / math.log(self.high / self.low)
@@ -49,12 +49,12 @@ class Scale:
         return self.start + part * (self.end - self.start)
 
     def between(self, start: float, end: float) -> Scale:
-        """The same scale on other coordinates."""
+        """Return the same scale on other coordinates."""
         return replace(self, start=start, end=end)
 
 
 def linear(high: float, most: int, *, least_step: float = 0.0) -> Scale:
-    """From 0 to a round value that is not below `high`, with at most so many steps."""
+    """Make a scale from 0 to a round value not below `high`, with at most `most` steps."""
     high = high if high > 0 else 1.0
     step = max(least_step, _round_up(high / most))
     count = math.ceil(high / step - 1e-9)
@@ -62,7 +62,7 @@ def linear(high: float, most: int, *, least_step: float = 0.0) -> Scale:
 
 
 def logarithmic(low: float, high: float, most: int) -> Scale:
-    """From a round value below `low` (> 0) to one above `high`, marked at 1, 2, 5 or at powers of ten only."""
+    """Make a scale from a round value below `low` (> 0) to one above `high`, marked at 1, 2, 5 or powers of ten."""
     low, high = _round_down(low), _round_up(high)
     high = high if high > low else low * 10
     decades = range(math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9) + 1)
@@ -75,7 +75,7 @@ def logarithmic(low: float, high: float, most: int) -> Scale:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, ... that is not below the value."""
+    """Return the next of 1, 2, 5, 10, 20, ... that is not below the value."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(power * step for step in (*_STEPS, 10) if power * step >= value * (1 - 1e-9))
 
@@ -92,7 +92,7 @@ _FLOOR = 14.0  # from an axis down to the line that its labels stand on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A value that holds from one moment, or place, to another; None where it is not known."""
+    """A value that holds from one coordinate to another; None where it is not known."""
 
     start: float
     end: float
@@ -100,25 +100,25 @@ class Step:
 
 
 def drawing(width: int, height: int, title: str, description: str, *content: str, class_: str | None = None) -> Markup:
-    """A picture with a name and a description for those who cannot see it."""
+    """Draw a picture with a name, and a description for those who cannot see it."""
     named = join(element("title", title), element("desc", description))
     return element("svg", named, *content, viewBox=f"0 0 {width} {height}", role="img", class_=class_)
 
 
 def group(class_: str, *content: str, title: str = "", **data: str | None) -> Markup:
-    """Shapes that belong together, with what a pointer resting on them shows."""
+    """Group shapes; the title shows under a pointer that rests on them."""
     return element("g", *([element("title", title)] if title else []), *content, class_=class_, **data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """Two scales: x from the left edge to the right, y from the bottom edge to the top."""
+    """A rectangle with two scales: x from the left edge to the right, y from the bottom edge to the top."""
 
     x: Scale
     y: Scale
 
     def left_axis(self, write: Write, title: str) -> Markup:
-        """The grid, with a label for each line and a title above."""
+        """Draw the grid, with a label for each line and a title above."""
         lines, labels = [], []
         for tick in self.y.ticks:
             y = self.y(tick)
@@ -128,13 +128,13 @@ class Frame:
         return join(group("grid", *lines), group("labels", *labels, name))
 
     def right_axis(self, scale: Scale, write: Write, title: str) -> Markup:
-        """A second scale for the same height, without lines of its own."""
+        """Draw a second scale for the same height, without grid lines."""
         labels = [_text(write(tick), self.x.end + 6, scale(tick) + 4, "start") for tick in scale.ticks]
         room = self.x.end + 6 + LETTER * max(len(write(tick)) for tick in scale.ticks)
         return group("labels", *labels, _text(title, room, self.y.end - 14, "end", class_="name"))
 
     def bottom_axis(self, write: Write) -> Markup:
-        """A label under each mark that has room for one."""
+        """Draw a label under each mark that has room for one."""
         line = element(
             "path", d=f"M{coordinate(self.x.start)} {coordinate(self.y.start)}H{coordinate(self.x.end)}", class_="axis"
         )
@@ -147,12 +147,12 @@ class Frame:
         return join(line, group("labels", *labels))
 
     def curve(self, points: Sequence[tuple[float, float]], class_: str) -> Markup:
-        """A line through points."""
+        """Draw a line through points."""
         path = "L".join(f"{coordinate(self.x(x))} {coordinate(self.y(y))}" for x, y in points)
         return element("path", d=f"M{path}", class_=f"line {class_}") if points else Markup()
 
     def steps(self, steps: Iterable[Step], class_: str) -> Markup:
-        """A line that is level where its value holds, with a gap where there is none."""
+        """Draw a line that is level where its value holds, with a gap where the value is not known."""
         path, pen_down = "", False
         for step in steps:
             if step.value is None:
@@ -165,7 +165,7 @@ class Frame:
         return element("path", d=path, class_=f"line {class_}") if path else Markup()
 
     def area(self, steps: Iterable[Step], class_: str) -> Markup:
-        """What lies under a stepped line."""
+        """Draw the area under a stepped line."""
         bottom = coordinate(self.y.start)
         path = "".join(
             f"M{coordinate(self.x(step.start))} {bottom}V{coordinate(self.y(step.value))}"
@@ -176,18 +176,18 @@ class Frame:
         return element("path", d=path, class_=class_) if path else Markup()
 
     def dot(self, x: float, y: float, title: str = "", **data: str | None) -> Markup:
-        """A point, with what a pointer resting on it shows."""
+        """Draw a point; the title shows under a pointer that rests on it."""
         named = [element("title", title)] if title else []
         return element("circle", *named, cx=self.x(x), cy=self.y(y), r=3.5, **data)
 
     def bar(self, start: float, end: float, value: float, title: str, **data: str | None) -> Markup:
-        """A column from the bottom."""
+        """Draw a column from the bottom."""
         left, top = self.x(start), self.y(value)
         size = {"width": self.x(end) - left, "height": self.y.start - top}
         return element("rect", element("title", title), x=left, y=top, **size, **data)
 
     def level(self, value: float, class_: str) -> Markup:
-        """A line across the whole width."""
+        """Draw a line across the whole width."""
         d = f"M{coordinate(self.x.start)} {coordinate(self.y(value))}H{coordinate(self.x.end)}"
         return element("path", d=d, class_=class_)
 
@@ -203,7 +203,7 @@ _STRIP = 92.0  # the height of each of the two strips of a timeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One line of the chart of percentiles."""
+    """One curve of the chart of percentiles."""
 
     name: str
     clock: str  # latency, or service_time
@@ -213,7 +213,7 @@ class Curve:
 
 
 def percentiles(curves: Sequence[Curve], width: int) -> Markup:
-    """Latency by percentile: each step to the right has a tenth of the exchanges of the one before."""
+    """Draw latency by percentile: each step to the right has a tenth of the exchanges of the one before."""
     values = [ns for curve in curves for _, ns in curve.points]
     top = max(_nines(share) for curve in curves for share, _ in curve.points)
     height = 340 if width > NARROW else 300
@@ -242,7 +242,7 @@ def _percentile_curve(frame: Frame, curve: Curve) -> Markup:
 
 
 def over_time(name: str, found: Timeline) -> Markup:
-    """Throughput above, latency below, and behind both the accept queue."""
+    """Draw throughput above, latency below, and behind both the accept queue."""
     height = int(2 * _STRIP + 88)
     x = linear(found.duration_s, 5)
     x = Scale(low=0.0, high=found.duration_s, ticks=tuple(tick for tick in x.ticks if tick <= found.duration_s))
@@ -280,7 +280,7 @@ def _queue(frame: Frame, scale: Scale, found: Timeline) -> Markup:
 
 
 def _lines(frame: Frame, found: Timeline, field: str) -> Markup:
-    """The rounds thin, their median thick."""
+    """Draw the rounds thin and their median thick."""
 
     def steps(parts: Iterable[Part]) -> list[Step]:
         return [Step(start=part.start_s, end=part.end_s, value=getattr(part, field)) for part in parts]
@@ -292,7 +292,7 @@ def _lines(frame: Frame, found: Timeline, field: str) -> Markup:
 
 
 def shares(name: str, found: Shares) -> Markup:
-    """A column for each worker, a dot for each round, and the line at which all would be equal."""
+    """Draw a column for each worker, a dot for each round, and the line at which all would be equal."""
     height, workers = 200, found.workers
     y = linear(max(100 * part for share in workers for part in share.rounds), 4).between(height - 24, 30)
     middles = tuple(number + 0.5 for number in range(len(workers)))
@@ -314,7 +314,7 @@ def shares(name: str, found: Shares) -> Markup:
 
 
 def _nines(share: float) -> float:
-    """0 for none, 1 for 90 %, 2 for 99 %, and so on."""
+    """Return the number of nines in a share: 0 for 0 %, 1 for 90 %, 2 for 99 %, and so on."""
     return -math.log10(1 - share)
 
 
@@ -331,7 +331,7 @@ def _of_hundred(value: float) -> str:
 
 
 def _time(ns: float) -> str:
-    """As short as an axis wants it."""
+    """Write a time in ns as short as an axis needs it."""
     unit, size = next(((unit, size) for unit, size in (("s", 1e9), ("ms", 1e6)) if ns >= size), ("µs", 1e3))
     return f"{ns / size:.3g} {unit}" if ns else "0"
 

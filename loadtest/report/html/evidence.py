@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """A configuration from the opening of the window to its end."""
+    """The throughput and latency of a configuration over the window, and its accept queue."""
 
     duration_s: float
     rounds: tuple[tuple[Part, ...], ...]
@@ -68,7 +68,7 @@ class Shares:
 
 
 def percentiles(histograms: Sequence[Histogram]) -> tuple[tuple[float, int], ...]:
-    """Points (share of the exchanges, ns that it does not exceed) of all samples together."""
+    """Return points (share of the exchanges, ns that it does not exceed) of all samples together."""
     whole = Histogram(histograms[0].digits) if histograms else Histogram()
     for histogram in histograms:
         whole.merge(histogram)
@@ -81,7 +81,7 @@ def percentiles(histograms: Sequence[Histogram]) -> tuple[tuple[float, int], ...
 
 
 def timeline(rounds: Sequence[Round]) -> Timeline | None:
-    """The rounds of one configuration over each other; None when they have no figures by the second."""
+    """Lay the rounds of one configuration over each other; None when they have no figures by the second."""
     shown = [done for done in rounds if done.client and done.client.seconds]
     clients = [done.client for done in shown if done.client]
     if not clients:
@@ -117,7 +117,7 @@ def _parts(client: Client, width_s: int) -> tuple[Part, ...]:
 
 
 def _borne(q: float, seconds: Iterable[tuple[int | None, int]]) -> list[int]:
-    """That percentile of the seconds that have enough exchanges for it."""
+    """Return the percentile of each second that has enough exchanges for it."""
     return [value for value, n in seconds if value is not None and estimable(q, n)]
 
 
@@ -150,7 +150,7 @@ def _queue(seen: Iterable[Signals], duration_s: float) -> tuple[tuple[float, flo
 
 
 def shares(rounds: Sequence[Round]) -> Shares | None:
-    """Which part of the requests each worker did, or of the CPU time; None without workers to compare.
+    """Return each worker's part of the requests, or of the CPU time; None without workers to compare.
 
     A round weighs as much as any other.
     """
@@ -166,7 +166,7 @@ def shares(rounds: Sequence[Round]) -> Shares | None:
 
 
 def _divided(workers: Sequence[Worker], field: str) -> dict[int, float]:
-    """Slot -> its part of a figure; empty when the figure is not known of every worker, or nobody did anything."""
+    """Return slot -> part of a figure; empty when it is not known of every worker, or all are 0."""
     counts: dict[int, int] = {}
     for worker in workers:
         value = getattr(worker, field)

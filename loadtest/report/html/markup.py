@@ -15,34 +15,34 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Markup(str):
-    """Text that is markup, and is taken as it is."""
+    """Text that is already markup, and is not escaped."""
 
     __slots__ = ()
 
 
 def escape(text: str) -> Markup:
-    """Text that shows as it was written, in an element or an attribute."""
+    """Escape text for an element or an attribute."""
     return Markup(html.escape(_UNPRINTABLE.sub("\ufffd", text)))
 
 
 def element(name: str, /, *children: str, **attributes: str | float | None) -> Markup:
-    """An element. Attributes: `class_` is class, `data_value` is data-value; one that is None is left out."""
+    """Write an element. Attributes: `class_` is class, `data_value` is data-value; None leaves one out."""
     written = "".join(f' {_attribute(key)}="{_value(value)}"' for key, value in attributes.items() if value is not None)
     return Markup(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{join(*children)}</{name}>")
 
 
 def join(*children: str) -> Markup:
-    """One after the other, each escaped if it needs to be."""
+    """Join children, and escape those that are not markup."""
     return Markup("".join(child if isinstance(child, Markup) else escape(child) for child in children))
 
 
 def exact(value: object) -> str:
-    """A figure for a program to read: JSON without blanks."""
+    """Write a figure for a program to read: JSON without blanks."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def coordinate(value: float) -> str:
-    """To a tenth of a unit, as short as can be."""
+    """Write a coordinate to a tenth of a unit, as short as possible."""
     return f"{value:.1f}".removesuffix(".0")
 
 

@@ -35,7 +35,7 @@ _SHARES = "Columns: the mean of the rounds. Dots: each round. Line: where all wo
 
 
 def render(report: Report) -> str:
-    """The whole page, ending in a newline."""
+    """Return the whole page, ending in a newline."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -59,7 +59,7 @@ class _Page:
         self._colours = {name: f"c{number % COLOURS}" for number, name in enumerate(names)}
 
     def parts(self) -> Iterable[Markup]:
-        """Header, warnings, a section for each load, notes, provenance."""
+        """Yield header, warnings, a section for each load, notes, provenance."""
         report = self._report
         yield _header(report)
         if warnings := report.comparison.warnings:
@@ -70,7 +70,7 @@ class _Page:
         yield element("section", element("h2", "Provenance"), *facts(report))
 
     def _load(self, load: str) -> Iterable[Markup]:
-        """Everything about one load."""
+        """Yield everything about one load."""
         found = [(at, each) for at, each in enumerate(self._report.comparison.configurations) if each.load == load]
         rounds = {each.name: _entered(self._report.rounds, each) for _, each in found}
         yield element("h2", f"Load {load}")
@@ -103,7 +103,7 @@ class _Page:
         return element("div", grid, class_="scroll", role="region", tabindex="0", aria_label=label)
 
     def _cell(self, cell: Cell, side: str, number: int) -> Markup:
-        """A figure; the first of a row is the name of a configuration."""
+        """Write one cell; the first of a row is the name of a configuration."""
         data = {"data_figure": cell.place, "data_value": exact(_at(self._json, cell.place))} if cell.place else {}
         if number:
             return element("td", cell.text, class_=side, **data)
@@ -125,7 +125,7 @@ class _Page:
         )
 
     def _curves(self, at: int, found: Configuration) -> Iterable[charts.Curve]:
-        """The latency of a configuration, and in the open model also its service time."""
+        """Yield the latency of a configuration and, in the open model, its service time."""
         clients = [done.client for done in _entered(self._report.rounds, found) if done.client]
         for clock in ("latency", "service_time") if found.offered is not None else ("latency",):
             points = evidence.percentiles([getattr(client, clock) for client in clients])
@@ -137,7 +137,7 @@ class _Page:
                 yield charts.Curve(name=found.name, clock=clock, colour=colour, points=points, figures=figures)
 
     def _panels(self, title: str, caption: str, drawings: Mapping[str, Markup]) -> Iterable[Markup]:
-        """Small drawings side by side, one a configuration; nothing when there is none."""
+        """Yield small drawings side by side, one for each configuration."""
         if not drawings:
             return
         panels = [
@@ -149,7 +149,7 @@ class _Page:
 
 
 def _entered(rounds: Iterable[Round], found: Configuration) -> list[Round]:
-    """The rounds that a configuration's figures come from."""
+    """Return the rounds that a configuration's figures come from."""
     key = (found.name, found.load)
     return [done for done in rounds if (done.configuration, done.load) == key and done.verdict.valid]
 
@@ -177,7 +177,7 @@ _UNSAID: tuple[object, ...] = (None, "", (), [], {})
 
 
 def facts(report: Report) -> Iterable[Markup]:
-    """Lists of names and values."""
+    """Yield lists of names and values: servers, loads, machine."""
     yield _facts("Servers", {server.name: server.command or server.attach for server in report.plan.servers})
     for load in report.plan.loads:
         said = {key: value for key, value in asdict(load).items() if key != "name" and value not in _UNSAID}
@@ -193,7 +193,7 @@ def _facts(title: str, named: Mapping[str, str]) -> Markup:
 
 
 def _range(values: list[Any]) -> str:
-    """One value if all rounds agree; else from the least to the greatest, or each in turn."""
+    """Write one value if all rounds agree; else the range of numbers, or each value in turn."""
     if all(isinstance(value, float) for value in values):
         values = sorted({min(values), max(values)})
         return " to ".join(map(_plain, values))
