@@ -172,9 +172,9 @@ def _run(store: Store, conditions: Sequence[Condition], base: Path) -> int:
         _print(report.render("text"), broken)
         for name, form in (("report.md", "github"), ("report.html", "html")):
             try:
-                (store.folder / name).write_text(report.render(form), encoding="utf-8")
-            except OSError as error:
-                click.echo(f"{name} cannot be written: {error.strerror}", err=True)
+                store.write(name, report.render(form))
+            except StoreError as error:
+                click.echo(str(error), err=True)
     click.echo(f"{_rounds(len(rounds))} in {store.folder}", err=True)
     if outcome.unkept:
         click.echo(f"the run has ended: {outcome.unkept}", err=True)
