@@ -235,9 +235,9 @@ def _run(store: Store, fail_if: Sequence[Condition], base: Path) -> int:
         _print(render(report, "text"), broken)
         for name, form in (("report.md", "github"), ("report.html", "html")):
             try:
-                (store.folder / name).write_text(render(report, form), encoding="utf-8")
-            except OSError as error:
-                click.echo(f"{name} cannot be written: {error.strerror}", err=True)
+                store.write(name, render(report, form))
+            except StoreError as error:
+                click.echo(str(error), err=True)
     click.echo(f"{_rounds(len(rounds))} in {store.folder}", err=True)
     if outcome.unkept:
         click.echo(f"the run has ended: {outcome.unkept}", err=True)

@@ -49,13 +49,13 @@ class Store:
                 raise StoreError(f"{folder} holds rounds of another plan ({found.plan.name!r}); choose another --out")
             found.rounds()  # those that cannot be read are named now, and not after the first new one
             if found.plan != kept:
-                store._write_plan(kept)  # what is wanted of the comparison; reports go by it
+                store.write("plan.toml", planfile.written(kept))  # what is wanted of the comparison; reports go by it
             return store
         try:
             if folder.exists() and any(folder.iterdir()):
                 raise StoreError(f"{folder} is not empty and holds no run; choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
-            store._write_plan(kept)
+            store.write("plan.toml", planfile.written(kept))
             store._rounds.touch()
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error.strerror}") from None
@@ -117,22 +117,20 @@ class Store:
         except OSError as error:
             raise StoreError(f"{self._rounds} cannot be written: {error.strerror}") from None
 
-    def _write_plan(self, plan: Plan) -> None:
-        """Replace the file in one step. Raises StoreError."""
-        path = self.folder / "plan.toml"
+    def write(self, name: str, text: str) -> None:
+        """Replace another file of the run in one step. Raises StoreError."""
+        path = self.folder / name
         part = path.with_name(path.name + ".part")
         try:
             with part.open("wb") as file:
-                file.write(planfile.written(plan).encode())
+                file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-        except UnicodeEncodeError:
+        except (OSError, UnicodeEncodeError) as error:
             part.unlink(missing_ok=True)
-            raise StoreError("the plan has a text that is not Unicode, so it cannot be kept") from None
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise StoreError(f"{path} cannot be written: {error.strerror}") from None
+            why = error.strerror if isinstance(error, OSError) else "a name in it is not Unicode"
+            raise StoreError(f"{path} cannot be written: {why}") from None
 
     def _without_paths(self, data: Any) -> Any:
         """Data whose texts name no folder of this machine: of an absolute path the last part is left.

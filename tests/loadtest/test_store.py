@@ -79,7 +79,7 @@ def test_a_plan_that_is_damaged_or_cannot_be_written_is_named(tmp_path: Path) ->
     (tmp_path / "run" / "plan.toml").write_text("name = 3")
     with pytest.raises(StoreError, match=r"plan\.toml:1: name: 3 is not a text"):
         Store.open(tmp_path / "run")
-    with pytest.raises(StoreError, match="has a text that is not Unicode"):
+    with pytest.raises(StoreError, match=r"plan\.toml cannot be written: a name in it is not Unicode"):
         Store.create(tmp_path / "other", replace(PLAN, name="\udcff"))
     assert os.listdir(tmp_path / "other") == []
 
@@ -134,15 +134,20 @@ def test_a_full_disk_leaves_the_rounds_as_they_were(tmp_path: Path) -> None:
     """The limit of this process for files stands for the disk: what fits is written, then an error comes."""
     store = Store.create(tmp_path, PLAN)
     store.add(measured("one", 0))
+    store.write("report.md", "x")
     before = (tmp_path / "rounds.jsonl").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, limits[1]))
     try:
+        with pytest.raises(StoreError, match=r"report\.md cannot be written: File too large"):
+            store.write("report.md", "y" * len(before) * 2)
         with pytest.raises(StoreError, match=r"rounds\.jsonl cannot be written: File too large"):
             store.add(measured("one", 1, number=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "rounds.jsonl").read_bytes() == before
+    assert (tmp_path / "report.md").read_text() == "x"
+    assert sorted(os.listdir(tmp_path)) == ["plan.toml", "report.md", "rounds.jsonl"]
     store.add(measured("one", 1, number=1))
     assert [done.number for done in store.rounds()] == [0, 1]
 
