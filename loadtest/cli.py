@@ -164,7 +164,7 @@ def run(
 
 
 def _plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: Mapping[str, Any]) -> Plan:
-    """The plan of the file, or of `--server` lines and `--attach`; flags win. Raises PlanError."""
+    """Return the plan of the file, or of `--server` lines and `--attach`; flags win. Raises PlanError."""
     if path is not None:
         if lines or attach:
             raise PlanError("the servers are in the plan; leave out --server and --attach, or the plan")
@@ -190,7 +190,7 @@ def _server(line: str) -> Server:
 
 
 def _check(wanted: Plan, fail_if: Sequence[Condition], base: Path) -> None:
-    """Find out now what would fail the run later. Raises PlanError, ConditionError."""
+    """Check now what would fail later in the run. Raises PlanError, ConditionError."""
     usable = os.sched_getaffinity(0)
     missing = sorted({*wanted.pin.server, *wanted.pin.load} - usable) if wanted.pin else []
     if missing:
@@ -202,7 +202,7 @@ def _check(wanted: Plan, fail_if: Sequence[Condition], base: Path) -> None:
 
 
 def _outline(wanted: Plan) -> str:
-    """What would run, in which order, and for how long."""
+    """Say what would run, in which order, and for how long."""
     pinned = f", pinned {wanted.pin}" if wanted.pin else ""
     lines = [f"{wanted.name}: compared with {wanted.reference}{pinned}"]
     lines += [f"  load {load.name}: {load.describe()}" for load in wanted.loads]
@@ -252,7 +252,7 @@ def _run(store: Store, fail_if: Sequence[Condition], base: Path) -> int:
 
 
 def _print(text: str, broken: Sequence[str]) -> None:
-    """The report, in the same bytes whatever the locale, as it may be read elsewhere; then what it must not say."""
+    """Print the report as UTF-8 whatever the locale, as programs may read it; then the conditions that are true."""
     click.echo(text.encode(), nl=False)
     for line in broken:
         click.echo(line, err=True)
@@ -332,7 +332,7 @@ def _across(first: Store, second: Store) -> Report:
 
 
 def _labels(first: Path, second: Path) -> tuple[str, str]:
-    """As much of the end of each path as tells them apart, so that moving both together changes nothing."""
+    """Return the shortest ends of both paths that differ, so that moving both together changes nothing."""
     for start in range(1, max(len(first.parts), len(second.parts)) + 1):
         labels = ("/".join(first.parts[-start:]), "/".join(second.parts[-start:]))
         if labels[0] != labels[1]:

@@ -22,7 +22,7 @@ _SOURCE = Path(__file__).parent
 
 
 def collect() -> dict[str, Any]:
-    """The machine, the software and the kernel's limits now; null is "cannot be seen here"."""
+    """Collect the machine, the software and the kernel's limits now; None means "cannot be seen here"."""
     return {
         "host": platform.node(),
         "machine": platform.machine(),
@@ -57,7 +57,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the lab's own source; None outside a repository or without git."""
+    """Run git on the lab's own source; None outside a repository or without git."""
     command = ["git", "-C", str(_SOURCE), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -13,7 +13,7 @@ Exchanges that went well are noted in a Batch, which is reported four times a se
 2,000 into a histogram takes half a millisecond, in which no socket is looked at. The longest time without a look is
 in the batch too (gap_ns). Failures are reported one by one; they are meant to be rare.
 
-What links do is in link.py, when they do it in model.py.
+What links do, and when, is in link.py.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class _Session:
         self._began_s = time.monotonic()
 
     def slots(self) -> Iterator[Slot]:
-        """What is to be measured, decided as the run goes."""
+        """Yield the slots to measure; with `--until` the next cycle depends on the rounds so far."""
         plan = self._store.plan
         first = max((done.cycle for done in self._rounds), default=-1) + 1
         cycle = max(first, plan.rounds) if plan.until else first + plan.rounds
@@ -80,7 +80,7 @@ class _Session:
                 return  # a cycle in vain: the next one would be, too
 
     def measure(self, slot: Slot) -> None:
-        """Measure one and keep it. Raises Interrupted, StoreError."""
+        """Measure one slot and keep the round. Raises Interrupted, StoreError."""
         outcome = self.outcome
         progress = self._progress
         key = (slot.server.name, slot.load.name)
@@ -109,7 +109,7 @@ class _Session:
         yield from slots
 
     def _too_wide(self, cycles: int) -> bool:
-        """Whether to begin another cycle, after so many in this run."""
+        """Return whether to begin another cycle, after `cycles` in this run."""
         plan = self._store.plan
         spent_s = time.monotonic() - self._began_s
         width = widest(contrast_all(plan, self._rounds))

@@ -1,10 +1,10 @@
 """The plan of a run: which servers, under which load, in which order.
 
-A plan is plain data: it is made from a file (planfile.py) or from flags (cli.py), kept with the rounds of its run
+A plan is plain data: it is made from a file (file.py) or from flags (cli.py), kept with the rounds of its run
 (store.py), and read back by reports. Every server runs every load. A cycle runs each configuration once; odd cycles
 run in reverse (A B, B A, ...), so that a drift of the machine falls on all alike. With `aa` the baseline runs a second
 time in every cycle under the name NAME': the difference of two identical things is the noise floor. With `until`
-further cycles follow (until.py).
+further cycles follow (see analysis/inference.py).
 """
 
 from __future__ import annotations
