@@ -12,7 +12,7 @@ PARALLEL := -n $(JOBS) --dist loadfile
 # To compile all modules and rewrite all assertions anew would take each of these processes some seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo peers test test-all soak fuzz lint format clean
+.PHONY: help demo peers test test-all check-results soak fuzz lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -41,6 +41,9 @@ test: $(READY)   ## the fast tests (under 5 minutes; needs only Python and make)
 
 test-all: $(READY) ## all tests but the soak, slow fault and load tests included (under 30 minutes)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not soak'
+
+check-results: $(READY) ## report every run under results/ again, and compare the pages' figures (part of test-all)
+	$(BIN)/python -m pytest -m '' tests/loadtest/test_results.py
 
 soak: $(READY)   ## the long tests; results go to results/
 	$(BIN)/python -m pytest -m soak --results results

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.plan import Load, Pin, Plan, PlanError, Server
+from loadtest.plan.plan import Load, Pin, Plan, PlanError, Server
 from prefork.status.histogram import Histogram
 from tests.loadtest import stand_in as behave
 from tests.loadtest.generator import Generator
@@ -371,7 +371,7 @@ def test_a_generator_that_dies_fails_the_round(tmp_path: Path) -> None:
     load = ("--scenario", "echo", "--connections", "4", "--generators", "2", "--duration", "5", "--warmup", "0")
     run = lab.start("--server", ECHO, "--rounds", "1", *load)
     try:
-        log = lab.out / "rounds"
+        log = lab.out / "logs"
         eventually(lambda: [*log.rglob("generator.live")], within_s=30, what="a generator")
         (master,) = eventually(lambda: masters(run.pid), within_s=30, what="the generator's master")
         eventually(

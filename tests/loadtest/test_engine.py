@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.generator.line_links import EchoLink, TalkbackLink
-from loadtest.generator.lines import GREETING, PREFIX
-from loadtest.generator.model import OpenModel, constant, poisson
-from loadtest.generator.request import Request
-from loadtest.generator.web_link import WebLink
+from loadtest.generator.http import WebLink
+from loadtest.generator.lines import GREETING, PREFIX, EchoLink, TalkbackLink
+from loadtest.generator.link import OpenModel, constant, poisson
+from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.generator import tls
-from loadtest.generator.dialer import Dialer
-from loadtest.generator.request import Expectation, Request
-from loadtest.generator.web_link import WebLink
+from loadtest.generator.dialer import Dialer, tls_context
+from loadtest.generator.http import Expectation, WebLink
+from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 
@@ -225,7 +224,7 @@ def secure(behaviour: Behaviour) -> Behaviour:
 
 
 def trusting(address: Any, name: str = "localhost", **how: Any) -> Dialer:
-    verified = tls.context(**({"insecure": False, "ca": str(CERTIFICATE)} | how))
+    verified = tls_context(**({"insecure": False, "ca": str(CERTIFICATE)} | how))
     return Dialer(socket.AF_INET, address, tls=(verified, name))
 
 

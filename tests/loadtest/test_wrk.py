@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tabulate import tabulate
 
-from loadtest import provenance
+from loadtest.data import provenance
 from prefork.status.histogram import Histogram
 from tests.loadtest.wrk import Bench, Measured, as_wrk_corrects
 

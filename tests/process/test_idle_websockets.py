@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtest import provenance
+from loadtest.data import provenance
 from loadtest.generator.websocket import CLOSE, NORMAL, TEXT, Opening, frame
 from prefork.core.proc import pss_bytes, rss_bytes
 from tests.support.client import dial, read_exactly
