@@ -12,7 +12,7 @@ import os
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from ..http.asgi_response import AsgiResponse, Message
+from ..http.asgi import AsgiResponse, Message
 from ..http.response import ResponseError
 from .bell import Bell
 from .outflow import TURN_BYTES

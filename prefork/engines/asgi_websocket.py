@@ -15,7 +15,7 @@ import asyncio
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from ..http.asgi_response import AsgiResponse, Message
+from ..http.asgi import AsgiResponse, Message
 from ..http.response import ResponseError
 from ..http.websocket import CLOSED, WebSocket
 from ..http.websocket_close import ABNORMAL, INTERNAL_ERROR, NORMAL, Closed
