@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.engines.aio.waiting import Bell
 from prefork.engines.asgi.phases import TURN_BYTES
-from prefork.http.asgi_response import AsgiResponse, Message
+from prefork.http.asgi import AsgiResponse, Message
 from prefork.http.response import ResponseError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from prefork.engines.aio.waiting import Bell
 from prefork.engines.asgi.phases import TURN_BYTES, Parting, held, reset
 from prefork.engines.asgi.request import ClientDisconnected, tells_of_leaving
 from prefork.engines.timers import NEVER
-from prefork.http.asgi_response import AsgiResponse, Message
+from prefork.http.asgi import AsgiResponse, Message
 from prefork.http.response import ResponseError
 from prefork.http.websocket import CLOSED, OPEN, WebSocket
 from prefork.http.websocket_close import ABNORMAL, INTERNAL_ERROR, NORMAL, Closed

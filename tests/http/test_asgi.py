@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefork.http.asgi_response import AsgiResponse
+from prefork.http.asgi import AsgiResponse
 from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
@@ -210,6 +210,17 @@ def test_trailers_wait_for_the_end_of_the_body_and_nothing_of_it_follows() -> No
     body(response, b"b")
     with pytest.raises(ResponseError, match="after the last one"):
         body(response, b"c")
+
+
+def test_nothing_follows_a_complete_response() -> None:
+    response = respond(fields="TE: trailers\r\n")
+    start(response, trailers=True)
+    body(response, b"a")
+    trailers = {"type": "http.response.trailers", "headers": [(b"x-a", b"1")]}
+    assert response.take(trailers, STAMP) == b"0\r\nx-a: 1\r\n\r\n"
+    for message in (trailers, {"type": "http.response.early_hint", "links": []}):
+        with pytest.raises(ResponseError, match="was sent after the response was complete"):
+            response.take(message, STAMP)
 
 
 def test_trailers_may_be_announced_by_name() -> None:
