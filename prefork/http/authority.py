@@ -9,7 +9,7 @@ from ipaddress import IPv6Address
 # http and https it is an error to be treated as such (RFC 9110 4.2.4). No name at all is no host (RFC 9110 4.2.1).
 # The address literals of the future (`[v1.x]`) are refused: nobody can know what they mean.
 _AUTHORITY = re.compile(
-    rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})++)(?::([0-9]{0,5}))?"
+    rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,5}))?"
 )
 
 

@@ -30,7 +30,7 @@ _MOST_NAMES = 1024
 _MOST_NAME = 64  # bytes
 _TEXT = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
 _LENGTH = re.compile(rb"[0-9]{1,19}")  # bytes: int() takes signs, blanks and "_", and str's digits are of any script
-_CODINGS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE)
+_CODINGS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*,[ \t]*)+chunked", re.IGNORECASE)
 
 
 class FieldTable(dict[bytes, Field]):
