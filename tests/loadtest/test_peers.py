@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from loadtest.plan import Plan, Server
 
+pytestmark = pytest.mark.slow
+
 PLANS = Path(loadtest.server.__file__).with_name("plans")
 PEERS = planfile.read(PLANS / "peers-stream.toml", {})
 WEB = [planfile.read(PLANS / f"peers-{kind}.toml", {}) for kind in ("wsgi", "asgi")]

@@ -16,6 +16,8 @@ from loadtest import planfile
 if TYPE_CHECKING:
     from loadtest.plan import Plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "loadtest" / "plans"
 PLANS = sorted(FOLDER.glob("*.toml"))

@@ -22,6 +22,8 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20
 
 

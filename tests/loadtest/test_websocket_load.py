@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     StartWebSocket = Callable[..., WebSocketServer]
     Drive = Callable[..., Driving]
 
+pytestmark = pytest.mark.slow
+
 SLOW = pytest.mark.slow
 CERTIFICATE = Path(__file__).with_name("certificate.pem")
 ROOT = Path(__file__).parents[2]
@@ -100,6 +102,7 @@ def connects(driving: Driving) -> int:
 # The link, with a server that does as it should
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("size", [0, 5, 126, 70_000, 3_000_000])
 def test_messages_come_back_on_a_kept_connection(

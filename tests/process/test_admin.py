@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve, Shared
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 AT_THE_GATE = f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\ngated.pass_gate()\nhandle = gated.handle\n"
 HI = talkback_reply(b"hi")
@@ -111,6 +113,7 @@ def test_what_is_no_request_is_refused(shared: Shared, said: bytes, code: int) -
         assert browser.ended()
 
 
+@pytest.mark.smoke
 def test_the_status_is_that_of_the_command(serve: Serve, place: Place) -> None:
     server = serve("talkback", "--workers", "2", *ADMIN, env=place.env)
     address = address_of(server)
@@ -191,7 +194,6 @@ def test_it_answers_while_the_master_is_stopped(serve: Serve) -> None:
         server.signal(signal.SIGCONT)
 
 
-@pytest.mark.slow
 def test_a_master_that_hangs_is_seen_and_when_it_goes_on(serve: Serve) -> None:
     server = serve("talkback", "--workers", "1", *ADMIN)
     address = address_of(server)
@@ -387,7 +389,6 @@ def test_silent_clients_leave_room_for_a_probe(serve: Serve) -> None:
     assert fetch(address, "/healthz").status == 200
 
 
-@pytest.mark.slow
 def test_who_does_not_finish_or_does_not_read_is_dropped(serve: Serve) -> None:
     server = serve("talkback", "--workers", "1", *ADMIN)
     address, admin = address_of(server), admin_pid(server)

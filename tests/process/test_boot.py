@@ -18,6 +18,8 @@ from tests.support.server import APPS, LISTENING, READY
 if TYPE_CHECKING:
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hello")
 
 
@@ -29,10 +31,12 @@ def has_ipv6() -> bool:
         return False
 
 
+@pytest.mark.smoke
 def test_the_default_app_is_talkback(serve: Serve) -> None:
     assert exchange(serve().address) == HI
 
 
+@pytest.mark.smoke
 def test_one_listening_line_with_the_real_port_comes_before_one_ready_line(serve: Serve) -> None:
     server = serve("--workers", "3")
     log = server.log
@@ -46,6 +50,7 @@ def test_one_listening_line_with_the_real_port_comes_before_one_ready_line(serve
     assert 0 < float(ready[2]) < 20
 
 
+@pytest.mark.smoke
 def test_the_direct_children_of_the_started_process_are_exactly_the_workers(serve: Serve) -> None:
     server = serve(str(APPS / "identity.py") + ":pid", "--workers", "4")
     pids = server.worker_pids()
@@ -65,6 +70,7 @@ def test_a_client_that_connects_before_any_worker_is_ready_is_served(serve: Serv
     assert exchange(server.address) == HI
 
 
+@pytest.mark.smoke
 def test_titles_name_the_role_and_the_app(serve: Serve) -> None:
     server = serve("talkback", "--workers", "2")
     exchange(server.address)
@@ -108,6 +114,7 @@ def test_localhost_is_a_host_name(serve: Serve) -> None:
     assert exchange(serve("--workers", "1", bind="localhost:0").address) == HI
 
 
+@pytest.mark.smoke
 def test_a_unix_socket_is_served_and_removed_at_the_end(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     server = serve("--workers", "2", bind=f"unix:{path}")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 GATED = f"{APPS / 'gated.py'}:handle"
 STATUS = b'{"command": "status"}\n'
@@ -76,6 +78,7 @@ def assert_shape(entry: dict[str, Any], shape: dict[str, Any]) -> None:
     assert not {key for key, value in entry.items() if isinstance(value, bool) and shape[key] is not bool}
 
 
+@pytest.mark.smoke
 def test_status_as_json_has_every_key_and_the_figures_of_what_was_served(serve: Serve, place: Place) -> None:
     server = serve("talkback", "--workers", "2", "--threads", "2", env=place.env)
     for _ in range(20):
@@ -107,6 +110,7 @@ def test_status_as_json_has_every_key_and_the_figures_of_what_was_served(serve: 
     assert all(1 << 20 < worker["pss_bytes"] < 1 << 30 for worker in workers)
 
 
+@pytest.mark.smoke
 def test_status_as_a_table_names_server_listener_and_workers(serve: Serve, place: Place) -> None:
     server = serve("talkback", "--workers", "2", env=place.env)
     text = place.ok("status")
@@ -163,6 +167,7 @@ def dial_target(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+@pytest.mark.smoke
 def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place) -> None:
     server = serve(OBEY, "--workers", "2", "--graceful-timeout", "300ms", env=place.env)
     stuck = [dial(server.address) for _ in range(2)]
@@ -209,7 +214,6 @@ def test_stack_of_one_slot_and_of_a_slot_that_nobody_is_in(serve: Serve, place: 
     assert server.running
 
 
-@pytest.mark.slow
 def test_stack_says_who_cannot_answer_and_harms_nobody(serve: Serve, place: Place) -> None:
     """A live worker is never asked by the signal that can crash it."""
     server = serve(OBEY, "--workers", "3", env=place.env)
@@ -387,6 +391,7 @@ def test_a_client_that_leaves_in_the_middle_takes_nothing_back(serve: Serve, pla
 # --- which server
 
 
+@pytest.mark.smoke
 def test_without_a_server_every_command_says_so_and_exits_6(place: Place) -> None:
     asked = [place.start(*command) for command in (("status",), ("reload",), ("scale", "1"), ("stop",), ("stack",))]
     for process in asked:
@@ -596,7 +601,7 @@ def test_more_clients_than_allowed_are_turned_away_and_the_others_kept(serve: Se
     eventually(lambda: converse(path, STATUS)[0]["ok"], within_s=15, what="room again")
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_client_that_never_finishes_its_line_is_told_so_and_dropped(serve: Serve, place: Place) -> None:
     server = serve("talkback", "--workers", "1", env=place.env)
     began = time.monotonic()

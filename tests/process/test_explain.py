@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 WHOLE = ("server.config", "totals.respawns")  # their keys are options and causes
 
 

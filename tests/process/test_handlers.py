@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve, Shared
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 
 def connection(attribute: str) -> str:
     return f"{APPS / 'connection.py'}:{attribute}"
@@ -234,6 +236,7 @@ class TestExceptions:
         assert exchange(server.address, b"pid\n") == b"%d\n" % next(iter(pids))
 
 
+@pytest.mark.smoke
 def test_what_a_handler_prints_is_not_lost(serve: Serve, app: AppWriter) -> None:
     server = serve(app("def handle(conn):\n    print('printed by the handler', flush=True)\n"), "--workers", "1")
     exchange(server.address, b"")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 BAD_USAGE, RUNS_ALREADY, CANNOT_BOOT = 2, 1, 3
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 SOMEBODY = next(entry for entry in pwd.getpwall() if entry.pw_uid not in (0, os.geteuid()))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 WAITING = f"{APPS / 'waiting.py'}:app"
 GATED = f"{APPS / 'gated.py'}:handle"
 ONE = ("--workers", "1")
@@ -41,7 +43,7 @@ def kinds(place: Place) -> dict[str, int]:
     return {kind: count for kind, count in totals.items() if count}
 
 
-@pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("threads", ["1", "2"])
 def test_a_row_tells_the_request_that_it_serves(serve: Serve, gate: Gate, place: Place, threads: str) -> None:
     server = serve(WEB, *ONE, "--threads", threads, env=gate.env | place.env)
     target = "/gate?" + "x" * 300
@@ -116,7 +118,6 @@ def test_failures_are_counted_by_kind(serve: Serve, place: Place, app: str) -> N
     assert place.status()["totals"]["errors"] == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("app", [f"{WEB} /big?4000", "asgi"])
 def test_a_response_that_nobody_reads_is_a_timeout(serve: Serve, place: Place, tmp_path: Path, app: str) -> None:
     if app == "asgi":

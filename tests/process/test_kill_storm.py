@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 READY_WITHIN_S = 0.1  # promised, and judged by the best of many: a machine with other things to do delays the others
 WORKERS = 4
 DEBUG = ["--workers", str(WORKERS), "--log-level", "debug"]
@@ -102,6 +104,7 @@ def test_a_few_kills_cost_at_most_what_was_held(serve: Serve, how: list[str]) ->
     assert_cheap(server, load, seen)
 
 
+@pytest.mark.timing
 def test_with_preload_a_replacement_does_not_wait_for_the_import(serve: Serve, app: AppWriter) -> None:
     server = serve(app(HEAVY.format(import_s=0.5)), *DEBUG, "--preload")
     with Load(server.address, fresh(4)) as load:
@@ -149,7 +152,7 @@ def test_a_worker_and_the_template_die_at_once(serve: Serve) -> None:
     assert exchange(server.address)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @HOW
 def test_fifty_kills_one_after_the_other(serve: Serve, how: list[str]) -> None:
     server = serve("nap", *DEBUG, *how)
@@ -159,7 +162,7 @@ def test_fifty_kills_one_after_the_other(serve: Serve, how: list[str]) -> None:
     assert min(seen.delays_s) < READY_WITHIN_S, seen.delays_s
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_two_hundred_kills_of_an_application_that_takes_two_seconds_to_import(serve: Serve, app: AppWriter) -> None:
     server = serve(app(HEAVY.format(import_s=2)), *DEBUG, "--preload")
     with Load(server.address, fresh(8)) as load:
@@ -170,7 +173,6 @@ def test_two_hundred_kills_of_an_application_that_takes_two_seconds_to_import(se
     assert seen.took_s < 200 * 2 / 4, "a server that imports anew for each has 100 kills in 200 s"
 
 
-@pytest.mark.slow
 def test_kills_of_workers_with_threads_cost_at_most_a_connection_a_thread(serve: Serve) -> None:
     server = serve("nap", *DEBUG, "--threads", "4")
     with Load(server.address, fresh(16)) as load:
@@ -178,7 +180,6 @@ def test_kills_of_workers_with_threads_cost_at_most_a_connection_a_thread(serve:
     assert_cheap(server, load, seen, held_each=4)
 
 
-@pytest.mark.slow
 @HOW
 def test_kills_in_the_midst_of_reloads_cost_what_was_held(serve: Serve, how: list[str]) -> None:
     """Any child may be hit, the template and a successor that is not ready included; then that reload is abandoned."""

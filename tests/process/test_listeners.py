@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 CANNOT_BIND = 5
 # Become the process that a service manager starts: sockets from descriptor 3 on, and variables that name this pid.

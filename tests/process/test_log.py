@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 OBEY = f"{APPS / 'obey.py'}:handle"
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 OBEY = f"{APPS / 'obey.py'}:handle"
 SOON_S = 15.0  # less than any timeout that would end it too
@@ -78,9 +80,7 @@ def address(tmp_path: Path) -> str:
 REDIRECTIONS = ["2>/dev/full", "2>&-", "<&- >&- 2>&-"]
 
 
-@pytest.mark.parametrize(
-    "how", [[], pytest.param(["--preload"], marks=pytest.mark.slow)], ids=["each-imports", "preload"]
-)
+@pytest.mark.parametrize("how", [[], ["--preload"]], ids=["each-imports", "preload"])
 @pytest.mark.parametrize("redirection", REDIRECTIONS, ids=["full", "closed", "all-closed"])
 def test_a_log_that_takes_nothing_costs_nobody(serve: Serve, address: str, redirection: str, how: list[str]) -> None:
     wrapper = ["sh", "-c", f'exec "$@" {redirection}', "sh"]

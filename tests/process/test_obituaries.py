@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 GROUPS = Path("/sys/fs/cgroup")
 
@@ -58,7 +60,7 @@ def die(server: RunningServer, request: bytes) -> tuple[int, str]:
     return pid, f"{host}:{port}"
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_each_death_is_told_with_its_cause_its_client_and_its_stacks_when_the_worker_is_gone(
     serve: Serve, place: Place
 ) -> None:
@@ -87,6 +89,7 @@ def test_each_death_is_told_with_its_cause_its_client_and_its_stacks_when_the_wo
     assert "died unexpectedly: 4, last worker 0" in place.ok("status")
 
 
+@pytest.mark.smoke
 def test_a_kill_from_outside_is_not_laid_at_the_oom_killers_door(serve: Serve, place: Place) -> None:
     server = serve(OBEY, "--workers", "2", env=place.env)
     victim = min(server.worker_pids())
@@ -97,7 +100,6 @@ def test_a_kill_from_outside_is_not_laid_at_the_oom_killers_door(serve: Serve, p
     assert entry["respawn_in_s"] > 0, "it had done nothing"
 
 
-@pytest.mark.slow
 def test_who_was_told_to_leave_has_no_obituary_and_one_who_did_not_go_has(serve: Serve, place: Place) -> None:
     server = serve(OBEY, "--workers", "2", "--graceful-timeout", "300ms", env=place.env)
     place.ok("reload")
@@ -168,7 +170,6 @@ async def app(reader, writer):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("source", [_ASGI, _STREAMS], ids=["asgi", "streams"])
 def test_an_event_loop_tells_whom_it_served_when_it_died(
     serve: Serve, place: Place, app: AppWriter, source: str
@@ -266,7 +267,6 @@ def group() -> Iterator[Path]:
         folder.rmdir()
 
 
-@pytest.mark.slow
 def test_the_oom_killers_victim_is_told_from_other_kills(
     group: Path, serve: Serve, place: Place, app: AppWriter
 ) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 # Tells who imported it, and answers who serves, and who the parent is.
 WITNESS = """
 import os
@@ -134,7 +136,6 @@ def test_random_numbers_differ_between_workers(serve: Serve, app: AppWriter) -> 
     assert len(set(first.values())) == 4
 
 
-@pytest.mark.slow
 def test_a_template_that_does_not_answer_is_replaced(serve: Serve) -> None:
     """SIGSTOP: it is alive and says nothing. The master may not wait for it for long."""
     server = serve("talkback", "--workers", "2", "--preload")
@@ -197,7 +198,6 @@ def pss_bytes(pid: int) -> int:
         return next(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
 
 
-@pytest.mark.slow
 def test_four_workers_share_a_hundred_megabytes_of_objects(serve: Serve, app: AppWriter) -> None:
     name = app(HOARD)
     exchanges = 10_000

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve, Shared
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 CERTIFICATE = Path(__file__).resolve().parents[1] / "support" / "certificates" / "first.pem"
 HI = talkback_reply(b"hi")
-LOOPS = pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.slow)])
+LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 ONE = ("--workers", "1")
 
 
@@ -56,6 +58,7 @@ def place() -> Iterator[Place]:
         yield made
 
 
+@pytest.mark.smoke
 @LOOPS
 def test_the_echo_server_of_the_documentation(shared: Shared, loop: str) -> None:
     server = shared(coroutine("echo"), "--workers", "2", "--loop", loop)
@@ -323,7 +326,7 @@ def test_max_requests(serve: Serve, name: str, accept: str) -> None:
 
 @pytest.mark.parametrize("accept", ["shared", "per-worker"])
 @pytest.mark.parametrize("name", ["coroutines.py:stay", "protocols.py:Stay"], ids=["coroutine", "protocol"])
-@pytest.mark.parametrize("most", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [3, 40])
 def test_a_full_worker_takes_no_more_until_a_client_leaves(serve: Serve, name: str, accept: str, most: int) -> None:
     server = serve(str(APPS / name), *ONE, "--max-connections", str(most), "--accept", accept)
     inside = [dial(server.address) for _ in range(most)]
@@ -341,6 +344,7 @@ def test_a_full_worker_takes_no_more_until_a_client_leaves(serve: Serve, name: s
         client.close()
 
 
+@pytest.mark.smoke
 def test_from_python(serve: Serve, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -364,6 +368,7 @@ def test_what_is_no_coroutine_function_is_an_error_for_each_connection(serve: Se
     server.wait_log("TypeError: object NoneType can't be used in 'await' expression")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("accept", ["shared", "per-worker"])
 @pytest.mark.parametrize("name", ["coroutines.py:talk", "protocols.py:Talk"], ids=["coroutine", "protocol"])
 def test_status_counts_what_the_clients_count(serve: Serve, place: Place, name: str, accept: str) -> None:

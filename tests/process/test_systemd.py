@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 4
 KILLS = 20
 
@@ -73,7 +75,7 @@ def kill_some(server: RunningServer, clients: list[Client], requests: int) -> No
 @pytest.mark.parametrize("app", ["hello", "ahello"])
 @pytest.mark.parametrize(
     "requests",
-    [pytest.param(10_000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.soak)],
+    [10_000, pytest.param(100_000, marks=pytest.mark.soak)],
 )
 @pytest.mark.timeout(300)
 def test_all_books_agree_after_many_requests_and_deaths(serve: Serve, tmp_path: Path, app: str, requests: int) -> None:
