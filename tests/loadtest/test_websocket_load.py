@@ -218,7 +218,7 @@ def test_what_comes_after_a_reply_is_not_about_it(stand_in: StartServer, drive: 
     for after in (frame(CLOSE, b""), REPLY, b"\xff\xff", frame(PING, b"") + frame(PONG, b"x")):
         server = stand_in(saying(REPLY + after, *[REPLY] * 3))
         done = drive(server.server_address).until(completed(6))
-        assert set(done.failures) <= {"closed early"}, after  # the server's end, as it comes
+        assert set(done.failures) <= {"closed early", "reset"}, after  # the server's end; reset with our pong unread
         assert done.completed >= 6
 
 

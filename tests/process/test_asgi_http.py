@@ -54,7 +54,7 @@ def gated(serve: Serve, gate: Gate, request: pytest.FixtureRequest) -> RunningSe
 
 def marked(path: Path, lines: list[str]) -> None:
     """Wait until the application has noted this."""
-    eventually(lambda: path.exists() and path.read_text().splitlines() == lines, within_s=10, what=f"{lines} in {path}")
+    eventually(lambda: path.exists() and path.read_text().splitlines() == lines, within_s=30, what=f"{lines} in {path}")
 
 
 # --- what the application is told
@@ -352,7 +352,7 @@ def test_the_servers_count_is_the_clients(serve: Serve) -> None:
             assert fetch(server, "/raise").status == 500
         totals = eventually(
             lambda: (found := place.status()["totals"]) and not found["connections"] and found,
-            within_s=10,
+            within_s=30,
         )
         assert (totals["requests"], totals["errors"]) == (load.counts.total(), 3)
 
@@ -376,7 +376,7 @@ def test_a_blocked_loop_is_seen_and_its_neighbours_go_on(serve: Serve) -> None:
             stuck.response()
         server.wait_log("worker hung ")
         server.wait_log(r"web_asgi\.py.*\bblock\b")
-        eventually(lambda: len(server.worker_pids() - before) == 1, within_s=10)
+        eventually(lambda: len(server.worker_pids() - before) == 1, within_s=30)
         load.wait_more(20)
     assert sum(load.failed.values()) <= 2, "at most those that the stuck worker had taken"
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.client import dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import thread_count
-from tests.support.server import clean_environment, run
+from tests.support.server import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,9 +24,7 @@ BAD_USAGE, CANNOT_BOOT, CANNOT_LOAD = 2, 3, 4
 
 
 def with_environment(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prefork", *args]
-    env = clean_environment(environment)
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env=env)
+    return run(*args, env=environment)
 
 
 @pytest.mark.smoke

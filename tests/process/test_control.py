@@ -157,7 +157,7 @@ def test_the_queue_and_the_drops_of_a_full_listener_are_shown_and_a_unix_socket_
             sock = extra.enter_context(socket.socket())
             sock.setblocking(False)
             sock.connect_ex(dial_target(server.address))
-        eventually(lambda: place.status()["listeners"][0]["drops"] > 0, within_s=10, what="a drop")
+        eventually(lambda: place.status()["listeners"][0]["drops"] > 0, within_s=30, what="a drop")
     gate.open()
     assert collect(clients, talkback_reply(b"hi"))[Outcome.OK] == 4
 
@@ -177,7 +177,7 @@ def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place
     def all_busy() -> bool:
         return all(worker["deadline_in_s"] is not None for worker in place.status()["workers"])
 
-    eventually(all_busy, within_s=10, what="handler code in both workers")
+    eventually(all_busy, within_s=30, what="handler code in both workers")
     for worker in place.status()["workers"]:
         assert (worker["state"], worker["connections"]) == ("BUSY", 1)
         assert 0 < worker["deadline_in_s"] <= 30  # to a tenth
@@ -226,7 +226,7 @@ def test_stack_says_who_cannot_answer_and_harms_nobody(serve: Serve, place: Plac
             entries = json.loads(place.ok("stack", "--json"))["workers"]
             return [entry for entry in entries if entry["stacks"] is None]
 
-        entries = eventually(lambda: len(found := mute()) == 2 and found, within_s=10, what="two mute workers")
+        entries = eventually(lambda: len(found := mute()) == 2 and found, within_s=30, what="two mute workers")
         assert {entry["reason"].replace("it computes", "waits") for entry in entries} == {  # as the kernel sees it
             "no answer in 1 s: C code holds the GIL, and waits",
             "no answer in 1 s: the worker is stopped",

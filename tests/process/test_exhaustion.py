@@ -58,7 +58,7 @@ def test_a_fork_that_fails_is_tried_again_while_the_others_serve(serve: Serve) -
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        eventually(lambda: traced(server.pid), within_s=10, what="strace attached")
+        eventually(lambda: traced(server.pid), within_s=30, what="strace attached")
         victim = min(server.worker_pids())
         os.kill(victim, signal.SIGKILL)
         server.wait_log("(?i)EAGAIN|temporarily unavailable")

@@ -44,7 +44,7 @@ def failing(pid: int, calls: str, error: str, count: int, *, threads: bool = Fal
     command += ["-e", f"inject={calls}:error={error}:when=1..{count}"]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        eventually(lambda: all(traced(pid)), within_s=10, what="strace attached to every thread")
+        eventually(lambda: all(traced(pid)), within_s=30, what="strace attached to every thread")
         yield
     finally:
         tracer.terminate()

@@ -78,7 +78,7 @@ class TestConnection:
             assert read_to_end(client) == b"my last word\n"
             client.sendall(b"but I go on")
             client.shutdown(socket.SHUT_WR)
-            eventually(count.exists, within_s=10)
+            eventually(count.exists, within_s=30)
         assert count.read_text() == "11"
 
     def test_peer_is_the_address_of_the_client(self, shared: Shared) -> None:
@@ -200,7 +200,7 @@ class TestThreads:
     def test_threads_of_a_worker_take_turns(self, shared: Shared) -> None:
         server = shared(f"{APPS / 'identity.py'}:thread", "--workers", "2", "--threads", "2")
         seen = set[bytes]()
-        eventually(lambda: seen.add(exchange(server.address, b"")) or len(seen) == 4, within_s=10, what="four threads")
+        eventually(lambda: seen.add(exchange(server.address, b"")) or len(seen) == 4, within_s=30, what="four threads")
         assert len({line.split()[0] for line in seen}) == 2
 
 

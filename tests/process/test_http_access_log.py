@@ -136,7 +136,7 @@ def test_a_rotation_under_load_loses_no_line(serve: Serve, tmp_path: Path, how: 
         for turn in range(4):
             old = log.rename(tmp_path / f"access.{turn}")
             server.signal(signal.SIGUSR1)
-            eventually(lambda: holders(server, log) == everyone, within_s=10)
+            eventually(lambda: holders(server, log) == everyone, within_s=30)
             assert not holders(server, old)
             load.wait_more(50)
     assert not load.failed

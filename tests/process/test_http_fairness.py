@@ -59,10 +59,12 @@ def share_evenly(server: RunningServer, how: object, count: int) -> None:
     raise AssertionError(f"busiest over least busy is above {MOST_RATIO} in each round: {rounds}")
 
 
+@pytest.mark.timing
 def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve) -> None:
     share_evenly(serve(WEB, "--workers", "4"), held, 400)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("threads", ["1", "4"], ids=["inline", "pool"])
 def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, threads: str) -> None:
     server = serve(WEB, "--workers", "4", "--threads", threads)

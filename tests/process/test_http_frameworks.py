@@ -154,7 +154,7 @@ def test_the_validator_has_nothing_to_say(serve: Serve, tmp_path: Path, threads:
         assert browser.response().body == b"3"
         browser.send(request(f"/endless?{tmp_path}/mark"))
         read_exactly(browser.sock, 1 << 20)
-    eventually((tmp_path / "mark").exists, within_s=10)
+    eventually((tmp_path / "mark").exists, within_s=30)
     with Browser(server) as browser:
         browser.send(request("/stream?2", minor=0))
         assert len(browser.response().body) == 2 << 16

@@ -281,7 +281,7 @@ def test_a_client_that_leaves_a_stream_has_it_closed_once(server: RunningServer,
     browser.send(request(f"/endless?{mark}"))
     read_exactly(browser.sock, 1 << 20)
     leave(browser.sock)
-    eventually(mark.exists, within_s=10)
+    eventually(mark.exists, within_s=30)
     with Browser(server) as other:
         for _ in range(20):
             other.get()

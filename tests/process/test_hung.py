@@ -51,7 +51,7 @@ def test_a_stuck_handler_is_killed_and_the_log_says_who_was_served_and_where_it_
     assert len(after & before) == 1
     seen = set[int]()
     eventually(
-        lambda: seen.add(int(exchange(server.address, b"pid\n"))) or seen == after, within_s=10, what="both serve"
+        lambda: seen.add(int(exchange(server.address, b"pid\n"))) or seen == after, within_s=30, what="both serve"
     )
 
 

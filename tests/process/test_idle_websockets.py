@@ -129,7 +129,7 @@ def measure(server: RunningServer, count: int) -> Measured:
         spoken = Memory.of(pid)
         for client in clients:
             close(client)
-    eventually(lambda: len(open_fds(pid)) <= files, within_s=10, what="no connection is left")
+    eventually(lambda: len(open_fds(pid)) <= files, within_s=30, what="no connection is left")
     assert server.worker_pids() == {pid}
     return Measured(
         clients=count,

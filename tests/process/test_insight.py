@@ -67,11 +67,11 @@ def test_an_event_loop_tells_its_oldest_request(serve: Serve, place: Place) -> N
     with Browser(server) as older, Browser(server) as younger:
         host, port = older.sock.getsockname()
         older.send(request("/wait?30"))
-        (entry,) = eventually(lambda: work(place), within_s=10)
+        (entry,) = eventually(lambda: work(place), within_s=30)
         assert entry["serving"] == f"{host}:{port} GET /wait?30"
         younger.send(request("/wait?29"))
         oldest = f"{host}:{port} GET /wait?30"
-        eventually(lambda: work(place)[0]["serving"] == oldest, within_s=10, what="the older one")
+        eventually(lambda: work(place)[0]["serving"] == oldest, within_s=30, what="the older one")
 
 
 def test_a_stream_handler_tells_whether_it_works_or_waits(serve: Serve, gate: Gate, place: Place) -> None:
@@ -153,7 +153,7 @@ def test_a_connection_that_waited_is_counted_and_its_first_request_says_so(
         late = stack.enter_context(Browser(address))
         late.send(request("/?late"))
         began_s = work(place)[0]["busy_s"]
-        eventually(lambda: work(place)[0]["busy_s"] > began_s + 0.05, within_s=10, what="50 ms have passed")
+        eventually(lambda: work(place)[0]["busy_s"] > began_s + 0.05, within_s=30, what="50 ms have passed")
         gate.open()
         assert late.response().status == 200
         assert late.get("/?again").status == 200

@@ -86,7 +86,7 @@ def test_every_address_is_served_by_every_worker(serve: Serve, tmp_path: Path) -
         seen: set[int] = set()
         eventually(
             lambda: seen.add(int(said(address))) or seen == server.worker_pids(),  # noqa: B023 - called at once
-            within_s=10,
+            within_s=30,
             what=f"an answer of each worker on {address}",
         )
 

@@ -108,7 +108,7 @@ def test_who_was_told_to_leave_has_no_obituary_and_one_who_did_not_go_has(serve:
     assert place.ok("obituaries") == "no worker has died unexpectedly since the server started\n"
     with dial(server.address) as client:
         client.sendall(b"hold_gil 60\n")
-        eventually(lambda: place.status()["workers"][0]["state"] == "BUSY", within_s=10, what="a busy worker")
+        eventually(lambda: place.status()["workers"][0]["state"] == "BUSY", within_s=30, what="a busy worker")
         place.ok("reload")
     (entry,) = told(place, 1)
     assert (entry["cause"], entry["respawn_in_s"]) == ("killed", None)
@@ -125,7 +125,7 @@ def test_they_are_told_while_four_workers_are_stuck(serve: Serve, place: Place) 
             stuck.enter_context(dial(server.address)).sendall(b"spin\n")
         eventually(
             lambda: [worker["state"] for worker in place.status()["workers"]] == ["BUSY"] * 4,
-            within_s=10,
+            within_s=30,
             what="four busy workers",
         )
         assert "killed from outside" in place.ok("obituaries")
@@ -263,7 +263,7 @@ def group() -> Iterator[Path]:
     except OSError as error:
         pytest.skip(f"memory cannot be limited here: {error.strerror}")
     finally:
-        eventually(lambda: not (folder / "cgroup.procs").read_text(), within_s=10, what="an empty group")
+        eventually(lambda: not (folder / "cgroup.procs").read_text(), within_s=30, what="an empty group")
         folder.rmdir()
 
 
@@ -283,7 +283,7 @@ def test_the_oom_killers_victim_is_told_from_other_kills(
         assert entry["peak_rss_bytes"] > 80 << 20
         server.wait_log('worker died .*cause=SIGKILL reason="out of memory')
         server.wait_workers(2, without={entry["pid"]})
-        eventually(lambda: place.status()["totals"]["respawns"] == {"out-of-memory": 1}, within_s=10, what="counted")
+        eventually(lambda: place.status()["totals"]["respawns"] == {"out-of-memory": 1}, within_s=30, what="counted")
         os.kill(min(server.worker_pids()), signal.SIGKILL)
         assert told(place, 2)[1]["cause"] == "SIGKILL"
     finally:

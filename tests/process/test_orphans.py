@@ -118,7 +118,7 @@ def test_respawned_workers_and_a_second_template(serve: Serve, how: list[str]) -
         os.kill(pid, signal.SIGKILL)
     eventually(
         lambda: len(children(server.pid)) == len(before) and not children(server.pid) & before,
-        within_s=10,
+        within_s=30,
         what="all of them replaced",
     )
     kill_master(server)

@@ -60,7 +60,7 @@ def test_the_application_is_imported_once_and_never_by_the_master(serve: Serve, 
         answers[pid] = parent
         return len(answers) == 3
 
-    eventually(ask, within_s=10, what="an answer of each worker")
+    eventually(ask, within_s=30, what="an answer of each worker")
     assert set(answers.values()) == {server.pid}, "the master itself can wait for its workers"
     assert answers.keys() == children(server.pid) - {template_of(server)}
 

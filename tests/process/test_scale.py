@@ -128,7 +128,7 @@ def test_a_killed_worker_of_a_scaled_server_is_replaced(serve: Serve) -> None:
     server = serve(SLOT, "--workers", "1")
     scale_by(server, MORE)
     before = server.wait_workers(2)
-    eventually(lambda: len(slots(server)) == 2, within_s=10, what="both answer")
+    eventually(lambda: len(slots(server)) == 2, within_s=30, what="both answer")
     pid = events(server.log, "spawned")[-1].pid
     os.kill(pid, signal.SIGKILL)
     assert server.wait_workers(2, without={pid}) & before

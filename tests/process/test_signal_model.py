@@ -232,5 +232,5 @@ def storm(server: RunningServer, count: int, *, seed: int = 29) -> None:
     for number, signum in enumerate(choose.choices(ALL, weights=[1, 1, 1.2, 1, 1], k=count)):
         server.signal(signum)
         if number % 10 == 0:  # else the kernel would merge nearly all of them
-            eventually(lambda: asleep(server.pid), within_s=10, what="the signals dealt with")
-    eventually(lambda: asleep(server.pid), within_s=10, what="the storm is over")
+            eventually(lambda: asleep(server.pid), within_s=30, what="the signals dealt with")
+    eventually(lambda: asleep(server.pid), within_s=30, what="the storm is over")

@@ -276,9 +276,9 @@ def test_a_worker_hears_its_master_also_when_the_application_handles_signals(ser
     for generation in (2, 3):
         assert exchange(server.address, b"") == b"done\n"
         server.signal(signal.SIGHUP)
-        server.wait_log(f"reloaded generation={generation}", within_s=10)
+        server.wait_log(f"reloaded generation={generation}", within_s=30)
     assert exchange(server.address, b"") == b"done\n"
-    assert server.stop(within_s=10) == 0
+    assert server.stop(within_s=30) == 0
     assert "killing worker" not in server.log
 
 
@@ -385,7 +385,7 @@ def test_status_counts_what_the_clients_count(serve: Serve, place: Place, name: 
         return totals if told == (200, 3, sent) else None
 
     sent = 0 if "protocols" in name else 200 * len(HI) + 3 * 19  # a protocol writes to the loop itself
-    eventually(all_told, within_s=10, what="200 requests, 3 connections, what was sent")
+    eventually(all_told, within_s=30, what="200 requests, 3 connections, what was sent")
     document = place.status()
     totals = document["totals"]
     assert (totals["accepted"], totals["errors"], totals["client_gone"]) == (203, 0, 0)

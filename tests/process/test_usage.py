@@ -169,7 +169,7 @@ def test_a_port_that_becomes_free_while_it_is_retried_is_taken(serve: Serve) -> 
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         server = serve("--workers", "1", bind=address, ready=False)
-        eventually(lambda: tries_to_bind(server.pid), within_s=10)
+        eventually(lambda: tries_to_bind(server.pid), within_s=30)
     server.wait_ready()
     assert exchange(server.address) == talkback_reply(b"hello")
 

@@ -35,7 +35,7 @@ def slots(server: RunningServer, count: int) -> dict[str, int]:
         found[slot] = int(pid)
         return len(found) == count
 
-    eventually(ask, within_s=10, what=f"answers of {count} slots")
+    eventually(ask, within_s=30, what=f"answers of {count} slots")
     return found
 
 
