@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,7 +13,7 @@ from hypothesis import settings
 
 import tests.support.examples  # noqa: F401  # its profiles
 from tests.support.gate import Gate
-from tests.support.server import RunningServer
+from tests.support.server import ROOT, RunningServer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -128,6 +130,19 @@ def gate() -> Iterator[Gate]:
     """A gate that holds the handlers of `tests/apps/gated.py`; it opens with the end of the test at the latest."""
     with Gate() as made:
         yield made
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike tmp_path; a server that starts there runs the package's copy there.
+
+    The clone itself may be in a folder that is its owner's alone.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="prefork-test-"))
+    folder.chmod(0o755)
+    shutil.copytree(ROOT / "prefork", folder / "prefork", ignore=shutil.ignore_patterns("__pycache__"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

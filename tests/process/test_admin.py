@@ -464,8 +464,9 @@ def test_other_machines_are_let_in_only_with_a_warning(serve: Serve, where: str,
 
 
 @as_root
-def test_it_gives_up_its_rights_with_the_workers(serve: Serve) -> None:
-    server = serve("talkback", "--workers", "1", "--user", str(NOBODY), "--group", str(NOBODY), *ADMIN)
+def test_it_gives_up_its_rights_with_the_workers(serve: Serve, open_folder: Path) -> None:
+    args = ("--workers", "1", "--user", str(NOBODY), "--group", str(NOBODY), *ADMIN)
+    server = serve("talkback", *args, cwd=open_folder)
     text = Path(f"/proc/{admin_pid(server)}/status").read_text()
     assert re.search(rf"^Uid:\t{NOBODY}\t{NOBODY}\t", text, re.MULTILINE)
     address = address_of(server)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import signal
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +16,6 @@ from tests.support.server import run
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
@@ -33,15 +29,6 @@ def handle(conn):
     logger.info("served")
     conn.sendall(b"done")
 """
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that other users may enter, unlike tmp_path."""
-    folder = Path(tempfile.mkdtemp(prefix="prefork-test-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def wait_ready(server: RunningServer, log: Path) -> str:
@@ -84,7 +71,15 @@ def test_workers_of_another_user_follow_into_the_new_file(serve: Serve, open_fol
     log = open_folder / "log"
     (open_folder / "telling.py").write_text(TELLING)
     server = serve(
-        f"{open_folder}/telling.py:handle", "--workers", "1", "--user", SOMEBODY.pw_name, "--log", str(log), ready=False
+        f"{open_folder}/telling.py:handle",
+        "--workers",
+        "1",
+        "--user",
+        SOMEBODY.pw_name,
+        "--log",
+        str(log),
+        ready=False,
+        cwd=open_folder,
     )
     address = wait_ready(server, log)
     old = log.rename(open_folder / "log.1")
