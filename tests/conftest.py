@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -139,8 +140,8 @@ def open_folder() -> Iterator[Path]:
     The clone itself may be in a folder that is its owner's alone.
     """
     folder = Path(tempfile.mkdtemp(prefix="prefork-test-"))
-    folder.chmod(0o755)
     shutil.copytree(ROOT / "prefork", folder / "prefork", ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
     yield folder
     shutil.rmtree(folder)
 
