@@ -44,7 +44,7 @@ test-all: $(READY) ## all tests but the soak, slow fault and load tests included
 	$(BIN)/python -m tests.support.full --jobs $(JOBS) $(RETRY)
 
 soak: $(READY)   ## the long tests; results go to results/
-	$(BIN)/python -m pytest -m soak --results results
+	$(BIN)/python -m pytest -m soak --results=results
 
 fuzz: $(READY)   ## a million inputs for the HTTP parser; INPUTS=n SECONDS=s for other amounts
 	$(BIN)/python -m tests.http.fuzz --inputs $(or $(INPUTS),1000000) --seconds $(or $(SECONDS),0)

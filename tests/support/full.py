@@ -71,7 +71,7 @@ def main() -> int:
     flaky: list[str] = []
     FAILED_BEFORE.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="failures-") as folder:
-        keep = ["--keep-failures", folder]
+        keep = [f"--keep-failures={folder}"]  # in one word, or pytest takes the folder for the place of tests
         side_by_side = ["-n", options.jobs, "--dist", "loadfile"] if options.jobs != "1" else []
         codes = {
             run(*keep, *side_by_side, "-m", "not timing and not soak", counts=counts),
