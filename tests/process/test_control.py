@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.client import Hammer, Outcome, collect, crowd, dial, exchange, read_to_end, talkback_reply
-from tests.support.control import Place, converse, dial_control, finish, read_lines
+from tests.support.control import Place, converse, dial_control, finish, read_lines, succeeded
 from tests.support.processes import alive, open_fds
 from tests.support.server import APPS, ROOT, RunningServer, clean_environment
 from tests.support.wait import eventually
@@ -169,6 +169,11 @@ def dial_target(address: str) -> tuple[str, int]:
 
 @pytest.mark.smoke
 def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place) -> None:
+    """Each command as a program of its own, as operators run it."""
+
+    def program(*args: str) -> str:
+        return succeeded(finish(place.start(*args)))
+
     server = serve(OBEY, "--workers", "2", "--graceful-timeout", "300ms", env=place.env)
     stuck = [dial(server.address) for _ in range(2)]
     for client in stuck:
@@ -186,14 +191,15 @@ def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place
     assert {worker["serving"] for worker in place.status()["workers"]} == {
         "{}:{}".format(*client.getsockname()) for client in stuck
     }
-    stacks = place.ok("stack")
+    assert json.loads(program("status", "--json"))["server"]["pid"] == server.pid
+    stacks = program("stack")
     assert stacks.count("in spin_forever") == 2
     assert stacks.count("BUSY") == 2
-    assert place.ok("scale", "3").startswith("scaled: 3 workers (before: 2)")
+    assert program("scale", "3").startswith("scaled: 3 workers (before: 2)")
     assert exchange(server.address, b"work\n") == b"done\n"
-    assert place.ok("reload").startswith("reloaded: generation 2, 3 workers")
+    assert program("reload").startswith("reloaded: generation 2, 3 workers")
     assert exchange(server.address, b"work\n") == b"done\n"
-    assert place.ok("stop").startswith("stopped")
+    assert program("stop").startswith("stopped")
     assert server.wait_exit(within_s=15) == 0
     for client in stuck:
         client.close()

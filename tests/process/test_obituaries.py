@@ -170,6 +170,7 @@ async def app(reader, writer):
 """
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("source", [_ASGI, _STREAMS], ids=["asgi", "streams"])
 def test_an_event_loop_tells_whom_it_served_when_it_died(
     serve: Serve, place: Place, app: AppWriter, source: str
