@@ -345,7 +345,7 @@ def test_an_option_that_cannot_be_read_is_refused_with_one_line(tmp_path: Path) 
         ("--connections", "0"): "'0' is not a whole number from 1 up",
     }
     argv = [sys.executable, "-c", PARSE, json.dumps(list(mistakes))]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
     for line, message in zip(done.stdout.splitlines(), mistakes.values(), strict=True):
         assert message in line
 
@@ -361,7 +361,7 @@ def test_the_defaults_suit_a_default_server(tmp_path: Path) -> None:
         "import loadtest.users; from locust.argument_parser import get_parser; print(vars(get_parser().parse_args([])))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
     )
     for default in ("'host': '127.0.0.1:1935'", "'stop_timeout': 10.0", "'scenario': 'talkback'", "'exchanges': 0"):
         assert default in done.stdout

@@ -342,6 +342,7 @@ def test_who_reads_none_of_its_messages_is_cut(serve: Serve, tmp_path: Path) -> 
         eventually(lambda: mark.exists() and "closed" in mark.read_text(), within_s=15)
 
 
+@pytest.mark.timing
 def test_who_reads_slowly_but_keeps_on_is_kept(serve: Serve, tmp_path: Path) -> None:
     server = serve(ASGI, *ONE, "--ws-ping", "400ms")
     mark = tmp_path / "count"

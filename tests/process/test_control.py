@@ -582,7 +582,7 @@ def test_a_server_of_another_user_obeys_root(place: Place) -> None:
         [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment(place.env)
     )
     try:
-        eventually(path.exists, within_s=15, what="its socket")
+        eventually(path.exists, within_s=60, what="its socket")
         assert place.shown("--control", str(path))["server"]["pid"] == server.pid
         assert path.stat().st_uid == NOBODY
         place.ok("stop", "--control", str(path))
