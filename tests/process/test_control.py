@@ -83,6 +83,8 @@ def test_status_as_json_has_every_key_and_the_figures_of_what_was_served(serve: 
     server = serve("talkback", "--workers", "2", "--threads", "2", env=place.env)
     for _ in range(20):
         assert exchange(server.address, b"hello\n") == talkback_reply(b"hello")
+    idle = {"IDLE"}  # a worker may be at work for a moment when its client has read to the end
+    eventually(lambda: {worker["state"] for worker in place.status()["workers"]} == idle, within_s=30)
     document = place.shown()
     assert list(document) == ["server", "listeners", "workers", "totals", "obituaries"]
     assert_shape(document["server"], SERVER)
