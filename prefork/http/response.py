@@ -50,7 +50,7 @@ _MOST_HEADS = 256
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS = re.compile(r"[1-5][0-9]{2} [ -~\x80-\xff]*")
 _VALUE = re.compile(r"[ -~\x80-\xff]*")
-_NAMES = re.compile(rf"{_NAME.pattern}(?:[ \t]*,[ \t]*{_NAME.pattern})*+")  # of Trailer
+_NAMES = re.compile(rf"{_NAME.pattern}(?:[ \t]*,[ \t]*{_NAME.pattern})*")  # of Trailer
 _CONTROLS = bytes([*range(0x20), 0x7F])
 
 Head = tuple[int, bytes, int | None, int]  # see check_head

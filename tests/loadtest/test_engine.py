@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     StartServer = Callable[[Behaviour], StandIn]
     Drive = Callable[..., Driving]
 
+pytestmark = pytest.mark.slow
+
 LINE = b"a line\n"
 LONG_LINE = b"x" * 3_000_000 + b"\n"  # more than sockets buffer: it has to be sent, and comes back, in pieces
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -59,6 +61,7 @@ def failed(count: int) -> Callable[[Driving], bool]:
     return lambda driving: driving.failures.total() >= count
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("line", [LINE, LONG_LINE])
 def test_talkback_is_read_to_the_end(line: bytes, stand_in: StartServer, drive: Drive) -> None:
     server = stand_in(behave.talkback)
@@ -85,6 +88,7 @@ RESPONSES = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("response", RESPONSES)
 def test_http_keeps_its_connection(response: bytes, stand_in: StartServer, drive: Drive) -> None:
     server = stand_in(behave.responding(response, good=True))
@@ -351,6 +355,7 @@ def test_when_the_ports_of_one_source_are_used_up_another_takes_its_place() -> N
     assert done.stdout == expected, done.stderr
 
 
+@pytest.mark.smoke
 def test_schedules() -> None:
     assert list(itertools.islice(constant(1000, 4.0), 4)) == [1000, 250_001_000, 500_001_000, 750_001_000]
     times = list(itertools.islice(poisson(1000, 1000.0), 20_000))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     StartServer = Callable[[Behaviour], StandIn]
     Drive = Callable[..., Driving]
 
+pytestmark = pytest.mark.slow
+
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
 LONG = b"x" * 3_000_000  # more than sockets buffer
@@ -78,6 +80,7 @@ def reading(*responses: bytes, bodies: list[bytes] | None = None, once: bool = F
     return serve
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("body", [b"short", LONG])
 def test_a_body_is_sent_whole_on_a_kept_connection(body: bytes, stand_in: StartServer, drive: Drive) -> None:
     bodies: list[bytes] = []

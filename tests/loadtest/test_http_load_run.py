@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     StartServer = Callable[[Behaviour], StandIn]
     Generate = Callable[..., Generator]
 
+pytestmark = pytest.mark.slow
+
 SLOW = pytest.mark.slow
 CERTIFICATE = Path(__file__).with_name("certificate.pem")
 ROOT = Path(__file__).parents[2]

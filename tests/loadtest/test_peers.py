@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from loadtest.plan.plan import Plan, Server
 
+pytestmark = pytest.mark.slow
+
 PLANS = Path(loadtest.measure.server.__file__).parents[1] / "plans"
 PEERS = planfile.read(PLANS / "peers-stream.toml", {})
 WEB = [planfile.read(PLANS / f"peers-{kind}.toml", {}) for kind in ("wsgi", "asgi")]

@@ -16,6 +16,8 @@ from tests.loadtest.records import rounds_in
 if TYPE_CHECKING:
     from loadtest.plan.plan import Plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "loadtest" / "plans"
 PLANS = sorted(FOLDER.glob("*.toml"))

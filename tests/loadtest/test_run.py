@@ -17,6 +17,8 @@ from loadtest.measure import procfs
 from tests.loadtest.records import rounds_in
 from tests.support.wait import eventually
 
+pytestmark = pytest.mark.slow
+
 GOOD = "good={python} -m prefork serve nap --workers 2 --bind {address}"
 QUICK = ("--scenario", "nap", "--rounds", "1", "--connections", "4", "--duration", "0.5", "--warmup", "0.3")
 DEADLINE_S = 60
@@ -73,6 +75,7 @@ def servers_left() -> list[str]:
     return found
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
     done = lab.run("--server", GOOD, "--server", GOOD.replace("good", "same"), *QUICK)

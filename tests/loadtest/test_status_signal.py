@@ -134,6 +134,7 @@ def test_a_server_without_a_socket_is_not_asked() -> None:
     assert probe.notes == []
 
 
+@pytest.mark.slow
 def test_prefork_answers_as_the_lab_reads(serve: Serve, tmp_path: Path) -> None:
     path = str(tmp_path / "control")
     server = serve("talkback", "--workers", "2", "--control", path)

@@ -227,6 +227,7 @@ def reports(interpreter: str, here: Path, there: Path, *, cwd: Path, env: dict[s
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minor", [11, 12, 13])
 def test_a_run_is_reported_the_same_elsewhere(tmp_path: Path, minor: int) -> None:
     """Another folder, home, locale, time zone and Python, which gets what it needs by links: it may have nothing."""

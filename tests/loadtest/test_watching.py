@@ -21,6 +21,8 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20
 
 

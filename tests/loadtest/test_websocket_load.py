@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     StartWebSocket = Callable[..., WebSocketServer]
     Drive = Callable[..., Driving]
 
+pytestmark = pytest.mark.slow
+
 SLOW = pytest.mark.slow
 CERTIFICATE = Path(__file__).with_name("certificate.pem")
 ROOT = Path(__file__).parents[2]
@@ -99,6 +101,7 @@ def connects(driving: Driving) -> int:
 # The link, with a server that does as it should
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("size", [0, 5, 126, 70_000, 3_000_000])
 def test_messages_come_back_on_a_kept_connection(
@@ -214,7 +217,7 @@ def test_what_comes_after_a_reply_is_not_about_it(stand_in: StartServer, drive: 
     for after in (frame(CLOSE, b""), REPLY, b"\xff\xff", frame(PING, b"") + frame(PONG, b"x")):
         server = stand_in(saying(REPLY + after, *[REPLY] * 3))
         done = drive(server.server_address).until(completed(6))
-        assert set(done.failures) <= {"closed early"}, after  # the server's end, as it comes
+        assert set(done.failures) <= {"closed early", "reset"}, after  # the server's end; reset with our pong unread
         assert done.completed >= 6
 
 

@@ -310,6 +310,7 @@ def file_name(code: str) -> str:
     return code.partition("\n")[0].removeprefix("# ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "shell"), examples())
 def test_the_applications_of_the_pages_answer_as_they_say(serve: Serve, tmp_path: Path, code: str, shell: str) -> None:
     (tmp_path / file_name(code)).write_text(code)
@@ -325,6 +326,7 @@ def test_the_applications_of_the_pages_answer_as_they_say(serve: Serve, tmp_path
         assert exchange(server.address, line.encode() + b"\n", half_close=True) == answer.encode()
 
 
+@pytest.mark.slow
 def test_the_websocket_of_the_page_says_back_what_comes(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text(SERVING.blocks("## Serve ASGI")[1])
     server = serve("greet.py:app", "--workers", "1", cwd=tmp_path)
@@ -334,6 +336,7 @@ def test_the_websocket_of_the_page_says_back_what_comes(serve: Serve, tmp_path: 
             assert socket.recv(timeout=10) == message
 
 
+@pytest.mark.slow
 def test_the_script_of_the_page_serves(serve: Serve, tmp_path: Path) -> None:
     (code,) = (body for body in SERVING.blocks("## From Python") if "prefork.serve(" in body)
     assert "127.0.0.1:1935" in code
@@ -342,6 +345,7 @@ def test_the_script_of_the_page_serves(serve: Serve, tmp_path: Path) -> None:
     assert exchange(server.address, b"good morning\n", half_close=True) == b"GOOD MORNING\n"
 
 
+@pytest.mark.slow
 def test_the_hooks_of_the_page_are_hooks(serve: Serve, tmp_path: Path) -> None:
     (code,) = SERVING.blocks("### Hooks")
     (tmp_path / file_name(code)).write_text(code)
