@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from prefork.status.document.document import prometheus as metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from prefork.config.config import resolve
+from prefork.status import prometheus as metrics
 from prefork.status.collect import Picture, Survey
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import ACCEPTED, COMPLETED, COUNTERS, Scoreboard
