@@ -1,4 +1,4 @@
-"""CLIENT. The commands that talk to a running server: status, reload, scale, stop, stack, obituaries."""
+"""CLIENT. The commands that talk to a running server: status, reload, scale, stop, stack, deaths."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def stack(place: str, slot: int | None, as_json: bool) -> None:
 @talks
 @click.option("--last", default=KEPT, type=click.IntRange(min=1), metavar="N", help="Only the last N.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def obituaries(place: str, last: int, as_json: bool) -> None:
-    """Show how workers died that nobody had told to leave: when, of what, whom they served, where they were."""
-    answer = ask(find(place), {"command": "obituaries", "last": last}, progress=_ignore)
+def deaths(place: str, last: int, as_json: bool) -> None:
+    """Show the last unexpected deaths of workers: the time, the cause, the request in progress, and the stacks."""
+    answer = ask(find(place), {"command": "deaths", "last": last}, progress=_ignore)
     click.echo(json.dumps(answer, indent=2) if as_json else printable(page(answer)))
 
 
-COMMANDS = (status, reload, scale, stop, stack, obituaries)
+COMMANDS = (status, reload, scale, stop, stack, deaths)
 
 
 def _watch(place: str, request: dict[str, Any]) -> Any:

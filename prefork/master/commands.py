@@ -22,7 +22,7 @@ from prefork.master.workers import Message, Workforce
 from prefork.status.deaths import KEPT
 from prefork.status.document import name_of
 
-NAMES = ("status", "reload", "scale", "stop", "stack", "obituaries")
+NAMES = ("status", "reload", "scale", "stop", "stack", "deaths")
 STACKS_WAIT_S = 1.0  # a worker that can answer does so in a millisecond, unless all processors are taken
 MARGIN_S = 5.0
 _MUTE = {  # why a worker does not answer, by the state of its threads in proc(5)
@@ -59,8 +59,8 @@ class Commands:
                 return (yield from self._stop(peer))
             case "stack":
                 return (yield from self._stack(request.get("slot")))
-            case "obituaries":
-                return self.census.obituaries.document(_last(request.get("last", KEPT)))
+            case "deaths":
+                return self.census.deaths.document(_last(request.get("last", KEPT)))
             case other:
                 raise RefusedError(f"there is no command {other!r}; there are {', '.join(NAMES)}")
 

@@ -14,7 +14,7 @@ from prefork.master.history import Census
 from prefork.master.policy import Policy
 from prefork.master.roster import Action, Spawn
 from prefork.master.workers import Message, Workforce
-from prefork.status.deaths import Obituary
+from prefork.status.deaths import DeathRecord
 
 
 class Desk:
@@ -63,14 +63,14 @@ class Desk:
         self.census.heard(message)
         self._commands.heard(message)
 
-    def buried(self, obituary: Obituary) -> None:
+    def buried(self, death: DeathRecord) -> None:
         """A worker was reaped."""
-        self.census.buried(obituary)
+        self.census.buried(death)
         self.admin.publish()
 
-    def mourned(self, obituary: Obituary, respawn_in_s: float | None) -> None:
+    def mourned(self, death: DeathRecord, respawn_in_s: float | None) -> None:
         """That worker was to live."""
-        self.census.obituaries.keep(obituary, None if obituary.worker.retiring_s is not None else respawn_in_s)
+        self.census.deaths.keep(death, None if death.worker.retiring_s is not None else respawn_in_s)
 
     def spawned(self, order: Spawn) -> None:
         """A worker was forked."""

@@ -12,7 +12,7 @@ from prefork.master.policy import Policy
 from prefork.master.roster import Abandoned, Action, Reloaded, Spawn, WorkerHandle
 from prefork.master.workers import Message, Workforce
 from prefork.status.collect import Survey, held_is_busy
-from prefork.status.deaths import Obituaries, Obituary
+from prefork.status.deaths import DeathRecord, Deaths
 from prefork.status.document import Document, name_of, state
 from prefork.status.server_state import Facts, KnownWorker
 
@@ -29,12 +29,12 @@ class Census:
     control: str | None = None  # the path of the socket
     reloads: dict[int, str | None] = field(default_factory=dict)  # how the latest ended: why not, by generation
     _survey: Survey = field(init=False)
-    obituaries: Obituaries = field(default_factory=Obituaries)
+    deaths: Deaths = field(default_factory=Deaths)
     _kind: tuple[str | None, str | None] = (None, None)  # of the app, and its engine: workers say it
     _began_s: float = field(default_factory=time.monotonic)
     _began: float = field(default_factory=time.time)  # seconds since the epoch
     _respawns: dict[str, int] = field(default_factory=dict)  # by cause
-    _deaths: dict[int, str] = field(default_factory=dict)  # by slot: the cause of the next respawn
+    _causes: dict[int, str] = field(default_factory=dict)  # by slot: the cause of the next respawn
     _last_reload: Document | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Census:
         """Note why a worker was replaced, if one was."""
         match order.cause:
             case "respawn":
-                cause = self._deaths.pop(order.slot, "unknown")
+                cause = self._causes.pop(order.slot, "unknown")
             case "recycle":
                 stale = [worker.stale for worker in self.force.roster.in_slot(order.slot) if worker.stale]
                 cause = stale[0] if stale else "unknown"
@@ -80,11 +80,11 @@ class Census:
         if message.kind == "ready":
             self._kind = message.fields.get("app_kind"), message.fields.get("engine")
 
-    def buried(self, obituary: Obituary) -> None:
+    def buried(self, death: DeathRecord) -> None:
         """Note a death, and its cause if the slot is to be filled again."""
-        worker = obituary.worker
+        worker = death.worker
         if worker.retiring_s is None:
-            self._deaths[worker.slot] = obituary.cause
+            self._causes[worker.slot] = death.cause
 
     def tick(self, now_s: float) -> float:
         """Note how busy everybody was, when it is time to; return when to come again."""
@@ -112,7 +112,7 @@ class Census:
             latencies=self.force.latencies,
             waits=self.force.waits,
             respawns=self._respawns,
-            obituaries=self.obituaries.short(),
+            deaths=self.deaths.short(),
         )
 
     def document(self) -> Document:

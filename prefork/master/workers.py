@@ -27,7 +27,7 @@ from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Terms
 from prefork.runtime.master_link import Receiver
-from prefork.status.deaths import Obituary
+from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
 from prefork.worker.process import Worker
@@ -152,7 +152,7 @@ class Workforce:
         for receiver in self._receivers.values():
             receiver.close()
 
-    def bury(self, child: Exit) -> Obituary | None:
+    def bury(self, child: Exit) -> DeathRecord | None:
         """A child was reaped. None for a stranger: an orphan that this process got as init or subreaper."""
         worker = self.roster.remove(child.pid)
         if worker is None:
@@ -173,7 +173,7 @@ class Workforce:
         self.waits = [gone + here for gone, here in waits]
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         self.board.vacate(worker.group)
-        return Obituary(
+        return DeathRecord(
             worker=worker,
             exit=child,
             time=utc(time.time()),

@@ -80,7 +80,7 @@ class Survey:
                 respawns=facts.respawns,
                 waits=waits,
             ),
-            "obituaries": facts.obituaries,
+            "deaths": facts.deaths,
         }
         return Picture(facts=facts, document=document, latencies=latencies, slots=slots, waits=waits)
 

@@ -1,6 +1,6 @@
 """The deaths that nobody had asked for: the last KEPT of them, as documents and as a page to read. Pure.
 
-The master notes each when it buries the worker, so `prefork obituaries` can tell of workers that are long gone. A new
+The master notes each when it buries the worker, so `prefork deaths` can tell of workers that are long gone. A new
 master, of an upgrade or a restart, begins with none. Units are in the names; glossary.py says what each figure is.
 """
 
@@ -27,7 +27,7 @@ _KILLED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Obituary:
+class DeathRecord:
     """One worker's end. `message` is what it said of its own failure, `fault` what faulthandler wrote for it.
 
     `oom`: whether the kernel killed it for want of memory, None if nobody can tell.
@@ -113,16 +113,16 @@ _CUT = "\n[cut]\n"
 
 
 @dataclass(slots=True)
-class Obituaries:
+class Deaths:
     """MASTER. `count` goes on where the list ends."""
 
     count: int = 0
     _kept: deque[Document] = field(default_factory=lambda: deque(maxlen=KEPT))
 
-    def keep(self, obituary: Obituary, respawn_in_s: float | None) -> None:
+    def keep(self, death: DeathRecord, respawn_in_s: float | None) -> None:
         """Note a death. `respawn_in_s`: when its successor comes, None if there is to be none."""
         self.count += 1
-        self._kept.append(_document(obituary, respawn_in_s))
+        self._kept.append(_document(death, respawn_in_s))
 
     def short(self) -> Document:
         """The entry of `status`: how many, and the last one without its long text."""
@@ -130,28 +130,28 @@ class Obituaries:
         return {"count": self.count, "last": last and {key: last[key] for key in last if key != "detail"}}
 
     def document(self, last: int) -> Document:
-        """The whole of `prefork obituaries --json`: oldest first, at most the `last` so many."""
-        return {"count": self.count, "obituaries": list(self._kept)[-last:]}
+        """The whole of `prefork deaths --json`: oldest first, at most the `last` so many."""
+        return {"count": self.count, "deaths": list(self._kept)[-last:]}
 
 
-def _document(obituary: Obituary, respawn_in_s: float | None) -> Document:
-    worker, detail = obituary.worker, obituary.stacks or obituary.detail
+def _document(death: DeathRecord, respawn_in_s: float | None) -> Document:
+    worker, detail = death.worker, death.stacks or death.detail
     return {
-        "time": obituary.time,
+        "time": death.time,
         "slot": worker.slot,
         "pid": worker.pid,
         "generation": worker.generation,
-        "cause": obituary.cause,
-        "exit": str(obituary.exit),
-        "reason": obituary.reason,
-        "serving": obituary.serving or None,
-        "serving_s": None if obituary.serving_s is None else round(obituary.serving_s, 3),
-        "last": list(obituary.last),
-        "slow": [slow_document(each) for each in obituary.slow],
-        "age_s": round(obituary.age_s, 3),
-        "requests": obituary.requests,
-        "cpu_s": round(obituary.exit.cpu_ns / 1e9, 3),
-        "peak_rss_bytes": obituary.exit.peak_rss_bytes,
+        "cause": death.cause,
+        "exit": str(death.exit),
+        "reason": death.reason,
+        "serving": death.serving or None,
+        "serving_s": None if death.serving_s is None else round(death.serving_s, 3),
+        "last": list(death.last),
+        "slow": [slow_document(each) for each in death.slow],
+        "age_s": round(death.age_s, 3),
+        "requests": death.requests,
+        "cpu_s": round(death.exit.cpu_ns / 1e9, 3),
+        "peak_rss_bytes": death.exit.peak_rss_bytes,
         "respawn_in_s": None if respawn_in_s is None else round(respawn_in_s, 3),
         "detail": (detail if len(detail) <= _DETAIL_MOST else detail[:_DETAIL_MOST] + _CUT) or None,
     }
@@ -161,8 +161,8 @@ def _document(obituary: Obituary, respawn_in_s: float | None) -> Document:
 
 
 def page(document: Document) -> str:
-    """What `prefork obituaries` prints: the latest last, where a terminal ends."""
-    entries, count = document["obituaries"], document["count"]
+    """What `prefork deaths` prints: the latest last, where a terminal ends."""
+    entries, count = document["deaths"], document["count"]
     if not count:
         return "no worker has died unexpectedly since the server started"
     died = "1 worker has" if count == 1 else f"{count} workers have"

@@ -194,11 +194,11 @@ def _footer(document: Document) -> list[str]:
     if last := document["server"]["last_reload"]:
         end = "done" if last["ok"] else f"abandoned: {last['reason']}"
         lines.append(f"last reload: generation {last['generation']}, {last['ended']}, {end}")
-    if last := document["obituaries"]["last"]:
+    if last := document["deaths"]["last"]:
         whom = f", serving {last['serving']}" if last["serving"] else ""
         lines.append(
-            f"died unexpectedly: {document['obituaries']['count']}, last worker {last['slot']}, {last['time']}, "
-            f"{last['cause']}{whom} (prefork obituaries)"
+            f"died unexpectedly: {document['deaths']['count']}, last worker {last['slot']}, {last['time']}, "
+            f"{last['cause']}{whom} (prefork deaths)"
         )
     return ["\n".join(lines)] if lines else []
 

@@ -53,7 +53,7 @@ class Facts:
     latencies: Histogram  # of workers that are gone
     waits: Sequence[int]  # of their connections to be taken (Scoreboard.queue_waits)
     respawns: Mapping[str, int]  # by cause
-    obituaries: Mapping[str, Any]  # how many, and the last (Obituaries.short)
+    deaths: Mapping[str, Any]  # how many, and the last (Deaths.short)
 
     @property
     def unready(self) -> str:

@@ -28,7 +28,7 @@ def facts(**given: Any) -> Facts:
         "workers": (worker(),), "gone": {0: {"completed": 4, "cpu_ns": 5}}, "latencies": latencies,
         "waits": [1, 2, *[0] * (QUEUE_BUCKETS - 2)],
         "respawns": {'of "this"\n': 2},
-        "obituaries": {"count": 1, "last": {"slot": 0, "reason": None}},
+        "deaths": {"count": 1, "last": {"slot": 0, "reason": None}},
     }  # fmt: skip
     return Facts(**(known | given))
 

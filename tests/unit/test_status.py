@@ -121,7 +121,7 @@ def document(**server: Any) -> dict[str, Any]:
         ],
         "workers": [worker.document(timeout_s=30, now_s=NOW_S)],
         "totals": totals(counters, latencies(10), connections=1, respawns={"SIGSEGV": 2, "reload": 4}),
-        "obituaries": {"count": 0, "last": None},
+        "deaths": {"count": 0, "last": None},
     }
 
 
@@ -166,10 +166,9 @@ def test_the_table_of_a_server_that_has_not_booted_and_one_whose_reload_was_aban
 
 def test_the_table_names_the_last_unexpected_death() -> None:
     last = {"slot": 2, "time": "2026-11-22T16:50:00.000Z", "cause": "timeout", "serving": "10.0.0.9:5000"}
-    text = table(document() | {"obituaries": {"count": 3, "last": last}})
+    text = table(document() | {"deaths": {"count": 3, "last": last}})
     assert text.split("\n")[-1] == (
-        "died unexpectedly: 3, last worker 2, 2026-11-22T16:50:00.000Z, timeout, serving 10.0.0.9:5000 "
-        "(prefork obituaries)"
+        "died unexpectedly: 3, last worker 2, 2026-11-22T16:50:00.000Z, timeout, serving 10.0.0.9:5000 (prefork deaths)"
     )
 
 

@@ -163,8 +163,8 @@ class Loop:
             case "reload":
                 self._view.message = "reloading ..."
                 self._courier.send("reload", {"command": "reload"})
-            case "obituaries":
-                self._courier.send("obituaries", {"command": "obituaries"})
+            case "deaths":
+                self._courier.send("deaths", {"command": "deaths"})
 
     # --- what comes back
 
@@ -200,8 +200,8 @@ _DONE = {
 }
 
 
-def _obituaries(answer: Any) -> str:
-    return page({"count": answer["count"], "obituaries": answer["obituaries"][::-1]})
+def _deaths(answer: Any) -> str:
+    return page({"count": answer["count"], "deaths": answer["deaths"][::-1]})
 
 
-_TEXTS = {"stack": stacks_page, "obituaries": _obituaries}
+_TEXTS = {"stack": stacks_page, "deaths": _deaths}

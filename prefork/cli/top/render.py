@@ -13,7 +13,7 @@ from prefork.cli.top.interval import Document, Interval
 from prefork.cli.top.view import Line, Pager, View, heading, rate, row
 from prefork.status.document import cell
 
-KEYS = "q quit  s stack  o obituaries  +/- scale  r reload  t sort  p pause  h help"
+KEYS = "q quit  s stack  d deaths  +/- scale  r reload  t sort  p pause  h help"
 HISTORY = 60  # samples of a queue that are remembered
 _LISTENERS_MOST = 4
 _UNICODE, _ASCII = "▁▂▃▄▅▆▇█", ".:-=+*%#"
@@ -76,7 +76,7 @@ def _figures(interval: Interval) -> Line:
     line.append((f"   errors {totals['errors']}", ""))
     if rates.errors_per_s:
         line.append((f" ({rate(rates.errors_per_s)}/s)", "bold red"))
-    deaths = interval.document["obituaries"]["count"]
+    deaths = interval.document["deaths"]["count"]
     return [*line, (f"   deaths {deaths}", "bold red" if deaths else "")]
 
 

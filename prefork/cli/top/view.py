@@ -136,7 +136,7 @@ HELP = """
 q, Ctrl-C       quit
 j, k, up, down  select a worker; page up, page down, home and end do, too
 s               the stacks of the selected worker
-o               obituaries: how workers died
+d               the unexpected deaths of workers
 +, -            one worker more, one less
 r               reload every worker (asks first)
 t, T            the next, the last column to sort by
@@ -156,7 +156,7 @@ prefork status --explain says what each figure means.
 class Order:
     """What is to be asked of the server; `quit` is for the loop itself."""
 
-    kind: str  # stack, obituaries, scale, reload, quit
+    kind: str  # stack, deaths, scale, reload, quit
     value: int = 0
 
 
@@ -208,9 +208,9 @@ class View:
                 return Order("quit")
             case "s":
                 return self._stack()
-            case "o":
-                self.pager = Pager("obituaries", "obituaries, the latest first", "asking ...")
-                return Order("obituaries")
+            case "d":
+                self.pager = Pager("deaths", "unexpected deaths, the latest first", "asking ...")
+                return Order("deaths")
             case "h" | "?":
                 self.pager = None if self.pager and self.pager.subject == "help" else Pager("help", "help", HELP)
             case "+" | "=" | "-":
