@@ -10,7 +10,7 @@ import click
 
 from prefork.cli.options import EXITS, talks
 from prefork.control.client import ask, find, printable, wait_gone
-from prefork.status.deaths import KEPT, page
+from prefork.status.deaths import KEPT, deaths_page
 from prefork.status.definitions import explanation
 from prefork.status.document import stacks_page, table
 
@@ -75,7 +75,7 @@ def stack(place: str, slot: int | None, as_json: bool) -> None:
 def deaths(place: str, last: int, as_json: bool) -> None:
     """Show the last unexpected deaths of workers: the time, the cause, the request in progress, and the stacks."""
     answer = ask(find(place), {"command": "deaths", "last": last}, progress=_ignore)
-    click.echo(json.dumps(answer, indent=2) if as_json else printable(page(answer)))
+    click.echo(json.dumps(answer, indent=2) if as_json else printable(deaths_page(answer)))
 
 
 COMMANDS = (status, reload, scale, stop, stack, deaths)

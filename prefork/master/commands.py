@@ -1,7 +1,7 @@
 """MASTER. What each command of the control socket does. Each goes the way that a signal would go.
 
-A command is a generator: see conversation.py. Those that take time end when what they asked for is so, or when it is
-given up: a stop, another scale, or the time that it could take at most.
+A command is a generator: see control/protocol.py. Those that take time end when they are done or given up: at a stop,
+at another scale, or after the time that they could take at most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from prefork.control.protocol import Deed, Peer, Progress, RefusedError, Request
 from prefork.core.log import Log
 from prefork.core.proc import thread_states
-from prefork.master.history import Census
+from prefork.master.history import History
 from prefork.master.policy import Policy
 from prefork.master.roster import WorkerHandle
 from prefork.master.workers import Message, Workforce
@@ -39,7 +39,7 @@ class Commands:
 
     policy: Policy
     force: Workforce
-    census: Census
+    history: History
     log: Log
     scale: Callable[[int], str | None]  # why not
     stop: Callable[[str], None]
@@ -60,7 +60,7 @@ class Commands:
             case "stack":
                 return (yield from self._stack(request.get("slot")))
             case "deaths":
-                return self.census.deaths.document(_last(request.get("last", KEPT)))
+                return self.history.deaths.document(_last(request.get("last", KEPT)))
             case other:
                 raise RefusedError(f"there is no command {other!r}; there are {', '.join(NAMES)}")
 
@@ -74,7 +74,7 @@ class Commands:
 
     def _status(self, *, latencies: bool) -> dict[str, Any]:
         """`latencies`: with the workers' histograms, by pid, so that two answers can be compared. 1 ms each."""
-        document = self.census.document()
+        document = self.history.document()
         if latencies:
             histograms = {worker.pid: self.force.board.histogram(worker.group) for worker in self.force.roster}
             document["latencies"] = {str(pid): found.to_json()["buckets"] for pid, found in histograms.items()}
@@ -86,12 +86,12 @@ class Commands:
         self.log.info("reloading", control=peer)
         generation = self.policy.rollout.reload()
         until_s = began_s + 2 * (self.policy.workers + 1) * self._patience_s  # 2: another one may come first
-        while generation not in self.census.reloads:
+        while generation not in self.history.reloads:
             self._refuse_when_stopping()
             self._refuse_when_late(until_s, "the reload goes on")
             young = [worker for worker in self.force.roster if worker.generation == generation and worker.serving]
             yield Progress(f"generation {generation}: {len(young)} of {self.policy.workers} workers serve", until_s)
-        if reason := self.census.reloads[generation]:
+        if reason := self.history.reloads[generation]:
             raise RefusedError(f"reload to generation {generation} abandoned, the old generation serves on: {reason}")
         return {"generation": generation, "workers": self.policy.workers, "took_s": _since(began_s)}
 
@@ -147,7 +147,7 @@ class Commands:
     def _stacks_of(self, worker: WorkerHandle, text: str | None) -> dict[str, Any]:
         if not self._alive(worker):
             return {**name_of(worker), "state": None, "stacks": text, "reason": "it ended meanwhile"}
-        return {**self.census.activity(worker), "stacks": text, "reason": None if text is not None else _why(worker)}
+        return {**self.history.activity(worker), "stacks": text, "reason": None if text is not None else _why(worker)}
 
     # --- when to give up
 

@@ -203,11 +203,11 @@ class Master:
             return
         for message in self._force.words(child.pid):
             self._hear(message)
-        death = self._force.bury(child)
-        if death is None:
+        buried = self._force.bury(child)
+        if buried is None:
             return
+        worker, death = buried
         self._desk.buried(death)
-        worker = death.worker
         if worker.pending and not self._policy.booted and not self._policy.stopping and not self._belongings.waits():
             self._fatal = self._fatal or death.boot_failure()
             return

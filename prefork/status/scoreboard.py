@@ -9,7 +9,7 @@ An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Ru
   0 while it waits for a client: the master adds `--timeout` and compares, so that idle rows need no heartbeat.
 - A row's text says what it serves, for people: the client, and of HTTP the request. It is written before the
   application is called, as nobody else can say it while that runs; a reader may meet it half written. An event loop,
-  which serves many, has two: the oldest as of its last beat, and the one that began last.
+  which serves many, has two: the oldest as of its last heartbeat, and the one that began last.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from time import time_ns
 
 from prefork.status.histogram import ARRAY_DIGITS, BUCKETS, Histogram
 
-# --- The beat of an asyncio loop: how often it says on the scoreboard that it turns, and when it is stuck. Pure.
+# --- the heartbeat of an asyncio loop: how often it writes one, and when it counts as stuck
 
 
-def beat_s(timeout_s: float, slow_s: float) -> float:
-    """How long an asyncio loop has between its beats: shorter than what is judged by them."""
+def heartbeat_s(timeout_s: float, slow_s: float) -> float:
+    """The time between two heartbeats of an asyncio loop: shorter than the limits that they are compared with."""
     return min(1.0, timeout_s / 4, max(slow_s / 2, 0.05) if slow_s else 1.0)
 
 
-def stuck_ns(beat_ns: int, now_ns: int, period_s: float) -> int:
-    """Since when an asyncio loop has had no turn, if that is longer than two of its beats; else 0."""
-    return beat_ns if beat_ns and now_ns - beat_ns > 2e9 * period_s else 0
+def stuck_ns(heartbeat_ns: int, now_ns: int, period_s: float) -> int:
+    """The last heartbeat of an asyncio loop, if it is more than two periods ago: the loop is stuck. Else 0."""
+    return heartbeat_ns if heartbeat_ns and now_ns - heartbeat_ns > 2e9 * period_s else 0
 
 
 # Cells of a row. Plain integers: an IntEnum member costs a lookup more on each use (measured: 45 ns against 25).
@@ -47,7 +47,7 @@ BYTES_IN = 9
 BYTES_OUT = 10
 BUSY_NS = 11  # time inside units of work; of an event loop, what its thread has used of a processor
 TOOK_NS = 12  # sum of what the histogram counts, where that is not BUSY_NS
-BEAT = 13  # when an asyncio loop last had a turn (ns), 0 = there is none
+HEARTBEAT = 13  # when an asyncio loop last had a turn (ns), 0 = there is none
 REFUSED = 14  # requests that the server answered itself, with 4xx or 5xx
 TIMED_OUT = 15  # requests or responses of which the rest did not come, or was not read, in time
 ABORTED = 16  # of ERRORS: those of which the client had a part already
@@ -97,7 +97,7 @@ class Scoreboard:
         self._memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
         self._cells = memoryview(self._memory).cast("q")
         self.header = self._cells[:_HEADER_CELLS]
-        # Of event loops, side by side, as each reads all of them before it takes a connection (engines/balance.py):
+        # Of event loops, side by side, as each reads all of them before it takes a connection (engines/accept.py):
         # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
         # how many it has taken.
         self.open_cells = self._cells[_HEADER_CELLS : _HEADER_CELLS + groups]
@@ -130,7 +130,7 @@ class Scoreboard:
         since_ns, peer = min((found for row in rows if (found := row.serving)[0]), default=(0, ""))
         return Reading(
             since_ns=since_ns,
-            beat_ns=max(row.cells[BEAT] for row in rows),
+            heartbeat_ns=max(row.cells[HEARTBEAT] for row in rows),
             serving=peer,
             held=sum(row.cells[HELD] for row in rows),
             counters={name: sum(row.cells[cell] for row in rows) for name, cell in COUNTERS.items()},
@@ -141,9 +141,9 @@ class Scoreboard:
         found = []
         for thread in range(self.threads):
             row = self.row(group, thread)
-            (since_ns, text), beat_ns, held = row.serving, row.cells[BEAT], row.cells[HELD]
-            if since_ns or beat_ns or held:
-                found.append(Work(thread=thread, since_ns=since_ns, beat_ns=beat_ns, held=held, text=text))
+            (since_ns, text), heartbeat_ns, held = row.serving, row.cells[HEARTBEAT], row.cells[HELD]
+            if since_ns or heartbeat_ns or held:
+                found.append(Work(thread=thread, since_ns=since_ns, heartbeat_ns=heartbeat_ns, held=held, text=text))
         return found
 
     def histogram(self, group: int) -> Histogram:
@@ -273,11 +273,11 @@ def queue_bucket(waited_ms: int) -> int:
 class Reading:
     """A group at one moment: `since_ns` is its oldest unit of work in progress (0 = none), `serving` whose it is.
 
-    `beat_ns`: when its loop last had a turn, 0 if it has none that says so.
+    `heartbeat_ns`: the last heartbeat of its asyncio loop, 0 if it has none.
     """
 
     since_ns: int
-    beat_ns: int = 0
+    heartbeat_ns: int = 0
     serving: str
     held: int
     counters: dict[str, int]
@@ -285,20 +285,20 @@ class Reading:
     @property
     def judged_ns(self) -> int:
         """Since when it may be late: a unit of work, or, as that may wait for whatever it likes, the loop's turn."""
-        return self.beat_ns or self.since_ns
+        return self.heartbeat_ns or self.since_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """One thread at one moment. `since_ns`: when its unit of work began, 0 if it has none or waits for its client.
 
-    `held`: connections that it, or its loop, holds. `beat_ns`: when its loop last had a turn, 0 if it has none that
-    says so; then `since_ns` is of its oldest work, as it was at that beat.
+    `held`: connections that it, or its loop, holds. `heartbeat_ns`: the last heartbeat of its asyncio loop, 0 if it has
+    none; `since_ns` is then of its oldest work, as it was at that heartbeat.
     """
 
     thread: int
     since_ns: int
-    beat_ns: int
+    heartbeat_ns: int
     held: int
     text: str
 

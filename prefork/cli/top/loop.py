@@ -19,7 +19,7 @@ from prefork.cli.top.view import Order, View
 from prefork.control.client import NoServerError, ask, find, printable
 from prefork.core.signals import SignalInbox
 from prefork.errors import PreforkError
-from prefork.status.deaths import page
+from prefork.status.deaths import deaths_page
 from prefork.status.document import stacks_page
 
 # --- Carries questions to the server and answers back, each in a thread of its own: none holds up the keys.
@@ -201,7 +201,7 @@ _DONE = {
 
 
 def _deaths(answer: Any) -> str:
-    return page({"count": answer["count"], "deaths": answer["deaths"][::-1]})
+    return deaths_page({"count": answer["count"], "deaths": answer["deaths"][::-1]})
 
 
 _TEXTS = {"stack": stacks_page, "deaths": _deaths}
