@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefork.control.protocol import Deed, Peer, Progress, RefusedError, Request
+from prefork.control.protocol import CommandSteps, Peer, Progress, RefusedError, Request
 from prefork.core.log import Log
 from prefork.core.proc import thread_states
 from prefork.master.history import History
@@ -46,7 +46,7 @@ class Commands:
     ended: bool = False
     _askers: list[dict[int, str]] = field(default_factory=list)  # each collects stacks by pid
 
-    def obey(self, request: Request, peer: Peer) -> Deed:
+    def obey(self, request: Request, peer: Peer) -> CommandSteps:
         """Do what is asked for. Raises RefusedError."""
         match request.get("command"):
             case "status":
@@ -80,7 +80,7 @@ class Commands:
             document["latencies"] = {str(pid): found.to_json()["buckets"] for pid, found in histograms.items()}
         return document
 
-    def _reload(self, peer: Peer) -> Deed:
+    def _reload(self, peer: Peer) -> CommandSteps:
         self._refuse_when_stopping()
         began_s = time.monotonic()
         self.log.info("reloading", control=peer)
@@ -95,7 +95,7 @@ class Commands:
             raise RefusedError(f"reload to generation {generation} abandoned, the old generation serves on: {reason}")
         return {"generation": generation, "workers": self.policy.workers, "took_s": _since(began_s)}
 
-    def _scale(self, peer: Peer, workers: Any) -> Deed:
+    def _scale(self, peer: Peer, workers: Any) -> CommandSteps:
         if not isinstance(workers, int) or isinstance(workers, bool):
             raise RefusedError(f"scale needs a whole number of workers, not {workers!r}")
         self._refuse_when_stopping()
@@ -112,7 +112,7 @@ class Commands:
             yield Progress(f"{self.force.roster.serving()} of {workers} workers serve", until_s)
         return {"workers": workers, "before": before, "took_s": _since(began_s)}
 
-    def _stop(self, peer: Peer) -> Deed:
+    def _stop(self, peer: Peer) -> CommandSteps:
         began_s = time.monotonic()
         if not self.policy.stopping:
             self.stop(f"prefork stop, {peer}")
@@ -121,7 +121,7 @@ class Commands:
             yield Progress(left)
         return {"pid": os.getpid(), "took_s": _since(began_s)}
 
-    def _stack(self, slot: Any) -> Deed:
+    def _stack(self, slot: Any) -> CommandSteps:
         asked = self._of_slot(slot)
         stacks: dict[int, str] = {}
         self._askers.append(stacks)

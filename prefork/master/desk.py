@@ -50,12 +50,14 @@ class Desk:
 
     def hear(self) -> None:
         """Read requests and carry them out; the master decides on the effect next."""
-        self.control.hear(time.monotonic())
+        self.control.read_requests(time.monotonic())
 
     def tell(self) -> float:
         """After the master has acted: answer. Returns when to come again (monotonic seconds)."""
         now_s = time.monotonic()
-        return min(self.history.tick(now_s), self.control.tell(now_s), self.admin.tell(now_s), self._oom.tick(now_s))
+        return min(
+            self.history.tick(now_s), self.control.maintain(now_s), self.admin.tell(now_s), self._oom.tick(now_s)
+        )
 
     # --- what happened
 
@@ -89,7 +91,7 @@ class Desk:
 
     def leave(self) -> None:
         """Another master is to be asked from now on; commands that were begun here are told their end here."""
-        self.control.leave()
+        self.control.stop_accepting()
         self.history.control = None
         self.admin.leave()
 
@@ -101,5 +103,5 @@ class Desk:
 
     def drop(self) -> None:
         """CHILD: close what only the master may hold."""
-        self.control.drop()
+        self.control.close_in_child()
         self.admin.drop()

@@ -1,4 +1,4 @@
-"""What Prometheus reads: every figure of the status under its name, in the format as it is defined."""
+"""The metrics: every figure of the status under its name, in the format as it is defined."""
 
 from __future__ import annotations
 

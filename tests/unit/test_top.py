@@ -236,7 +236,7 @@ def test_a_text_is_moved_and_closed(interval: Interval) -> None:
     assert view.pager is None
 
 
-# --- the picture
+# --- the screen
 
 
 def shown(

@@ -1,6 +1,6 @@
 """CLIENT. Interval and view as lines of styled text, exactly as many as the screen has. Pure.
 
-From the top: two lines about the server, the listeners, the table or a text over it, one line of what has happened, one
+From the top: two lines about the server, the listeners, the table or a text over it, one line of news, one
 of keys.
 """
 
@@ -20,7 +20,7 @@ _UNICODE, _ASCII = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 
 
 class Queues:
-    """How long each listener's queue was, in the last samples. Listeners of one address are one."""
+    """The length of each listener's queue in the last samples. Listeners of one address are added up."""
 
     def __init__(self) -> None:
         self.lengths: dict[str, deque[int]] = {}
@@ -56,9 +56,9 @@ def _server(interval: Interval) -> Line:
     state = "stopping" if server["stopping"] else "ready" if server["ready"] else "starting"
     style = {"ready": "bold green", "starting": "bold cyan", "stopping": "bold yellow"}[state]
     serves = f" ({server['kind']}, {server['engine']})" if server["kind"] else ""
-    facts = f"  pid {server['pid']}  generation {server['generation']}  up {cell('uptime_s', server['uptime_s'])}  "
+    about = f"  pid {server['pid']}  generation {server['generation']}  up {cell('uptime_s', server['uptime_s'])}  "
     reloading: Line = [(", reloading", "bold yellow")] if server["reloading"] else []
-    return [(" prefork ", "bold"), (state, style), *reloading, (facts, ""), (f"{server['app']}{serves}", "bold")]
+    return [(" prefork ", "bold"), (state, style), *reloading, (about, ""), (f"{server['app']}{serves}", "bold")]
 
 
 def _figures(interval: Interval) -> Line:
