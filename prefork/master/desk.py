@@ -1,4 +1,4 @@
-"""MASTER. Where operators are served: control socket, commands, census and admin, as one object for its loop."""
+"""MASTER. Where operators are served: control socket, commands, history and admin, as one object for its loop."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from prefork.control.server import Control
 from prefork.core.log import Log
 from prefork.master.admin_process import AdminHandle
 from prefork.master.commands import Commands
-from prefork.master.history import Census
+from prefork.master.history import History
 from prefork.master.policy import Policy
-from prefork.master.roster import Action, Spawn
+from prefork.master.roster import Abandoned, Action, Reloaded, Spawn
 from prefork.master.workers import Message, Workforce
-from prefork.status.deaths import Obituary
+from prefork.status.deaths import DeathRecord
 
 
 class Desk:
@@ -31,10 +31,11 @@ class Desk:
         stop: Callable[[str], None],
     ) -> None:
         self._place = config.control
+        self._first = policy.first
         self._oom = force.oom
-        self.census = Census(config=config, policy=policy, force=force)
-        self.admin = AdminHandle(config=config, force=force, facts=self.census.facts)
-        self._commands = Commands(policy=policy, force=force, census=self.census, log=log, scale=scale, stop=stop)
+        self.history = History(config=config, policy=policy, force=force)
+        self.admin = AdminHandle(config=config, force=force, state=self.history.state)
+        self._commands = Commands(policy=policy, force=force, history=self.history, log=log, scale=scale, stop=stop)
         self.control = Control(self._commands.obey, log)
         self.fd = self.control.fd
 
@@ -42,50 +43,56 @@ class Desk:
         """Make the control socket where the configuration wants it, a line in the log says so if that fails; begin to
         answer on --admin."""
         self.control.open(self._place)
-        self.census.control = self.control.path
+        self.history.control = self.control.path
         self.admin.begin()
 
     # --- each turn of the master's loop
 
     def hear(self) -> None:
         """Read requests and carry them out; the master decides on the effect next."""
-        self.control.hear(time.monotonic())
+        self.control.read_requests(time.monotonic())
 
     def tell(self) -> float:
         """After the master has acted: answer. Returns when to come again (monotonic seconds)."""
         now_s = time.monotonic()
-        return min(self.census.tick(now_s), self.control.tell(now_s), self.admin.tell(now_s), self._oom.tick(now_s))
+        return min(
+            self.history.tick(now_s), self.control.maintain(now_s), self.admin.tell(now_s), self._oom.tick(now_s)
+        )
 
     # --- what happened
 
     def heard(self, message: Message) -> None:
         """A worker has spoken."""
-        self.census.heard(message)
+        self.history.message_received(message)
         self._commands.heard(message)
 
-    def buried(self, obituary: Obituary) -> None:
+    def buried(self, death: DeathRecord) -> None:
         """A worker was reaped."""
-        self.census.buried(obituary)
+        self.history.worker_exited(death)
         self.admin.publish()
 
-    def mourned(self, obituary: Obituary, respawn_in_s: float | None) -> None:
+    def mourned(self, death: DeathRecord, respawn_in_s: float | None) -> None:
         """That worker was to live."""
-        self.census.obituaries.keep(obituary, None if obituary.worker.retiring_s is not None else respawn_in_s)
+        self.history.worker_died(death, None if death.worker.retiring_s is not None else respawn_in_s)
 
     def spawned(self, order: Spawn) -> None:
         """A worker was forked."""
-        self.census.spawned(order)
+        self.history.worker_spawned(order)
 
     def acted(self, action: Action) -> None:
         """The master did what the policy wanted."""
-        self.census.acted(action)
+        match action:
+            case Reloaded(generation) if generation > self._first:
+                self.history.reload_finished(generation, None)
+            case Abandoned(generation, reason):
+                self.history.reload_finished(generation, reason)
 
     # --- ends
 
     def leave(self) -> None:
         """Another master is to be asked from now on; commands that were begun here are told their end here."""
-        self.control.leave()
-        self.census.control = None
+        self.control.stop_accepting()
+        self.history.control = None
         self.admin.leave()
 
     def close(self) -> None:
@@ -96,5 +103,5 @@ class Desk:
 
     def drop(self) -> None:
         """CHILD: close what only the master may hold."""
-        self.control.drop()
+        self.control.close_in_child()
         self.admin.drop()

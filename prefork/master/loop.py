@@ -203,22 +203,22 @@ class Master:
             return
         for message in self._force.words(child.pid):
             self._hear(message)
-        obituary = self._force.bury(child)
-        if obituary is None:
+        buried = self._force.bury(child)
+        if buried is None:
             return
-        self._desk.buried(obituary)
-        worker = obituary.worker
+        worker, death = buried
+        self._desk.buried(death)
         if worker.pending and not self._policy.booted and not self._policy.stopping and not self._belongings.waits():
-            self._fatal = self._fatal or obituary.boot_failure()
+            self._fatal = self._fatal or death.boot_failure()
             return
-        reason = obituary.reason or f"it died of {child}"
+        reason = death.reason or f"it died of {child}"
         delay_s = self._policy.died(worker, self._force.completed(worker.generation), time.monotonic(), reason)
-        if obituary.expected or (child.clean and self._policy.ending):  # TERM to the group reaches it before our word
+        if death.expected or (child.clean and self._policy.ending):  # TERM to the group reaches it before our word
             self._log.debug("worker retired", **worker.identity)
         else:
-            self._log.error("worker died", **obituary.fields(), respawn_in=f"{delay_s:.2f}s" if delay_s else None)
-            self._desk.mourned(obituary, None if self._policy.stopping else delay_s)
-            self._belongings.mourn(obituary)
+            self._log.error("worker died", **death.fields(), respawn_in=f"{delay_s:.2f}s" if delay_s else None)
+            self._desk.mourned(death, None if self._policy.stopping else delay_s)
+            self._belongings.mourn(death)
 
     def _bury_template(self, template: TemplateHandle, child: Exit) -> None:
         failure = template.failure or {}

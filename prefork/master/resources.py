@@ -15,7 +15,7 @@ from prefork.runtime.hooks import DeathReport, load_hooks
 from prefork.runtime.import_reporter import Imports
 from prefork.runtime.inherited import Terms, tls_of
 from prefork.runtime.loader import adopt
-from prefork.status.deaths import Obituary
+from prefork.status.deaths import DeathRecord
 
 
 class Belongings:
@@ -78,18 +78,18 @@ class Belongings:
         """A child was reaped; True if it was one of ours and not a worker."""
         return self._watch is not None and self._watch.bury(child)
 
-    def mourn(self, obituary: Obituary) -> None:
+    def mourn(self, death: DeathRecord) -> None:
         """A worker has died that nobody had told to: tell the hook."""
         self.terms.hooks.worker_died(
             DeathReport(
-                slot=obituary.worker.slot,
-                generation=obituary.worker.generation,
-                pid=obituary.worker.pid,
-                cause=str(obituary.exit),
-                reason=obituary.reason or "",
-                serving=obituary.serving,
-                age_s=obituary.age_s,
-                detail=obituary.detail,
+                slot=death.worker.slot,
+                generation=death.worker.generation,
+                pid=death.worker.pid,
+                cause=str(death.exit),
+                reason=death.reason or "",
+                serving=death.serving,
+                age_s=death.age_s,
+                detail=death.detail,
             )
         )
 

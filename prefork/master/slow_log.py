@@ -23,7 +23,7 @@ from prefork.core.log import Log
 from prefork.core.stacks import application, thread
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.workers import Message, Workforce
-from prefork.status.scoreboard import BEAT, SINCE, Scoreboard, Work, beat_s
+from prefork.status.scoreboard import HEARTBEAT, SINCE, Scoreboard, Work, heartbeat_s
 
 EVERY_S = 1.0
 _STACKS_WAIT_S = 0.25
@@ -44,7 +44,7 @@ class Asked:
     @property
     def began_ns(self) -> int:
         """When the unit began, or the loop had its last turn."""
-        return self.work.beat_ns or self.work.since_ns
+        return self.work.heartbeat_ns or self.work.since_ns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,8 +92,8 @@ class SlowLog:
     def _judge(self, worker: WorkerHandle, work: Work, now_s: float) -> float:
         """Ask the worker if its thread is slow with something new; return when that may be."""
         began_ns, limit_s = work.since_ns, self.slow_s
-        if work.beat_ns:  # a loop: since the last beat, of which the next one may have been due a whole period later
-            began_ns, limit_s = work.beat_ns, limit_s + beat_s(self.timeout_s, self.slow_s)
+        if work.heartbeat_ns:  # a loop: since the last heartbeat; the next one may be due a whole period later
+            began_ns, limit_s = work.heartbeat_ns, limit_s + heartbeat_s(self.timeout_s, self.slow_s)
         due_s = began_ns / 1e9 + limit_s
         if not began_ns or self._seen.get((worker.pid, work.thread)) == began_ns:
             return _NEVER
@@ -122,7 +122,7 @@ class SlowLog:
         elif message.kind == "stacks" and self._asked and message.worker is self._asked.worker:
             asked = self._asked
             cells = self.board.row(asked.worker.group, asked.work.thread).cells
-            if cells[BEAT if asked.work.beat_ns else SINCE] != asked.began_ns:
+            if cells[HEARTBEAT if asked.work.heartbeat_ns else SINCE] != asked.began_ns:
                 self._tell(asked, now_s, reason=_ENDED)
                 return
             text = said["text"]
@@ -134,7 +134,7 @@ class SlowLog:
     ) -> None:
         """Log what is known of a unit of work, or of a loop that stands still and its `current` request."""
         self._asked = None
-        loop = asked.work.beat_ns
+        loop = asked.work.heartbeat_ns
         self._write(
             "event loop blocked" if loop else "slow request", asked.worker, now_s,
             serving=(current if loop else asked.work.text) or None, elapsed=f"{now_s - asked.began_ns / 1e9:.2f}s",

@@ -3,7 +3,7 @@
 What a worker is told travels by signal (TERM, STACKS, FAULT), what it says by its pipe (channel.py), what it does by
 its rows of the scoreboard. Rows survive their owner: when it is reaped its counters join those of its slot in `gone`,
 which never fall, and the rows stay as they are until the next owner comes. So who reads `gone` and the rows of the
-living sees everything once, also another process that learns of a death a moment later (bulletin.py).
+living sees everything once, also another process that learns of a death a moment later (status/snapshot.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Terms
 from prefork.runtime.master_link import Receiver
-from prefork.status.deaths import Obituary
+from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
 from prefork.worker.process import Worker
@@ -152,7 +152,7 @@ class Workforce:
         for receiver in self._receivers.values():
             receiver.close()
 
-    def bury(self, child: Exit) -> Obituary | None:
+    def bury(self, child: Exit) -> tuple[WorkerHandle, DeathRecord] | None:
         """A child was reaped. None for a stranger: an orphan that this process got as init or subreaper."""
         worker = self.roster.remove(child.pid)
         if worker is None:
@@ -173,8 +173,13 @@ class Workforce:
         self.waits = [gone + here for gone, here in waits]
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         self.board.vacate(worker.group)
-        return Obituary(
+        hang = worker.hang
+        return worker, DeathRecord(
             worker=worker,
+            killed=worker.killed,
+            hung=hang is not None,
+            verdict=hang.verdict if hang and worker.pending else "",
+            stacks=hang.stacks if hang else "",
             exit=child,
             time=utc(time.time()),
             age_s=now_s - worker.spawned_s,
