@@ -20,9 +20,9 @@ from prefork.engines.aio.heartbeat import Pulse
 from prefork.engines.aio.service import Premises
 from prefork.engines.aio.tasks import stack_of
 from prefork.engines.asgi.phases import LINGER_BYTES, sends_on
+from prefork.engines.linger import LINGER_S
 from prefork.engines.peer import peer_of
 from prefork.engines.timers import NEVER
-from prefork.runtime.connection import LINGER_S
 from prefork.status.histogram import array_index
 from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOO_LONG, TOOK_NS, mark
 

@@ -17,10 +17,10 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from prefork.core.tls import PLAIN_HTTP
+from prefork.engines.linger import unread
 from prefork.engines.proxy_header import ProxyInput
 from prefork.engines.timers import NEVER
 from prefork.http.proxy_protocol import ProxyProtocolError
-from prefork.runtime.connection import unread
 
 if TYPE_CHECKING:
     from prefork.core.listener import Listener

@@ -27,10 +27,11 @@ from prefork.core.address import format_sockaddr
 from prefork.core.listener import ACCEPT_WAIT_S, Listener, timeval
 from prefork.engines.context import Station
 from prefork.engines.error_log import Complaints
+from prefork.engines.linger import close
 from prefork.engines.peer import note_wait
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPEN, QUEUE_EMPTY, BootError, LineTooLong
-from prefork.runtime.connection import Connection, HandlerSocket, close
+from prefork.runtime.connection import Connection, HandlerSocket
 from prefork.runtime.loader import App
 from prefork.status.histogram import array_index
 from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row

@@ -17,14 +17,13 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
+from prefork.engines.linger import LingeringClose, reset_at_close, unread
 from prefork.engines.timers import NEVER
-from prefork.engines.wsgi.phases import Farewell, reset_at_close
 from prefork.errors import CLIENT_GONE, PlainHttpError
 from prefork.http.body import FilePart
 from prefork.http.head import Request
 from prefork.http.limits import Refusal
 from prefork.http.request_queue import Incoming, Whole
-from prefork.runtime.connection import unread
 
 if TYPE_CHECKING:
     from prefork.engines.wsgi.app import WsgiPeer
@@ -304,14 +303,14 @@ class HttpClient:
     def _part(self) -> None:
         """Close, but so that the client can read its last response, whatever it still sends."""
         try:
-            farewell = Farewell(self._reactor, self._sock, self.peer)
+            lingering = LingeringClose(self._sock, self._reactor.now_ns, self._reactor.forget)
         except OSError:
             self.close()  # reset meanwhile: nobody reads it
             return
         self.state, self.deadline_ns = CLOSED, NEVER
         self._incoming.close()
         self._watch(select.EPOLLIN)
-        self._reactor.hold(farewell)
+        self._reactor.hold(lingering)
 
     def _lost(self, error: OSError | None = None) -> None:
         """The client left in the midst of something, or is treated as if it had."""

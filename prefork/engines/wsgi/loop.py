@@ -25,15 +25,16 @@ from prefork.core.listener import Listener
 from prefork.engines.accept import Balance, Entrance
 from prefork.engines.context import Station
 from prefork.engines.error_log import Complaints
+from prefork.engines.linger import LingeringClose
 from prefork.engines.peer import note_wait
 from prefork.engines.timers import NEVER, Deadlines
 from prefork.engines.wsgi.app import WsgiPeer, WsgiSite
 from prefork.engines.wsgi.connection import HttpClient
-from prefork.engines.wsgi.phases import Farewell, Preface
+from prefork.engines.wsgi.phases import Preface
 from prefork.engines.wsgi.thread_pool import Pool
 from prefork.status.scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, GONE, HELD
 
-Client = HttpClient | Preface | Farewell  # what stands for a connection
+Client = HttpClient | Preface | LingeringClose  # what stands for a connection
 
 _EVENTS = 256  # of one turn
 
