@@ -14,11 +14,11 @@ from prefork.engines.aio import engine as aio
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.asgi.app import AsgiApp
 from prefork.engines.wsgi import loop as reactor
-from prefork.engines.wsgi.app import WsgiSite
+from prefork.engines.wsgi.app import WsgiApp
 
 
-def run(self: Any, _peer: Any, call: Any, _row: Any) -> Any:
-    """WsgiSite.run: the clients' clock needs to know how long the application took."""
+def run(self: Any, _row: Any, _peer: Any, call: Any) -> Any:
+    """WsgiApp.run: the clients' clock needs to know how long the application took."""
     began_ns = monotonic_ns()
     part = call.step()
     took_ns = monotonic_ns() - began_ns
@@ -44,7 +44,7 @@ def ignore(*_: Any) -> None:
 def patch() -> None:
     """Before anything is served."""
     replaced = [
-        (WsgiSite, "run", run),
+        (WsgiApp, "run", run),
         (AsgiApp, "finish", finish),
         (AsgiApp, "begin", ignore),
         (AsgiApp, "end", end),

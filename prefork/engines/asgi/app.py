@@ -7,13 +7,13 @@ import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.engines.http_context import HttpSite
-from prefork.engines.peer import Peer
+from prefork.engines.http_context import HttpContext
+from prefork.engines.peer import Peer, PeerFactory
+from prefork.engines.request_log import RequestLog, count_unit
 from prefork.http.forwarded import UNIX, find_origin
 from prefork.http.response import error_response
 from prefork.http.scope import Scope, Scopes, for_connection, for_listener, see_through
-from prefork.status.histogram import array_index
-from prefork.status.scoreboard import ABORTED, BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, TIMED_OUT, TOOK_NS, mark
+from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, mark
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prefork.engines.aio.service import LoopContext
     from prefork.http.asgi_response import AsgiResponse
     from prefork.http.head import Request
+    from prefork.http.limits import Refusal
 
 AsgiPeer = Peer[Scopes]
 
@@ -50,7 +51,7 @@ class RequestCall(Call, Protocol):
     response: AsgiResponse
 
 
-class AsgiApp(HttpSite[Scopes]):
+class AsgiApp(HttpContext):
     """WORKER. The application, and what all its connections share.
 
     `state`: what the lifespan has put there, for every request. `requests`, `sockets`: the calls that have not
@@ -59,7 +60,10 @@ class AsgiApp(HttpSite[Scopes]):
 
     def __init__(self, context: LoopContext) -> None:
         station = context.station
-        super().__init__(station, context.complaints)
+        super().__init__(station.config)
+        self.log = RequestLog(station, context.complaints, self.trusted)
+        self.peers = PeerFactory(self.trusted, self.view)
+        self._complaints = context.complaints
         self.target = station.app.target
         self.secure = station.terms.tls is not None
         self.connections = context.connections
@@ -81,7 +85,7 @@ class AsgiApp(HttpSite[Scopes]):
             for listener in station.listeners
         }
 
-    def told(self, listener: Listener, address: str, port: int) -> Scopes:
+    def view(self, listener: Listener, address: str, port: int) -> Scopes:
         """Return what makes the scopes of a connection's requests."""
         client = None if address == UNIX else (address, port)
         return Scopes(for_connection(self._scopes[listener], client))
@@ -98,7 +102,7 @@ class AsgiApp(HttpSite[Scopes]):
         """Note a request before the application is called: the report names it if the worker dies now."""
         row, peer, request = self._row, call.peer, call.request
         if request.target is not peer.target or request.method is not peer.method:
-            peer.asks(request)
+            peer.set_request(request)
         row.memory[row.latest_place] = peer.mark
         self._cells[BEGAN] = call.began_ns
 
@@ -110,37 +114,20 @@ class AsgiApp(HttpSite[Scopes]):
 
     def finish(self, call: RequestCall) -> int:
         """Count and log a complete response, before its last bytes leave. Returns the time (CLOCK_MONOTONIC ns)."""
-        cells = self._cells
         now_ns = monotonic_ns()
-        took_ns = now_ns - call.began_ns
-        response = call.response
-        if response.error is None:
-            cells[COMPLETED] += 1
-        else:
-            cells[ERRORS] += 1
-            cells[ABORTED] += response.aborted
-        cells[HISTOGRAM + array_index(took_ns)] += 1
-        cells[TOOK_NS] += took_ns
-        if took_ns >= self.slow_ns:
-            self._note_slow(call, took_ns)
-        if self.logs_access or response.error is not None:
-            self.tell(call.peer, call.request, response.status, response.sent, took_ns, response.error)
+        self.log.finish(self._row, call.peer, call.request, call.response, now_ns - call.began_ns)
         return now_ns
 
-    def abandon(self, call: RequestCall | None = None, *, late: bool = False) -> None:
-        """Count and log a client that has left before its response was complete, or was too `late` to read it."""
-        self._cells[TIMED_OUT if late else GONE] += 1
-        if call is None:
-            return
-        response, took_ns = call.response, monotonic_ns() - call.began_ns
-        if took_ns >= self.slow_ns:
-            self._note_slow(call, took_ns)
-        if self.logs_access:
-            self.tell(call.peer, call.request, response.status, response.sent, took_ns, None)
+    def abandon(self, call: RequestCall) -> None:
+        """Log a request whose client has left before the response was complete."""
+        took_ns = monotonic_ns() - call.began_ns
+        self.log.abandon(self._row, call.peer, call.request, call.response, took_ns, None)
 
-    def _note_slow(self, call: RequestCall, took_ns: int) -> None:
-        if not call.response.streams_events:
-            self._row.slowly(took_ns, mark(call.text))
+    def refuse(self, peer: AsgiPeer, refusal: Refusal) -> bytes:
+        """Count and log what is not served, and return the whole response to it."""
+        response = error_response(refusal.status, self.stamp)
+        self.log.refuse(peer, refusal, response)
+        return response
 
     def report_failure(self, error: BaseException, peer: AsgiPeer, *, gone: bool = False) -> None:
         """Log an exception that no response can tell. `gone`: the client had left before, which may be the cause."""
@@ -157,10 +144,7 @@ class AsgiApp(HttpSite[Scopes]):
 
     def count_handshake(self, began_ns: int, outcome: int = COMPLETED) -> None:
         """Count the answer to a handshake, a WebSocket's unit of work: the rest may last for days."""
-        took_ns = monotonic_ns() - began_ns
-        self._cells[outcome] += 1
-        self._cells[HISTOGRAM + array_index(took_ns)] += 1
-        self._cells[TOOK_NS] += took_ns
+        count_unit(self._row, outcome, monotonic_ns() - began_ns)
 
     def deny(self, status: int, began_ns: int) -> bytes:
         """Count a handshake that fails, and return the whole response to it."""
@@ -169,7 +153,7 @@ class AsgiApp(HttpSite[Scopes]):
 
     def log_socket(self, peer: AsgiPeer, request: Request, status: int, sent: int, began_ns: int) -> None:
         """Write the line of a WebSocket that has ended to the access log."""
-        self.tell(peer, request, status, sent, monotonic_ns() - began_ns, None)
+        self.log.write(peer, request, status, sent, monotonic_ns() - began_ns, None)
 
     async def pause(self) -> None:
         """Let the loop handle its other connections. An application that never has to wait must not block them."""

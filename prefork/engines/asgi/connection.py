@@ -170,7 +170,7 @@ class HttpConnection(asyncio.Protocol):
         app = self._app
         self._progress = ReadProgress(app, transport)
         if not hasattr(self, "peer"):
-            self.peer = app.peer(self._listener, transport.get_extra_info("peername") or ("", 0))  # or it has left
+            self.peer = app.peers.of(self._listener, transport.get_extra_info("peername") or ("", 0))  # or it has left
         if app.secure:
             self.peer.told.secure(tls_facts(transport))
         app.connections.join(self)
@@ -204,9 +204,11 @@ class HttpConnection(asyncio.Protocol):
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.cut()
-            self._app.abandon(cycle, late=self._progress.late)
-        elif not self._over and (self._progress.late or not self._queue.between):
-            self._app.abandon(late=self._progress.late)
+            self._app.abandon(cycle)
+        if self._progress.late:
+            self._app.log.count_late()
+        elif cycle is not None or (not self._over and not self._queue.between):
+            self._app.log.count_gone()
         self._leave()
         self._app.connections.leave(self)
         self.resume_writing()
@@ -364,6 +366,7 @@ class HttpConnection(asyncio.Protocol):
             cycle.cut()
             if cycle.response.begun:
                 self._app.abandon(cycle)
+                self._app.log.count_gone()
                 self._leave()
                 reset(self._transport)
                 return

@@ -95,7 +95,7 @@ class LingeringClose(LingeringTransport, asyncio.Protocol):
     def _check(self, now_ns: int) -> int:
         deadline_ns = self._progress.check(now_ns)
         if self._progress.late:
-            self._app.late()
+            self._app.log.count_late()
         return deadline_ns
 
 
@@ -131,7 +131,7 @@ class FlushingClose(asyncio.Protocol):
             self._app.timers.watch(self)
         else:
             if self._progress.late:
-                self._app.late()
+                self._app.log.count_late()
             self.abort()
 
     def abort(self) -> None:
@@ -220,7 +220,7 @@ class PreHttp:
         except BlockingIOError:
             return
         except (OSError, ProxyProtocolError) as error:
-            self._app.complain(error, self._peer)
+            self._app.log.connection_failed(error, self._peer)
             self.abort()
 
     def _take_header(self, proxy: ProxyInput) -> None:
@@ -229,7 +229,7 @@ class PreHttp:
             self.abort()
         elif header:
             if header.source:
-                queue_ms, self._peer = self._peer.queue_ms, self._app.behind(header.source, self._listener)
+                queue_ms, self._peer = self._peer.queue_ms, self._app.peers.behind(header.source, self._listener)
                 self._peer.queue_ms = queue_ms
             self._proxy = None
             if not self._app.secure:
@@ -240,7 +240,7 @@ class PreHttp:
         if first == _HANDSHAKE:
             self._pass()
         elif first:
-            self._app.complain(ConnectionError("it does not speak TLS"), self._peer)
+            self._app.log.connection_failed(ConnectionError("it does not speak TLS"), self._peer)
             self._sock.send(PLAIN_HTTP)
             self._sock.shutdown(socket.SHUT_WR)
             self._refused = True  # unread, what it still sends would make a reset of the close

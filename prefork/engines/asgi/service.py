@@ -153,16 +153,16 @@ class AsgiService:
         self._lifespan = Lifespan(station.app.target, station.app.name, station.log, self._app.state)
         context.heartbeat.on_wake.append(self._app.tick)
         context.heartbeat.oldest = self._app.oldest
-        if self._app.slow_ns < NEVER:
-            context.heartbeat.on_beat.append(SlowTasks(self._app.requests, self._app.slow_ns, station.life).look)
+        if self._app.log.slow_ns < NEVER:
+            context.heartbeat.on_beat.append(SlowTasks(self._app.requests, self._app.log.slow_ns, station.life).look)
 
     def accept(self, sock: socket.socket, listener: Listener, sockaddr: Any, queue_ms: int | None) -> None:
         """Serve a connection that was accepted."""
         app = self._app
-        peer = app.peer(listener, sockaddr)
+        peer = app.peers.of(listener, sockaddr)
         peer.queue_ms = queue_ms
         if self._proxied and not peer.trusted:
-            app.complain(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
+            app.log.connection_failed(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
             app.connections.lose()
             sock.close()
         elif self._proxied or app.secure:
@@ -181,7 +181,7 @@ class AsgiService:
     def retire(self, *, stopping: bool) -> None:
         """Make every response its connection's last one, and close WebSockets."""
         app = self._app
-        app.draining = True
+        app.drain()
         app.retire_code = GOING_AWAY if stopping else SERVICE_RESTART
         for call in [*app.requests, *app.sockets]:
             call.retire()

@@ -226,7 +226,7 @@ class WebSocketConnection(asyncio.Protocol):
         """See asyncio.Protocol."""
         self.gone = True
         if not self._ending:
-            self._app.abandon()
+            self._app.log.count_gone()
         self._end(Closed(ABNORMAL, ""))
         self._drained.set()
         self._app.timers.forget(self)
