@@ -13,6 +13,7 @@ from prefork.cli.main import main
 from prefork.engines.aio import engine as aio
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.asgi.app import AsgiApp
+from prefork.engines.asgi.request import RequestResponseCycle
 from prefork.engines.wsgi import loop as reactor
 from prefork.engines.wsgi.app import WsgiApp
 
@@ -27,8 +28,8 @@ def run(self: Any, _row: Any, _peer: Any, call: Any) -> Any:
     return part
 
 
-def finish(_self: Any, _call: Any) -> int:
-    """AsgiApp.finish: the next deadline needs the time."""
+def finish(_self: Any) -> int:
+    """RequestResponseCycle._finish: the next deadline needs the time."""
     return monotonic_ns()
 
 
@@ -45,7 +46,7 @@ def patch() -> None:
     """Before anything is served."""
     replaced = [
         (WsgiApp, "run", run),
-        (AsgiApp, "finish", finish),
+        (RequestResponseCycle, "_finish", finish),
         (AsgiApp, "begin", ignore),
         (AsgiApp, "end", end),
         (Heartbeat, "_flush", ignore),

@@ -77,7 +77,7 @@ class AsgiApp(HttpContext):
         self.max_message = station.config.ws_max_message
         self.pings = station.config.ws_ping_s > 0
         self.check_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
-        self._row = station.rows[0]
+        self.row = station.rows[0]
         self._cells = station.rows[0].cells
         scheme = "https" if self.secure else "http"
         self._scopes = {
@@ -100,7 +100,7 @@ class AsgiApp(HttpContext):
 
     def begin(self, call: RequestCall) -> None:
         """Note a request before the application is called: the report names it if the worker dies now."""
-        row, peer, request = self._row, call.peer, call.request
+        row, peer, request = self.row, call.peer, call.request
         if request.target is not peer.target or request.method is not peer.method:
             peer.set_request(request)
         row.memory[row.latest_place] = peer.mark
@@ -112,16 +112,10 @@ class AsgiApp(HttpContext):
         if self._cells[BEGAN] == call.began_ns:
             self._cells[BEGAN] = 0
 
-    def finish(self, call: RequestCall) -> int:
-        """Count and log a complete response, before its last bytes leave. Returns the time (CLOCK_MONOTONIC ns)."""
-        now_ns = monotonic_ns()
-        self.log.finish(self._row, call.peer, call.request, call.response, now_ns - call.began_ns)
-        return now_ns
-
     def abandon(self, call: RequestCall) -> None:
         """Log a request whose client has left before the response was complete."""
         took_ns = monotonic_ns() - call.began_ns
-        self.log.abandon(self._row, call.peer, call.request, call.response, took_ns, None)
+        self.log.abandon(self.row, call.peer, call.request, call.response, took_ns, None)
 
     def refuse(self, peer: AsgiPeer, refusal: Refusal) -> bytes:
         """Count and log what is not served, and return the whole response to it."""
@@ -140,11 +134,11 @@ class AsgiApp(HttpContext):
     def begin_socket(self, call: Call) -> None:
         """Note a WebSocket as the last that came. Its unit of work is the handshake only, so none is in progress."""
         self._cells[BEGAN] = 0
-        self._row.memory[self._row.latest_place] = mark(call.text)
+        self.row.memory[self.row.latest_place] = mark(call.text)
 
     def count_handshake(self, began_ns: int, outcome: int = COMPLETED) -> None:
         """Count the answer to a handshake, a WebSocket's unit of work: the rest may last for days."""
-        count_unit(self._row, outcome, monotonic_ns() - began_ns)
+        count_unit(self.row, outcome, monotonic_ns() - began_ns)
 
     def deny(self, status: int, began_ns: int) -> bytes:
         """Count a handshake that fails, and return the whole response to it."""

@@ -191,7 +191,7 @@ class RequestResponseCycle:
             response.keep_alive = False  # the rest of the body may never come, or never be read
         data = response.take(message, self._app.stamp)
         if response.done:
-            now_ns = self._app.finish(self)
+            now_ns = self._finish()
             if data:
                 connection.write(data)
             connection.finished(self, now_ns)
@@ -255,6 +255,13 @@ class RequestResponseCycle:
         else:
             self._connection.abort()
 
+    def _finish(self) -> int:
+        """Count and log the complete response, before its last bytes leave. Returns the time (CLOCK_MONOTONIC ns)."""
+        app = self._app
+        now_ns = monotonic_ns()
+        app.log.finish(app.row, self.peer, self.request, self.response, now_ns - self.began_ns)
+        return now_ns
+
     def _failed(self, error: BaseException) -> None:
         """Handle an exception of the application, or a break of ASGI's rules."""
         response = self.response
@@ -265,7 +272,7 @@ class RequestResponseCycle:
             return
         data = response.fail(self._app.stamp)
         response.error = error
-        now_ns = self._app.finish(self)
+        now_ns = self._finish()
         if data:
             self._connection.write(data)
         self._connection.finished(self, now_ns)
