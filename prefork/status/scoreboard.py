@@ -97,7 +97,7 @@ class Scoreboard:
         self._memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
         self._cells = memoryview(self._memory).cast("q")
         self.header = self._cells[:_HEADER_CELLS]
-        # Of event loops, side by side, as each reads all of them before it takes a connection (engines/balance.py):
+        # Of event loops, side by side, as each reads all of them before it takes a connection (engines/accept.py):
         # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
         # how many it has taken.
         self.open_cells = self._cells[_HEADER_CELLS : _HEADER_CELLS + groups]
