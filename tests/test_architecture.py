@@ -156,7 +156,6 @@ def test_the_packages_were_found() -> None:
     assert {"prefork", "loadtest", "prefork.core.process"} <= set(MODULES)
 
 
-@pytest.mark.xfail(reason="eight edges still point upwards")
 def test_imports_point_downwards() -> None:
     bad = []
     for module, imported in found_imports():
@@ -170,12 +169,14 @@ def test_imports_point_downwards() -> None:
     assert not bad, "\n".join(bad)
 
 
-@pytest.mark.xfail(reason="some packages still have circles of types")
-def test_there_are_no_import_cycles() -> None:
-    graph: dict[str, set[str]] = {name: set() for name in MODULES}
+@pytest.mark.parametrize(
+    "package", ["prefork", pytest.param("loadtest", marks=pytest.mark.xfail(reason="still has circles of types"))]
+)
+def test_there_are_no_import_cycles(package: str) -> None:
+    graph: dict[str, set[str]] = {name: set() for name in MODULES if within(name, (package,))}
     for module, imported in found_imports():
         target = own_module(imported.target)
-        if target and target != module.name:
+        if module.name in graph and target and target != module.name:
             graph[module.name].add(target)
     graphlib.TopologicalSorter(graph).prepare()
 

@@ -74,8 +74,6 @@ class Peer(Generic[AppView]):
         self.method, self.target = request.method, request.target
         self.mark = request_mark(self._lead, request.method, request.target)
 
-    asks = set_request
-
 
 class PeerFactory(Generic[AppView]):
     """WORKER. Makes the peers of new connections. `app_view(listener, address, port)`: what the application sees of
