@@ -1,7 +1,7 @@
 """WORKER. The listeners in an event loop's epoll: when to take connections, how many, and when to stay off.
 
 Open, the listeners are registered; off, they are not, and others take what comes. A worker goes off when it is full,
-when it holds its share (balance.py), and for a while when the system is out of descriptors. Whoever opens again is
+when it holds its share (AcceptBalance), and for a while when the system is out of descriptors. Whoever opens again is
 last in the kernel's order, so each wake-up ends with that, too.
 
 With a listener of its own (--accept per-worker) there is nobody to share with: it is open unless full or paused.
@@ -16,7 +16,7 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.core.listener import Listener
-from prefork.engines.error_log import Complaints
+from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY
 from prefork.status.scoreboard import IN_USE, Scoreboard
@@ -52,7 +52,7 @@ AHEAD = 2  # connections more than the mean that a worker may have taken before 
 LAG = 8  # connections less than the mean that others have to wait for: who was away gets no more than these
 
 
-class Balance:
+class AcceptBalance:
     """WORKER. Its own line among those of all workers, in shared memory; each writes its own only.
 
     `fd`: readable when another worker has left a connection.
@@ -108,7 +108,7 @@ class Balance:
         self._taken[self._group] = mine = max(self._taken[self._group], mean - LAG)
         return bool(taken) and mine > mean + AHEAD
 
-    def leave(self) -> None:
+    def nudge(self) -> None:
         """A connection waits that this worker does not take: wake another."""
         if not self._before:
             self._remember(monotonic_ns())
@@ -117,7 +117,7 @@ class Balance:
         except BlockingIOError:
             pass  # 2^64 nudges that nobody has read
 
-    def look(self, held: int, now_ns: int, *, waits: bool) -> None:
+    def check(self, held: int, now_ns: int, *, waits: bool) -> None:
         """Whether a connection waits at this moment: after PATIENCE_NS, those who hold less have not come for it."""
         if not waits:
             self._before = []
@@ -132,13 +132,15 @@ class Balance:
         self._before = self._open[: self._header[IN_USE]].tolist()
         self._before_ns = now_ns
 
-    def heard(self) -> None:
+    def take_nudge(self) -> None:
         """Take one nudge."""
         try:
             os.eventfd_read(self.fd)
         except BlockingIOError:
             pass  # another was faster
 
+
+Balance = AcceptBalance
 
 _MOST = 64  # connections taken in one turn; the loop's clients have their turn in between
 _PAUSE_NS = round(ACCEPT_PAUSE_S * 1e9)
@@ -147,10 +149,10 @@ _EXCLUSIVELY = select.EPOLLIN | select.EPOLLEXCLUSIVE
 Admit = Callable[[int, Any, Listener], None]
 
 
-class Entrance:
+class EpollAcceptor:
     """WORKER. `admit(descriptor, sockaddr, listener)` gets each connection; `held()` says how many there are.
 
-    `look_ns` is when the loop has to call `tend`, on its own clock.
+    `look_ns` is when the loop has to call `maintain`, on its own clock.
     """
 
     def __init__(
@@ -158,8 +160,8 @@ class Entrance:
         listeners: Sequence[Listener],
         *,
         epoll: select.epoll,
-        balance: Balance,
-        complaints: Complaints,
+        balance: AcceptBalance,
+        complaints: RateLimitedLog,
         admit: Admit,
         room: Callable[[], bool],
         held: Callable[[], int],
@@ -191,17 +193,19 @@ class Entrance:
             listener.sock.setblocking(False)
         self._enter()
 
-    def tend(self, now_ns: int) -> None:
+    def maintain(self, now_ns: int) -> None:
         """Open again if the reason to stay off is gone. Call it in each turn while `look_ns` is not NEVER."""
         if self._paused and now_ns < self.look_ns:
             return
         self._paused = False
         if self._shared and now_ns >= self.look_ns and self._room():
-            self._balance.look(self._held(), now_ns, waits=self.waits())
+            self._balance.check(self._held(), now_ns, waits=self.waits())
         if self._wanted():
             self._enter()
         elif now_ns >= self.look_ns:
             self.look_ns = now_ns + OFF_NS
+
+    tend = maintain
 
     def waits(self) -> bool:
         """Whether a connection waits at this moment."""
@@ -250,13 +254,13 @@ class Entrance:
             self._leave()
             self.look_ns = now_ns + OFF_NS
             if self._shared and self.waits():
-                self._balance.leave()
+                self._balance.nudge()
         elif self._shared:
             self._epoll.unregister(fd)
             self._epoll.register(fd, _EXCLUSIVELY)
 
     def _nudged(self, _fd: int, now_ns: int) -> None:
-        self._balance.heard()
+        self._balance.take_nudge()
         for fd, _mask in self._look.poll(0):
             self._take(fd, now_ns)
 
@@ -285,3 +289,6 @@ class Entrance:
             self._open = False
             for fd in self._fds:
                 self._epoll.unregister(fd)
+
+
+Entrance = EpollAcceptor

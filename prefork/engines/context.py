@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,8 +17,8 @@ from prefork.status.scoreboard import Row, Scoreboard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Station:
-    """WORKER. One worker's place: its app, its listeners, its rows (one a thread), its ties to the master."""
+class WorkerContext:
+    """WORKER. What one worker serves with: its app, its listeners, its rows (one a thread), its ties to the master."""
 
     app: App
     config: Config
@@ -31,10 +32,19 @@ class Station:
     log: Log
 
 
+Station = WorkerContext
+
+
 class Engine(Protocol):
     """How a worker serves."""
 
-    def __init__(self, station: Station) -> None: ...
+    def __init__(self, worker: WorkerContext) -> None: ...
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
+
+
+def most_units(config: Config) -> int:
+    """After how many units of work this worker asks to be replaced (--max-requests); 0 is never."""
+    jitter = random.randint(0, config.max_requests_jitter)  # noqa: S311 - so that not all workers are replaced at once
+    return config.max_requests and config.max_requests + jitter

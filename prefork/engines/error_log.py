@@ -11,7 +11,7 @@ from prefork.core.log import Log
 _EVERY_S = 1.0
 
 
-class Complaints:
+class RateLimitedLog:
     """WORKER, shared by its threads. What is not logged is counted and told with the next line of the same event."""
 
     def __init__(self, log: Log) -> None:
@@ -35,3 +35,6 @@ class Complaints:
             also = self._held_back.pop(event, 0)
         write = self._log.error if ours else self._log.warning
         write(event, exc=exc, also=also or None, **fields)
+
+
+Complaints = RateLimitedLog

@@ -27,8 +27,8 @@ from prefork.status.scoreboard import (
 )
 
 if TYPE_CHECKING:
-    from prefork.engines.context import Station
-    from prefork.engines.error_log import Complaints
+    from prefork.engines.context import WorkerContext
+    from prefork.engines.error_log import RateLimitedLog
     from prefork.engines.peer import Peer
     from prefork.http.head import Request
     from prefork.http.limits import Refusal
@@ -54,13 +54,13 @@ class Response(Protocol):
 class RequestLog:
     """WORKER. Of all requests of an event loop. Times are ns. `active`: there is an access log."""
 
-    def __init__(self, station: Station, complaints: Complaints, trusted: Trusted) -> None:
-        config = station.config
-        self._complaints = complaints
+    def __init__(self, worker: WorkerContext, errors: RateLimitedLog, trusted: Trusted) -> None:
+        config = worker.config
+        self._errors = errors
         self._trusted = trusted
-        self._counters = station.rows[0].cells  # of the loop
+        self._counters = worker.rows[0].cells  # of the loop
         self._access = AccessLog("json" if config.log_format == "json" else "combined")
-        self._access_out = Outlet(station.terms.access_log) if station.terms.access_log >= 0 else None
+        self._access_out = Outlet(worker.terms.access_log) if worker.terms.access_log >= 0 else None
         self.active = self._access_out is not None
         self.slow_ns = round(config.slow_s * 1e9) or NEVER
 
@@ -93,7 +93,7 @@ class RequestLog:
     ) -> None:
         """Write the error, if there is one, and the line of the access log."""
         if error is not None:
-            self._complaints.add(error, peer.text)
+            self._errors.add(error, peer.text)
         if not self.active:
             return
         client = peer.address
@@ -104,9 +104,7 @@ class RequestLog:
     def refuse(self, peer: Peer[Any], refusal: Refusal, response: bytes) -> None:
         """Count and log a request that the server answers itself, with this response."""
         self._counters[TIMED_OUT if refusal.status == 408 else REFUSED] += 1
-        self._complaints.note(
-            "request refused", ours=False, peer=peer.text, status=refusal.status, reason=refusal.reason
-        )
+        self._errors.note("request refused", ours=False, peer=peer.text, status=refusal.status, reason=refusal.reason)
         if self.active:
             size = len(response.partition(b"\r\n\r\n")[2])
             self._write(self._access.line(time(), peer.address, None, refusal.status, size, 0, _queue_ms(peer)))
@@ -121,7 +119,7 @@ class RequestLog:
 
     def connection_failed(self, error: BaseException, peer: Peer[Any]) -> None:
         """Log what went wrong on the way to a client."""
-        self._complaints.note("connection failed", ours=False, peer=peer.text, error=str(error))
+        self._errors.note("connection failed", ours=False, peer=peer.text, error=str(error))
 
     @staticmethod
     def _note_slow(row: Row, peer: Peer[Any], response: Response, took_ns: int) -> None:
@@ -134,7 +132,7 @@ class RequestLog:
         try:
             self._access_out.write(memoryview(line), patient=True)
         except OSError as error:  # ENOSPC, EPIPE, EAGAIN: the log's trouble must not become the request's
-            self._complaints.note("access log line lost", reason=error.strerror)
+            self._errors.note("access log line lost", reason=error.strerror)
 
 
 def _queue_ms(peer: Peer[Any]) -> int | None:

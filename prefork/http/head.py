@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from prefork.http.fields import FieldTable
     from prefork.http.limits import Limits
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # what a client waits for that `expects_continue`
+
 
 # --- One request as its head describes it. The body follows as bytes events (parser.py).
 

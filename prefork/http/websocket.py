@@ -15,9 +15,9 @@ were unpacked, the rest of what came waits for another call, see `behind`. Fragm
 it makes no difference how many they are. An idle session takes 0.2 KB, plus what its compression holds
 (websocket_deflate.py).
 
-Masks and negotiation are by `websockets` (BSD-3-Clause, nine releases in 2026 so far), which does masks in C. Its own
-protocol class, and `wsproto` (MIT, none in 2026, all in Python, no bound for what it unpacks), take this long for an
-echo of one text message, in microseconds; the floor is masks, UTF-8 and zlib (at level 6, as the two), nothing else:
+Masks are applied by the C code of `websockets` (see `fastest_mask`). The protocol class of `websockets`, and `wsproto`
+(all in Python, no bound for what it unpacks), take this long for an echo of one text message, in microseconds; the
+floor is masks, UTF-8 and zlib (at level 6, as the two), nothing else:
 
                         floor   here   websockets 17.4   wsproto 1.3.2
     32 bytes              0.5    1.3               4.4            12.7
@@ -28,6 +28,8 @@ echo of one text message, in microseconds; the floor is masks, UTF-8 and zlib (a
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -44,9 +46,12 @@ from prefork.http.websocket_close import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefork.http.websocket_deflate import Deflate
 
 Event: TypeAlias = str | bytes | Closed
+Mask: TypeAlias = "Callable[[bytes | bytearray, bytes | bytearray], bytes]"  # of a payload and four bytes
 
 OPEN: Final = 1
 CLOSING: Final = 2
@@ -76,6 +81,28 @@ _MEDIUM = Struct(">BBH")
 _LONG = Struct(">BBQ")
 
 
+def apply_mask(data: bytes | bytearray, mask: bytes | bytearray) -> bytes:
+    """Mask a payload, or unmask it (5.3), in Python: it takes 15 to 30 times as long as in C."""
+    size = len(data)
+    repeated = (mask * (size // 4 + 1))[:size]
+    return (int.from_bytes(data, sys.byteorder) ^ int.from_bytes(repeated, sys.byteorder)).to_bytes(size, sys.byteorder)
+
+
+@cache
+def fastest_mask() -> Mask:
+    """Return the C code of `websockets` that masks, or `apply_mask`.
+
+    Its name is not documented, so a release of `websockets` may move it, or change what it does.
+    """
+    try:
+        from websockets.speedups import apply_mask as in_c  # noqa: PLC0415 - 20 ms, 3 MB that not every worker needs
+
+        works = in_c(b"masked", b"mask") == apply_mask(b"masked", b"mask")
+    except (ImportError, TypeError, ValueError):  # it is not compiled here, or has been changed
+        return apply_mask
+    return in_c if works else apply_mask
+
+
 class WebSocket:
     """A session, from the moment the handshake is answered. `state`: OPEN, CLOSING or CLOSED.
 
@@ -88,12 +115,8 @@ class WebSocket:
     )  # fmt: skip
 
     def __init__(self, *, deflate: Deflate | None = None, max_message_bytes: int = MOST_MESSAGE) -> None:
-        try:
-            from websockets.speedups import apply_mask  # noqa: PLC0415 - 20 ms and 3 MB that not every worker needs
-        except ImportError:  # a platform without its C code
-            from websockets.utils import apply_mask  # noqa: PLC0415 - as above
         self.state = OPEN
-        self._unmask = apply_mask
+        self._unmask = fastest_mask()
         self._deflate = deflate
         self._legal = _LEGAL_WITH_DEFLATE if deflate else _LEGAL
         self._max = max_message_bytes

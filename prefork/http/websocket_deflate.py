@@ -10,24 +10,28 @@ JSON of 150 bytes: 0.3 of its size instead of 0.74). It costs memory in each ses
   quiet session is left without one (`rest`), and none is ever limited to messages by themselves unless it asks for it.
 
 Level 1: 0.24 of the size of JSON of 4 KiB in 29 us; level 6 would be 0.20 in 52 us.
-
-Negotiation is by `websockets`, which is imported with the first offer.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prefork.http.websocket_close import INVALID_DATA, TOO_BIG, ViolationError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from websockets.typing import ExtensionParameter
-
 _NAME = "permessage-deflate"
 _MOST_OFFERED = 1024  # bytes of all offers together; a browser's have 50
+_SERVER_ANEW = "server_no_context_takeover"
+_CLIENT_ANEW = "client_no_context_takeover"
+_SERVER_BITS = "server_max_window_bits"
+_CLIENT_BITS = "client_max_window_bits"
+_PARAMETERS = frozenset({_SERVER_ANEW, _CLIENT_ANEW, _SERVER_BITS, _CLIENT_BITS})
+_SIZES = frozenset(map(str, range(8, 16)))  # of a window, as they may be written (7.1.2)
+_CHARACTER = r"[-!#$%&'*+.^_`|~0-9A-Za-z]"
+_TOKEN = re.compile(rf"{_CHARACTER}+")
+# RFC 6455 9.1: a name, or a name and a value; the value in quotes has to be a token as well.
+_PARAMETER = re.compile(rf'({_CHARACTER}+)[ \t]*(?:=[ \t]*(?:({_CHARACTER}+)|"((?:\\?{_CHARACTER})+)"))?')
 _WINDOW_BITS = 12
 _MEMORY_LEVEL = 5
 _LEVEL = 1
@@ -90,40 +94,64 @@ def negotiate(offers: str) -> tuple[str, Deflate] | None:
         return None
     if len(offers) > _MOST_OFFERED:
         raise ValueError(f"more than {_MOST_OFFERED} bytes")
-    from websockets.exceptions import InvalidHeaderFormat  # noqa: PLC0415 - 30 ms that not every worker needs
-    from websockets.headers import build_extension, parse_extension  # noqa: PLC0415 - as above
-
-    try:
-        found = parse_extension(offers)
-    except InvalidHeaderFormat as error:
-        raise ValueError(str(error)) from None
-    for name, parameters in found:
+    for name, parameters in _parse(offers):
         if name == _NAME and (agreed := _accept(parameters)):
-            answer, deflate = agreed
-            return build_extension([(name, answer)]), deflate
+            return agreed
     return None
 
 
-def _accept(offered: Sequence[ExtensionParameter]) -> tuple[list[ExtensionParameter], Deflate] | None:
-    from websockets.exceptions import NegotiationError  # noqa: PLC0415 - as above
-    from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory  # noqa: PLC0415 - as above
+def _parse(offers: str) -> list[tuple[str, list[tuple[str, str | None]]]]:
+    """Return the offers with their parameters. Raises ValueError.
 
-    for factory in (
-        ServerPerMessageDeflateFactory(
-            server_max_window_bits=_WINDOW_BITS,
-            client_max_window_bits=_WINDOW_BITS,
-            require_client_max_window_bits=True,
-        ),
-        ServerPerMessageDeflateFactory(server_max_window_bits=_WINDOW_BITS, client_no_context_takeover=True),
-    ):
-        try:
-            answer, terms = factory.process_request_params(offered, [])
-        except (NegotiationError, ValueError):  # ValueError: a window of 8 bits, which zlib has not, before 17.4
-            continue
-        return answer, Deflate(
-            server_bits=terms.local_max_window_bits,
-            client_bits=terms.remote_max_window_bits,
-            server_anew=terms.local_no_context_takeover,
-            client_anew=terms.remote_no_context_takeover,
-        )
-    return None
+    Commas and semicolons separate, also between quotes: no token has one.
+    """
+    found = []
+    for offer in offers.split(","):
+        name, *parameters = (part.strip(" \t") for part in offer.split(";"))
+        if not name and not parameters:
+            continue  # RFC 9110 5.6.1.2: an empty element
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is not a token")
+        pairs: list[tuple[str, str | None]] = []
+        for parameter in parameters:
+            match = _PARAMETER.fullmatch(parameter)
+            if match is None:
+                raise ValueError(f"{parameter!r} is not a parameter")
+            key, value, in_quotes = match.groups()
+            pairs.append((key, value if in_quotes is None else in_quotes.replace("\\", "")))
+        found.append((name, pairs))
+    return found
+
+
+def _accept(offered: list[tuple[str, str | None]]) -> tuple[str, Deflate] | None:
+    """Return the answer to one offer, and the contexts; None if the offer cannot be taken (7.1)."""
+    parameters = dict(offered)
+    if len(parameters) < len(offered) or not parameters.keys() <= _PARAMETERS:
+        return None
+    if parameters.get(_SERVER_ANEW) is not None or parameters.get(_CLIENT_ANEW) is not None:
+        return None
+    wanted = parameters.get(_SERVER_BITS, "15")
+    if wanted not in _SIZES or wanted == "8":  # zlib cannot compress with a window of 8 bits
+        return None
+    server_anew = _SERVER_ANEW in parameters
+    client_anew = _CLIENT_ANEW in parameters
+    server_bits = min(int(wanted), _WINDOW_BITS)
+    client_bits = 15
+    answer = [_NAME]
+    if _CLIENT_BITS not in parameters:
+        client_anew = True
+    elif (allowed := parameters[_CLIENT_BITS] or "15") in _SIZES:
+        client_bits = min(int(allowed), _WINDOW_BITS)
+    else:
+        return None
+    if server_anew:
+        answer.append(_SERVER_ANEW)
+    if client_anew:
+        answer.append(_CLIENT_ANEW)
+    answer.append(f"{_SERVER_BITS}={server_bits}")
+    if _CLIENT_BITS in parameters:
+        answer.append(f"{_CLIENT_BITS}={client_bits}")
+    deflate = Deflate(
+        server_bits=server_bits, client_bits=client_bits, server_anew=server_anew, client_anew=client_anew
+    )
+    return "; ".join(answer), deflate

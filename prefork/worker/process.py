@@ -19,7 +19,7 @@ from prefork.core.listener import Listener, own_share
 from prefork.core.log import Log
 from prefork.core.process import ORPHANED, adopted, die_with_parent
 from prefork.engines import engine_of
-from prefork.engines.context import Station
+from prefork.engines.context import WorkerContext
 from prefork.errors import AppLoadError, BootError
 from prefork.runtime.hooks import WorkerPlace
 from prefork.runtime.inherited import Terms
@@ -41,7 +41,7 @@ class Worker:
     config: Config
     log: Log
     board: Scoreboard
-    nudge: int  # eventfd of all workers (engines/balance.py)
+    nudge: int  # eventfd of all workers (engines/accept.py)
     listeners: Sequence[Listener]
     report: int  # write end of the pipe to the master
     lifeline: int  # read end of the pipe whose EOF is the master's death
@@ -82,11 +82,11 @@ class Worker:
                 return 0  # told to stop while the app was loaded
             self.terms.hooks.worker_started(place)
             listeners = own_share(self.listeners, self.slot, everything=life.stopping)
-            station = Station(
+            context = WorkerContext(
                 app=app, config=self.config, listeners=listeners, rows=rows, board=self.board, group=self.group,
                 nudge=self.nudge, terms=self.terms, life=life, log=self.log,
             )  # fmt: skip
-            engine_of(app.kind)(station).run()
+            engine_of(app.kind)(context).run()
         except (AppLoadError, BootError) as error:
             life.failed(error.exit_code, str(error), error.detail)
             return error.exit_code

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from prefork.http.websocket import CLOSED, CLOSING, OPEN, Event, WebSocket
+from prefork.http.websocket import CLOSED, CLOSING, OPEN, Event, WebSocket, apply_mask, fastest_mask
 from prefork.http.websocket_close import Closed, WebSocketError
 from prefork.http.websocket_deflate import Deflate
 from tests.http.outcome import cut, cut_at_random
@@ -379,3 +379,16 @@ def test_a_session_makes_the_same_of_bytes_however_they_are_cut() -> None:
             events = [event for piece in pieces for event in session.feed(piece)]
             outcomes.append((events, session.outgoing(), session.state))
         assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_masks_are_applied_in_c() -> None:
+    """Else `websockets` has moved its undocumented function."""
+    assert fastest_mask() is not apply_mask
+
+
+@pytest.mark.parametrize("mask", [b"\x00\x00\x00\x00", b"\x01\xff\x80\x7f"])
+def test_masking_in_python_is_the_same(mask: bytes) -> None:
+    for size in range(20):
+        data = bytes(range(size))
+        assert apply_mask(data, mask) == apply_mask(bytearray(data), mask) == fastest_mask()(data, mask)
+        assert apply_mask(apply_mask(data, mask), mask) == data

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.exceptions import InvalidHeaderFormat, NegotiationError
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.headers import build_extension, parse_extension
 
 from prefork.http.limits import Refusal
 from prefork.http.response import ResponseError
 from prefork.http.websocket import WebSocket
+from prefork.http.websocket_deflate import negotiate
 from prefork.http.websocket_handshake import Opening, handshake, refuse
 from tests.http.websocket_clients import STAMP, parsed
 
@@ -144,6 +152,54 @@ def test_only_a_subprotocol_that_was_offered_can_be_chosen() -> None:
 )
 def test_compression_is_agreed_on(offer: bytes, answer: bytes | None) -> None:
     assert extensions(offer) == answer
+
+
+PARAMETERS = st.tuples(
+    st.sampled_from(
+        ["server_no_context_takeover", "client_no_context_takeover", "server_max_window_bits", "client_max_window_bits"]
+        * 4
+        + ["unknown"]
+    ),
+    st.sampled_from(
+        ["", "", "", "=8", "=9", "=12", "=13", '="15"', r'="1\0"', "=08", "=16", '=""', '="a b"', "=", " = 9"]
+    ),
+).map("".join)
+OFFERS = st.lists(
+    st.tuples(
+        st.sampled_from(["permessage-deflate"] * 5 + ["x-webkit-deflate-frame", "", "a b"]),
+        st.lists(PARAMETERS, max_size=4),
+        st.sampled_from(["; ", ";", " ;\t", ";;"]),
+    ).map(lambda offer: offer[2].join([offer[0], *offer[1]])),
+    min_size=1,
+    max_size=3,
+).map(", ".join)
+
+
+@given(OFFERS)
+def test_compression_is_agreed_on_as_websockets_does(offers: str) -> None:
+    """Its parser and its two ways to accept an offer: with a window of 12 bits, or with a new context each time."""
+    expected: str | type[ValueError] | None = None
+    try:
+        parsed_offers = parse_extension(offers.strip()) if "permessage-deflate" in offers else []
+    except InvalidHeaderFormat:
+        expected = ValueError
+    else:
+        ways = (
+            {"client_max_window_bits": 12, "require_client_max_window_bits": True},
+            {"client_no_context_takeover": True},
+        )
+        for name, parameters in parsed_offers:
+            for way in ways:
+                factory = ServerPerMessageDeflateFactory(server_max_window_bits=12, **way)
+                with contextlib.suppress(NegotiationError, ValueError):
+                    if expected is None and name == "permessage-deflate":
+                        expected = build_extension([(name, factory.process_request_params(parameters, [])[0])])
+    try:
+        agreed = negotiate(offers.strip())
+        found: str | type[ValueError] | None = agreed and agreed[0]
+    except ValueError:
+        found = ValueError
+    assert found == expected
 
 
 def test_compression_can_be_switched_off() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.engines.accept import AHEAD, ASLEEP_NS, PATIENCE_NS, Balance
+from prefork.engines.accept import AHEAD, ASLEEP_NS, PATIENCE_NS, AcceptBalance
 from prefork.status.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def nudge() -> Iterator[int]:
 
 
 @pytest.fixture
-def workers(nudge: int) -> list[Balance]:
+def workers(nudge: int) -> list[AcceptBalance]:
     board = Scoreboard(groups=64, threads=1)
-    found = [Balance(board, group, nudge) for group in range(4)]
+    found = [AcceptBalance(board, group, nudge) for group in range(4)]
     for group, worker in enumerate(found):
         board.clear(group)
         worker.publish(10, able=True)
@@ -33,21 +33,21 @@ def workers(nudge: int) -> list[Balance]:
     return found
 
 
-def test_who_holds_its_share_or_less_may_take_another(workers: list[Balance]) -> None:
+def test_who_holds_its_share_or_less_may_take_another(workers: list[AcceptBalance]) -> None:
     me = workers[0]
     for held, may in ((0, True), (9, True), (10, True), (11, False), (50, False)):
         me.publish(held, able=True)
         assert me.may_take(held) is may, held
 
 
-def test_alone_it_takes_everything(workers: list[Balance]) -> None:
+def test_alone_it_takes_everything(workers: list[AcceptBalance]) -> None:
     for other in workers[1:]:
         other.publish(0, able=False)  # draining, full, paused or dead
     workers[0].publish(500, able=True)
     assert workers[0].may_take(500)
 
 
-def test_of_two_one_does_not_get_two_while_the_other_has_none(workers: list[Balance]) -> None:
+def test_of_two_one_does_not_get_two_while_the_other_has_none(workers: list[AcceptBalance]) -> None:
     for other in workers[2:]:
         other.publish(0, able=False)
     workers[0].publish(1, able=True)
@@ -56,7 +56,7 @@ def test_of_two_one_does_not_get_two_while_the_other_has_none(workers: list[Bala
     assert workers[1].may_take(0)
 
 
-def test_who_is_long_out_of_epoll_wait_is_not_waited_for(workers: list[Balance]) -> None:
+def test_who_is_long_out_of_epoll_wait_is_not_waited_for(workers: list[AcceptBalance]) -> None:
     """The least loaded worker is in a long request: the others must not leave connections to it."""
     me, stuck = workers[0], workers[1]
     stuck.publish(0, able=True)
@@ -70,46 +70,46 @@ def test_who_is_long_out_of_epoll_wait_is_not_waited_for(workers: list[Balance])
     assert not me.may_take(10)
 
 
-def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(workers: list[Balance]) -> None:
+def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(workers: list[AcceptBalance]) -> None:
     """Its loop is blocked by a timer's callback, say, and its line says that it waits in epoll_wait."""
     me, blocked = workers[0], workers[1]
     blocked.publish(0, able=True)
     assert not me.may_take(10)
-    me.look(10, 1, waits=True)
-    me.look(10, PATIENCE_NS, waits=True)
+    me.check(10, 1, waits=True)
+    me.check(10, PATIENCE_NS, waits=True)
     assert not me.may_take(10), "too soon"
-    me.look(10, PATIENCE_NS + 1, waits=True)
+    me.check(10, PATIENCE_NS + 1, waits=True)
     assert me.may_take(10)
     assert not me.may_take(11), "more than those who do come"
     blocked.publish(1, able=True)
     assert not me.may_take(10)
 
 
-def test_who_has_moved_between_two_looks_is_waited_for(workers: list[Balance]) -> None:
+def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalance]) -> None:
     me, slow = workers[0], workers[1]
     slow.publish(0, able=True)
-    me.look(10, 1, waits=True)
+    me.check(10, 1, waits=True)
     slow.publish(1, able=True)
-    me.look(10, PATIENCE_NS + 1, waits=True)
+    me.check(10, PATIENCE_NS + 1, waits=True)
     assert not me.may_take(10)
-    me.look(10, PATIENCE_NS + 2, waits=False)
-    me.look(10, 2 * PATIENCE_NS + 3, waits=True)
+    me.check(10, PATIENCE_NS + 2, waits=False)
+    me.check(10, 2 * PATIENCE_NS + 3, waits=True)
     assert not me.may_take(10), "in between nothing waited"
-    me.look(10, 3 * PATIENCE_NS + 3, waits=True)
+    me.check(10, 3 * PATIENCE_NS + 3, waits=True)
     assert me.may_take(10)
 
 
-def test_a_nudge_wakes_and_is_heard_once(workers: list[Balance], nudge: int) -> None:
-    workers[0].leave()
+def test_a_nudge_wakes_and_is_heard_once(workers: list[AcceptBalance], nudge: int) -> None:
+    workers[0].nudge()
     assert os.eventfd_read(nudge) == 1
-    workers[0].leave()
-    workers[1].heard()
-    workers[2].heard()  # too late: no error
+    workers[0].nudge()
+    workers[1].take_nudge()
+    workers[2].take_nudge()  # too late: no error
     with pytest.raises(BlockingIOError):
         os.eventfd_read(nudge)
 
 
-def test_who_has_taken_more_than_the_others_is_ahead(workers: list[Balance]) -> None:
+def test_who_has_taken_more_than_the_others_is_ahead(workers: list[AcceptBalance]) -> None:
     me = workers[0]
     assert not me.ahead(10)
     for _ in range(AHEAD):
@@ -125,7 +125,7 @@ def test_who_has_taken_more_than_the_others_is_ahead(workers: list[Balance]) -> 
     assert not me.ahead(10)
 
 
-def test_nobody_is_ahead_of_those_who_could_not_take_one(workers: list[Balance]) -> None:
+def test_nobody_is_ahead_of_those_who_could_not_take_one(workers: list[AcceptBalance]) -> None:
     me, full, loaded, away = workers
     for _ in range(100):
         me.took()
@@ -139,7 +139,7 @@ def test_nobody_is_ahead_of_those_who_could_not_take_one(workers: list[Balance])
     assert not me.ahead(10)
 
 
-def test_who_was_away_need_not_be_waited_for_until_it_has_taken_as_many(workers: list[Balance]) -> None:
+def test_who_was_away_need_not_be_waited_for_until_it_has_taken_as_many(workers: list[AcceptBalance]) -> None:
     me, new = workers[0], workers[1]
     for _ in range(1_000):
         for worker in (me, *workers[2:]):
@@ -151,7 +151,7 @@ def test_who_was_away_need_not_be_waited_for_until_it_has_taken_as_many(workers:
     assert not me.ahead(10)
 
 
-def test_alone_nobody_is_ahead(workers: list[Balance]) -> None:
+def test_alone_nobody_is_ahead(workers: list[AcceptBalance]) -> None:
     for other in workers[1:]:
         other.publish(0, able=False)
     for _ in range(100):

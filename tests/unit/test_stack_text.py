@@ -40,11 +40,11 @@ def test_of_many_deep_stacks_the_innermost_calls_are_kept_of_all() -> None:
 
 def test_the_applications_part_begins_where_an_engine_calls_it() -> None:
     ours = entry("/usr/runpy.py", "run") + entry(f"{HOME}/cli.py", "main") + entry("/click/core.py", "invoke")
-    ours += entry(f"{HOME}/engines/reactor.py", "run") + entry(f"{HOME}/http/wsgi.py", "step")
+    ours += entry(f"{HOME}/engines/wsgi/loop.py", "run") + entry(f"{HOME}/http/wsgi.py", "step")
     theirs = entry("/app.py", "app") + entry(f"{HOME}/http/wsgi.py", "start_response")
     assert application(ours + theirs) == theirs
     assert application(theirs) == theirs
-    assert application(ours) == entry(f"{HOME}/engines/reactor.py", "run") + entry(f"{HOME}/http/wsgi.py", "step")
+    assert application(ours) == entry(f"{HOME}/engines/wsgi/loop.py", "run") + entry(f"{HOME}/http/wsgi.py", "step")
     assert application("") == ""
 
 

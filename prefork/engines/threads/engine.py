@@ -13,7 +13,6 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-import random
 import select
 import socket
 import socketserver
@@ -25,8 +24,8 @@ from typing import Any, cast
 
 from prefork.core.address import format_sockaddr
 from prefork.core.listener import ACCEPT_WAIT_S, Listener, timeval
-from prefork.engines.context import Station
-from prefork.engines.error_log import Complaints
+from prefork.engines.context import WorkerContext, most_units
+from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.linger import close
 from prefork.engines.peer import note_wait
 from prefork.engines.request_log import count_unit
@@ -103,24 +102,24 @@ class BlockingEngine:
 
     name = "blocking"
 
-    def __init__(self, station: Station) -> None:
-        app, config = station.app, station.config
-        if station.terms.tls or config.proxy_protocol:
-            what = "--tls-cert" if station.terms.tls else "--proxy-protocol"
+    def __init__(self, worker: WorkerContext) -> None:
+        app, config = worker.app, worker.config
+        if worker.terms.tls or config.proxy_protocol:
+            what = "--tls-cert" if worker.terms.tls else "--proxy-protocol"
             raise BootError(f"{what} is for HTTP, but {config.app!r} is a {app.kind} handler; leave it out")
         self._app = app
         self._config = config
-        self._listeners = list(station.listeners)
-        self._rows = list(station.rows)
+        self._listeners = list(worker.listeners)
+        self._rows = list(worker.rows)
         self._idle_s = config.idle_timeout_s
         self._slow_ns = round(config.slow_s * 1e9) or NEVER
         self._drains = all(listener.owned for listener in self._listeners)  # the accept queue is ours alone
-        self._life = station.life
-        self._log = station.log
-        self._complaints = Complaints(station.log)
+        self._life = worker.life
+        self._log = worker.log
+        self._errors = RateLimitedLog(worker.log)
         self._go = threading.Event()  # the master knows that this worker is ready
         self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
-        self._most = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)  # noqa: S311
+        self._most = most_units(config)
         self._asked_to_leave = False
         self._server = _server(self._listeners[0], app) if app.kind == "socketserver" else None
         self._handle = self._handle_request if self._server else self._handle_stream
@@ -253,7 +252,7 @@ class BlockingEngine:
             outcome = fate or COMPLETED
         else:
             outcome = ERRORS
-            self._complaints.add(error, row.peer)
+            self._errors.add(error, row.peer)
         took_ns = busy_ns - before_ns
         count_unit(row, outcome, took_ns)
         if took_ns >= self._slow_ns:
@@ -261,7 +260,7 @@ class BlockingEngine:
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in ACCEPT_PAUSE:
-            self._complaints.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
+            self._errors.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
             time.sleep(ACCEPT_PAUSE_S)
         elif error.errno not in ACCEPT_IGNORED and not (self._life.stopping and error.errno in QUEUE_EMPTY):
             raise error

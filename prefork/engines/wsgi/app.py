@@ -16,7 +16,7 @@ from prefork.status.scoreboard import BUSY_NS, SINCE, Row
 
 if TYPE_CHECKING:
     from prefork.core.listener import Listener
-    from prefork.engines.context import Station
+    from prefork.engines.context import WorkerContext
     from prefork.engines.http_context import HttpContext
     from prefork.engines.request_log import RequestLog
     from prefork.http.body import BodyBuffer, FilePart
@@ -53,15 +53,15 @@ WsgiPeer = Peer[Environs]
 class WsgiApp:
     """WORKER. The application as the loop and the threads of its pool call it. `busy_ns`: spent in it, in all."""
 
-    def __init__(self, station: Station, context: HttpContext, log: RequestLog) -> None:
-        self._app = station.app.target
+    def __init__(self, worker: WorkerContext, context: HttpContext, log: RequestLog) -> None:
+        self._app = worker.app.target
         self._context = context
         self._log = log
-        self._in_loop = station.config.threads == 1  # then the loop writes the busy time, once a turn
-        self._sendfile = station.terms.tls is None
+        self._in_loop = worker.config.threads == 1  # then the loop writes the busy time, once a turn
+        self._sendfile = worker.terms.tls is None
         self.busy_ns = 0
-        errors = ErrorStream(station.log.handler.fd)
-        self._environs = {listener: _environ(listener, station, errors) for listener in station.listeners}
+        errors = ErrorStream(worker.log.handler.fd)
+        self._environs = {listener: _environ(listener, worker, errors) for listener in worker.listeners}
 
     def view(self, listener: Listener, address: str, port: int) -> Environs:
         """The environs of a connection's requests."""
@@ -121,13 +121,13 @@ class WsgiApp:
             environ["HTTP_HOST"] = origin.host.decode("latin1")
 
 
-def _environ(listener: Listener, station: Station, errors: ErrorStream) -> Environ:
-    config = station.config
+def _environ(listener: Listener, worker: WorkerContext, errors: ErrorStream) -> Environ:
+    config = worker.config
     address = listener.sock.getsockname() if listener.sock.family != socket.AF_UNIX else ("", 0)
     return for_listener(
         name=address[0],
         port=address[1],
-        scheme="https" if station.terms.tls else "http",
+        scheme="https" if worker.terms.tls else "http",
         errors=cast("TextIO", errors),
         multithread=config.threads > 1,
         multiprocess=config.workers > 1,

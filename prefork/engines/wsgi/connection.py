@@ -22,7 +22,7 @@ from prefork.engines.timers import NEVER
 from prefork.engines.wsgi.phases import Host
 from prefork.errors import CLIENT_GONE, PlainHttpError
 from prefork.http.body import FilePart
-from prefork.http.head import Request
+from prefork.http.head import CONTINUE, Request
 from prefork.http.limits import Refusal
 from prefork.http.request_queue import Incoming, Whole
 from prefork.http.response import error_response
@@ -80,7 +80,6 @@ class PendingWrite:
 
 IDLE, HEAD, BODY, BUSY, WRITING, CLOSED = range(6)
 _CHUNK = 16384  # bytes of one recv()
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class ConnectionHost(Host, Protocol):
@@ -197,7 +196,7 @@ class HttpConnection:
     def _send_continue(self) -> bool:
         self._incoming.continues = False
         try:
-            self._sock.send(_CONTINUE)
+            self._sock.send(CONTINUE)
         except OSError as error:
             self._lost(error)
         return self.state != CLOSED

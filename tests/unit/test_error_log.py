@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefork.core.log import open_log
-from prefork.engines.error_log import Complaints
+from prefork.engines.error_log import RateLimitedLog
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Heard:
-    """Complaints, and the lines that they made so far."""
+    """A RateLimitedLog, and the lines that it made so far."""
 
     def __init__(self) -> None:
         self._read_end, self._fd = os.pipe()
         os.set_blocking(self._read_end, False)
-        self.complaints = Complaints(open_log(style="json", fd=self._fd))
+        self.complaints = RateLimitedLog(open_log(style="json", fd=self._fd))
         self._lines: list[dict[str, Any]] = []
 
     def lines(self) -> list[dict[str, Any]]:
