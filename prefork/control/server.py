@@ -1,8 +1,8 @@
 """MASTER. The control socket, served from the master's own loop.
 
-The master polls one descriptor, `fd`: an epoll of the socket and its clients. Its loop calls `hear` when it reads what
-came in and `tell` when it has acted, so that a command's effect is decided on at once and its end is seen at once.
-Every call takes what is there and returns; conversation.py has the protocol and the deadlines.
+The master polls one descriptor, `fd`: an epoll of the socket and its clients. Its loop calls `read_requests` when it
+reads what came in and `maintain` when it has acted, so that a command's effect is decided on at once and its end is
+seen at once. Every call takes what is there and returns; protocol.py has the protocol and the deadlines.
 
 Who may speak: the user the master runs as, and root. File modes keep others out of the default place; for a socket
 that was put elsewhere, the kernel's word on the peer decides (SO_PEERCRED).
@@ -30,7 +30,7 @@ _NEVER = float("inf")
 
 
 class Control:
-    """MASTER. `fd` is readable when `hear` has something to do; it is there also when there is no socket."""
+    """MASTER. `fd` is readable when `read_requests` has something to do; it is there also when there is no socket."""
 
     def __init__(self, obey: Callable[[Request, Peer], Deed], log: Log) -> None:
         self._obey = obey
@@ -73,7 +73,7 @@ class Control:
 
     # --- each turn of the master's loop
 
-    def hear(self, now_s: float) -> None:
+    def read_requests(self, now_s: float) -> None:
         """Take new clients and what clients say; carry out what they ask for."""
         for fd, events in self._epoll.poll(0):
             if client := self._clients.get(fd):
@@ -84,7 +84,7 @@ class Control:
             elif self._listener is not None:
                 self._accept_all(self._listener, now_s)
 
-    def tell(self, now_s: float) -> float:
+    def maintain(self, now_s: float) -> float:
         """Tell clients how far their commands are; return when to come again (monotonic seconds)."""
         if self._listener is not None and now_s >= self._resume_s:
             self._resume_s = _NEVER
@@ -144,7 +144,7 @@ class Control:
 
     # --- ends
 
-    def leave(self) -> None:
+    def stop_accepting(self) -> None:
         """Remove the socket and take no new clients: from now on another master is to be asked."""
         if self._listener is not None:
             self._epoll.unregister(self._listener.sock)
@@ -156,14 +156,14 @@ class Control:
 
     def close(self, now_s: float) -> None:
         """End every conversation, those that wait for the end last of all, and remove the socket."""
-        self.leave()
-        self.tell(now_s)
+        self.stop_accepting()
+        self.maintain(now_s)
         for client in self._clients.values():
             client.close()
         self._clients.clear()
         self._epoll.close()
 
-    def drop(self) -> None:
+    def close_in_child(self) -> None:
         """CHILD: close the copies that only the master may hold."""
         self._epoll.close()
         if self._listener is not None:

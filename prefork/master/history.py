@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, fields
 
 from prefork.config.config import Config
 from prefork.core.log import utc
+from prefork.master.observer import Observer
 from prefork.master.policy import Policy
-from prefork.master.roster import Abandoned, Action, Reloaded, Spawn, WorkerHandle
-from prefork.master.workers import Message, Workforce
+from prefork.master.roster import Abandoned, Reloaded, Spawn, WorkerHandle
+from prefork.master.workers import Message, Workers
+from prefork.runtime.master_link import Kind
 from prefork.status.collect import Survey, held_is_busy
 from prefork.status.deaths import Obituaries, Obituary
 from prefork.status.document import Document, name_of, state
@@ -20,12 +22,12 @@ _KNOWN = [each.name for each in fields(KnownWorker)]
 
 
 @dataclass(slots=True, kw_only=True)
-class Census:
+class Census(Observer):
     """MASTER. `facts` is what nobody else knows, `document` the whole of `status --json`."""
 
     config: Config
     policy: Policy
-    force: Workforce
+    force: Workers
     control: str | None = None  # the path of the socket
     reloads: dict[int, str | None] = field(default_factory=dict)  # how the latest ended: why not, by generation
     _survey: Survey = field(init=False)
@@ -42,15 +44,11 @@ class Census:
 
     # --- what happened
 
-    def acted(self, action: Action) -> None:
+    def reload_finished(self, outcome: Reloaded | Abandoned) -> None:
         """Note how a reload has ended."""
-        match action:
-            case Reloaded(generation) if generation > self.policy.first:
-                self._reloaded(generation, None)
-            case Abandoned(generation, reason):
-                self._reloaded(generation, reason)
+        self._reloaded(outcome.generation, outcome.reason if isinstance(outcome, Abandoned) else None)
 
-    def spawned(self, order: Spawn) -> None:
+    def worker_spawned(self, order: Spawn) -> None:
         """Note why a worker was replaced, if one was."""
         match order.cause:
             case "respawn":
@@ -75,16 +73,20 @@ class Census:
             "ended": utc(time.time()),
         }
 
-    def heard(self, message: Message) -> None:
-        """Note what a worker said."""
-        if message.kind == "ready":
+    def message_received(self, message: Message) -> None:
+        """Note what kind of application the workers serve, and how."""
+        if message.kind == Kind.READY:
             self._kind = message.fields.get("app_kind"), message.fields.get("engine")
 
-    def buried(self, obituary: Obituary) -> None:
+    def worker_exited(self, death: Obituary) -> None:
         """Note a death, and its cause if the slot is to be filled again."""
-        worker = obituary.worker
+        worker = death.worker
         if worker.retiring_s is None:
-            self._deaths[worker.slot] = obituary.cause
+            self._deaths[worker.slot] = death.cause
+
+    def worker_died(self, death: Obituary, respawn_in_s: float | None) -> None:
+        """Keep the death for whoever asks for the latest."""
+        self.obituaries.keep(death, respawn_in_s)
 
     def tick(self, now_s: float) -> float:
         """Note how busy everybody was, when it is time to; return when to come again."""

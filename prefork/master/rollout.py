@@ -65,7 +65,9 @@ class Rollout:
         self._prepared.add(generation)
         self._asked.pop(generation, None)
         if self.phase == PREPARING and generation == self._latest:
-            self._previous, self.generation, self.phase = self.generation, generation, ROLLING
+            self._previous = self.generation
+            self.generation = generation
+            self.phase = ROLLING
 
     def lost(self, generation: int, reason: str) -> bool:
         """What workers of the generation are forked from is gone, or never came; True if it is needed again."""
@@ -102,7 +104,8 @@ class Rollout:
 
     def step(self, roster: Roster, workers: int, now_s: float) -> list[Action]:
         """Return what is to be done next."""
-        news, self._news = self._news, []
+        news = self._news
+        self._news = []
         wanted = self._wanted
         if wanted and wanted not in self._prepared and wanted not in self._asked:
             self._asked[wanted] = now_s

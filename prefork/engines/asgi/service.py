@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prefork.engines.aio.service import Premises
     from prefork.engines.asgi.app import AsgiPeer
     from prefork.engines.asgi.request import Exchange
-    from prefork.runtime.master_link import Life
+    from prefork.runtime.master_link import MasterLink
 
 
 # --- The lifespan of an ASGI application: it is told when the worker begins to serve, and when it has ended.
@@ -117,7 +117,7 @@ class Lifespan:
 class SlowTasks:
     """WORKER. `running`: the calls of the application, in the order of their beginnings."""
 
-    def __init__(self, running: Mapping[Exchange, asyncio.Task[None]], slow_ns: int, life: Life) -> None:
+    def __init__(self, running: Mapping[Exchange, asyncio.Task[None]], slow_ns: int, life: MasterLink) -> None:
         self._running = running
         self._slow_ns = slow_ns
         self._life = life
