@@ -314,7 +314,7 @@ class Master:
                 self._abandoned(action)
 
     def _prepare(self, generation: int) -> None:
-        if self._policy.booted:
+        if self._policy.booted and self._policy.rollout.replaces:  # else a template that has died is replaced
             for observer in self._observers:
                 observer.reload_started()
         if reason := self._workers.prepare(generation):
