@@ -1,4 +1,4 @@
-"""ADMIN. One client: a request in, an answer out, the end. Nothing here waits, and nobody stays beyond a deadline."""
+"""ADMIN. One HTTP client: a request in, an answer out, the end. Nothing here blocks; every client has a deadline."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from prefork.http.head import Request
 from prefork.http.limits import Limits, phrase
 from prefork.http.parser import RequestParser
 from prefork.http.response import error_response, stamp
-from prefork.status import prometheus as metrics
-from prefork.status.collect import Picture, Survey
-from prefork.status.server_state import Facts
-from prefork.status.snapshot import Bulletin
+from prefork.status import prometheus
+from prefork.status.collect import Collector, ServerSnapshot
+from prefork.status.server_state import MasterState
+from prefork.status.snapshot import SharedSnapshot
 
-# --- What is answered to whom asks: the server's health, its figures, and a page that shows them.
+# --- The answers: the server's health, its figures, and a page that shows them.
 #
-# All figures of a moment come from one picture, taken at most once in FRESH_S however many ask. A picture is taken anew
-# if the master told of something meanwhile: the rows of a worker that has died may be another's then.
-
+# All figures come from one snapshot, taken at most once in FRESH_S, however many clients ask. It is taken again if the
+# master has written a new state meanwhile: the rows of a worker that has died may belong to another one by then.
 
 FRESH_S = 0.1
-HUNG_S = 10.0  # the master says every second that it lives, and waits for nothing as long as this
+HUNG_S = 10.0  # the master has a heartbeat every second, and waits for nothing as long as this
 _TRIES = 20
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
@@ -36,7 +35,7 @@ _POLICY = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response, but for how it is sent."""
+    """A response, before it is written as HTTP."""
 
     status: int
     body: bytes
@@ -45,17 +44,17 @@ class Answer:
 
 
 class Answers:
-    """ADMIN. `answer` never waits for the master."""
+    """ADMIN. Answers requests from shared memory, and never waits for the master."""
 
-    def __init__(self, *, bulletin: Bulletin, survey: Survey, page: bytes) -> None:
-        self._bulletin = bulletin
-        self._survey = survey
+    def __init__(self, *, shared: SharedSnapshot, collector: Collector, page: bytes) -> None:
+        self._shared = shared
+        self._collector = collector
         self._page = page
-        self._turn = 0  # of `_facts`
-        self._facts: Facts | None = None
-        self._picture: Picture | None = None
-        self._stale_s = 0.0  # when to take another
-        self._texts: dict[str, bytes] = {}  # of the picture, by path
+        self._version = 0  # of `_state`
+        self._state: MasterState | None = None
+        self._snapshot: ServerSnapshot | None = None
+        self._stale_s = 0.0  # when to take another snapshot
+        self._texts: dict[str, bytes] = {}  # of the snapshot, by name
         self._paths: dict[bytes, Callable[[], Answer]] = {
             b"/": self._show,
             b"/healthz": self._health,
@@ -65,15 +64,15 @@ class Answers:
         }
 
     def answer(self, method: str, path: bytes) -> Answer:
-        """What to say to a request."""
+        """The answer to a request."""
         if method not in ("GET", "HEAD"):
             return Answer(405, b"405 Method Not Allowed\n", fields=(("Allow", "GET, HEAD"),))
         found = self._paths.get(path)
         return found() if found else Answer(404, b"404 Not Found\n")
 
     def tick(self, now_s: float) -> float:
-        """Note how busy the workers are, when it is time to; return when to come again."""
-        return self._survey.tick(now_s, self._known().workers)
+        """Note how busy every worker is, when it is time to; return when to call again (monotonic seconds)."""
+        return self._collector.tick(now_s, self._master_state().workers)
 
     # --- the paths
 
@@ -87,47 +86,47 @@ class Answers:
         return Answer(503, f"the master has not been heard of for {silent_s:.0f} s\n".encode())
 
     def _readiness(self) -> Answer:
-        unready = self._known().unready
+        unready = self._master_state().unready
         return Answer(503, f"{unready}\n".encode()) if unready else Answer(200, b"ready\n")
 
     def _metrics(self) -> Answer:
         alive = self._silent_s() < HUNG_S
-        text = self._text("metrics", lambda picture: metrics.render(picture, alive=alive))
-        return Answer(200, text, metrics.CONTENT_TYPE)
+        text = self._text("metrics", lambda snapshot: prometheus.render(snapshot, alive=alive))
+        return Answer(200, text, prometheus.CONTENT_TYPE)
 
     def _status(self) -> Answer:
-        return Answer(200, self._text("status", lambda picture: _json(picture.document)), "application/json")
+        return Answer(200, self._text("status", lambda snapshot: _json(snapshot.document)), "application/json")
 
-    # --- where they come from
+    # --- the state and the snapshot
 
     def _silent_s(self) -> float:
-        return (time.monotonic_ns() - self._bulletin.beaten_ns) / 1e9
+        return (time.monotonic_ns() - self._shared.heartbeat_ns) / 1e9
 
-    def _known(self) -> Facts:
-        """What the master tells."""
-        if self._facts is None or self._bulletin.turn != self._turn:
-            self._turn, text = self._bulletin.read()
-            self._facts = Facts.from_text(text)
-        return self._facts
+    def _master_state(self) -> MasterState:
+        """The latest that the master has written."""
+        if self._state is None or self._shared.version != self._version:
+            self._version, text = self._shared.read()
+            self._state = MasterState.from_text(text)
+        return self._state
 
-    def _text(self, name: str, write: Callable[[Picture], bytes]) -> bytes:
-        """A text about the server as it is now, or was less than FRESH_S ago."""
+    def _text(self, name: str, write: Callable[[ServerSnapshot], bytes]) -> bytes:
+        """A text about the server as it is now, or was at most FRESH_S ago."""
         now_s = time.monotonic()
-        if self._picture is None or now_s >= self._stale_s or self._bulletin.turn != self._turn:
-            self._picture = self._look() or self._picture
+        if self._snapshot is None or now_s >= self._stale_s or self._shared.version != self._version:
+            self._snapshot = self._take_snapshot() or self._snapshot
             self._stale_s = now_s + FRESH_S
             self._texts.clear()
-        assert self._picture is not None
+        assert self._snapshot is not None
         if name not in self._texts:
-            self._texts[name] = write(self._picture)
+            self._texts[name] = write(self._snapshot)
         return self._texts[name]
 
-    def _look(self) -> Picture | None:
-        """Take a picture of a moment at which nothing happened; None if something always does, which cannot last."""
+    def _take_snapshot(self) -> ServerSnapshot | None:
+        """Take a snapshot during which the master wrote nothing; None if it always does, which cannot last."""
         for _ in range(_TRIES):
-            picture = self._survey.picture(self._known())
-            if self._bulletin.turn == self._turn:
-                return picture
+            snapshot = self._collector.snapshot(self._master_state())
+            if self._shared.version == self._version:
+                return snapshot
         return None
 
 
@@ -142,7 +141,7 @@ _CHUNK = 16384
 
 
 class AdminClient:
-    """ADMIN. `until_s`: when to lose patience; `interest`: what to wait for; `over`: close it."""
+    """ADMIN. One connection. `until_s`: its deadline; `interest`: the events to wait for; `over`: close it."""
 
     def __init__(self, sock: socket.socket, now_s: float) -> None:
         self.sock = sock
@@ -155,8 +154,8 @@ class AdminClient:
         self._left = _LINGER_BYTES
         sock.setblocking(False)
 
-    def attend(self, answers: Answers, now_s: float) -> None:
-        """Its socket is ready. Raises what goes wrong with an answer."""
+    def on_ready(self, answers: Answers, now_s: float) -> None:
+        """Read or write, as its socket is ready. Raises what goes wrong with an answer."""
         try:
             if self.interest == select.EPOLLOUT:
                 self._send(now_s)
@@ -175,11 +174,11 @@ class AdminClient:
             self.over = True  # it has gone
 
     def fail(self, now_s: float) -> None:
-        """There is no answer, by a fault of ours."""
+        """Answer with 500, after a fault of ours."""
         self._say(error_response(500, stamp(time.time())), now_s)
 
     def close(self) -> None:
-        """End it."""
+        """Close its socket."""
         self.sock.close()
 
     def _answer(self, event: object, answers: Answers, now_s: float) -> None:

@@ -1,9 +1,9 @@
-"""ADMIN. The process of --admin: tells operators and their programs how the server is, while everybody else is busy.
+"""ADMIN. The process of --admin: it answers over HTTP how the server is, while workers and master are busy.
 
-Forked by the master, it reads what that writes (bulletin.py), the scoreboard and the listeners' queues, all shared
-memory or a look at a socket: no worker and no master is asked, or waited for. One thread, one loop, few clients, each
-with a deadline; where too many come, the one that has been here longest makes room, so that a probe of the service
-manager is heard beside any number of clients that say nothing.
+The master forks it. It reads the state that the master writes (status/snapshot.py), the scoreboard, and the queues of
+the listeners: shared memory and the kernel, so it never asks or waits for another process. One thread, one loop, few
+clients, each with a deadline. When there are too many, the oldest one is closed, so that a health probe is answered
+beside any number of idle connections.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from prefork.core.signals import NOT_OURS, SignalInbox, ignore
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S
 
 CLIENTS_MOST = 64
-LEAVE = signal.SIGUSR2  # the master's word to go; not TERM, which a service manager sends to everybody
-LEAVE_S = 1.0  # for clients it has, once it was told to go
+LEAVE = signal.SIGUSR2  # the master's order to stop; not TERM, which a service manager sends to every process
+LEAVE_S = 1.0  # for the clients that it has, once it was told to stop
 NO_IDENTITY = 3  # exit code
 _NEVER = float("inf")
 
 
 @dataclass(slots=True, kw_only=True)
 class Admin:
-    """ADMIN. Everything it was given before the fork, and its clients."""
+    """ADMIN. What it was given before the fork, and its clients."""
 
     listener: Listener
     answers: Answers
@@ -50,7 +50,7 @@ class Admin:
     _sock: socket.socket = field(init=False)  # listens
     _epoll: select.epoll = field(init=False)
     _resume_s: float = _NEVER  # accepting pauses until then
-    _leave_s: float = _NEVER  # when to be gone
+    _leave_s: float = _NEVER  # when to exit
 
     def run(self) -> int:
         """Answer until told to leave. Returns the exit code."""
@@ -65,7 +65,7 @@ class Admin:
             return NO_IDENTITY
         if not die_with_parent(self.master, self.libc):
             return ORPHANED
-        for signum in (*NOT_OURS, signal.SIGTERM):  # a stop is the master's business: we answer until it has ended
+        for signum in (*NOT_OURS, signal.SIGTERM):  # the master stops us: we answer until it has ended
             ignore(signum)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         inbox = SignalInbox([LEAVE, signal.SIGUSR1])
@@ -84,21 +84,21 @@ class Admin:
                 if fd == self.lifeline:
                     return ORPHANED
                 if client := self._clients.get(fd):
-                    self._attend(client)
+                    self._handle(client)
                 elif fd == self._sock.fileno() and self._leave_s == _NEVER:
                     self._accept_all()
-            came = inbox.take()
-            if signal.SIGUSR1 in came:
+            signals = inbox.take()
+            if signal.SIGUSR1 in signals:
                 self.log.reopen()
-            if LEAVE in came and self._leave_s == _NEVER:
-                self._leave()
+            if LEAVE in signals and self._leave_s == _NEVER:
+                self._stop_accepting()
         return 0
 
     def _wake_s(self, now_s: float) -> float:
-        """Do what is due; return when something is, if nothing happens before."""
+        """Keep deadlines; return the next one (monotonic seconds)."""
         for fd, client in list(self._clients.items()):
             if now_s >= min(client.until_s, self._leave_s):
-                self._forget(fd)
+                self._close(fd)
         if now_s >= self._resume_s and self._leave_s == _NEVER:
             self._resume_s = _NEVER
             self._epoll.modify(self._sock, select.EPOLLIN)
@@ -106,7 +106,7 @@ class Admin:
         return min([self.answers.tick(now_s), self._resume_s, self._leave_s, *deadlines])
 
     def _accept_all(self) -> None:
-        """Take everybody who waits, but no more than a turn's worth."""
+        """Accept all clients that wait, at most CLIENTS_MOST in a turn."""
         for _ in range(CLIENTS_MOST):
             try:
                 sock, _address = self._sock.accept()
@@ -118,28 +118,28 @@ class Admin:
                     raise
                 return
             if len(self._clients) >= CLIENTS_MOST:
-                self._forget(next(iter(self._clients)))
+                self._close(next(iter(self._clients)))
             client = AdminClient(sock, time.monotonic())
             self._clients[sock.fileno()] = client
             self._epoll.register(sock, client.interest)
-            self._attend(client)  # most have said what they want
+            self._handle(client)  # most have sent their request already
 
-    def _attend(self, client: AdminClient) -> None:
+    def _handle(self, client: AdminClient) -> None:
         fd, before = client.sock.fileno(), client.interest
         try:
-            client.attend(self.answers, time.monotonic())
+            client.on_ready(self.answers, time.monotonic())
         except Exception as error:  # noqa: BLE001 - the admin's border: a fault of ours costs one answer
             self.log.error("admin cannot answer", exc=error)
             client.fail(time.monotonic())
         if client.over:
-            self._forget(fd)
+            self._close(fd)
         elif client.interest != before:
             self._epoll.modify(fd, client.interest)
 
-    def _forget(self, fd: int) -> None:
-        self._clients.pop(fd).close()  # which ends the watch, too: nobody else has the descriptor
+    def _close(self, fd: int) -> None:
+        self._clients.pop(fd).close()  # epoll drops it, too: no other process has the descriptor
 
-    def _leave(self) -> None:
-        """Accept no more; whoever was accepted is heard out, as what it asks may be on its way."""
+    def _stop_accepting(self) -> None:
+        """Accept no more clients; those that were accepted get their answer, as their request may be on its way."""
         self._leave_s = time.monotonic() + LEAVE_S
         self._epoll.unregister(self._sock)

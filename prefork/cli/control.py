@@ -1,4 +1,4 @@
-"""CLIENT. The commands that talk to a running server: status, reload, scale, stop, stack, obituaries."""
+"""CLIENT. The commands that talk to a running server: status, reload, scale, stop, stack, deaths."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from prefork.cli.options import EXITS, talks
+from prefork.cli.options import EXITS, needs_server
 from prefork.control.client import ask, find, printable, wait_gone
-from prefork.status.deaths import KEPT, page
+from prefork.status.deaths import KEPT, deaths_page
 from prefork.status.definitions import explanation
 from prefork.status.document import stacks_page, table
 
 
 @click.command(epilog=EXITS)
-@talks
+@needs_server
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
 @click.option("--explain", is_flag=True, help="Say what each figure means; no server is asked.")
 def status(place: str, as_json: bool, explain: bool) -> None:
@@ -29,7 +29,7 @@ def status(place: str, as_json: bool, explain: bool) -> None:
 
 
 @click.command(epilog=EXITS)
-@talks
+@needs_server
 def reload(place: str) -> None:
     """Replace every worker by one that loads the app anew, each ready before the old one leaves; wait until done."""
     answer = _watch(place, {"command": "reload"})
@@ -39,7 +39,7 @@ def reload(place: str) -> None:
 
 @click.command(epilog=EXITS)
 @click.argument("workers", type=click.IntRange(min=0))
-@talks
+@needs_server
 def scale(place: str, workers: int) -> None:
     """Run WORKERS worker processes from now on; 0 leaves clients waiting until there are more. Wait until done."""
     answer = _watch(place, {"command": "scale", "workers": workers})
@@ -47,7 +47,7 @@ def scale(place: str, workers: int) -> None:
 
 
 @click.command(epilog=EXITS)
-@talks
+@needs_server
 def stop(place: str) -> None:
     """Stop the server gracefully, as SIGTERM does; wait until it has ended."""
     answer = _watch(place, {"command": "stop"})
@@ -57,7 +57,7 @@ def stop(place: str) -> None:
 
 @click.command(epilog=EXITS)
 @click.argument("slot", type=click.IntRange(min=0), required=False)
-@talks
+@needs_server
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def stack(place: str, slot: int | None, as_json: bool) -> None:
     """Show the Python stacks of every live worker, or of the one in SLOT."""
@@ -69,16 +69,16 @@ def stack(place: str, slot: int | None, as_json: bool) -> None:
 
 
 @click.command(epilog=EXITS)
-@talks
+@needs_server
 @click.option("--last", default=KEPT, type=click.IntRange(min=1), metavar="N", help="Only the last N.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def obituaries(place: str, last: int, as_json: bool) -> None:
-    """Show how workers died that nobody had told to leave: when, of what, whom they served, where they were."""
-    answer = ask(find(place), {"command": "obituaries", "last": last}, progress=_ignore)
-    click.echo(json.dumps(answer, indent=2) if as_json else printable(page(answer)))
+def deaths(place: str, last: int, as_json: bool) -> None:
+    """Show the last unexpected deaths of workers: the time, the cause, the request in progress, and the stacks."""
+    answer = ask(find(place), {"command": "deaths", "last": last}, progress=_ignore)
+    click.echo(json.dumps(answer, indent=2) if as_json else printable(deaths_page(answer)))
 
 
-COMMANDS = (status, reload, scale, stop, stack, obituaries)
+COMMANDS = (status, reload, scale, stop, stack, deaths)
 
 
 def _watch(place: str, request: dict[str, Any]) -> Any:

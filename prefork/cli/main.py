@@ -1,4 +1,4 @@
-"""The command line: `prefork serve`, `prefork send`. Options come from option.OPTIONS; errors have their exit codes."""
+"""The command line: `prefork` and its commands. Options come from config.options.OPTIONS; errors have exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of `prefork serve` for click, made of option.OPTIONS, and for every command that takes the same ones."""
+"""The options of `prefork serve` for click, from config.options.OPTIONS, and for other commands that take them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import click
 from prefork.config.config import configure
 from prefork.config.options import OPTIONS, Option
 
-# --- What every command has that talks to a server: where to find it, and how it ends.
+# --- what every command that talks to a server has: --control, and its exit codes
 
 
 _CONTROL_HELP = "The server's control socket; by default that of the only server that you are running."
 EXITS = "Exit codes: 0 done, 1 refused or abandoned (and why), 6 no server."
 
 
-def talks(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what every command has that talks to a server."""
+def needs_server(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --control."""
     return click.option(
         "--control", "place", default="auto", envvar="PREFORK_CONTROL", metavar="PATH", help=_CONTROL_HELP
     )(command)

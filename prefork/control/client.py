@@ -1,7 +1,7 @@
-"""CLIENT. Finds a running server by its control socket and asks it: the other side of conversation.py.
+"""CLIENT. Finds the control socket of a running server and sends it commands; protocol.py has the other side.
 
-Every wait has an end: a master that serves a command says something at least every HEARTBEAT_S, so one that says
-nothing for ANSWER_S is stopped or overloaded.
+Every wait has an end: a master that serves a command sends a line at least every HEARTBEAT_S, so one that sends none
+for ANSWER_S is stopped or overloaded.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from prefork.core.listener import timeval
 from prefork.errors import PreforkError
 
 ANSWER_S = 3 * HEARTBEAT_S
-_IDENTIFY_S = 2.0  # when several servers run: how long each may take to say what it is
-_EXIT_S = 1.0  # from the last word of a server that stops to its process's end
+_IDENTIFY_S = 2.0  # when several servers run: how long each may take to answer
+_EXIT_S = 1.0  # from the last answer of a server that stops to the end of its process
 _LINE_MOST = 1 << 26  # bytes
 
 
 class NoServerError(PreforkError):
-    """Nobody answers."""
+    """No server is running there."""
 
     exit_code = 6
 
 
 class ManyServersError(PreforkError):
-    """It was not said which of several is meant."""
+    """Several servers are running, and none was named."""
 
     exit_code = 2
 
@@ -42,7 +42,7 @@ class DeniedError(PreforkError):
 
 
 def find(place: str) -> str:
-    """The path of the control socket of the server that is meant. Raises NoServerError and ManyServersError."""
+    """The path of the control socket of the server. Raises NoServerError and ManyServersError."""
     if place == NONE:
         raise NoServerError("no server to talk to: --control is none")
     if place != AUTO:
@@ -57,7 +57,7 @@ def find(place: str) -> str:
 
 
 def ask(path: str, request: dict[str, Any], *, progress: Callable[[str], None], answer_s: float = ANSWER_S) -> Any:
-    """Send one command and wait for its answer; `progress` hears how far it is.
+    """Send one command and wait for its answer; `progress` is called with each report on the way.
 
     `answer_s` is the longest silence. Raises NoServerError and DeniedError.
     """
@@ -66,7 +66,7 @@ def ask(path: str, request: dict[str, Any], *, progress: Callable[[str], None], 
             try:
                 sock.sendall(json.dumps(request).encode() + b"\n")
             except BrokenPipeError:
-                pass  # it has refused us already, and says why
+                pass  # it has refused us already, and the reason can be read
             return _answer(sock, path, progress, answer_s)
     except (TimeoutError, BlockingIOError):
         raise DeniedError(
@@ -129,7 +129,7 @@ def _connect(path: str, timeout_s: float) -> socket.socket:
 
 
 def wait_gone(pid: int) -> None:
-    """Give a server that has stopped a moment to exit: a program that serves from Python may live on."""
+    """Wait a moment for the exit of a server that has stopped; a program that serves from Python may live on."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:
@@ -143,7 +143,7 @@ def wait_gone(pid: int) -> None:
 
 
 def printable(text: str) -> str:
-    """What a server or its application wrote, safe for a terminal: of control characters only the ends of lines."""
+    """Text of a server or its application, safe for a terminal: control characters but newlines are escaped."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 

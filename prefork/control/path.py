@@ -1,8 +1,8 @@
-"""MASTER and CLIENT. Where the control socket of a server is, so that both sides come to the same place.
+"""MASTER and CLIENT. The path of the control socket, by the same rule on both sides.
 
 `$XDG_RUNTIME_DIR/prefork/PID.sock` if that variable names a directory of the user's own, else
 `$TMPDIR/prefork-UID/PID.sock`. The directory is private (0700, owned by the user): whoever else could write there
-could offer a socket in a server's name. A client looks at both places, as a service manager may have started the
+could pass a socket off as a server's. A client looks at both places, as a service manager may have started the
 server without the variable.
 """
 
@@ -18,7 +18,7 @@ SUFFIX = ".sock"
 
 
 def directories(environ: Mapping[str, str], uid: int) -> list[str]:
-    """The directories where sockets of the user's servers are, the one for new sockets first."""
+    """The directories of the control sockets of this user's servers; the first is for new sockets."""
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     own = bool(runtime) and _owner(runtime) == uid  # under sudo -E it is another user's
     temporary = os.path.join(environ.get("TMPDIR") or "/tmp", f"prefork-{uid}")  # noqa: S108 - checked by `fault`

@@ -1,13 +1,14 @@
-"""MASTER. One control client: a line of JSON in, lines of JSON out, then the end.
+"""MASTER. The protocol of the control socket, and one client of it: a line of JSON in, lines of JSON out, then the end.
 
 In:  {"command": "scale", "workers": 8}
 Out: {"progress": "6 of 8 workers serve"}, any number of times; then {"ok": true, "answer": {...}} or
      {"ok": false, "error": "why not"}.
 
-A command is a generator (a Deed). Each turn of the master's loop takes one step of it: what it yields is Progress, what
-it returns is the answer, and RefusedError says why there is none. Its first step carries it out, the others only watch,
-so a client that leaves early takes nothing back. Nothing here blocks, and no client can hold more than its deadline: a
-request that is not finished, or an answer that is not read, within CLIENT_S ends the conversation.
+A command is a generator (CommandSteps). Each turn of the master's loop takes one step of it: it yields Progress,
+returns the answer, or raises RefusedError with the reason why there is none. The first step carries the command out,
+the others only watch it, so a client that leaves early undoes nothing. Nothing here blocks, and every
+client has a deadline: a request that is not finished, or an answer that is not read, within CLIENT_S ends the
+conversation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prefork.errors import PreforkError
 
 REQUEST_MOST = 64 * 1024  # bytes
 CLIENT_S = 10.0
-HEARTBEAT_S = 5.0  # a client that hears nothing for longer may take the master for stopped
+HEARTBEAT_S = 5.0  # at least one line in this time: otherwise the client takes the master for stopped
 
 _NEVER = float("inf")
 
@@ -42,7 +43,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end, in the kernel's word (unix(7), SO_PEERCRED)."""
+    """The process at the other end, as the kernel reports it (unix(7), SO_PEERCRED)."""
 
     pid: int
     uid: int
@@ -52,11 +53,11 @@ class Peer:
 
 
 Request = dict[str, Any]
-Deed = Generator[Progress, None, dict[str, Any]]
+CommandSteps = Generator[Progress, None, dict[str, Any]]
 
 
 class Conversation:
-    """MASTER. `until_s` is when to lose patience, `wake_s` when to call `step` at the latest."""
+    """MASTER. One control client. `until_s` is its deadline, `wake_s` when to call `step` at the latest."""
 
     def __init__(self, sock: socket.socket, peer: Peer, now_s: float) -> None:
         self.sock = sock
@@ -64,31 +65,31 @@ class Conversation:
         self.until_s = now_s + CLIENT_S
         self.over = False
         self._request = bytearray()
-        self._deed: Deed | None = None
+        self._command: CommandSteps | None = None
         self._answered = False
         self._unsent = bytearray()
-        self._said = ""
-        self._beat_s = _NEVER
-        self._deed_s = _NEVER
+        self._told = ""
+        self._heartbeat_s = _NEVER
+        self._command_s = _NEVER
         sock.setblocking(False)
 
     @property
     def wake_s(self) -> float:
-        """When something is due, if nothing happens before."""
-        return min(self.until_s, self._deed_s, _NEVER if self._unsent else self._beat_s)
+        """The next deadline (monotonic seconds)."""
+        return min(self.until_s, self._command_s, _NEVER if self._unsent else self._heartbeat_s)
 
     @property
     def interest(self) -> int:
-        """What epoll is to tell of the socket; that the client has gone it tells in any case."""
+        """The events for epoll; it reports a closed connection in any case."""
         if self._unsent:
             return select.EPOLLOUT
-        return 0 if self._deed or self._answered else select.EPOLLIN
+        return 0 if self._command or self._answered else select.EPOLLIN
 
     # --- in
 
-    def receive(self, obey: Callable[[Request, Peer], Deed], now_s: float) -> None:
-        """Read what has come; at the end of the line carry the command out."""
-        if self._deed or self._answered:
+    def receive(self, execute: Callable[[Request, Peer], CommandSteps], now_s: float) -> None:
+        """Read what has come; at the end of the line, start the command."""
+        if self._command or self._answered:
             return
         try:
             chunk = self.sock.recv(REQUEST_MOST)
@@ -102,11 +103,11 @@ class Conversation:
         if len(line) > REQUEST_MOST:
             self.refuse(f"the request is longer than {REQUEST_MOST} bytes", now_s)
         elif newline or (line and not chunk):  # the end of a half-closed connection ends a line too
-            self._begin(bytes(line), obey, now_s)
+            self._begin(bytes(line), execute, now_s)
         elif not chunk:
-            self.over = True  # it looked whether somebody is here
+            self.over = True  # it only checked whether a server is here
 
-    def _begin(self, line: bytes, obey: Callable[[Request, Peer], Deed], now_s: float) -> None:
+    def _begin(self, line: bytes, execute: Callable[[Request, Peer], CommandSteps], now_s: float) -> None:
         try:
             request = json.loads(line.decode())
             if not isinstance(request, dict):
@@ -115,41 +116,41 @@ class Conversation:
             self.refuse(f'a request is one line of JSON such as {{"command": "status"}}: {error}', now_s)
             return
         self.until_s = _NEVER
-        self._deed = obey(request, self.peer)
-        self._beat_s = now_s + HEARTBEAT_S
+        self._command = execute(request, self.peer)
+        self._heartbeat_s = now_s + HEARTBEAT_S
         self.step(now_s)
 
     # --- out
 
     def step(self, now_s: float) -> None:
-        """Take the next step of the command; send what there is to send. Raises what the command raises by mistake."""
-        if self._deed is not None:
+        """Take the next step of the command; send what there is to send. Raises what a faulty command raises."""
+        if self._command is not None:
             try:
-                progress = next(self._deed)
+                progress = next(self._command)
             except StopIteration as done:
                 self._finish({"ok": True, "answer": done.value}, now_s)
             except RefusedError as refusal:
                 self.refuse(str(refusal), now_s)
             else:
-                self._deed_s = progress.wake_s
+                self._command_s = progress.wake_s
                 self._say(progress.text, now_s)
         self.flush(now_s)
         if now_s >= self.until_s:
-            self._lose_patience(now_s)
+            self._time_out(now_s)
 
     def _say(self, text: str, now_s: float) -> None:
-        if (text == self._said and now_s < self._beat_s) or self._unsent:
+        if (text == self._told and now_s < self._heartbeat_s) or self._unsent:
             return
-        self._said, self._beat_s = text, now_s + HEARTBEAT_S
+        self._told, self._heartbeat_s = text, now_s + HEARTBEAT_S
         self._send({"progress": text}, now_s)
 
     def refuse(self, reason: str, now_s: float) -> None:
-        """End with the reason."""
+        """Answer with the reason, and end."""
         self._finish({"ok": False, "error": reason}, now_s)
 
     def _finish(self, line: dict[str, Any], now_s: float) -> None:
-        self._deed, self._answered = None, True
-        self._beat_s = self._deed_s = _NEVER
+        self._command, self._answered = None, True
+        self._heartbeat_s = self._command_s = _NEVER
         self.until_s = now_s + CLIENT_S
         self._send(line, now_s)
 
@@ -166,22 +167,22 @@ class Conversation:
                 del self._unsent[: self.sock.send(self._unsent)]
                 self.until_s = now_s + CLIENT_S
         except BlockingIOError:
-            return  # it does not read: the deadline runs
+            return  # it does not read: its deadline is running
         except OSError:
             self.over = True  # it has gone
-        if self._deed is not None:
-            self.until_s = _NEVER  # the command has its own time
+        if self._command is not None:
+            self.until_s = _NEVER  # the command has a deadline of its own
         self.over = self.over or self._answered
 
-    def _lose_patience(self, now_s: float) -> None:
-        if self._answered or self._deed is not None:
+    def _time_out(self, now_s: float) -> None:
+        if self._answered or self._command is not None:
             self.over = True  # it does not read
         else:
             self.refuse(f"no request came within {CLIENT_S:g} s", now_s)
             self.over = True
 
     def close(self) -> None:
-        """End it. A command that was begun goes on, unwatched."""
-        if self._deed is not None:
-            self._deed.close()
+        """Close the connection. A command that was begun goes on, unwatched."""
+        if self._command is not None:
+            self._command.close()
         self.sock.close()

@@ -1,11 +1,11 @@
 """MASTER. The control socket, served from the master's own loop.
 
 The master polls one descriptor, `fd`: an epoll of the socket and its clients. Its loop calls `read_requests` when it
-reads what came in and `maintain` when it has acted, so that a command's effect is decided on at once and its end is
-seen at once. Every call takes what is there and returns; protocol.py has the protocol and the deadlines.
+reads its input and `maintain` when it has acted, so that commands take effect and are answered at once.
+No call blocks; protocol.py has the protocol and the deadlines.
 
-Who may speak: the user the master runs as, and root. File modes keep others out of the default place; for a socket
-that was put elsewhere, the kernel's word on the peer decides (SO_PEERCRED).
+Who is allowed: the user the master runs as, and root. File modes keep others out of the default place; for a socket
+elsewhere, the user of the peer is checked (SO_PEERCRED).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from prefork.control.path import AUTO, NONE, candidates, is_alive, new_path
-from prefork.control.protocol import Conversation, Deed, Peer, Request
+from prefork.control.protocol import CommandSteps, Conversation, Peer, Request
 from prefork.core.address import Address
 from prefork.core.listener import Listener, open_listener
 from prefork.core.log import Log
@@ -30,10 +30,10 @@ _NEVER = float("inf")
 
 
 class Control:
-    """MASTER. `fd` is readable when `read_requests` has something to do; it is there also when there is no socket."""
+    """MASTER. `fd` is readable when `read_requests` has something to do; it exists without a socket, too."""
 
-    def __init__(self, obey: Callable[[Request, Peer], Deed], log: Log) -> None:
-        self._obey = obey
+    def __init__(self, execute: Callable[[Request, Peer], CommandSteps], log: Log) -> None:
+        self._execute = execute
         self._log = log
         self._allowed = frozenset({0, os.geteuid()})
         self._listener: Listener | None = None
@@ -52,7 +52,7 @@ class Control:
         """Make the socket at `place`: auto, none or a path. Where that fails, one line in the log says why."""
         if place == NONE:
             return
-        say = self._log.info if place == AUTO else self._log.warning  # nobody asked for the first
+        say = self._log.info if place == AUTO else self._log.warning  # the default is not worth a warning
         try:
             path = _default_path(environ) if place == AUTO else os.path.abspath(place)
             address = Address.parse(f"unix:{path}")
@@ -74,18 +74,18 @@ class Control:
     # --- each turn of the master's loop
 
     def read_requests(self, now_s: float) -> None:
-        """Take new clients and what clients say; carry out what they ask for."""
+        """Accept clients, read their requests, and start their commands."""
         for fd, events in self._epoll.poll(0):
             if client := self._clients.get(fd):
                 if events & select.EPOLLIN:
-                    self._guarded(client, partial(client.receive, self._obey), now_s)
+                    self._guarded(client, partial(client.receive, self._execute), now_s)
                 elif events & (select.EPOLLHUP | select.EPOLLERR):
                     client.over = True
             elif self._listener is not None:
                 self._accept_all(self._listener, now_s)
 
     def maintain(self, now_s: float) -> float:
-        """Tell clients how far their commands are; return when to come again (monotonic seconds)."""
+        """Send progress and answers, keep deadlines; return the next one (monotonic seconds)."""
         if self._listener is not None and now_s >= self._resume_s:
             self._resume_s = _NEVER
             self._watch(self._listener.sock.fileno(), select.EPOLLIN)
@@ -93,7 +93,7 @@ class Control:
             if not client.over:
                 self._guarded(client, client.step, now_s)
             if client.over:
-                self._forget(fd)
+                self._remove(fd)
             else:
                 self._watch(fd, client.interest)
         return min([self._resume_s, *(client.wake_s for client in self._clients.values())])
@@ -106,7 +106,7 @@ class Control:
             client.refuse("the command failed; the server's log says why", now_s)
 
     def _accept_all(self, listener: Listener, now_s: float) -> None:
-        """Take everybody who waits, but no more than a turn's worth."""
+        """Accept all clients that wait, at most CLIENTS_MOST in a turn."""
         for _ in range(CLIENTS_MOST):
             try:
                 sock, _address = listener.sock.accept()
@@ -117,9 +117,9 @@ class Control:
                 elif error.errno not in ACCEPT_IGNORED:
                     raise
                 return
-            self._welcome(sock, now_s)
+            self._add(sock, now_s)
 
-    def _welcome(self, sock: socket.socket, now_s: float) -> None:
+    def _add(self, sock: socket.socket, now_s: float) -> None:
         size = _CREDENTIALS.size
         pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
         client = Conversation(sock, Peer(pid, uid), now_s)
@@ -136,16 +136,16 @@ class Control:
             (self._epoll.modify if fd in self._interests else self._epoll.register)(fd, interest)
             self._interests[fd] = interest
 
-    def _forget(self, fd: int) -> None:
+    def _remove(self, fd: int) -> None:
         # A child that was forked a moment ago may hold a copy, and then close() alone would not end the watch.
         self._epoll.unregister(fd)
         del self._interests[fd]
         self._clients.pop(fd).close()
 
-    # --- ends
+    # --- the end
 
     def stop_accepting(self) -> None:
-        """Remove the socket and take no new clients: from now on another master is to be asked."""
+        """Remove the socket and accept no new clients: from now on another master answers."""
         if self._listener is not None:
             self._epoll.unregister(self._listener.sock)
             del self._interests[self._listener.sock.fileno()]
@@ -155,7 +155,7 @@ class Control:
         self._resume_s = _NEVER
 
     def close(self, now_s: float) -> None:
-        """End every conversation, those that wait for the end last of all, and remove the socket."""
+        """Answer those that wait for the end of the server, close every connection, and remove the socket."""
         self.stop_accepting()
         self.maintain(now_s)
         for client in self._clients.values():
@@ -164,7 +164,7 @@ class Control:
         self._epoll.close()
 
     def close_in_child(self) -> None:
-        """CHILD: close the copies that only the master may hold."""
+        """CHILD: close the copies of the master's descriptors."""
         self._epoll.close()
         if self._listener is not None:
             self._listener.close()
@@ -173,7 +173,7 @@ class Control:
 
 
 def _default_path(environ: Mapping[str, str]) -> str:
-    """Where this server's socket goes by default. Those that killed servers left there are removed on the way."""
+    """The default path of this server's socket. Sockets that killed servers left there are removed."""
     path = new_path(environ, os.geteuid(), os.getpid())
     for other in candidates(environ, os.geteuid()):
         is_alive(other)

@@ -21,27 +21,29 @@ from prefork.errors import FORK_REFUSED
 from prefork.master.children import Children
 from prefork.master.policy import Backoff
 from prefork.master.workers import Workers, capacity
-from prefork.status.collect import Survey
-from prefork.status.server_state import Facts
-from prefork.status.snapshot import Bulletin
+from prefork.status.collect import Collector
+from prefork.status.server_state import MasterState
+from prefork.status.snapshot import SharedSnapshot
 
-BEAT_S = 1.0  # how often the master says that it lives
+HEARTBEAT_S = 1.0  # how often the master says that it lives
 LIVED_S = 10.0  # who lived for so long is replaced without much delay
 _NO_JITTER = 0.5  # there is nobody to collide with
-_ROOM = 2 << 20  # bytes of a bulletin: what a reload failed of may be as long as a worker can say
+_ROOM = 2 << 20  # bytes of the snapshot: what a reload failed of may be as long as a worker can say
 _ROOM_PER_WORKER = 1024
 _NEVER = float("inf")
 
 
 class AdminHandle:
-    """MASTER. `facts` returns what to publish. `listener` is set by who opens listeners (lifecycle.py)."""
+    """MASTER. `state` returns what to publish. `listener` is set by who opens listeners (lifecycle.py)."""
 
-    def __init__(self, *, config: Config, workers: Workers, children: Children, facts: Callable[[], Facts]) -> None:
+    def __init__(
+        self, *, config: Config, workers: Workers, children: Children, state: Callable[[], MasterState]
+    ) -> None:
         self.listener: Listener | None = None
         self._log = workers.log
         self._workers = workers
         self._children = children
-        self._facts = facts
+        self._state = state
         self._backoff = Backoff()
         self._pid = 0
         self._spawned_s = 0.0
@@ -49,14 +51,14 @@ class AdminHandle:
         self._written = b""
         if config.admin is None:
             return
-        self._bulletin = Bulletin(_ROOM + _ROOM_PER_WORKER * capacity(config.workers))
+        self._shared = SharedSnapshot(_ROOM + _ROOM_PER_WORKER * capacity(config.workers))
         # In the master, as its successors may find other code at its place; and only where it is wanted.
         self._code = importlib.import_module("prefork.admin.process")
         answers = importlib.import_module("prefork.admin.http")
         page = importlib.import_module("prefork.admin.page")
         self._answers = answers.Answers(
-            bulletin=self._bulletin,
-            survey=Survey(config=config, board=workers.board, listeners=workers.listeners),
+            shared=self._shared,
+            collector=Collector(config=config, board=workers.board, listeners=workers.listeners),
             page=page.document(),
         )
 
@@ -79,15 +81,15 @@ class AdminHandle:
         if not self._wanted:
             return _NEVER
         self.publish()
-        self._bulletin.beat(time.monotonic_ns())
+        self._shared.heartbeat_ns = time.monotonic_ns()
         if not self._pid and now_s >= self._backoff.not_before_s:
             self._spawn(now_s)
-        return now_s + BEAT_S if self._pid else min(now_s + BEAT_S, self._backoff.not_before_s)
+        return now_s + HEARTBEAT_S if self._pid else min(now_s + HEARTBEAT_S, self._backoff.not_before_s)
 
     def publish(self) -> None:
         """Write what is known, if it has changed."""
-        if self._wanted and (text := self._facts().to_text()) != self._written:
-            self._bulletin.write(text)
+        if self._wanted and (text := self._state().to_text()) != self._written:
+            self._shared.write(text)
             self._written = text
 
     def _spawn(self, now_s: float) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefork.control.protocol import Deed, Peer, Progress, RefusedError, Request
+from prefork.control.protocol import CommandSteps, Peer, Progress, RefusedError, Request
 from prefork.core.log import Log
 from prefork.core.proc import thread_states
-from prefork.master.history import Census
+from prefork.master.history import History
 from prefork.master.observer import Observer
 from prefork.master.policy import Policy
 from prefork.master.roster import WorkerHandle
@@ -24,7 +24,7 @@ from prefork.runtime.master_link import Kind
 from prefork.status.deaths import KEPT
 from prefork.status.document import name_of
 
-NAMES = ("status", "reload", "scale", "stop", "stack", "obituaries")
+NAMES = ("status", "reload", "scale", "stop", "stack", "deaths")
 STACKS_WAIT_S = 1.0  # a worker that can answer does so in a millisecond, unless all processors are taken
 MARGIN_S = 5.0
 _MUTE = {  # why a worker does not answer, by the state of its threads in proc(5)
@@ -37,18 +37,18 @@ _MUTE = {  # why a worker does not answer, by the state of its threads in proc(5
 
 @dataclass(slots=True, kw_only=True)
 class Commands(Observer):
-    """MASTER. `obey` carries out one request. `ended` is set when the master's loop has ended."""
+    """MASTER. `execute` carries out one request. `ended` is set when the master's loop has ended."""
 
     policy: Policy
     workers: Workers
-    census: Census
+    history: History
     log: Log
     scale: Callable[[int], str | None]  # why not
     stop: Callable[[str], None]
     ended: bool = False
     _askers: list[dict[int, str]] = field(default_factory=list)  # each collects stacks by pid
 
-    def obey(self, request: Request, peer: Peer) -> Deed:
+    def execute(self, request: Request, peer: Peer) -> CommandSteps:
         """Do what is asked for. Raises RefusedError."""
         match request.get("command"):
             case "status":
@@ -61,8 +61,8 @@ class Commands(Observer):
                 return (yield from self._stop(peer))
             case "stack":
                 return (yield from self._stack(request.get("slot")))
-            case "obituaries":
-                return self.census.obituaries.document(_last(request.get("last", KEPT)))
+            case "deaths":
+                return self.history.deaths.document(_last(request.get("last", KEPT)))
             case other:
                 raise RefusedError(f"there is no command {other!r}; there are {', '.join(NAMES)}")
 
@@ -76,28 +76,28 @@ class Commands(Observer):
 
     def _status(self, *, latencies: bool) -> dict[str, Any]:
         """`latencies`: with the workers' histograms, by pid, so that two answers can be compared. 1 ms each."""
-        document = self.census.document()
+        document = self.history.document()
         if latencies:
             histograms = {worker.pid: self.workers.board.histogram(worker.group) for worker in self.workers.roster}
             document["latencies"] = {str(pid): found.to_json()["buckets"] for pid, found in histograms.items()}
         return document
 
-    def _reload(self, peer: Peer) -> Deed:
+    def _reload(self, peer: Peer) -> CommandSteps:
         self._refuse_when_stopping()
         began_s = time.monotonic()
         self.log.info("reloading", control=peer)
         generation = self.policy.rollout.reload()
         until_s = began_s + 2 * (self.policy.workers + 1) * self._patience_s  # 2: another one may come first
-        while generation not in self.census.reloads:
+        while generation not in self.history.reloads:
             self._refuse_when_stopping()
             self._refuse_when_late(until_s, "the reload goes on")
             young = [worker for worker in self.workers.roster if worker.generation == generation and worker.serving]
             yield Progress(f"generation {generation}: {len(young)} of {self.policy.workers} workers serve", until_s)
-        if reason := self.census.reloads[generation]:
+        if reason := self.history.reloads[generation]:
             raise RefusedError(f"reload to generation {generation} abandoned, the old generation serves on: {reason}")
         return {"generation": generation, "workers": self.policy.workers, "took_s": _since(began_s)}
 
-    def _scale(self, peer: Peer, workers: Any) -> Deed:
+    def _scale(self, peer: Peer, workers: Any) -> CommandSteps:
         if not isinstance(workers, int) or isinstance(workers, bool):
             raise RefusedError(f"scale needs a whole number of workers, not {workers!r}")
         self._refuse_when_stopping()
@@ -115,7 +115,7 @@ class Commands(Observer):
             yield Progress(f"{self.workers.roster.serving()} of {workers} workers serve", until_s)
         return {"workers": workers, "before": before, "took_s": _since(began_s)}
 
-    def _stop(self, peer: Peer) -> Deed:
+    def _stop(self, peer: Peer) -> CommandSteps:
         began_s = time.monotonic()
         if not self.policy.stopping:
             self.stop(f"prefork stop, {peer}")
@@ -124,7 +124,7 @@ class Commands(Observer):
             yield Progress(left)
         return {"pid": os.getpid(), "took_s": _since(began_s)}
 
-    def _stack(self, slot: Any) -> Deed:
+    def _stack(self, slot: Any) -> CommandSteps:
         asked = self._of_slot(slot)
         stacks: dict[int, str] = {}
         self._askers.append(stacks)
@@ -150,7 +150,7 @@ class Commands(Observer):
     def _stacks_of(self, worker: WorkerHandle, text: str | None) -> dict[str, Any]:
         if not self._alive(worker):
             return {**name_of(worker), "state": None, "stacks": text, "reason": "it ended meanwhile"}
-        return {**self.census.activity(worker), "stacks": text, "reason": None if text is not None else _why(worker)}
+        return {**self.history.activity(worker), "stacks": text, "reason": None if text is not None else _why(worker)}
 
     # --- when to give up
 

@@ -1,60 +1,54 @@
-"""MASTER. Remembers what has happened to the server, and tells it: as facts for other processes, or in full."""
+"""MASTER. What has happened to the server: the MasterState for the admin process, and the whole status document."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from prefork.config.config import Config
 from prefork.core.log import utc
 from prefork.master.observer import Observer
 from prefork.master.policy import Policy
-from prefork.master.roster import Abandoned, Reloaded, Spawn, WorkerHandle
+from prefork.master.roster import Spawn
 from prefork.master.workers import Message, Workers
 from prefork.runtime.master_link import Kind
-from prefork.status.collect import Survey, held_is_busy
-from prefork.status.deaths import Obituaries, Obituary
-from prefork.status.document import Document, name_of, state
-from prefork.status.server_state import Facts, KnownWorker
-
-_KNOWN = [each.name for each in fields(KnownWorker)]
+from prefork.status.collect import Collector, held_is_busy
+from prefork.status.deaths import DeathRecord, Deaths
+from prefork.status.document import Document, name_of, state_of
+from prefork.status.server_state import MasterState, WorkerState
 
 
 @dataclass(slots=True, kw_only=True)
-class Census(Observer):
-    """MASTER. `facts` is what nobody else knows, `document` the whole of `status --json`."""
+class History(Observer):
+    """MASTER. It is told what happens, counts it, and keeps the latest."""
 
     config: Config
     policy: Policy
-    force: Workers
+    workers: Workers
     control: str | None = None  # the path of the socket
-    reloads: dict[int, str | None] = field(default_factory=dict)  # how the latest ended: why not, by generation
-    _survey: Survey = field(init=False)
-    obituaries: Obituaries = field(default_factory=Obituaries)
-    _kind: tuple[str | None, str | None] = (None, None)  # of the app, and its engine: workers say it
+    reloads: dict[int, str | None] = field(default_factory=dict)  # the latest, by generation: why abandoned
+    _collector: Collector = field(init=False)
+    deaths: Deaths = field(default_factory=Deaths)
+    _kind: tuple[str | None, str | None] = (None, None)  # of the app, and its engine, as workers report them
     _began_s: float = field(default_factory=time.monotonic)
     _began: float = field(default_factory=time.time)  # seconds since the epoch
     _respawns: dict[str, int] = field(default_factory=dict)  # by cause
-    _deaths: dict[int, str] = field(default_factory=dict)  # by slot: the cause of the next respawn
+    _causes: dict[int, str] = field(default_factory=dict)  # by slot: the cause of the next respawn
     _last_reload: Document | None = None
 
     def __post_init__(self) -> None:
-        self._survey = Survey(config=self.config, board=self.force.board, listeners=self.force.listeners)
+        self._collector = Collector(config=self.config, board=self.workers.board, listeners=self.workers.listeners)
 
     # --- what happened
-
-    def reload_finished(self, outcome: Reloaded | Abandoned) -> None:
-        """Note how a reload has ended."""
-        self._reloaded(outcome.generation, outcome.reason if isinstance(outcome, Abandoned) else None)
 
     def worker_spawned(self, order: Spawn) -> None:
         """Note why a worker was replaced, if one was."""
         match order.cause:
             case "respawn":
-                cause = self._deaths.pop(order.slot, "unknown")
+                cause = self._causes.pop(order.slot, "unknown")
             case "recycle":
-                stale = [worker.stale for worker in self.force.roster.in_slot(order.slot) if worker.stale]
+                stale = [worker.stale for worker in self.workers.roster.in_slot(order.slot) if worker.stale]
                 cause = stale[0] if stale else "unknown"
             case "reload":
                 cause = "reload"
@@ -62,7 +56,8 @@ class Census(Observer):
                 return
         self._respawns[cause] = self._respawns.get(cause, 0) + 1
 
-    def _reloaded(self, generation: int, reason: str | None) -> None:
+    def reload_finished(self, generation: int, reason: str | None) -> None:
+        """Note how a reload has ended. `reason`: why it was abandoned, None if it was not."""
         self.reloads[generation] = reason
         for old in sorted(self.reloads)[:-16]:
             del self.reloads[old]
@@ -74,29 +69,28 @@ class Census(Observer):
         }
 
     def message_received(self, message: Message) -> None:
-        """Note what kind of application the workers serve, and how."""
+        """Note the kind of the app and its engine."""
         if message.kind == Kind.READY:
             self._kind = message.fields.get("app_kind"), message.fields.get("engine")
 
-    def worker_exited(self, death: Obituary) -> None:
-        """Note a death, and its cause if the slot is to be filled again."""
-        worker = death.worker
-        if worker.retiring_s is None:
-            self._deaths[worker.slot] = death.cause
+    def worker_exited(self, death: DeathRecord) -> None:
+        """Note the cause, if the slot is to be filled again."""
+        if death.worker.retiring_s is None:
+            self._causes[death.worker.slot] = death.cause
 
-    def worker_died(self, death: Obituary, respawn_in_s: float | None) -> None:
-        """Keep the death for whoever asks for the latest."""
-        self.obituaries.keep(death, respawn_in_s)
+    def worker_died(self, death: DeathRecord, respawn_in_s: float | None) -> None:
+        """Note an unexpected death. `respawn_in_s`: the delay of its successor, None if it gets none."""
+        self.deaths.add(death, respawn_in_s)
 
     def tick(self, now_s: float) -> float:
-        """Note how busy everybody was, when it is time to; return when to come again."""
-        return self._survey.tick(now_s, map(_known, self.force.roster))
+        """Note how busy every worker is, when it is time to; return when to call again (monotonic seconds)."""
+        return self._collector.tick(now_s, self.workers.roster)
 
-    # --- what is so
+    # --- what is known
 
-    def facts(self) -> Facts:
-        """What nobody else knows."""
-        return Facts(
+    def state(self) -> MasterState:
+        """What only the master knows."""
+        return MasterState(
             pid=os.getpid(),
             began=self._began,
             began_s=self._began_s,
@@ -109,29 +103,25 @@ class Census(Observer):
             stopping=self.policy.ending,
             last_reload=self._last_reload,
             control=self.control,
-            workers=tuple(map(_known, self.force.roster)),
-            gone=self.force.gone,
-            latencies=self.force.latencies,
-            waits=self.force.waits,
+            workers=tuple(self.workers.roster),
+            gone=self.workers.gone,
+            latencies=self.workers.latencies,
+            waits=self.workers.waits,
             respawns=self._respawns,
-            obituaries=self.obituaries.short(),
+            deaths=self.deaths.short(),
         )
 
     def document(self) -> Document:
-        """Everything, now."""
-        return self._survey.picture(self.facts()).document
+        """What `status --json` prints, now."""
+        return self._collector.snapshot(self.state()).document
 
-    def activity(self, worker: WorkerHandle) -> Document:
-        """What one worker is doing: its state, whom it serves, and for how long."""
-        reading = self._survey.reading(worker.group)
+    def activity(self, worker: WorkerState) -> Document:
+        """The state of one worker, what it serves, and for how long."""
+        reading = self._collector.reading(worker.group)
         busy_s = time.monotonic() - reading.since_ns / 1e9 if reading.since_ns else None
         return {
             **name_of(worker),
-            "state": state(worker, reading, held_is_busy=held_is_busy(self._kind[1])),
+            "state": state_of(worker, reading, held_is_busy=held_is_busy(self._kind[1])),
             "serving": reading.serving or None,
             "busy_s": None if busy_s is None else round(busy_s, 3),
         }
-
-
-def _known(worker: WorkerHandle) -> KnownWorker:
-    return KnownWorker(**{name: getattr(worker, name) for name in _KNOWN})

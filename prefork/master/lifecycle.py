@@ -22,11 +22,10 @@ from prefork.core.systemd import ACTIVATED, Notifier, activated
 from prefork.errors import BindError, ConfigError
 from prefork.master.admin_process import AdminHandle
 from prefork.master.children import Children
-from prefork.master.history import Census
+from prefork.master.history import History
 from prefork.master.observer import Observer
 from prefork.master.policy import Policy
 from prefork.master.resources import Resources
-from prefork.master.roster import Abandoned, Reloaded
 from prefork.master.upgrade import Successor, Taken, Upgrade
 from prefork.master.workers import Workers
 from prefork.status.scoreboard import STOPPING
@@ -108,7 +107,7 @@ class Lifecycle(Observer):
         workers: Workers,
         children: Children,
         resources: Resources,
-        history: Census,
+        history: History,
         control: Control,
         admin: AdminHandle,
         successor: Successor | None,
@@ -220,11 +219,11 @@ class Lifecycle(Observer):
         self._reloading = True
         self.notifier.reloading()
 
-    def reload_finished(self, outcome: Reloaded | Abandoned) -> None:
+    def reload_finished(self, generation: int, reason: str | None) -> None:  # noqa: ARG002 - the latest one
         """Tell the service manager, if it waits for that."""
         if self._reloading:
             self._reloading = False
-            why = f"; the last reload was abandoned: {outcome.reason}" if isinstance(outcome, Abandoned) else ""
+            why = f"; the last reload was abandoned: {reason}" if reason is not None else ""
             self.notifier.ready(self._status() + why)
 
     def _status(self) -> str:

@@ -29,7 +29,7 @@ from prefork.master import roster as do
 from prefork.master.admin_process import AdminHandle
 from prefork.master.children import Children
 from prefork.master.commands import Commands
-from prefork.master.history import Census
+from prefork.master.history import History
 from prefork.master.lifecycle import Lifecycle
 from prefork.master.observer import Observer
 from prefork.master.policy import Policy, Timeouts
@@ -71,19 +71,19 @@ class Master:
         self._memory_limit = MemoryLimit(limit=config.max_memory)
         self._slow_log = SlowLog.of(config, self._workers)
         # What operators ask and are told.
-        self._history = Census(config=config, policy=self._policy, force=self._workers)
+        self._history = History(config=config, policy=self._policy, workers=self._workers)
         self._admin = AdminHandle(
-            config=config, workers=self._workers, children=self._children, facts=self._history.facts
+            config=config, workers=self._workers, children=self._children, state=self._history.state
         )
         self._commands = Commands(
             policy=self._policy,
             workers=self._workers,
-            census=self._history,
+            history=self._history,
             log=log,
             scale=self.scale,
             stop=lambda why: self._lifecycle.leave(why),  # noqa: PLW0108 - made last, as it opens what is made here
         )
-        self._control = Control(self._commands.obey, log)
+        self._control = Control(self._commands.execute, log)
         self._lifecycle = Lifecycle(
             config=config,
             log=log,
@@ -256,11 +256,10 @@ class Master:
         """Say why it has ended, and let the policy decide on its slot."""
         for message in self._workers.read_messages_of(child.pid):  # the last ones: it may have been ready
             self._handle_message(message)
-        death = self._workers.remove(child)
+        worker, death = self._workers.remove(child)
         for observer in self._observers:
             observer.worker_exited(death)
         self._admin.publish()  # at once, before the rows of the worker have a next owner
-        worker = death.worker
         starting = not self._policy.booted and not self._policy.stopping
         if worker.pending and starting and not self._resources.wait_for_changes:
             self._fatal = self._fatal or death.boot_failure()
@@ -308,10 +307,10 @@ class Master:
                 self._workers.ask_fault(worker)
             case do.Kill(worker, reason):
                 self._kill(worker, reason)
-            case do.Reloaded():
-                self._reloaded(action)
-            case do.Abandoned():
-                self._abandoned(action)
+            case do.Reloaded(generation):
+                self._reloaded(generation)
+            case do.Abandoned(generation, reason):
+                self._abandoned(generation, reason)
 
     def _prepare(self, generation: int) -> None:
         if self._policy.booted and self._policy.rollout.replaces:  # else a template that has died is replaced
@@ -351,20 +350,19 @@ class Master:
             self._log.error("killing worker", **worker.identity, reason=reason, takes_with_it=threads)
         self._workers.kill(worker)
 
-    def _reloaded(self, outcome: do.Reloaded) -> None:
-        self._workers.templates.keep_only(outcome.generation)
-        if outcome.generation > self._policy.first:
-            for observer in self._observers:
-                observer.reload_finished(outcome)
-            self._log.info("reloaded", generation=outcome.generation)
-
-    def _abandoned(self, outcome: do.Abandoned) -> None:
-        for observer in self._observers:
-            observer.reload_finished(outcome)
-        generation = self._policy.rollout.generation
+    def _reloaded(self, generation: int) -> None:
         self._workers.templates.keep_only(generation)
-        serving = "the old generation" if generation else "nobody, until a file changes"
-        self._log.error("reload abandoned", generation=outcome.generation, reason=outcome.reason, serving=serving)
+        if generation > self._policy.first:
+            for observer in self._observers:
+                observer.reload_finished(generation, None)
+            self._log.info("reloaded", generation=generation)
+
+    def _abandoned(self, generation: int, reason: str) -> None:
+        for observer in self._observers:
+            observer.reload_finished(generation, reason)
+        self._workers.templates.keep_only(self._policy.rollout.generation)
+        serving = "the old generation" if self._policy.rollout.generation else "nobody, until a file changes"
+        self._log.error("reload abandoned", generation=generation, reason=reason, serving=serving)
 
     def _close_in_child(self) -> None:
         """CHILD, first thing: close what is the master's own."""

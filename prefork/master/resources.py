@@ -16,7 +16,7 @@ from prefork.runtime.hooks import DeathReport, load_hooks
 from prefork.runtime.import_reporter import Imports
 from prefork.runtime.inherited import Inherited, tls_of
 from prefork.runtime.loader import adopt
-from prefork.status.deaths import Obituary
+from prefork.status.deaths import DeathRecord
 
 
 class Resources(Observer):
@@ -71,7 +71,7 @@ class Resources(Observer):
             self.pidfile.close()
             self.pidfile = None
 
-    def worker_died(self, death: Obituary, respawn_in_s: float | None) -> None:  # noqa: ARG002 - the hook is not told
+    def worker_died(self, death: DeathRecord, respawn_in_s: float | None) -> None:  # noqa: ARG002 - the hook is not told
         """Call the hook."""
         self.inherited.hooks.worker_died(
             DeathReport(

@@ -9,37 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from prefork.status.server_state import WorkerState
+
 
 @dataclass(slots=True, kw_only=True)
-class WorkerHandle:
-    """MASTER. One worker as the master sees it. Times are monotonic seconds; None = not yet."""
+class WorkerHandle(WorkerState):
+    """MASTER. What the master alone knows about a worker, beyond its WorkerState."""
 
-    pid: int
-    slot: int
-    generation: int
-    group: int  # of rows on the scoreboard
-    spawned_s: float
-    ready_s: float | None = None
-    retiring_s: float | None = None
     stale: str | None = None  # why it is to be replaced: max-requests, max-memory
     killed: str | None = None  # why the master sent SIGKILL
     served_at_ready: int = 0  # what the others of its generation had completed when it got ready
     hang: Hang | None = None  # set while it is out of time
-
-    @property
-    def pending(self) -> bool:
-        """Forked, and has not said that it accepts."""
-        return self.ready_s is None
-
-    @property
-    def serving(self) -> bool:
-        """Accepts connections and has not been told to stop."""
-        return self.ready_s is not None and self.retiring_s is None
-
-    @property
-    def identity(self) -> dict[str, int]:
-        """How every log line names it."""
-        return {"worker": self.slot, "gen": self.generation, "pid": self.pid}
 
 
 @dataclass(slots=True, kw_only=True)

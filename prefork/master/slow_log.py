@@ -25,7 +25,7 @@ from prefork.master.observer import Observer
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.workers import Message, Workers
 from prefork.runtime.master_link import Kind
-from prefork.status.scoreboard import BEAT, SINCE, Scoreboard, Work, beat_s
+from prefork.status.scoreboard import HEARTBEAT, SINCE, Scoreboard, Work, heartbeat_s
 
 EVERY_S = 1.0
 _STACKS_WAIT_S = 0.25
@@ -46,7 +46,7 @@ class Asked:
     @property
     def began_ns(self) -> int:
         """When the unit began, or the loop had its last turn."""
-        return self.work.beat_ns or self.work.since_ns
+        return self.work.heartbeat_ns or self.work.since_ns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,9 +99,9 @@ class SlowLog(Observer):
         """Ask the worker if its thread is slow with something new; return when that may be."""
         began_ns = work.since_ns
         limit_s = self.slow_s
-        if work.beat_ns:  # a loop: since its last heartbeat; the next one may have been due a whole period later
-            began_ns = work.beat_ns
-            limit_s += beat_s(self.timeout_s, self.slow_s)
+        if work.heartbeat_ns:  # a loop: since its last heartbeat; the next one may have been due a whole period later
+            began_ns = work.heartbeat_ns
+            limit_s += heartbeat_s(self.timeout_s, self.slow_s)
         due_s = began_ns / 1e9 + limit_s
         if not began_ns or self._seen.get((worker.pid, work.thread)) == began_ns:
             return _NEVER
@@ -135,7 +135,7 @@ class SlowLog(Observer):
         elif message.kind == Kind.STACKS and self._asked and message.worker is self._asked.worker:
             asked = self._asked
             cells = self.board.row(asked.worker.group, asked.work.thread).cells
-            if cells[BEAT if asked.work.beat_ns else SINCE] != asked.began_ns:
+            if cells[HEARTBEAT if asked.work.heartbeat_ns else SINCE] != asked.began_ns:
                 self._report(asked, now_s, reason=_ENDED)
                 return
             text = said["text"]
@@ -147,7 +147,7 @@ class SlowLog(Observer):
     ) -> None:
         """Log what is known of a unit of work, or of a loop that stands still and its `current` request."""
         self._asked = None
-        loop = asked.work.beat_ns
+        loop = asked.work.heartbeat_ns
         self._write(
             "event loop blocked" if loop else "slow request",
             asked.worker,

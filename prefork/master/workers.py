@@ -28,7 +28,7 @@ from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.master_link import Kind, Receiver
-from prefork.status.deaths import Obituary
+from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
 from prefork.worker.process import Worker
@@ -157,7 +157,7 @@ class Workers:
         for receiver in self._receivers.values():
             receiver.close()
 
-    def remove(self, child: Exit) -> Obituary:
+    def remove(self, child: Exit) -> tuple[WorkerHandle, DeathRecord]:
         """A worker was reaped: take its counters, free its rows, and return what is known of its death."""
         worker = self.roster.remove(child.pid)
         now_s = time.monotonic()
@@ -178,8 +178,13 @@ class Workers:
         self.waits = [gone + here for gone, here in waits]
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         self.board.vacate(worker.group)
-        return Obituary(
+        hang = worker.hang
+        return worker, DeathRecord(
             worker=worker,
+            killed=worker.killed,
+            hung=hang is not None,
+            verdict=hang.verdict if hang and worker.pending else "",
+            stacks=hang.stacks if hang else "",
             exit=child,
             time=utc(time.time()),
             age_s=now_s - worker.spawned_s,

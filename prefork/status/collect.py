@@ -1,8 +1,7 @@
-"""What can be seen of a server from outside its workers: scoreboard, listeners and /proc. Master and admin both look.
+"""Collects what every process of a server can see: the scoreboard, the listeners and /proc. Used by master and admin.
 
-`picture` adds that to the facts that only the master knows. `busy_ratio` is of the last BUSY_S to 2 * BUSY_S, so that
-it tells how busy a worker is, not how busy it has been on average since it began: `tick` notes every worker's busy time
-once in BUSY_S.
+`snapshot` adds that to the MasterState. `busy_ratio` covers the last BUSY_S to 2 * BUSY_S, so that it is how busy a
+worker is now, not its average since it started: `tick` notes the busy time of every worker once in BUSY_S.
 """
 
 from __future__ import annotations
@@ -18,31 +17,31 @@ from prefork.config.options import OPTIONS
 from prefork.core.listener import Listener
 from prefork.core.log import utc
 from prefork.core.proc import PssCache, cpu_s
-from prefork.status.document import Document, WorkerFacts, slow_document, totals
+from prefork.status.document import Document, WorkerSnapshot, slow_document, totals
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
-from prefork.status.scoreboard import BEAT, BUSY_NS, COUNTERS, SINCE, Reading, Scoreboard, beat_s, stuck_ns
-from prefork.status.server_state import Facts, KnownWorker
+from prefork.status.scoreboard import BUSY_NS, COUNTERS, HEARTBEAT, SINCE, Reading, Scoreboard, heartbeat_s, stuck_ns
+from prefork.status.server_state import MasterState, WorkerState
 
 BUSY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """The server at one moment: `document` is the whole of `status --json`.
+class ServerSnapshot:
+    """The server at one moment: `document` is what `status --json` prints.
 
-    `slots`: what the workers of each slot have counted in all, the living and the dead; it never falls.
+    `slots`: the counters of each slot, of all its workers since the server started; they never fall.
     """
 
-    facts: Facts
+    state: MasterState
     document: Document
     latencies: Histogram
     slots: Mapping[int, Mapping[str, int]]
-    waits: Sequence[int]  # to be taken, of all connections that ever were (waits.py)
+    waits: Sequence[int]  # of all connections in the kernel's queue (Scoreboard.queue_waits)
 
 
 @dataclass(slots=True, kw_only=True)
-class Survey:
-    """Looks at one server, and remembers what has to be compared with later."""
+class Collector:
+    """Collects snapshots of one server, and keeps what later ones are compared with."""
 
     config: Config
     board: Scoreboard
@@ -52,82 +51,82 @@ class Survey:
     _cpu_s: dict[int, float | None] = field(default_factory=dict)  # by pid, as seen last
     _tick_s: float = 0.0
 
-    def tick(self, now_s: float, workers: Iterable[KnownWorker]) -> float:
-        """Note how busy everybody is, when it is time to; return when to come again."""
+    def tick(self, now_s: float, workers: Iterable[WorkerState]) -> float:
+        """Note how busy every worker is, when it is time to; return when to call again (monotonic seconds)."""
         if now_s >= self._tick_s:
             self._tick_s = now_s + BUSY_S
             self._marks = {each.pid: [*self._marks.get(each.pid, [])[-1:], self._busy(each)] for each in workers}
         return self._tick_s
 
-    def picture(self, facts: Facts) -> Picture:
-        """Look at everything, now."""
+    def snapshot(self, state: MasterState) -> ServerSnapshot:
+        """Collect everything, now."""
         now_s = time.monotonic()
-        workers = self._workers(facts)
+        workers = self._workers(state)
         latencies = Histogram(ARRAY_DIGITS)
-        latencies.merge(facts.latencies)
+        latencies.merge(state.latencies)
         for each in workers:
             latencies.merge(each.latencies)
-        slots = _slots(facts, workers)
-        waits = [sum(counts) for counts in zip(facts.waits, *(each.waits for each in workers), strict=True)]
+        slots = _slots(state, workers)
+        waits = [sum(counts) for counts in zip(state.waits, *(each.waits for each in workers), strict=True)]
         document = {
-            "server": self._server(facts, now_s),
+            "server": self._server(state, now_s),
             "listeners": [_listener(listener) for listener in self.listeners],
             "workers": [each.document(timeout_s=self.config.timeout_s, now_s=now_s) for each in workers],
             "totals": totals(
                 {name: sum(counted[name] for counted in slots.values()) for name in COUNTERS},
                 latencies,
                 connections=sum(each.reading.held for each in workers),
-                respawns=facts.respawns,
+                respawns=state.respawns,
                 waits=waits,
             ),
-            "obituaries": facts.obituaries,
+            "deaths": state.deaths,
         }
-        return Picture(facts=facts, document=document, latencies=latencies, slots=slots, waits=waits)
+        return ServerSnapshot(state=state, document=document, latencies=latencies, slots=slots, waits=waits)
 
     def reading(self, group: int) -> Reading:
-        """What a group says now. A loop that is stuck is at work, also where nobody can tell for whom."""
+        """What the rows of a group say now. A loop that is stuck counts as busy, even if its request is not known."""
         reading = self.board.read(group)
-        stuck = 0 if reading.since_ns else self._stuck_ns(reading.beat_ns, time.monotonic_ns())
+        stuck = 0 if reading.since_ns else self._stuck_ns(reading.heartbeat_ns, time.monotonic_ns())
         return replace(reading, since_ns=stuck) if stuck else reading
 
-    def _stuck_ns(self, beat_ns: int, now_ns: int) -> int:
-        return stuck_ns(beat_ns, now_ns, beat_s(self.config.timeout_s, self.config.slow_s))
+    def _stuck_ns(self, heartbeat_ns: int, now_ns: int) -> int:
+        return stuck_ns(heartbeat_ns, now_ns, heartbeat_s(self.config.timeout_s, self.config.slow_s))
 
-    def _server(self, facts: Facts, now_s: float) -> Document:
+    def _server(self, state: MasterState, now_s: float) -> Document:
         return {
             "version": __version__,
-            "pid": facts.pid,
-            "started": utc(facts.began),
-            "uptime_s": round(now_s - facts.began_s, 3),
+            "pid": state.pid,
+            "started": utc(state.began),
+            "uptime_s": round(now_s - state.began_s, 3),
             "app": self.config.app,
-            "kind": facts.kind,
-            "engine": facts.engine,
+            "kind": state.kind,
+            "engine": state.engine,
             "accept": self.config.accept,
-            "generation": facts.generation,
-            "workers": facts.wanted,
-            "ready": facts.booted and not facts.stopping,
-            "reloading": facts.reloading,
-            "stopping": facts.stopping,
-            "last_reload": facts.last_reload,
-            "control": facts.control,
+            "generation": state.generation,
+            "workers": state.wanted,
+            "ready": state.booted and not state.stopping,
+            "reloading": state.reloading,
+            "stopping": state.stopping,
+            "last_reload": state.last_reload,
+            "control": state.control,
             "config": {option.name: _plain(getattr(self.config, option.field)) for option in OPTIONS},
         }
 
-    def _workers(self, facts: Facts) -> list[WorkerFacts]:
-        known = sorted(facts.workers, key=lambda worker: (worker.slot, worker.generation, worker.spawned_s))
+    def _workers(self, state: MasterState) -> list[WorkerSnapshot]:
+        known = sorted(state.workers, key=lambda worker: (worker.slot, worker.generation, worker.spawned_s))
         pss = self._pss.read(worker.pid for worker in known)
-        # Of one that was reaped a moment ago, /proc knows no more; its rusage comes with the master's next facts.
+        # A worker that was reaped a moment ago is not in /proc any more; its rusage is in the next state of the master.
         used_s = {worker.pid: cpu_s(worker.pid) for worker in known}
         self._cpu_s = {pid: self._cpu_s.get(pid) if used is None else used for pid, used in used_s.items()}
         return [
-            WorkerFacts(
-                handle=worker,
+            WorkerSnapshot(
+                worker=worker,
                 reading=self.reading(worker.group),
                 latencies=self.board.histogram(worker.group),
                 busy_ratio=self._busy_ratio(worker),
                 cpu_s=self._cpu_s[worker.pid],
                 pss_bytes=pss[worker.pid],
-                held_is_busy=held_is_busy(facts.engine),
+                held_is_busy=held_is_busy(state.engine),
                 waits=self.board.queue_waits(worker.group),
                 work=self.board.work(worker.group),
                 slow=[slow_document(each) for each in self.board.slow(worker.group)],
@@ -135,20 +134,20 @@ class Survey:
             for worker in known
         ]
 
-    def _busy(self, worker: KnownWorker) -> tuple[int, int]:
-        """The clock, and how long the worker's threads have been busy in all, units in progress included (ns).
+    def _busy(self, worker: WorkerState) -> tuple[int, int]:
+        """The clock, and for how long the worker's threads have been busy in all, units in progress included (ns).
 
-        Not those of a loop, which may wait for whatever they like; it is busy beyond what it tells while it is stuck.
+        A loop's units in progress are not counted, as they may wait for anything; a loop that is stuck is busy.
         """
         now_ns = time.monotonic_ns()
         busy_ns = 0
         for thread in range(self.config.threads):
             cells = self.board.row(worker.group, thread).cells
-            since_ns = self._stuck_ns(beat_ns, now_ns) if (beat_ns := cells[BEAT]) else cells[SINCE]
+            since_ns = self._stuck_ns(turned_ns, now_ns) if (turned_ns := cells[HEARTBEAT]) else cells[SINCE]
             busy_ns += cells[BUSY_NS] + (max(0, now_ns - since_ns) if since_ns else 0)
         return now_ns, busy_ns
 
-    def _busy_ratio(self, worker: KnownWorker) -> float:
+    def _busy_ratio(self, worker: WorkerState) -> float:
         now_ns, busy_ns = self._busy(worker)
         if worker.ready_s is None:
             return 0.0
@@ -159,14 +158,14 @@ class Survey:
 
 
 def held_is_busy(engine: str | None) -> bool:
-    """Whether each connection occupies a thread of its own."""
+    """True if each connection occupies a thread."""
     return engine == "blocking"
 
 
-def _slots(facts: Facts, workers: Iterable[WorkerFacts]) -> dict[int, dict[str, int]]:
-    slots = {slot: dict(counted) for slot, counted in facts.gone.items()}
+def _slots(state: MasterState, workers: Iterable[WorkerSnapshot]) -> dict[int, dict[str, int]]:
+    slots = {slot: dict(counted) for slot, counted in state.gone.items()}
     for each in workers:
-        counted = slots.setdefault(each.handle.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
+        counted = slots.setdefault(each.worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
         for name, value in each.reading.counters.items():
             counted[name] += value
         counted["cpu_ns"] += round((each.cpu_s or 0) * 1e9)
@@ -179,7 +178,7 @@ def _listener(listener: Listener) -> Document:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it."""
+    """The value as JSON knows it."""
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,7 +1,7 @@
-"""The deaths that nobody had asked for: the last KEPT of them, as documents and as a page to read. Pure.
+"""Unexpected deaths of workers: their causes, the list that the master keeps, and the page of `prefork deaths`. Pure.
 
-The master notes each when it buries the worker, so `prefork obituaries` can tell of workers that are long gone. A new
-master, of an upgrade or a restart, begins with none. Units are in the names; glossary.py says what each figure is.
+The master adds each death when it reaps the worker, so the list still has workers that ended long ago. A new master, of
+an upgrade or a restart, begins with an empty list. Units are in the names; definitions.py says what each figure is.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 from prefork.core.process import Exit
 from prefork.errors import AppLoadError, BootError, PreforkError
-from prefork.status.document import cell, slow_document
+from prefork.status.document import Document, cell, name_of, slow_document
 from prefork.status.scoreboard import Slow
+from prefork.status.server_state import WorkerState
 
-# --- Why a worker ended, in one line an operator can act on. Pure: what is known goes in, words come out.
-
-
+KEPT = 64
+_DETAIL_MOST = 16_000  # characters: some hundred frames
+_CUT = "\n[cut]\n"
 _KILLED = {
     True: "out of memory: the kernel killed it, and its control group counts that",
     False: "killed from outside, by a person or a program: the kernel counts no kill for want of memory",
@@ -27,44 +28,45 @@ _KILLED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Obituary:
-    """One worker's end. `message` is what it said of its own failure, `fault` what faulthandler wrote for it.
+class DeathRecord:
+    """The end of one worker, expected or not."""
 
-    `oom`: whether the kernel killed it for want of memory, None if nobody can tell.
-    """
-
-    worker: Any  # what the master knew of it (master/roster.py)
+    worker: WorkerState
     exit: Exit
     time: str  # UTC
     age_s: float
     serving: str = ""
-    serving_s: float | None = None  # since when; None = no unit of work was in progress
-    requests: int = 0  # units of work that it had done
-    last: tuple[str, ...] = ()  # what each of its threads served last
+    serving_s: float | None = None  # for how long; None = no unit of work was in progress
+    requests: int = 0  # units of work that it had completed
+    last: tuple[str, ...] = ()  # the latest request or client of each thread
     slow: tuple[Slow, ...] = ()  # its latest slow requests
-    oom: bool | None = None
-    message: dict[str, Any] | None = None
-    fault: str = ""
+    oom: bool | None = None  # the kernel killed it for want of memory; None = not known
+    killed: str | None = None  # why the master sent SIGKILL
+    hung: bool = False  # it was over --timeout, or over --boot-timeout
+    verdict: str = ""  # of one that hung while it booted: what it was to be killed for, even if it ended before
+    stacks: str = ""  # of one that hung: where its threads were, if it could answer
+    message: dict[str, Any] | None = None  # why it could not boot, as it reported
+    fault: str = ""  # what faulthandler wrote
 
     @property
     def expected(self) -> bool:
         """True if it was told to leave and left, or had not begun to serve."""
-        return self.worker.retiring_s is not None and (self.exit.clean or bool(self.worker.pending))
+        return self.worker.retiring_s is not None and (self.exit.clean or self.worker.pending)
 
     @property
     def cause(self) -> str:
-        """One word or two, under which deaths are counted."""
-        if self.worker.killed or self._verdict:
-            return "boot-timeout" if self.worker.pending else "timeout" if self.worker.hang else "killed"
+        """One word or two, by which deaths are counted."""
+        if self.killed or self.verdict:
+            return "boot-timeout" if self.worker.pending else "timeout" if self.hung else "killed"
         return "out-of-memory" if self.oom else str(self.exit)
 
     @property
     def reason(self) -> str | None:
         """What is known beyond the exit status."""
-        if self.worker.killed and self.exit.signum == signal.SIGKILL:
-            return str(self.worker.killed)
-        if self._verdict:
-            return self._verdict
+        if self.killed and self.exit.signum == signal.SIGKILL:
+            return self.killed
+        if self.verdict:
+            return self.verdict
         if self.message:
             return str(self.message["message"])
         if self.exit.signum == signal.SIGKILL:
@@ -72,22 +74,12 @@ class Obituary:
         return "it left by itself" if self.exit.clean else None
 
     @property
-    def _verdict(self) -> str:
-        """What one that hung while it booted was to be killed for; it may have died before."""
-        return str(self.worker.hang.verdict) if self.worker.hang and self.worker.pending else ""
-
-    @property
-    def stacks(self) -> str:
-        """Where its threads were, if it hung and could say so."""
-        return str(self.worker.hang.stacks) if self.worker.hang else ""
-
-    @property
     def detail(self) -> str:
-        """Text of the application's own: a traceback, or the stacks at a fatal signal."""
+        """Text from the application: a traceback, or the stacks at a fatal signal."""
         return self.fault or (str(self.message["detail"]) if self.message else "")
 
     def fields(self) -> dict[str, Any]:
-        """The log line."""
+        """The fields of the log line."""
         return {
             **self.worker.identity,
             "cause": self.exit,
@@ -98,60 +90,51 @@ class Obituary:
         }
 
     def boot_failure(self) -> PreforkError:
-        """Why the server cannot start: another worker would fail alike."""
-        if self.message and self.message["code"] == AppLoadError.exit_code and not self._verdict:
+        """Why the server cannot start: another worker would fail in the same way."""
+        if self.message and self.message["code"] == AppLoadError.exit_code and not self.verdict:
             return AppLoadError(str(self.message["message"]), self.detail)
         who = " ".join(f"{key}={value}" for key, value in self.worker.identity.items())
         return BootError(f"{who} cannot boot: {self.reason or f'it died of {self.exit}'}", self.detail)
 
 
-Document = dict[str, Any]
-
-KEPT = 64
-_DETAIL_MOST = 16_000  # characters: some hundred frames
-_CUT = "\n[cut]\n"
-
-
 @dataclass(slots=True)
-class Obituaries:
-    """MASTER. `count` goes on where the list ends."""
+class Deaths:
+    """MASTER. The last 64 unexpected deaths. `count` is of all of them."""
 
     count: int = 0
     _kept: deque[Document] = field(default_factory=lambda: deque(maxlen=KEPT))
 
-    def keep(self, obituary: Obituary, respawn_in_s: float | None) -> None:
-        """Note a death. `respawn_in_s`: when its successor comes, None if there is to be none."""
+    def add(self, death: DeathRecord, respawn_in_s: float | None) -> None:
+        """Add an unexpected death. `respawn_in_s`: the delay of its successor, None if it gets none."""
         self.count += 1
-        self._kept.append(_document(obituary, respawn_in_s))
+        self._kept.append(_document(death, respawn_in_s))
 
     def short(self) -> Document:
-        """The entry of `status`: how many, and the last one without its long text."""
+        """The entry `deaths` of the status: their number, and the last one without its long text."""
         last = self._kept[-1] if self._kept else None
         return {"count": self.count, "last": last and {key: last[key] for key in last if key != "detail"}}
 
     def document(self, last: int) -> Document:
-        """The whole of `prefork obituaries --json`: oldest first, at most the `last` so many."""
-        return {"count": self.count, "obituaries": list(self._kept)[-last:]}
+        """What `prefork deaths --json` prints: the oldest first, at most `last` of them."""
+        return {"count": self.count, "deaths": list(self._kept)[-last:]}
 
 
-def _document(obituary: Obituary, respawn_in_s: float | None) -> Document:
-    worker, detail = obituary.worker, obituary.stacks or obituary.detail
+def _document(death: DeathRecord, respawn_in_s: float | None) -> Document:
+    detail = death.stacks or death.detail
     return {
-        "time": obituary.time,
-        "slot": worker.slot,
-        "pid": worker.pid,
-        "generation": worker.generation,
-        "cause": obituary.cause,
-        "exit": str(obituary.exit),
-        "reason": obituary.reason,
-        "serving": obituary.serving or None,
-        "serving_s": None if obituary.serving_s is None else round(obituary.serving_s, 3),
-        "last": list(obituary.last),
-        "slow": [slow_document(each) for each in obituary.slow],
-        "age_s": round(obituary.age_s, 3),
-        "requests": obituary.requests,
-        "cpu_s": round(obituary.exit.cpu_ns / 1e9, 3),
-        "peak_rss_bytes": obituary.exit.peak_rss_bytes,
+        "time": death.time,
+        **name_of(death.worker),
+        "cause": death.cause,
+        "exit": str(death.exit),
+        "reason": death.reason,
+        "serving": death.serving or None,
+        "serving_s": None if death.serving_s is None else round(death.serving_s, 3),
+        "last": list(death.last),
+        "slow": [slow_document(each) for each in death.slow],
+        "age_s": round(death.age_s, 3),
+        "requests": death.requests,
+        "cpu_s": round(death.exit.cpu_ns / 1e9, 3),
+        "peak_rss_bytes": death.exit.peak_rss_bytes,
         "respawn_in_s": None if respawn_in_s is None else round(respawn_in_s, 3),
         "detail": (detail if len(detail) <= _DETAIL_MOST else detail[:_DETAIL_MOST] + _CUT) or None,
     }
@@ -160,9 +143,9 @@ def _document(obituary: Obituary, respawn_in_s: float | None) -> Document:
 # --- the page
 
 
-def page(document: Document) -> str:
-    """What `prefork obituaries` prints: the latest last, where a terminal ends."""
-    entries, count = document["obituaries"], document["count"]
+def deaths_page(document: Document) -> str:
+    """What `prefork deaths` prints: the latest is the last, next to the prompt."""
+    entries, count = document["deaths"], document["count"]
     if not count:
         return "no worker has died unexpectedly since the server started"
     died = "1 worker has" if count == 1 else f"{count} workers have"
@@ -171,7 +154,7 @@ def page(document: Document) -> str:
 
 
 def headline(entry: Document) -> str:
-    """When, who, of what."""
+    """The time, the worker, and the cause of its death."""
     where = f"worker {entry['slot']}  pid {entry['pid']}  generation {entry['generation']}"
     died = entry["cause"] if entry["exit"] in (entry["cause"], "SIGKILL") else f"{entry['cause']} ({entry['exit']})"
     return f"{entry['time']}  {where}  {died}"

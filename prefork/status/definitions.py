@@ -1,61 +1,14 @@
-"""What each figure of `prefork status` is: its unit, what counts, over which time, and when it is null. Pure.
+"""The definition of each figure of `prefork status`: unit, meaning, period, and when it is null. Pure.
 
-The one table: `prefork status --explain` prints it, docs/operating.md shows it, and tests hold it to the document, so
-that no figure comes without its definition. What a unit of work is depends on the kind of APP; figures that count units
-say `UNIT`, which is explained once.
+`prefork status --explain` prints this table, docs/operating.md shows it, the metrics take their help from it, and tests
+compare it with the document, so that no figure is without its definition. What a unit of work is depends on the kind of
+APP; figures that count units say `UNIT`, which is explained once.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
-
-# --- What the figures of the scoreboard mean, one sentence each, for everybody who shows one; and errors by kind. Pure.
-
-
-# By the names of scoreboard.COUNTERS, and of what is made of them.
-MEANINGS: Final = {
-    "accepted": "Connections taken from the kernel.",
-    "completed": "Units of work done: requests of HTTP, connections of a stream handler.",
-    "errors": "Units of work whose handler or application raised or broke its protocol.",
-    "idle_closed": "Connections of stream handlers closed because the client was silent for --idle-timeout.",
-    "too_long": "Connections of stream handlers closed because a line passed its limit.",
-    "client_gone": "Units of work whose client left before they were done.",
-    "refused": "Requests that the server answered itself, malformed or beyond a limit: status 400, 413, 414, 431, 501.",
-    "timed_out": "Requests of which the rest did not come in time (status 408), and responses not read in time.",
-    "aborted": "Of the errors, those whose response had begun: the client got a part of it, and no end.",
-    "bytes_in": "Bytes read from clients.",
-    "bytes_out": "Bytes handed to the kernel for clients; not those of an asyncio.Protocol, which gives them to the "
-    "loop itself.",
-    "busy_ns": "Time inside units of work, without waits for the client; of an event loop, its processor time.",
-    "queue_wait": "How long connections waited in the kernel until a worker took them, in steps of 0, 1, 3, 7, 15 ms "
-    "and so on; TCP only, and not with --accept per-worker on an event loop of asyncio.",
-    "work": "What each busy thread serves, and for how long; of an event loop of asyncio, its oldest request, as it "
-    "was at the last beat.",
-    "slow": "The latest requests that took longer than --slow.",
-}
-
-
-# Disjoint, so that they can be added up: what they count, and how it is made of the counters.
-ERROR_KINDS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
-    "app": ("The application failed, and the client was told (500), or its connection closed.",
-            ("errors",), ("aborted",)),
-    "aborted": ("The application failed in the midst of a response.", ("aborted",), ()),
-    "refused": ("The server refused a request: malformed, or beyond a limit.", ("refused", "too_long"), ()),
-    "timeout": ("The client did not send or read in time.", ("timed_out", "idle_closed"), ()),
-    "client_gone": ("The client left before its response was complete.", ("client_gone",), ()),
-}  # fmt: skip
-
-
-def errors_by_kind(counters: Mapping[str, int]) -> dict[str, int]:
-    """The failures among what the counters count, each of them once."""
-    return {
-        kind: sum(counters[name] for name in plus) - sum(counters[name] for name in minus)
-        for kind, (_meaning, plus, minus) in ERROR_KINDS.items()
-    }
-
 
 WIDTH = 100
 NOW, WORKER, SERVER, RECENT = "now", "since the worker started", "since the server started", "the last 10 to 20 s"
@@ -93,20 +46,55 @@ _TOOK = (
 )
 
 
+def _units(part: str, over: str) -> list[Figure]:
+    return [
+        _figure(f"{part}.accepted", "count", over, "Connections taken from the kernel.", "", "ACCEPTED"),
+        _figure(
+            f"{part}.requests", "count", over,
+            "Units of work done: requests of HTTP, connections of a stream handler.", "", "REQUESTS",
+        ),
+        _figure(
+            f"{part}.errors", "count", over,
+            "Units of work whose handler or application raised or broke its protocol.", "", "ERRORS",
+        ),
+    ]  # fmt: skip
+
+
+def _bytes(part: str, over: str) -> list[Figure]:
+    handed = (
+        "Bytes handed to the kernel for clients; not those of an asyncio.Protocol, which gives them to the loop itself."
+    )
+    return [
+        _figure(f"{part}.bytes_in", "bytes", over, "Bytes read from clients.", "", "IN"),
+        _figure(f"{part}.bytes_out", "bytes", over, handed, "", "OUT"),
+    ]
+
+
 def _kinds(part: str, over: str) -> list[Figure]:
-    whole = _figure(f"{part}.errors_by_kind", "object", over, "Failures, each of them counted once.")
-    kinds = [_figure(f"{whole.key}.{kind}", "count", over, meaning) for kind, (meaning, _, _) in ERROR_KINDS.items()]
-    return [whole, *kinds]
+    key = f"{part}.errors_by_kind"
+    failed = "The application failed, and the client was told (500), or its connection closed."
+    return [
+        _figure(key, "object", over, "Failures, each of them counted once."),
+        _figure(f"{key}.app", "count", over, failed),
+        _figure(f"{key}.aborted", "count", over, "The application failed in the midst of a response."),
+        _figure(f"{key}.refused", "count", over, "The server refused a request: malformed, or beyond a limit."),
+        _figure(f"{key}.timeout", "count", over, "The client did not send or read in time."),
+        _figure(f"{key}.client_gone", "count", over, "The client left before its response was complete."),
+    ]
 
 
 def _waits(part: str, over: str) -> list[Figure]:
     key, least = f"{part}.queue_wait", "fewer than {} connections: too few to say"
     return [
-        _figure(key, "object", over, MEANINGS["queue_wait"]),
+        _figure(
+            key, "object", over,
+            "How long connections waited in the kernel until a worker took them, in steps of 0, 1, 3, 7, 15 ms and so "
+            "on; TCP only, and not with --accept per-worker on an event loop of asyncio.",
+        ),
         _figure(f"{key}.n", "count", over, "Connections of which the wait is known."),
         _figure(f"{key}.p50_ms", "milliseconds", over, "The median of the waits.", least.format(6)),
         _figure(f"{key}.p99_ms", "milliseconds", over, "The 99th percentile of the waits.", least.format(368)),
-    ]
+    ]  # fmt: skip
 
 
 FIGURES = (
@@ -154,12 +142,9 @@ FIGURES = (
     ),
     _figure("workers[].age_s", "seconds", NOW, "Since its process was forked.", "", "AGE"),
     _figure("workers[].connections", "count", NOW, "Open connections that it holds, idle ones too.", "", "CONN"),
-    _figure("workers[].accepted", "count", WORKER, MEANINGS["accepted"], "", "ACCEPTED"),
-    _figure("workers[].requests", "count", WORKER, MEANINGS["completed"], "", "REQUESTS"),
-    _figure("workers[].errors", "count", WORKER, MEANINGS["errors"], "", "ERRORS"),
+    *_units("workers[]", WORKER),
     *_kinds("workers[]", WORKER),
-    _figure("workers[].bytes_in", "bytes", WORKER, MEANINGS["bytes_in"], "", "IN"),
-    _figure("workers[].bytes_out", "bytes", WORKER, MEANINGS["bytes_out"], "", "OUT"),
+    *_bytes("workers[]", WORKER),
     _figure("workers[].busy_ratio", "0 to 1", RECENT, _BUSY, "", "BUSY"),
     _figure("workers[].p50_us", "microseconds", WORKER, f"The median {_TOOK}", _FEW_P50, "P50"),
     _figure("workers[].p99_us", "microseconds", WORKER, f"The 99th percentile {_TOOK}", _FEW_P99, "P99"),
@@ -187,31 +172,50 @@ FIGURES = (
         "Until --timeout kills the worker, unless the unit ends; of asyncio, unless the loop turns. Negative: overdue.",
         "no unit is in progress", "TIME LEFT",
     ),
-    _figure("workers[].work", "list", NOW, MEANINGS["work"]),
+    _figure(
+        "workers[].work", "list", NOW,
+        "What each busy thread serves, and for how long; of an event loop of asyncio, its oldest request, as it was "
+        "at the last heartbeat.",
+    ),
     _figure("workers[].work[].thread", "number", NOW, "Which of its threads, from 0."),
     _figure("workers[].work[].serving", "text", NOW, "Whom; of HTTP, with which request.", "nobody has been named yet"),
     _figure(
         "workers[].work[].busy_s", "seconds", NOW, "For how long, without waits for the client.",
         "it waits for its client",
     ),
-    _figure("workers[].slow", "list", NOW, MEANINGS["slow"]),
+    _figure("workers[].slow", "list", NOW, "The latest requests that took longer than --slow."),
     _figure("workers[].slow[].request", "text", "at its end", "Whose, and of HTTP, which."),
     _figure("workers[].slow[].took_s", "seconds", "at its end", "How long it took."),
     _figure("workers[].slow[].ended", "UTC", "at its end", "When that was."),
     _figure("totals.connections", "count", NOW, "The sum of the workers' connections.", "", "CONN"),
-    _figure("totals.accepted", "count", SERVER, MEANINGS["accepted"], "", "ACCEPTED"),
-    _figure("totals.requests", "count", SERVER, MEANINGS["completed"], "", "REQUESTS"),
-    _figure("totals.errors", "count", SERVER, MEANINGS["errors"], "", "ERRORS"),
-    _figure("totals.idle_closed", "count", SERVER, MEANINGS["idle_closed"]),
-    _figure("totals.too_long", "count", SERVER, MEANINGS["too_long"]),
-    _figure("totals.client_gone", "count", SERVER, MEANINGS["client_gone"]),
-    _figure("totals.refused", "count", SERVER, MEANINGS["refused"]),
-    _figure("totals.timed_out", "count", SERVER, MEANINGS["timed_out"]),
-    _figure("totals.aborted", "count", SERVER, MEANINGS["aborted"]),
-    _figure("totals.bytes_in", "bytes", SERVER, MEANINGS["bytes_in"], "", "IN"),
-    _figure("totals.bytes_out", "bytes", SERVER, MEANINGS["bytes_out"], "", "OUT"),
+    *_units("totals", SERVER),
+    _figure(
+        "totals.idle_closed", "count", SERVER,
+        "Connections of stream handlers closed because the client was silent for --idle-timeout.",
+    ),
+    _figure(
+        "totals.too_long", "count", SERVER,
+        "Connections of stream handlers closed because a line passed its limit.",
+    ),
+    _figure("totals.client_gone", "count", SERVER, "Units of work whose client left before they were done."),
+    _figure(
+        "totals.refused", "count", SERVER,
+        "Requests that the server answered itself, malformed or beyond a limit: status 400, 413, 414, 431, 501.",
+    ),
+    _figure(
+        "totals.timed_out", "count", SERVER,
+        "Requests of which the rest did not come in time (status 408), and responses not read in time.",
+    ),
+    _figure(
+        "totals.aborted", "count", SERVER,
+        "Of the errors, those whose response had begun: the client got a part of it, and no end.",
+    ),
+    *_bytes("totals", SERVER),
     *_kinds("totals", SERVER),
-    _figure("totals.busy_s", "seconds", SERVER, MEANINGS["busy_ns"]),
+    _figure(
+        "totals.busy_s", "seconds", SERVER,
+        "Time inside units of work, without waits for the client; of an event loop, its processor time.",
+    ),
     _figure("totals.p50_us", "microseconds", SERVER, f"The median {_TOOK}", _FEW_P50, "P50"),
     _figure("totals.p99_us", "microseconds", SERVER, f"The 99th percentile {_TOOK}", _FEW_P99, "P99"),
     *_waits("totals", SERVER),
@@ -220,39 +224,40 @@ FIGURES = (
         "Workers that were replaced, by cause: how they died, timeout, boot-timeout, out-of-memory, killed, "
         "max-requests, max-memory, reload.",
     ),
-    _figure("obituaries.count", "count", SERVER, "Workers that died and were not told to, or would not go."),
+    _figure("deaths.count", "count", SERVER, "Workers that died and were not told to, or would not go."),
     _figure(
-        "obituaries.last", "object", NOW,
-        "The last of them. `prefork obituaries --json` has the same of each, and `detail`: stacks or a traceback.",
+        "deaths.last", "object", NOW,
+        "The last of them. `prefork deaths --json` has the same of each, and `detail`: stacks or a traceback.",
         "nobody has died so",
     ),
-    _figure("obituaries.last.time", "UTC", "at its death", "When the master learnt of it."),
-    _figure("obituaries.last.slot", "number", "at its death", "Its place."),
-    _figure("obituaries.last.pid", "number", "at its death", "Its process id."),
-    _figure("obituaries.last.generation", "number", "at its death", "Its generation."),
+    _figure("deaths.last.time", "UTC", "at its death", "When the master learnt of it."),
+    _figure("deaths.last.slot", "number", "at its death", "Its place."),
+    _figure("deaths.last.pid", "number", "at its death", "Its process id."),
+    _figure("deaths.last.generation", "number", "at its death", "Its generation."),
     _figure(
-        "obituaries.last.cause", "text", "at its death",
+        "deaths.last.cause", "text", "at its death",
         "A signal, an exit code, or timeout, boot-timeout, out-of-memory, killed: what `respawns` counts.",
     ),
-    _figure("obituaries.last.exit", "text", "at its death", "The signal or exit code, in the kernel's word."),
-    _figure("obituaries.last.reason", "text", "at its death", "What more is known.", "the cause says it all"),
-    _figure("obituaries.last.serving", "text", "at its death", "Whose unit was in progress.", "none was"),
-    _figure("obituaries.last.serving_s", "seconds", "at its death", "For how long.", "none was in progress"),
-    _figure("obituaries.last.last", "list", "at its death", "What each of its threads had served last."),
-    _figure("obituaries.last.slow", "list", "its life", "Its latest requests over --slow, as workers[].slow has them."),
-    _figure("obituaries.last.age_s", "seconds", "at its death", "Since it was forked."),
-    _figure("obituaries.last.requests", "count", "its life", "Units that it had completed."),
-    _figure("obituaries.last.cpu_s", "seconds", "its life", "Processor time that it had used, with its children's."),
+    _figure("deaths.last.exit", "text", "at its death", "The signal or exit code, in the kernel's word."),
+    _figure("deaths.last.reason", "text", "at its death", "What more is known.", "the cause says it all"),
+    _figure("deaths.last.serving", "text", "at its death", "Whose unit was in progress.", "none was"),
+    _figure("deaths.last.serving_s", "seconds", "at its death", "For how long.", "none was in progress"),
+    _figure("deaths.last.last", "list", "at its death", "What each of its threads had served last."),
+    _figure("deaths.last.slow", "list", "its life", "Its latest requests over --slow, as workers[].slow has them."),
+    _figure("deaths.last.age_s", "seconds", "at its death", "Since it was forked."),
+    _figure("deaths.last.requests", "count", "its life", "Units that it had completed."),
+    _figure("deaths.last.cpu_s", "seconds", "its life", "Processor time that it had used, with its children's."),
     _figure(
-        "obituaries.last.peak_rss_bytes", "bytes", "its life",
+        "deaths.last.peak_rss_bytes", "bytes", "its life",
         "The most memory that was resident at any time, shared pages counted in full; of the largest process that it "
         "had started itself and waited for, if that was more.",
     ),
     _figure(
-        "obituaries.last.respawn_in_s", "seconds", "at its death",
+        "deaths.last.respawn_in_s", "seconds", "at its death",
         "How long its successor was held back, as such deaths repeated; 0 is at once.", "there was to be none",
     ),
 )  # fmt: skip
+MEANING = {figure.key: figure.meaning for figure in FIGURES}
 
 
 def explanation(width: int = WIDTH) -> str:

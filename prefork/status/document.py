@@ -1,4 +1,4 @@
-"""What `prefork status` shows: facts in, a JSON document or a table out. Pure.
+"""The status document, and the tables and pages that people read. Pure.
 
 Units are in the names. `null`, a dash in the table, is what cannot be known: the queue of a Unix socket, or a quantile
 that so few samples do not bound (histogram.estimable).
@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefork.core.log import utc
-from prefork.status.definitions import errors_by_kind
 from prefork.status.histogram import Histogram, estimable, summary
 
 if TYPE_CHECKING:
     from prefork.status.scoreboard import Reading, Slow, Work
-    from prefork.status.server_state import KnownWorker
-
+    from prefork.status.server_state import WorkerState
 
 Document = dict[str, Any]
 
@@ -27,10 +25,10 @@ STARTING, IDLE, BUSY, DRAINING = "STARTING", "IDLE", "BUSY", "DRAINING"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerFacts:
-    """One live worker, as it is seen. `held_is_busy`: each connection occupies a thread of its own."""
+class WorkerSnapshot:
+    """One live worker at one moment. `held_is_busy`: each connection occupies a thread of its own."""
 
-    handle: KnownWorker
+    worker: WorkerState
     reading: Reading
     latencies: Histogram
     busy_ratio: float
@@ -45,9 +43,9 @@ class WorkerFacts:
         """The entry of `workers`."""
         counters, began_s, since_s = self.reading.counters, self.reading.since_ns / 1e9, self.reading.judged_ns / 1e9
         return {
-            **name_of(self.handle),
-            "state": state(self.handle, self.reading, held_is_busy=self.held_is_busy),
-            "age_s": round(now_s - self.handle.spawned_s, 3),
+            **name_of(self.worker),
+            "state": state_of(self.worker, self.reading, held_is_busy=self.held_is_busy),
+            "age_s": round(now_s - self.worker.spawned_s, 3),
             "connections": self.reading.held,
             "accepted": counters["accepted"],
             "requests": counters["completed"],
@@ -71,22 +69,33 @@ class WorkerFacts:
 
 
 def work_entry(work: Work, now_s: float) -> Document:
-    """What one thread does, and for how long; null while it waits for its client."""
+    """The unit of work of one thread, and its time in seconds; null while it waits for its client."""
     busy_s = max(0.0, round(now_s - work.since_ns / 1e9, 3)) if work.since_ns else None  # it may have begun since
     return {"thread": work.thread, "serving": work.text or None, "busy_s": busy_s}
 
 
+def errors_by_kind(counters: Mapping[str, int]) -> dict[str, int]:
+    """The failures, each of them counted once."""
+    return {
+        "app": counters["errors"] - counters["aborted"],
+        "aborted": counters["aborted"],
+        "refused": counters["refused"] + counters["too_long"],
+        "timeout": counters["timed_out"] + counters["idle_closed"],
+        "client_gone": counters["client_gone"],
+    }
+
+
 def slow_document(slow: Slow) -> Document:
-    """One request of the slow ones."""
+    """One slow request."""
     return {"request": slow.text, "took_s": round(slow.took_ns / 1e9, 3), "ended": utc(slow.ended_ns / 1e9)}
 
 
-def name_of(worker: Any) -> Document:
-    """Which worker it is."""
+def name_of(worker: WorkerState) -> Document:
+    """The keys that name a worker in a document."""
     return {"slot": worker.slot, "pid": worker.pid, "generation": worker.generation}
 
 
-def state(worker: Any, reading: Reading, *, held_is_busy: bool) -> str:
+def state_of(worker: WorkerState, reading: Reading, *, held_is_busy: bool) -> str:
     """One of the four states."""
     if worker.retiring_s is not None:
         return DRAINING
@@ -111,7 +120,7 @@ def totals(
     respawns: Mapping[str, int],
     waits: Sequence[int] = (),
 ) -> Document:
-    """The entry `totals`: all workers that ever were, the connections of now, and why workers were replaced."""
+    """The entry `totals`: counters of all workers since the server started, and the connections that are open now."""
     named = {_NAMES.get(name, name): value for name, value in counters.items() if name != "busy_ns"}
     return {
         "connections": connections,
@@ -152,7 +161,7 @@ _TEXTS = frozenset({"address", "slot", "state", "serving"})  # the others are nu
 
 
 def table(document: Document) -> str:
-    """The document for people."""
+    """What `prefork status` prints."""
     return "\n\n".join(
         [
             _headline(document["server"]),
@@ -194,17 +203,17 @@ def _footer(document: Document) -> list[str]:
     if last := document["server"]["last_reload"]:
         end = "done" if last["ok"] else f"abandoned: {last['reason']}"
         lines.append(f"last reload: generation {last['generation']}, {last['ended']}, {end}")
-    if last := document["obituaries"]["last"]:
+    if last := document["deaths"]["last"]:
         whom = f", serving {last['serving']}" if last["serving"] else ""
         lines.append(
-            f"died unexpectedly: {document['obituaries']['count']}, last worker {last['slot']}, {last['time']}, "
-            f"{last['cause']}{whom} (prefork obituaries)"
+            f"died unexpectedly: {document['deaths']['count']}, last worker {last['slot']}, {last['time']}, "
+            f"{last['cause']}{whom} (prefork deaths)"
         )
     return ["\n".join(lines)] if lines else []
 
 
 def cell(key: str, value: Any) -> str:
-    """A value as people read it; its unit is in the key."""
+    """A value with its unit, which is told by the key."""
     if value is None:
         return "-"
     unit = key.rpartition("_")[2]
@@ -237,18 +246,18 @@ def _size(value: float) -> str:
     return f"{value:.3g}T"
 
 
-# --- The answer to `prefork stack` as a page. Pure.
+# --- the page of `prefork stack`
 
 
-def stacks_page(answer: dict[str, Any]) -> str:
-    """What the command prints."""
+def stacks_page(answer: Document) -> str:
+    """What `prefork stack` prints."""
     return "\n\n".join(map(_worker, answer["workers"]))
 
 
-def _worker(entry: dict[str, Any]) -> str:
-    facts = [f"worker {entry['slot']}  pid {entry['pid']}  generation {entry['generation']}"]
-    facts += [entry["state"]] if entry.get("state") else []
-    facts += [f"serving {entry['serving']}"] if entry.get("serving") else []
-    facts += [f"for {cell('busy_s', entry['busy_s'])}"] if entry.get("busy_s") is not None else []
+def _worker(entry: Document) -> str:
+    parts = [f"worker {entry['slot']}  pid {entry['pid']}  generation {entry['generation']}"]
+    parts += [entry["state"]] if entry.get("state") else []
+    parts += [f"serving {entry['serving']}"] if entry.get("serving") else []
+    parts += [f"for {cell('busy_s', entry['busy_s'])}"] if entry.get("busy_s") is not None else []
     lines = (entry["stacks"] or entry["reason"] or "").rstrip().split("\n")
-    return "\n".join(["  ".join(facts), *(f"  {line}" for line in lines)])
+    return "\n".join(["  ".join(parts), *(f"  {line}" for line in lines)])

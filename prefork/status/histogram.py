@@ -287,7 +287,7 @@ def highest_ms(bucket: int) -> int:
 
 
 def quantile_ms(counts: Sequence[int], q: float) -> int | None:
-    """The wait that so many of all do not exceed, rounded up to its bucket's longest; None of too few to tell."""
+    """The quantile `q` of the waits, rounded up to the longest of its bucket; None if there are too few."""
     total = sum(counts)
     if not estimable(q, total):
         return None
@@ -300,5 +300,5 @@ def quantile_ms(counts: Sequence[int], q: float) -> int | None:
 
 
 def summary(counts: Sequence[int]) -> dict[str, int | None]:
-    """What `status` says of the waits."""
+    """The entry `queue_wait` of the status document."""
     return {"n": sum(counts), "p50_ms": quantile_ms(counts, 0.5), "p99_ms": quantile_ms(counts, 0.99)}

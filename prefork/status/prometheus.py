@@ -1,8 +1,8 @@
-"""A picture of the server as Prometheus reads it (text format 0.0.4). Pure.
+"""A snapshot of the server as Prometheus reads it (text format 0.0.4). Pure.
 
 Names follow the keys of `status --json`; METRICS is all there are, and the table in docs/operating.md is tested against
-it. Workers are told by slot, their stable place: what successive workers of a slot have counted is added up, so that
-counters never fall and series do not multiply with pids. Only a new master begins at 0.
+it. Workers are labelled by slot: counters of successive workers of a slot are added up, so that they never fall and
+series do not multiply with pids. Only a new master begins at 0.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from prefork.status.definitions import MEANINGS
+from prefork.status.definitions import MEANING
 from prefork.status.document import BUSY, DRAINING, IDLE, STARTING
 from prefork.status.histogram import highest_ms
 from prefork.status.scoreboard import COUNTERS
 
 if TYPE_CHECKING:
-    from prefork.status.collect import Picture
+    from prefork.status.collect import ServerSnapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (
@@ -41,20 +41,20 @@ Sample = tuple[str, Labels, float]  # what follows the name, labels, value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One family. `samples` reads it from a picture; none, where nothing is known."""
+    """One family. `samples` reads it from a snapshot, and yields none where nothing is known."""
 
     name: str
     kind: str  # counter, gauge or histogram
     help: str
-    samples: Callable[[Picture], Iterable[Sample]]
+    samples: Callable[[ServerSnapshot], Iterable[Sample]]
     labels: tuple[str, ...] = ()
 
 
-def render(picture: Picture, *, alive: bool) -> bytes:
+def render(snapshot: ServerSnapshot, *, alive: bool) -> bytes:
     """The whole text. `alive`: the master's loop turns."""
     lines = []
     for metric in METRICS:
-        samples = [("", {}, float(alive))] if metric is _UP else metric.samples(picture)
+        samples = [("", {}, float(alive))] if metric is _UP else metric.samples(snapshot)
         written = [f"{metric.name}{end}{_labels(labels)} {_number(value)}" for end, labels, value in samples]
         if written:
             lines += [f"# HELP {metric.name} {_escaped(metric.help)}", f"# TYPE {metric.name} {metric.kind}", *written]
@@ -80,30 +80,30 @@ def _number(value: float) -> str:
 # --- where figures come from
 
 
-def _server(key: str) -> Callable[[Picture], Iterable[Sample]]:
-    return lambda picture: [("", {}, picture.document["server"][key])]
+def _server(key: str) -> Callable[[ServerSnapshot], Iterable[Sample]]:
+    return lambda snapshot: [("", {}, snapshot.document["server"][key])]
 
 
-def _total(key: str) -> Callable[[Picture], Iterable[Sample]]:
-    return lambda picture: [("", {}, picture.document["totals"][key])]
+def _total(key: str) -> Callable[[ServerSnapshot], Iterable[Sample]]:
+    return lambda snapshot: [("", {}, snapshot.document["totals"][key])]
 
 
-def _slot_total(counted: str) -> Callable[[Picture], Iterable[Sample]]:
+def _slot_total(counted: str) -> Callable[[ServerSnapshot], Iterable[Sample]]:
     _, unit = _COUNTED[counted]
 
-    def read(picture: Picture) -> Iterable[Sample]:
-        for slot, found in picture.slots.items():
+    def read(snapshot: ServerSnapshot) -> Iterable[Sample]:
+        for slot, found in snapshot.slots.items():
             yield "", {"slot": slot}, found[counted] / unit if unit else found[counted]
 
     return read
 
 
-def _slot_now(key: str, join: Callable[[Iterable[float]], float] = sum) -> Callable[[Picture], Iterable[Sample]]:
-    """Of the workers that live; two may share a slot while one replaces the other."""
+def _slot_now(key: str, join: Callable[[Iterable[float]], float] = sum) -> Callable[[ServerSnapshot], Iterable[Sample]]:
+    """The values of the live workers; two may share a slot while one replaces the other."""
 
-    def read(picture: Picture) -> Iterable[Sample]:
+    def read(snapshot: ServerSnapshot) -> Iterable[Sample]:
         found: dict[int, list[float]] = {}
-        for worker in picture.document["workers"]:
+        for worker in snapshot.document["workers"]:
             if worker[key] is not None:
                 found.setdefault(worker["slot"], []).append(worker[key])
         return [("", {"slot": slot}, join(values)) for slot, values in found.items()]
@@ -111,12 +111,12 @@ def _slot_now(key: str, join: Callable[[Iterable[float]], float] = sum) -> Calla
     return read
 
 
-def _listener(key: str) -> Callable[[Picture], Iterable[Sample]]:
+def _listener(key: str) -> Callable[[ServerSnapshot], Iterable[Sample]]:
     """By address: with --accept per-worker it has a queue for each worker."""
 
-    def read(picture: Picture) -> Iterable[Sample]:
+    def read(snapshot: ServerSnapshot) -> Iterable[Sample]:
         found: dict[str, float] = {}
-        for listener in picture.document["listeners"]:
+        for listener in snapshot.document["listeners"]:
             if listener[key] is not None:
                 found[listener["address"]] = found.get(listener["address"], 0) + listener[key]
         return [("", {"address": address}, value) for address, value in found.items()]
@@ -124,31 +124,31 @@ def _listener(key: str) -> Callable[[Picture], Iterable[Sample]]:
     return read
 
 
-def _build(picture: Picture) -> Iterable[Sample]:
-    server = picture.document["server"]
+def _build(snapshot: ServerSnapshot) -> Iterable[Sample]:
+    server = snapshot.document["server"]
     return [("", {key: server[key] or "" for key in _BUILD}, 1)]
 
 
-def _ready(picture: Picture) -> Iterable[Sample]:
-    return [("", {}, not picture.facts.unready)]
+def _ready(snapshot: ServerSnapshot) -> Iterable[Sample]:
+    return [("", {}, not snapshot.state.unready)]
 
 
-def _last_reload(picture: Picture) -> Iterable[Sample]:
-    last = picture.document["server"]["last_reload"]
+def _last_reload(snapshot: ServerSnapshot) -> Iterable[Sample]:
+    last = snapshot.document["server"]["last_reload"]
     return [("", {}, last["ok"])] if last else []
 
 
-def _states(picture: Picture) -> Iterable[Sample]:
-    found = Counter(worker["state"] for worker in picture.document["workers"])
+def _states(snapshot: ServerSnapshot) -> Iterable[Sample]:
+    found = Counter(worker["state"] for worker in snapshot.document["workers"])
     return [("", {"state": state}, found[state]) for state in (STARTING, IDLE, BUSY, DRAINING)]
 
 
-def _respawns(picture: Picture) -> Iterable[Sample]:
-    return [("", {"cause": cause}, count) for cause, count in picture.document["totals"]["respawns"].items()]
+def _respawns(snapshot: ServerSnapshot) -> Iterable[Sample]:
+    return [("", {"cause": cause}, count) for cause, count in snapshot.document["totals"]["respawns"].items()]
 
 
-def _durations(picture: Picture) -> Iterable[Sample]:
-    latencies = picture.latencies
+def _durations(snapshot: ServerSnapshot) -> Iterable[Sample]:
+    latencies = snapshot.latencies
     counts = latencies.at_most([round(limit_s * 1e9) for limit_s in BUCKETS_S])
     for limit_s, count in zip(BUCKETS_S, counts, strict=True):
         yield "_bucket", {"le": repr(limit_s)}, count
@@ -157,9 +157,9 @@ def _durations(picture: Picture) -> Iterable[Sample]:
     yield "_count", {}, latencies.n
 
 
-def _queue_waits(picture: Picture) -> Iterable[Sample]:
+def _queue_waits(snapshot: ServerSnapshot) -> Iterable[Sample]:
     """The last bucket counts what is longer than all others as well. The sum is not known."""
-    counts = list(accumulate(picture.waits))
+    counts = list(accumulate(snapshot.waits))
     for bucket, count in enumerate(counts[:-1]):
         yield "_bucket", {"le": repr((highest_ms(bucket) + 1) / 1000)}, count
     yield "_bucket", {"le": "+Inf"}, counts[-1]
@@ -173,7 +173,7 @@ def _slot_counter(counted: str, help: str) -> Metric:  # noqa: A002 - as the for
 
 def _counter(counted: str) -> Metric:
     name = _COUNTED[counted][0] if counted in _COUNTED else counted
-    return Metric(name=f"prefork_{name}_total", kind="counter", help=MEANINGS[counted], samples=_total(name))
+    return Metric(name=f"prefork_{name}_total", kind="counter", help=MEANING[f"totals.{name}"], samples=_total(name))
 
 
 _BUILD = ("version", "app", "kind", "engine", "accept")
@@ -193,7 +193,7 @@ METRICS: tuple[Metric, ...] = (
            help="How many workers there should be."),
     Metric(name="prefork_workers", kind="gauge", samples=_states, labels=("state",), help="Workers in each state."),
     Metric(name="prefork_threads", kind="gauge", help="Threads of each worker.",
-           samples=lambda picture: [("", {}, picture.document["server"]["config"]["threads"])]),
+           samples=lambda snapshot: [("", {}, snapshot.document["server"]["config"]["threads"])]),
     Metric(name="prefork_respawns_total", kind="counter", samples=_respawns, labels=("cause",),
            help="Workers that were replaced, by cause."),
     Metric(name="prefork_connections", kind="gauge", samples=_total("connections"), help="Connections that are open."),
@@ -208,7 +208,8 @@ METRICS: tuple[Metric, ...] = (
            help="How many may wait."),
     Metric(name="prefork_listener_drops_total", kind="counter", samples=_listener("drops"), labels=("address",),
            help="Attempts to connect that the kernel dropped, mostly because the queue was full."),
-    *(_slot_counter(counted, MEANINGS[counted]) for counted in _COUNTED if counted != "cpu_ns"),
+    *(_slot_counter(counted, MEANING[f"totals.{name}"]) for counted, (name, unit) in _COUNTED.items() if not unit),
+    _slot_counter("busy_ns", MEANING["totals.busy_s"]),
     _slot_counter("cpu_ns", "User and system time of the slot's workers."),
     Metric(name="prefork_worker_connections", kind="gauge", samples=_slot_now("connections"), labels=("slot",),
            help="Connections that are open in the slot."),

@@ -1,4 +1,4 @@
-"""The scoreboard: shared memory that says what every thread of every worker is doing.
+"""The scoreboard: shared memory in which every thread of every worker writes what it is doing.
 
 An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Rules:
 - One row per thread of a worker; a worker owns a group of `threads` rows from its spawn until it is reaped.
@@ -7,9 +7,9 @@ An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Ru
 - Counters cover one worker's life. At reap the master folds them into its totals, which never fall.
 - Times are CLOCK_MONOTONIC nanoseconds, comparable between processes. `SINCE` is when the row's unit of work began,
   0 while it waits for a client: the master adds `--timeout` and compares, so that idle rows need no heartbeat.
-- A row's text says what it serves, for people: the client, and of HTTP the request. It is written before the
-  application is called, as nobody else can say it while that runs; a reader may meet it half written. An event loop,
-  which serves many, has two: the oldest as of its last beat, and the one that began last.
+- A row's text names what is served: the client, and the request of HTTP. It is written before the application is
+  called, as no one else can tell while that runs; a reader may find it half written. An event loop, which serves many,
+  has two texts: the oldest as of its last heartbeat, and the one that began last.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from time import time_ns
 
 from prefork.status.histogram import ARRAY_DIGITS, BUCKETS, Histogram
 
-# --- The beat of an asyncio loop: how often it says on the scoreboard that it turns, and when it is stuck. Pure.
+# --- the heartbeat of an asyncio loop: how often it writes one, and when it counts as stuck
 
 
-def beat_s(timeout_s: float, slow_s: float) -> float:
-    """How long an asyncio loop has between its beats: shorter than what is judged by them."""
+def heartbeat_s(timeout_s: float, slow_s: float) -> float:
+    """The time between two heartbeats of an asyncio loop: shorter than the limits that they are compared with."""
     return min(1.0, timeout_s / 4, max(slow_s / 2, 0.05) if slow_s else 1.0)
 
 
-def stuck_ns(beat_ns: int, now_ns: int, period_s: float) -> int:
-    """Since when an asyncio loop has had no turn, if that is longer than two of its beats; else 0."""
-    return beat_ns if beat_ns and now_ns - beat_ns > 2e9 * period_s else 0
+def stuck_ns(heartbeat_ns: int, now_ns: int, period_s: float) -> int:
+    """The last heartbeat of an asyncio loop, if it is more than two periods ago: the loop is stuck. Else 0."""
+    return heartbeat_ns if heartbeat_ns and now_ns - heartbeat_ns > 2e9 * period_s else 0
 
 
 # Cells of a row. Plain integers: an IntEnum member costs a lookup more on each use (measured: 45 ns against 25).
@@ -47,7 +47,7 @@ BYTES_IN = 9
 BYTES_OUT = 10
 BUSY_NS = 11  # time inside units of work; of an event loop, what its thread has used of a processor
 TOOK_NS = 12  # sum of what the histogram counts, where that is not BUSY_NS
-BEAT = 13  # when an asyncio loop last had a turn (ns), 0 = there is none
+HEARTBEAT = 13  # when an asyncio loop last had a turn (ns), 0 = there is none
 REFUSED = 14  # requests that the server answered itself, with 4xx or 5xx
 TIMED_OUT = 15  # requests or responses of which the rest did not come, or was not read, in time
 ABORTED = 16  # of ERRORS: those of which the client had a part already
@@ -97,7 +97,7 @@ class Scoreboard:
         self._memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
         self._cells = memoryview(self._memory).cast("q")
         self.header = self._cells[:_HEADER_CELLS]
-        # Of event loops, side by side, as each reads all of them before it takes a connection (engines/balance.py):
+        # Of event loops, side by side, as each reads all of them before it takes a connection (engines/accept.py):
         # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
         # how many it has taken.
         self.open_cells = self._cells[_HEADER_CELLS : _HEADER_CELLS + groups]
@@ -113,7 +113,7 @@ class Scoreboard:
         return Row(self._memory, self._cells[start : start + CELLS], start)
 
     def clear(self, group: int) -> None:
-        """Forget the last owner, before the next one. Only the master calls it, when no process owns the group."""
+        """Set the rows to 0 for the next owner. Only the master calls it, when no process owns the group."""
         self.header[IN_USE] = max(self.header[IN_USE], group + 1)
         self.vacate(group)
         for thread in range(self.threads):
@@ -121,33 +121,33 @@ class Scoreboard:
             row.cells[:] = self._zeros
 
     def vacate(self, group: int) -> None:
-        """Its owner is gone: no event loop shall wait for it. What it has counted stays until the next owner comes."""
+        """Its owner is gone: event loops no longer compare themselves with it. Counters stay until `clear`."""
         self.open_cells[group] = self.awake_cells[group] = self.taken_cells[group] = 0
 
     def read(self, group: int) -> Reading:
-        """What the group says now."""
+        """What the rows of the group say now, added up."""
         rows = [self.row(group, thread) for thread in range(self.threads)]
         since_ns, peer = min((found for row in rows if (found := row.serving)[0]), default=(0, ""))
         return Reading(
             since_ns=since_ns,
-            beat_ns=max(row.cells[BEAT] for row in rows),
+            heartbeat_ns=max(row.cells[HEARTBEAT] for row in rows),
             serving=peer,
             held=sum(row.cells[HELD] for row in rows),
             counters={name: sum(row.cells[cell] for row in rows) for name, cell in COUNTERS.items()},
         )
 
     def work(self, group: int) -> list[Work]:
-        """What each thread of the group that has somebody to serve does now."""
+        """What each thread of the group does now, without those that have no client."""
         found = []
         for thread in range(self.threads):
             row = self.row(group, thread)
-            (since_ns, text), beat_ns, held = row.serving, row.cells[BEAT], row.cells[HELD]
-            if since_ns or beat_ns or held:
-                found.append(Work(thread=thread, since_ns=since_ns, beat_ns=beat_ns, held=held, text=text))
+            (since_ns, text), heartbeat_ns, held = row.serving, row.cells[HEARTBEAT], row.cells[HELD]
+            if since_ns or heartbeat_ns or held:
+                found.append(Work(thread=thread, since_ns=since_ns, heartbeat_ns=heartbeat_ns, held=held, text=text))
         return found
 
     def histogram(self, group: int) -> Histogram:
-        """How long the group's units of work took, without the time that they waited for their clients."""
+        """The durations of the group's units of work, without the time that they waited for their clients."""
         merged = Histogram(ARRAY_DIGITS)
         for thread in range(self.threads):
             cells = self.row(group, thread).cells
@@ -155,29 +155,29 @@ class Scoreboard:
         return merged
 
     def queue_waits(self, group: int) -> list[int]:
-        """How many of the group's connections waited how long to be taken: counts by `queue_bucket`."""
+        """The waits of the group's connections in the kernel's queue: counts by `queue_bucket`."""
         rows = [self.row(group, thread).cells[QUEUE : QUEUE + QUEUE_BUCKETS] for thread in range(self.threads)]
         return [sum(counts) for counts in zip(*rows, strict=True)]
 
     def last(self, group: int) -> tuple[str, ...]:
-        """What each thread of the group serves, or has served last."""
+        """The current or latest request or client of each thread of the group."""
         rows = [self.row(group, thread) for thread in range(self.threads)]
         return tuple(text for row in rows if (text := row.latest or row.peer))
 
     def begun(self, group: int) -> tuple[int, str]:
-        """What an event loop has begun last, if that goes on: since when (ns, 0 = it does not), and what it is."""
+        """The unit of work that an event loop has begun last: since when (ns, 0 = it has ended), and its text."""
         row = self.row(group)
         began_ns = row.cells[BEGAN]
         return began_ns, row.latest if began_ns else ""
 
     def slow(self, group: int) -> list[Slow]:
-        """The group's latest slow requests, the latest last. They outlive whoever served them."""
+        """The group's latest slow requests, the latest last. They stay when the worker has ended."""
         found = [entry for thread in range(self.threads) for entry in self.row(group, thread).slow()]
         return sorted(found, key=lambda entry: entry.ended_ns)[-_RING_ENTRIES:]
 
 
 class Row:
-    """One thread's line. `cells` is the 64-bit view; the owner indexes it directly, as that is the request path.
+    """The row of one thread. `cells` is the 64-bit view; the owner indexes it directly, as that is the request path.
 
     `memory[place]` is the text: a slice of the mmap itself, as that is faster than a view (0.05 us instead of 0.2).
     `memory[latest_place]` is that of BEGAN.
@@ -195,15 +195,15 @@ class Row:
         self.latest_place = slice(start, start + TEXT_BYTES)
 
     def serve(self, peer: str) -> None:
-        """Note who is being served; what is too long is cut."""
+        """Write what is being served; a text that is too long is cut."""
         self.memory[self.place] = mark(peer)
 
     def note(self, marked: bytes) -> None:
-        """The same, of a `mark`."""
+        """Write what is being served, as a `mark`."""
         self.memory[self.place] = marked
 
     def slowly(self, took_ns: int, marked: bytes = b"") -> None:
-        """Note that what is being served, or what is marked so, took long. Its time comes last, when all is written."""
+        """Add a slow request: what is being served, or the `mark`. Its time is written last, when the rest is there."""
         cells, count = self.cells, self.cells[_SLOW]
         at = _RING + count % _RING_ENTRIES * _ENTRY
         cells[at] = 0
@@ -225,17 +225,17 @@ class Row:
 
     @property
     def peer(self) -> str:
-        """Who is, or was last, being served; of HTTP, with which request."""
+        """The current or latest client, and its request of HTTP."""
         return _readable(self.memory[self.place])
 
     @property
     def latest(self) -> str:
-        """What an event loop has begun last."""
+        """The unit of work that an event loop has begun last."""
         return _readable(self.memory[self.latest_place])
 
     @property
     def serving(self) -> tuple[int, str]:
-        """Since when (ns, 0 = not) a unit of work is in progress, and whose it is."""
+        """Since when a unit of work is in progress (ns, 0 = none), and its text."""
         if since_ns := self.cells[SINCE]:
             return since_ns, self.peer
         began_ns = self.cells[BEGAN]
@@ -243,12 +243,12 @@ class Row:
 
 
 def mark(text: str) -> bytes:
-    """Make the text as long as its place in a row."""
+    """The text, cut or filled up to TEXT_BYTES."""
     return text.encode("utf-8", "backslashreplace")[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
 
 
 def lead(peer: str) -> bytes:
-    """What stands before the request in a row's text; a client's name leaves it at least a third of the place."""
+    """The part of a row's text before the request; a long client name leaves at least a third for the request."""
     return peer.encode("utf-8", "backslashreplace")[: TEXT_BYTES * 2 // 3] + b" "
 
 
@@ -259,7 +259,7 @@ def request_mark(lead: bytes, method: str, target: bytes) -> bytes:
 
 
 def _readable(text: bytes) -> str:
-    """The text of a row. A client on a Unix socket may be called anything: control characters are escaped."""
+    """The text of a row. The name of a client on a Unix socket may be anything: control characters are escaped."""
     found = text.rstrip(b"\0").decode("utf-8", "replace")
     return found if found.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in found)
 
@@ -271,34 +271,34 @@ def queue_bucket(waited_ms: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """A group at one moment: `since_ns` is its oldest unit of work in progress (0 = none), `serving` whose it is.
+    """A group at one moment. `since_ns`: the start of its oldest unit of work (0 = none); `serving`: its text.
 
-    `beat_ns`: when its loop last had a turn, 0 if it has none that says so.
+    `heartbeat_ns`: the last heartbeat of its asyncio loop, 0 if it has none.
     """
 
     since_ns: int
-    beat_ns: int = 0
+    heartbeat_ns: int = 0
     serving: str
     held: int
     counters: dict[str, int]
 
     @property
     def judged_ns(self) -> int:
-        """Since when it may be late: a unit of work, or, as that may wait for whatever it likes, the loop's turn."""
-        return self.beat_ns or self.since_ns
+        """What --timeout counts from: the heartbeat of a loop, as its requests may wait; else the start of the unit."""
+        return self.heartbeat_ns or self.since_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """One thread at one moment. `since_ns`: when its unit of work began, 0 if it has none or waits for its client.
 
-    `held`: connections that it, or its loop, holds. `beat_ns`: when its loop last had a turn, 0 if it has none that
-    says so; then `since_ns` is of its oldest work, as it was at that beat.
+    `held`: connections that it, or its loop, holds. `heartbeat_ns`: the last heartbeat of its asyncio loop, 0 if it has
+    none; `since_ns` is then of its oldest work, as it was at that heartbeat.
     """
 
     thread: int
     since_ns: int
-    beat_ns: int
+    heartbeat_ns: int
     held: int
     text: str
 

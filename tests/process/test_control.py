@@ -81,13 +81,13 @@ def test_status_as_json_has_every_key_and_the_figures_of_what_was_served(serve: 
     for _ in range(20):
         assert exchange(server.address, b"hello\n") == talkback_reply(b"hello")
     document = place.shown()
-    assert list(document) == ["server", "listeners", "workers", "totals", "obituaries"]
+    assert list(document) == ["server", "listeners", "workers", "totals", "deaths"]
     assert_shape(document["server"], SERVER)
     assert_shape(document["listeners"][0], LISTENER)
     for worker in document["workers"]:
         assert_shape(worker, WORKER)
     assert_shape(document["totals"], TOTALS)
-    assert document["obituaries"] == {"count": 0, "last": None}
+    assert document["deaths"] == {"count": 0, "last": None}
     head, workers, totals = document["server"], document["workers"], document["totals"]
     assert (head["pid"], head["app"], head["kind"], head["engine"]) == (server.pid, "talkback", "stream", "blocking")
     assert (head["generation"], head["workers"], head["ready"], head["last_reload"]) == (1, 2, True, None)

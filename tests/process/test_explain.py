@@ -51,11 +51,11 @@ def test_every_key_of_the_document_is_explained_and_nothing_else(serve: Serve, p
     exchange(server.address, b"work 0.1\n")
     with dial(server.address) as client:
         client.sendall(b"spin\n")
-        eventually(lambda: place.status()["obituaries"]["count"] == 1, within_s=10, what="an obituary")
+        eventually(lambda: place.status()["deaths"]["count"] == 1, within_s=10, what="a death")
         found = set(keys(place.shown()))
         for pid in server.worker_pids():
             os.kill(pid, signal.SIGKILL)
-    tables = {"server", "totals", "obituaries", "workers", "listeners"}
+    tables = {"server", "totals", "deaths", "workers", "listeners"}
     assert found - tables == {figure.key for figure in FIGURES}
 
 

@@ -119,7 +119,7 @@ def test_a_signal_to_the_whole_group_is_no_death(serve: Serve) -> None:
         hammer.wait_more(20)
     assert not hammer.failures
     assert "died" not in server.log
-    assert status(admin)["obituaries"]["count"] == 0
+    assert status(admin)["deaths"]["count"] == 0
     assert server.stop() == 0
 
 

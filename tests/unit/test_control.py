@@ -15,8 +15,8 @@ from prefork.control.protocol import (
     CLIENT_S,
     HEARTBEAT_S,
     REQUEST_MOST,
+    CommandSteps,
     Conversation,
-    Deed,
     Peer,
     Progress,
     RefusedError,
@@ -45,7 +45,7 @@ class Talk:
         self.script: list[Any] = []
         self.ended = False
 
-    def _obey(self, request: Request, peer: Peer) -> Deed:
+    def _obey(self, request: Request, peer: Peer) -> CommandSteps:
         assert peer is PEER
         self.requests.append(request)
         try:

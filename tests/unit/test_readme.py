@@ -38,7 +38,7 @@ from prefork.config.options import OPTIONS
 from prefork.core.signals import TABLE
 from prefork.errors import PreforkError
 from prefork.status.definitions import FIGURES, UNIT
-from prefork.status.snapshot import Bulletin
+from prefork.status.snapshot import SharedSnapshot
 from tests.loadtest import records
 from tests.support.client import exchange
 from tests.support.server import clean_environment
@@ -191,7 +191,7 @@ def test_the_metrics() -> None:
 
 
 def test_the_paths_of_the_admin() -> None:
-    answers = Answers(bulletin=Bulletin(1), survey=cast("Any", None), page=b"")
+    answers = Answers(shared=SharedSnapshot(1), collector=cast("Any", None), page=b"")
     assert sorted(OPERATING.cells("### Ask it over HTTP")) == sorted(path.decode() for path in answers._paths)
 
 

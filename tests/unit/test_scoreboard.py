@@ -173,8 +173,8 @@ def test_work_is_told_of_those_who_have_some() -> None:
         board.row(0, thread).serve(f"peer {thread}")
         board.row(0, thread).cells[cell] = 5
     assert board.work(0) == [
-        Work(thread=1, since_ns=0, beat_ns=0, held=5, text="peer 1"),
-        Work(thread=2, since_ns=5, beat_ns=0, held=0, text="peer 2"),
+        Work(thread=1, since_ns=0, heartbeat_ns=0, held=5, text="peer 1"),
+        Work(thread=2, since_ns=5, heartbeat_ns=0, held=0, text="peer 2"),
     ]
 
 

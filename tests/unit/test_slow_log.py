@@ -11,7 +11,7 @@ from prefork.core.log import Log
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.slow_log import SlowLog
 from prefork.master.workers import Message
-from prefork.status.scoreboard import BEAT, SINCE, Scoreboard, beat_s
+from prefork.status.scoreboard import HEARTBEAT, SINCE, Scoreboard, heartbeat_s
 
 SLOW_S = 0.5
 STACK = '  File "/app.py", line 3, in app\n    sleep()\n'
@@ -125,9 +125,9 @@ def test_one_line_a_second_and_the_others_are_counted() -> None:
 def test_a_loop_is_judged_by_its_turns() -> None:
     scene = Scene()
     row = scene.board.row(0, 0)
-    row.cells[BEAT] = round(10.0e9)
+    row.cells[HEARTBEAT] = round(10.0e9)
     row.cells[SINCE] = round(1.0e9)  # its oldest request, which waits for something
-    limit_s = SLOW_S + beat_s(30, SLOW_S)
+    limit_s = SLOW_S + heartbeat_s(30, SLOW_S)
     scene.slow_log.check(10.0 + limit_s - 0.01)
     assert not scene.asked
     scene.slow_log.check(10.0 + limit_s)

@@ -1,4 +1,4 @@
-"""The document and the table of `prefork status`, from plain facts."""
+"""The document and the table of `prefork status`, from plain values."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from prefork.master.roster import WorkerHandle
-from prefork.status.document import WorkerFacts, cell, state, table, totals
+from prefork.status.document import WorkerSnapshot, cell, state_of, table, totals
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, Reading
+from prefork.status.server_state import WorkerState
 
 NOW_S = 5000.0
 
 
-def handle(**given: Any) -> WorkerHandle:
+def worker(**given: Any) -> WorkerState:
     known: dict[str, Any] = {
         "pid": 4242,
         "slot": 1,
@@ -24,7 +24,7 @@ def handle(**given: Any) -> WorkerHandle:
         "spawned_s": 4900.0,
         "ready_s": 4901.0,
     }
-    return WorkerHandle(**(known | given))
+    return WorkerState(**(known | given))
 
 
 def reading(*, since_s: float = 0, held: int = 0, serving: str = "", **counters: int) -> Reading:
@@ -39,36 +39,36 @@ def latencies(count: int) -> Histogram:
     return made
 
 
-def facts(**given: Any) -> WorkerFacts:
+def snapshot(**given: Any) -> WorkerSnapshot:
     known: dict[str, Any] = {
-        "handle": handle(), "reading": reading(), "latencies": latencies(0), "busy_ratio": 0.0, "cpu_s": 1.5,
+        "worker": worker(), "reading": reading(), "latencies": latencies(0), "busy_ratio": 0.0, "cpu_s": 1.5,
         "pss_bytes": 12_000_000, "held_is_busy": True,
     }  # fmt: skip
-    return WorkerFacts(**(known | given))
+    return WorkerSnapshot(**(known | given))
 
 
 @pytest.mark.parametrize(
-    ("worker", "seen", "held_is_busy", "expected"),
+    ("known", "seen", "held_is_busy", "expected"),
     [
-        (handle(ready_s=None), reading(), True, "STARTING"),
-        (handle(), reading(), True, "IDLE"),
-        (handle(), reading(since_s=4999, held=1), True, "BUSY"),
-        (handle(), reading(held=1), True, "BUSY"),
-        (handle(), reading(held=1), False, "IDLE"),
-        (handle(), reading(since_s=4999, held=1), False, "BUSY"),
-        (handle(retiring_s=4950.0), reading(), True, "DRAINING"),
-        (handle(retiring_s=4950.0), reading(since_s=4999, held=1), True, "DRAINING"),
-        (handle(ready_s=None, retiring_s=4950.0), reading(), True, "DRAINING"),
+        (worker(ready_s=None), reading(), True, "STARTING"),
+        (worker(), reading(), True, "IDLE"),
+        (worker(), reading(since_s=4999, held=1), True, "BUSY"),
+        (worker(), reading(held=1), True, "BUSY"),
+        (worker(), reading(held=1), False, "IDLE"),
+        (worker(), reading(since_s=4999, held=1), False, "BUSY"),
+        (worker(retiring_s=4950.0), reading(), True, "DRAINING"),
+        (worker(retiring_s=4950.0), reading(since_s=4999, held=1), True, "DRAINING"),
+        (worker(ready_s=None, retiring_s=4950.0), reading(), True, "DRAINING"),
     ],
 )
-def test_the_states(worker: WorkerHandle, seen: Reading, held_is_busy: bool, expected: str) -> None:
-    assert state(worker, seen, held_is_busy=held_is_busy) == expected
+def test_the_states(known: WorkerState, seen: Reading, held_is_busy: bool, expected: str) -> None:
+    assert state_of(known, seen, held_is_busy=held_is_busy) == expected
 
 
 def test_a_worker_in_the_middle_of_its_work() -> None:
     counted = {"accepted": 9, "completed": 6, "errors": 1, "bytes_in": 70, "bytes_out": 800}
     seen = reading(since_s=4995, held=2, serving="10.0.0.9:5000", **counted)
-    entry = facts(reading=seen, latencies=latencies(400), busy_ratio=0.123456).document(timeout_s=30, now_s=NOW_S)
+    entry = snapshot(reading=seen, latencies=latencies(400), busy_ratio=0.123456).document(timeout_s=30, now_s=NOW_S)
     assert entry == {
         "slot": 1, "pid": 4242, "generation": 3, "state": "BUSY", "age_s": 100.0, "connections": 2, "accepted": 9,
         "requests": 6, "errors": 1,
@@ -83,24 +83,24 @@ def test_a_worker_in_the_middle_of_its_work() -> None:
 
 
 def test_what_is_not_known_is_null() -> None:
-    entry = facts(cpu_s=None, pss_bytes=None).document(timeout_s=30, now_s=NOW_S)
+    entry = snapshot(cpu_s=None, pss_bytes=None).document(timeout_s=30, now_s=NOW_S)
     unknown = {key for key, value in entry.items() if value is None}
     assert unknown == {"p50_us", "p99_us", "cpu_s", "pss_bytes", "serving", "serving_s", "deadline_in_s"}
 
 
 def test_who_was_served_last_is_not_served_now() -> None:
-    entry = facts(reading=reading(serving="10.0.0.9:5000")).document(timeout_s=30, now_s=NOW_S)
+    entry = snapshot(reading=reading(serving="10.0.0.9:5000")).document(timeout_s=30, now_s=NOW_S)
     assert (entry["serving"], entry["serving_s"]) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "known"), [(5, []), (6, ["p50_us"]), (367, ["p50_us"]), (368, ["p50_us", "p99_us"])])
 def test_a_quantile_is_told_only_from_as_many_samples_as_bound_it(count: int, known: list[str]) -> None:
-    entry = facts(latencies=latencies(count)).document(timeout_s=30, now_s=NOW_S)
+    entry = snapshot(latencies=latencies(count)).document(timeout_s=30, now_s=NOW_S)
     assert [key for key in ("p50_us", "p99_us") if entry[key] is not None] == known
 
 
 def test_a_deadline_that_has_passed_is_negative() -> None:
-    entry = facts(reading=reading(since_s=4960)).document(timeout_s=30, now_s=NOW_S)
+    entry = snapshot(reading=reading(since_s=4960)).document(timeout_s=30, now_s=NOW_S)
     assert entry["deadline_in_s"] == -10.0
 
 
@@ -112,16 +112,16 @@ def document(**server: Any) -> dict[str, Any]:
         "reloading": False, "stopping": False, "last_reload": None, "control": None, "config": {},
     }  # fmt: skip
     counters = dict.fromkeys(COUNTERS, 0) | {"completed": 1234, "bytes_out": 5 * 1024 * 1024, "busy_ns": 2_500_000_000}
-    worker = facts(reading=reading(since_s=4995, held=1, serving="unix:"), latencies=latencies(10), busy_ratio=0.5)
+    busy = snapshot(reading=reading(since_s=4995, held=1, serving="unix:"), latencies=latencies(10), busy_ratio=0.5)
     return {
         "server": head | server,
         "listeners": [
             {"address": "127.0.0.1:1935", "queue": 3, "limit": 128, "drops": 7},
             {"address": "unix:/run/s", "queue": None, "limit": None, "drops": None},
         ],
-        "workers": [worker.document(timeout_s=30, now_s=NOW_S)],
+        "workers": [busy.document(timeout_s=30, now_s=NOW_S)],
         "totals": totals(counters, latencies(10), connections=1, respawns={"SIGSEGV": 2, "reload": 4}),
-        "obituaries": {"count": 0, "last": None},
+        "deaths": {"count": 0, "last": None},
     }
 
 
@@ -166,10 +166,9 @@ def test_the_table_of_a_server_that_has_not_booted_and_one_whose_reload_was_aban
 
 def test_the_table_names_the_last_unexpected_death() -> None:
     last = {"slot": 2, "time": "2026-11-22T16:50:00.000Z", "cause": "timeout", "serving": "10.0.0.9:5000"}
-    text = table(document() | {"obituaries": {"count": 3, "last": last}})
+    text = table(document() | {"deaths": {"count": 3, "last": last}})
     assert text.split("\n")[-1] == (
-        "died unexpectedly: 3, last worker 2, 2026-11-22T16:50:00.000Z, timeout, serving 10.0.0.9:5000 "
-        "(prefork obituaries)"
+        "died unexpectedly: 3, last worker 2, 2026-11-22T16:50:00.000Z, timeout, serving 10.0.0.9:5000 (prefork deaths)"
     )
 
 

@@ -40,7 +40,7 @@ def sample(*workers: Document, uptime_s: float = 100.0, **given: Any) -> Documen
         "listeners": [{"address": "127.0.0.1:1935", "queue": 3, "limit": 128, "drops": 0}],
         "workers": list(workers),
         "totals": {**totals, "p50_us": 333, "p99_us": None},
-        "obituaries": {"count": 0, "last": None},
+        "deaths": {"count": 0, "last": None},
         **given,
     }
 
@@ -171,7 +171,7 @@ def press(view: View, interval: Interval, *keys: str) -> Order | None:
 def test_orders(interval: Interval) -> None:
     assert press(View(), interval, "q") == Order("quit")
     assert press(View(), interval, "j", "s") == Order("stack", 1)
-    assert press(View(), interval, "o") == Order("obituaries")
+    assert press(View(), interval, "d") == Order("deaths")
     assert press(View(), interval, "+") == Order("scale", 6)
     assert press(View(), interval, "+", "+", "-", "+") == Order("scale", 7)
     assert press(View(), interval, "r") is None
@@ -236,7 +236,7 @@ def test_a_text_is_moved_and_closed(interval: Interval) -> None:
     assert view.pager is None
 
 
-# --- the picture
+# --- the screen
 
 
 def shown(
@@ -284,7 +284,7 @@ def test_sixty_four_workers_scroll_with_the_selection() -> None:
 def test_the_head_says_what_is_wrong() -> None:
     document = sample(worker(0, state="BUSY"), worker(1, state="STARTING"), uptime_s=3725.0)
     document["server"] |= {"reloading": True}
-    document["obituaries"]["count"] = 2
+    document["deaths"]["count"] = 2
     lines = shown(between(None, document), View())
     assert lines[0] == " prefork ready, reloading  pid 7  generation 1  up 1h 2m  shop.py:handle (stream, blocking)"
     assert lines[1] == " workers 1/2, 1 busy   - req/s   p50 333us   p99 -   errors 0   deaths 2"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.status.definitions import ERROR_KINDS, MEANINGS, errors_by_kind
+from prefork.status.document import errors_by_kind
 from prefork.status.histogram import highest_ms, quantile_ms, summary
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, queue_bucket
 
@@ -36,16 +36,10 @@ def test_too_few_say_nothing() -> None:
     assert summary([6, *[0] * (QUEUE_BUCKETS - 1)]) == {"n": 6, "p50_ms": 0, "p99_ms": None}
 
 
-def test_every_counter_has_its_sentence() -> None:
-    assert set(COUNTERS) <= set(MEANINGS)
-    assert all(text.endswith(".") for text in MEANINGS.values())
-
-
 @given(st.fixed_dictionaries({name: st.integers(0, 100) for name in COUNTERS}))
 def test_no_failure_is_of_two_kinds(counters: dict[str, int]) -> None:
     counters["errors"] += counters["aborted"]
     found = errors_by_kind(counters)
     failures = ("errors", "idle_closed", "too_long", "client_gone", "refused", "timed_out")
-    assert set(found) == set(ERROR_KINDS)
     assert sum(found.values()) == sum(counters[name] for name in failures)
     assert min(found.values()) >= 0

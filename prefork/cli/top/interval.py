@@ -1,7 +1,7 @@
 """CLIENT. What happened between two samples of a server: rates, processor time, latencies. Pure.
 
 Counters are subtracted, and so are histograms, bucket by bucket: a quantile is that of the units that ended between the
-samples. Where those are too few to bound it, that of the worker's whole life is told instead, and marked as such. Time
+samples. Where those are too few to bound it, that of the worker's whole life is shown instead, and marked as such. Time
 is the server's own (`uptime_s`), so that a slow answer distorts nothing.
 """
 
@@ -21,7 +21,7 @@ _QUANTILES = {"p50_us": 0.5, "p99_us": 0.99}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Of one worker, or of all. None = not known. `old`: quantiles that are not of the interval."""
+    """Rates of one worker, or of all. None = not known. `old`: quantiles that are not of the interval."""
 
     requests_per_s: float | None = None
     errors_per_s: float | None = None
@@ -69,7 +69,7 @@ def between(before: Document | None, now: Document) -> Interval:
 
 
 def _rate(then: Document | None, now: Document, key: str, spent_s: float) -> float | None:
-    """Of a worker that has just come everything is new."""
+    """Change per second; the counters of a new worker start at 0."""
     before = 0 if then is None else then[key]
     return None if now[key] is None or before is None else max(0.0, (now[key] - before) / spent_s)
 
@@ -86,7 +86,7 @@ def _buckets(sample: Document, pid: int) -> Buckets:
 
 
 def _quantiles(new: Buckets, whole: Document) -> dict[str, Any]:
-    """Of the interval where it bounds them, else as the document has them."""
+    """Quantiles of the interval if it has enough units, else those of the document."""
     n = sum(new.values())
     recent = {key: q for key, q in _QUANTILES.items() if estimable(q, n)}
     quantiles: dict[str, int | None] = {key: whole[key] for key in _QUANTILES}

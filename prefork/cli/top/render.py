@@ -1,6 +1,6 @@
 """CLIENT. Interval and view as lines of styled text, exactly as many as the screen has. Pure.
 
-From the top: two lines about the server, the listeners, the table or a text over it, one line of what has happened, one
+From the top: two lines about the server, the listeners, the table or a text over it, one line of news, one
 of keys.
 """
 
@@ -13,14 +13,14 @@ from prefork.cli.top.interval import Document, Interval
 from prefork.cli.top.view import Line, Pager, View, heading, rate, row
 from prefork.status.document import cell
 
-KEYS = "q quit  s stack  o obituaries  +/- scale  r reload  t sort  p pause  h help"
+KEYS = "q quit  s stack  d deaths  +/- scale  r reload  t sort  p pause  h help"
 HISTORY = 60  # samples of a queue that are remembered
 _LISTENERS_MOST = 4
 _UNICODE, _ASCII = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 
 
 class Queues:
-    """How long each listener's queue was, in the last samples. Listeners of one address are one."""
+    """The length of each listener's queue in the last samples. Listeners of one address are added up."""
 
     def __init__(self) -> None:
         self.lengths: dict[str, deque[int]] = {}
@@ -56,9 +56,9 @@ def _server(interval: Interval) -> Line:
     state = "stopping" if server["stopping"] else "ready" if server["ready"] else "starting"
     style = {"ready": "bold green", "starting": "bold cyan", "stopping": "bold yellow"}[state]
     serves = f" ({server['kind']}, {server['engine']})" if server["kind"] else ""
-    facts = f"  pid {server['pid']}  generation {server['generation']}  up {cell('uptime_s', server['uptime_s'])}  "
+    about = f"  pid {server['pid']}  generation {server['generation']}  up {cell('uptime_s', server['uptime_s'])}  "
     reloading: Line = [(", reloading", "bold yellow")] if server["reloading"] else []
-    return [(" prefork ", "bold"), (state, style), *reloading, (facts, ""), (f"{server['app']}{serves}", "bold")]
+    return [(" prefork ", "bold"), (state, style), *reloading, (about, ""), (f"{server['app']}{serves}", "bold")]
 
 
 def _figures(interval: Interval) -> Line:
@@ -76,7 +76,7 @@ def _figures(interval: Interval) -> Line:
     line.append((f"   errors {totals['errors']}", ""))
     if rates.errors_per_s:
         line.append((f" ({rate(rates.errors_per_s)}/s)", "bold red"))
-    deaths = interval.document["obituaries"]["count"]
+    deaths = interval.document["deaths"]["count"]
     return [*line, (f"   deaths {deaths}", "bold red" if deaths else "")]
 
 

@@ -1,4 +1,4 @@
-"""CLIENT. The terminal's other screen, painted with rich; what was there before is there again afterwards."""
+"""CLIENT. Keys and the alternate screen of the terminal; afterwards the terminal is as it was before."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from prefork.cli.top.view import Line
 from prefork.control.client import printable
 from prefork.errors import ConfigError
 
-# --- Keys of a terminal: single presses without Enter, named; the terminal is as before afterwards.
-#
-# Ctrl-C stays a signal. Ctrl-Z and Ctrl-\ do nothing: a stopped program could not give the screen back.
-
+# Ctrl-C stays a signal. Ctrl-Z and Ctrl-\ do nothing: a stopped program could not restore the screen.
 
 _SEQUENCES = {
     "[A": "up", "OA": "up", "[B": "down", "OB": "down", "[5~": "page up", "[6~": "page down", "[H": "home",
@@ -27,7 +24,7 @@ _KEY = re.compile(r"\x1b(\[[0-9;]*[A-Za-z~]|O[A-Za-z])|(.)", re.DOTALL)
 
 
 def names(text: str) -> list[str]:
-    """The keys that were pressed: `up`, `escape`, or a character. Sequences that are not known are left out."""
+    """The names of the keys: `up`, `escape`, or a character. Unknown sequences are left out."""
     found = []
     for match in _KEY.finditer(text):
         sequence, plain = match.groups()
@@ -38,7 +35,7 @@ def names(text: str) -> list[str]:
 
 
 class Keyboard:
-    """CLIENT. While it is entered, `read` gives keys as they are pressed, without echo."""
+    """CLIENT. A context manager: inside it, `read` returns keys as they are pressed, without echo."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -60,7 +57,7 @@ class Keyboard:
             pass  # the terminal has gone
 
     def read(self) -> list[str] | None:
-        """The keys that have come; None when the terminal has gone."""
+        """The keys pressed since the last call; None when the terminal has gone."""
         try:
             data = os.read(self.fd, 4096)
         except OSError:
@@ -69,7 +66,7 @@ class Keyboard:
 
 
 class Screen:
-    """CLIENT. While it is entered, `show` replaces what is on it, without flicker."""
+    """CLIENT. A context manager: inside it, `show` replaces the screen without flicker."""
 
     def __init__(self) -> None:
         """Raises ConfigError if rich is not installed."""
@@ -84,7 +81,7 @@ class Screen:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines, now; rich would rather believe COLUMNS and LINES, which do not follow a change."""
+        """Columns and lines, now; rich itself trusts COLUMNS and LINES, which do not follow a change."""
         try:
             self._console.size = found = os.get_terminal_size(self._console.file.fileno())
         except OSError:
@@ -102,7 +99,7 @@ class Screen:
             pass  # the terminal has gone
 
     def show(self, lines: list[Line]) -> None:
-        """Paint."""
+        """Paint these lines."""
         from rich.text import Text  # noqa: PLC0415
 
         safe = [[(printable(text), style) for text, style in line] for line in lines]

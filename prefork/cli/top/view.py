@@ -1,4 +1,4 @@
-"""CLIENT. What the user looks at, and what each key does to it or asks of the server. Pure."""
+"""CLIENT. What is on the screen, and what each key changes there or asks of the server. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 from prefork.cli.top.interval import Document, Interval, Rates
 from prefork.status.document import cell
 
-# --- The table of workers: which columns fit, what is in a cell, in which order the rows are. Pure.
-
+# --- the table of workers: columns, cells, and the order of the rows
 
 Span = tuple[str, str]  # text and style
 Line = list[Span]
@@ -20,8 +19,10 @@ _SERVING_LEAST = 15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """`width` 0 takes what is left. `drop`: left out of a screen that is narrower. `old`: the quantile that it shows,
-    dim where that is of another time (Rates.old)."""
+    """One column. `width` 0 takes the rest of the line. `drop`: left out on a narrower screen.
+
+    `old`: the quantile that it shows; it is dim where that is not of the interval (Rates.old).
+    """
 
     title: str
     width: int
@@ -88,7 +89,7 @@ def rows(interval: Interval, sort: str) -> list[Document]:
 
 
 def heading(width: int, sort: str) -> Line:
-    """The titles; that of the order is marked."""
+    """The titles; the column that rows are sorted by is marked."""
     line: Line = [(" ", "reverse")]
     for column, size in fitting(width):
         title = f"{column.title:{'<' if column.left else '>'}{size}.{size}}"
@@ -136,7 +137,7 @@ HELP = """
 q, Ctrl-C       quit
 j, k, up, down  select a worker; page up, page down, home and end do, too
 s               the stacks of the selected worker
-o               obituaries: how workers died
+d               the unexpected deaths of workers
 +, -            one worker more, one less
 r               reload every worker (asks first)
 t, T            the next, the last column to sort by
@@ -145,7 +146,7 @@ h, ?            this
 
 In a text the same keys move; q or Escape closes it.
 
-REQ/S, ERR/S, CPU and quantiles are of the time between two looks. A quantile
+REQ/S, ERR/S, CPU and quantiles are of the time between two samples. A quantile
 of which that time has too few requests is of the worker's whole life, and
 dim. CPU: 100% is one processor. FOR is red when --timeout is near.
 prefork status --explain says what each figure means.
@@ -154,15 +155,15 @@ prefork status --explain says what each figure means.
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be asked of the server; `quit` is for the loop itself."""
+    """What a key asks for: a command for the server, or `quit`."""
 
-    kind: str  # stack, obituaries, scale, reload, quit
+    kind: str  # stack, deaths, scale, reload, quit
     value: int = 0
 
 
 @dataclass(slots=True)
 class Pager:
-    """A text over the table. `subject`: which answer it waits for, or shows."""
+    """A text over the table. `subject`: the answer that it waits for, or shows."""
 
     subject: str
     title: str
@@ -172,7 +173,7 @@ class Pager:
 
 @dataclass(slots=True)
 class View:
-    """Changed by `press` and by what the loop learns. `room`: lines for rows or text, as painted last."""
+    """What is on the screen. `press` and the loop change it. `room`: lines for rows or text, as painted last."""
 
     sort: str = SORTS[0]
     selected: tuple[int, int] | None = None  # slot and pid
@@ -188,7 +189,7 @@ class View:
     # --- keys
 
     def press(self, key: str, interval: Interval) -> Order | None:
-        """A key was pressed."""
+        """Handle a key; return what it asks for."""
         if self.confirming:
             self.confirming = False
             self.message = "" if key == "y" else "not reloaded"
@@ -208,9 +209,9 @@ class View:
                 return Order("quit")
             case "s":
                 return self._stack()
-            case "o":
-                self.pager = Pager("obituaries", "obituaries, the latest first", "asking ...")
-                return Order("obituaries")
+            case "d":
+                self.pager = Pager("deaths", "unexpected deaths, the latest first", "asking ...")
+                return Order("deaths")
             case "h" | "?":
                 self.pager = None if self.pager and self.pager.subject == "help" else Pager("help", "help", HELP)
             case "+" | "=" | "-":
@@ -241,7 +242,7 @@ class View:
         self.wanted = workers
         return Order("scale", workers)
 
-    # --- where it looks
+    # --- selection and scrolling
 
     def _move(self, step: int, interval: Interval) -> None:
         order = [(worker["slot"], worker["pid"]) for worker in rows(interval, self.sort)]
@@ -269,7 +270,7 @@ class View:
         return order
 
     def scroll(self, order: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
-        """The rows that are to be seen; the selected one is among them."""
+        """The rows on the screen; the selected one is among them."""
         self.room = room
         at = next((n for n, worker in enumerate(order) if (worker["slot"], worker["pid"]) == self.selected), 0)
         self.first = max(at - room + 1, min(self.first, at))

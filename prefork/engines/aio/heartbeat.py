@@ -17,7 +17,7 @@ from time import monotonic_ns, thread_time_ns
 
 from prefork.engines.accept import Balance
 from prefork.engines.context import Station
-from prefork.status.scoreboard import BEAT, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, SINCE, beat_s
+from prefork.status.scoreboard import BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HEARTBEAT, SINCE, heartbeat_s
 
 _NOBODY = 0, b""
 
@@ -38,7 +38,7 @@ class Pulse:
         self._loop = loop
         self._call_soon = loop.call_soon
         self._balance = balance if any(listener.slot is None for listener in station.listeners) else None
-        self._period_s = beat_s(station.config.timeout_s, station.config.slow_s)
+        self._period_s = heartbeat_s(station.config.timeout_s, station.config.slow_s)
         most = station.config.max_requests
         self._most = most and most + random.randint(0, station.config.max_requests_jitter)  # noqa: S311
         self._began_ns = 0
@@ -69,7 +69,7 @@ class Pulse:
         self._flush()
         self._period_s = 0.0
         self._cells[BUSY_NS] = thread_time_ns() - self._began_ns
-        self._cells[BEAT] = self._cells[SINCE] = 0
+        self._cells[HEARTBEAT] = self._cells[SINCE] = 0
 
     def _end(self) -> None:
         self.on = False
@@ -98,7 +98,7 @@ class Pulse:
         self._loop.call_later(self._period_s, self._beat)  # first: a fault below must not look like a blocked loop
         self._flush()  # what was sent without that anything came
         cells = self._cells
-        cells[BEAT] = monotonic_ns()
+        cells[HEARTBEAT] = monotonic_ns()
         cells[BUSY_NS] = thread_time_ns() - self._began_ns  # of an event loop: what its thread has used of a processor
         since_ns, mark = self.oldest()
         if since_ns:

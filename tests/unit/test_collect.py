@@ -1,4 +1,4 @@
-"""What can be seen of workers from outside: whether they are busy, and how much, by the kind of their engine."""
+"""What other processes see of workers: whether they are busy, and how much, by the kind of their engine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 import pytest
 
 from prefork.config.config import resolve
-from prefork.status.collect import Survey
-from prefork.status.scoreboard import BEAT, BUSY_NS, HELD, SINCE, Scoreboard
-from tests.unit.test_facts import facts, worker
+from prefork.status.collect import Collector
+from prefork.status.scoreboard import BUSY_NS, HEARTBEAT, HELD, SINCE, Scoreboard
+from tests.unit.test_server_state import state, worker
 
 SECOND = 1_000_000_000
 
@@ -19,9 +19,9 @@ def seen(cells: dict[int, int], *, engine: str) -> tuple[str, float]:
     board = Scoreboard(groups=8, threads=1)
     for cell, value in cells.items():
         board.row(7).cells[cell] = value
-    survey = Survey(config=resolve("shop:app", {"workers": "1"}, {}), board=board, listeners=[])
+    collector = Collector(config=resolve("shop:app", {"workers": "1"}, {}), board=board, listeners=[])
     known = worker(pid=1 << 30, spawned_s=time.monotonic() - 101, ready_s=time.monotonic() - 100)
-    (entry,) = survey.picture(facts(workers=(known,), engine=engine, gone={})).document["workers"]
+    (entry,) = collector.snapshot(state(workers=(known,), engine=engine, gone={})).document["workers"]
     return entry["state"], entry["busy_ratio"]
 
 
@@ -35,14 +35,14 @@ def test_a_thread_is_busy_with_what_it_has_in_hand() -> None:
 
 
 def test_a_loop_whose_request_waits_is_not_busy_meanwhile() -> None:
-    state, ratio = seen({SINCE: ago(90), BEAT: ago(0.5), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
+    state, ratio = seen({SINCE: ago(90), HEARTBEAT: ago(0.5), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
     assert (state, ratio) == ("BUSY", pytest.approx(0.1, abs=0.02))
 
 
 def test_a_loop_that_is_stuck_is_busy_for_whomever() -> None:
-    state, ratio = seen({BEAT: ago(40), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
+    state, ratio = seen({HEARTBEAT: ago(40), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
     assert (state, ratio) == ("BUSY", pytest.approx(0.5, abs=0.02))
 
 
 def test_a_loop_that_is_late_by_a_beat_is_not_stuck() -> None:
-    assert seen({BEAT: ago(1.5), HELD: 1}, engine="aio") == ("IDLE", 0)
+    assert seen({HEARTBEAT: ago(1.5), HELD: 1}, engine="aio") == ("IDLE", 0)

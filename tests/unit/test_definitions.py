@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import prefork.status.document
-from prefork.status.definitions import FIGURES, explanation
+from prefork.status.definitions import FIGURES, MEANING, explanation
+from prefork.status.document import totals
+from prefork.status.histogram import ARRAY_DIGITS, Histogram
+from prefork.status.scoreboard import COUNTERS
 
 
 def test_each_figure_has_one_definition() -> None:
@@ -15,6 +18,12 @@ def test_each_figure_has_one_definition() -> None:
         assert figure.over, figure
         assert figure.meaning.endswith("."), figure
         assert not figure.null.endswith("."), figure
+
+
+def test_every_counter_of_the_scoreboard_has_a_definition() -> None:
+    told = totals(dict.fromkeys(COUNTERS, 0), Histogram(ARRAY_DIGITS), connections=0, respawns={})
+    assert {f"totals.{key}" for key in told} <= MEANING.keys()
+    assert {f"totals.errors_by_kind.{kind}" for kind in told["errors_by_kind"]} <= MEANING.keys()
 
 
 def test_units_agree_with_the_names() -> None:
@@ -32,8 +41,8 @@ def test_the_columns_of_the_tables_are_those_of_the_figures() -> None:
     ):  # fmt: skip
         explained = {f.column: f.key.removeprefix(part) for f in FIGURES if f.key.startswith(part) and f.column}
         assert explained == columns
-    totals = {f.column: f.key.removeprefix("totals.") for f in FIGURES if f.key.startswith("totals.") and f.column}
-    assert totals.items() <= prefork.status.document._COLUMNS.items()
+    of_all = {f.column: f.key.removeprefix("totals.") for f in FIGURES if f.key.startswith("totals.") and f.column}
+    assert of_all.items() <= prefork.status.document._COLUMNS.items()
 
 
 def test_the_text_names_every_figure_and_fits_the_page() -> None:

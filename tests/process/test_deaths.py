@@ -1,4 +1,4 @@
-"""`prefork obituaries`: how workers died, asked for when they are gone, also while all others are stuck."""
+"""`prefork deaths`: asked for when the workers are gone, also while all others are stuck."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def told(place: Place, count: int) -> list[dict[str, Any]]:
     (path,) = place.sockets
 
     def look() -> list[dict[str, Any]] | None:
-        ((line),) = converse(path, b'{"command": "obituaries"}\n')
-        entries: list[dict[str, Any]] = line["answer"]["obituaries"]
+        ((line),) = converse(path, b'{"command": "deaths"}\n')
+        entries: list[dict[str, Any]] = line["answer"]["deaths"]
         return entries if len(entries) == count else None
 
-    return eventually(look, within_s=15, what=f"{count} obituaries") or []
+    return eventually(look, within_s=15, what=f"{count} deaths") or []
 
 
 def die(server: RunningServer, request: bytes) -> tuple[int, str]:
@@ -78,10 +78,10 @@ def test_each_death_is_told_with_its_cause_its_client_and_its_stacks_when_the_wo
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"])
     assert all(entry["serving_s"] >= 0.7 for entry in entries[2:])
     assert entries[2]["cpu_s"] > 0.1
-    short = place.status()["obituaries"]
+    short = place.status()["deaths"]
     assert short == {"count": 4, "last": {key: value for key, value in entries[-1].items() if key != "detail"}}
-    assert json.loads(place.ok("obituaries", "--json", "--last", "2")) == {"count": 4, "obituaries": entries[2:]}
-    text = place.ok("obituaries")
+    assert json.loads(place.ok("deaths", "--json", "--last", "2")) == {"count": 4, "deaths": entries[2:]}
+    text = place.ok("deaths")
     assert re.search(rf"worker 0  pid {victims[2][0]}  generation 1  timeout\n", text)
     assert "in spin_forever" in text
     assert "died unexpectedly: 4, last worker 0" in place.ok("status")
@@ -98,12 +98,12 @@ def test_a_kill_from_outside_is_not_laid_at_the_oom_killers_door(serve: Serve, p
 
 
 @pytest.mark.slow
-def test_who_was_told_to_leave_has_no_obituary_and_one_who_did_not_go_has(serve: Serve, place: Place) -> None:
+def test_who_was_told_to_leave_is_not_in_the_list_and_one_who_did_not_go_is(serve: Serve, place: Place) -> None:
     server = serve(OBEY, "--workers", "2", "--graceful-timeout", "300ms", env=place.env)
     place.ok("reload")
     place.ok("scale", "1")
-    assert place.status()["obituaries"] == {"count": 0, "last": None}
-    assert place.ok("obituaries") == "no worker has died unexpectedly since the server started\n"
+    assert place.status()["deaths"] == {"count": 0, "last": None}
+    assert place.ok("deaths") == "no worker has died unexpectedly since the server started\n"
     with dial(server.address) as client:
         client.sendall(b"hold_gil 60\n")
         eventually(lambda: place.status()["workers"][0]["state"] == "BUSY", within_s=10, what="a busy worker")
@@ -126,7 +126,7 @@ def test_they_are_told_while_four_workers_are_stuck(serve: Serve, place: Place) 
             within_s=10,
             what="four busy workers",
         )
-        assert "killed from outside" in place.ok("obituaries")
+        assert "killed from outside" in place.ok("deaths")
         for pid in server.worker_pids():
             os.kill(pid, signal.SIGKILL)
     assert all("in spin" not in (entry["detail"] or "") for entry in told(place, 5))
@@ -214,19 +214,19 @@ def test_an_idle_worker_has_served_somebody_last(serve: Serve, place: Place) -> 
     os.kill(pid, signal.SIGKILL)
     (entry,) = told(place, 1)
     assert (entry["serving"], entry["last"]) == (None, [whom])
-    assert f"served   {whom}, last" in place.ok("obituaries")
+    assert f"served   {whom}, last" in place.ok("deaths")
 
 
 @pytest.mark.parametrize("last", ["0", "-1", "some"])
 def test_a_wrong_number_is_bad_usage(last: str, place: Place) -> None:
-    assert place.run("obituaries", "--last", last).returncode == 2
+    assert place.run("deaths", "--last", last).returncode == 2
 
 
 def test_a_wrong_request_is_refused(serve: Serve, place: Place) -> None:
     serve("talkback", "--workers", "1", env=place.env)
     (path,) = place.sockets
     for last in (b"0", b'"x"', b"true", b"null"):
-        ((line),) = converse(path, b'{"command": "obituaries", "last": %s}\n' % last)
+        ((line),) = converse(path, b'{"command": "deaths", "last": %s}\n' % last)
         assert line["error"].startswith("last is a whole number from 1, not ")
 
 

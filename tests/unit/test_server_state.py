@@ -1,4 +1,4 @@
-"""What the master tells others of the server: it comes through text unchanged, and says whether clients are welcome."""
+"""What the master tells other processes: it comes through text unchanged, and says whether clients are welcome."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import QUEUE_BUCKETS
-from prefork.status.server_state import Facts, KnownWorker
+from prefork.status.server_state import MasterState, WorkerState
 
 
-def worker(**given: Any) -> KnownWorker:
+def worker(**given: Any) -> WorkerState:
     known: dict[str, Any] = {
         "pid": 4242, "slot": 1, "generation": 3, "group": 7, "spawned_s": 4900.0, "ready_s": 4901.5, "retiring_s": None,
     }  # fmt: skip
-    return KnownWorker(**(known | given))
+    return WorkerState(**(known | given))
 
 
-def facts(**given: Any) -> Facts:
+def state(**given: Any) -> MasterState:
     latencies = Histogram(ARRAY_DIGITS)
     latencies.record(5_000_000, 3)
     known: dict[str, Any] = {
@@ -28,18 +28,18 @@ def facts(**given: Any) -> Facts:
         "workers": (worker(),), "gone": {0: {"completed": 4, "cpu_ns": 5}}, "latencies": latencies,
         "waits": [1, 2, *[0] * (QUEUE_BUCKETS - 2)],
         "respawns": {'of "this"\n': 2},
-        "obituaries": {"count": 1, "last": {"slot": 0, "reason": None}},
+        "deaths": {"count": 1, "last": {"slot": 0, "reason": None}},
     }  # fmt: skip
-    return Facts(**(known | given))
+    return MasterState(**(known | given))
 
 
-def test_facts_come_back_from_their_text() -> None:
-    told = facts(workers=(worker(), worker(ready_s=None)), last_reload={"generation": 2, "ok": False, "reason": "ü\n"})
-    assert Facts.from_text(told.to_text()) == told
+def test_a_state_comes_back_from_its_text() -> None:
+    told = state(workers=(worker(), worker(ready_s=None)), last_reload={"generation": 2, "ok": False, "reason": "ü\n"})
+    assert MasterState.from_text(told.to_text()) == told
 
 
-def test_equal_facts_have_equal_texts() -> None:
-    assert facts().to_text() == facts().to_text() != facts(generation=4).to_text()
+def test_equal_states_have_equal_texts() -> None:
+    assert state().to_text() == state().to_text() != state(generation=4).to_text()
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_equal_facts_have_equal_texts() -> None:
     ],
 )
 def test_when_new_clients_are_welcome(given: dict[str, Any], why: str) -> None:
-    assert replace(facts(), **given).unready == why
+    assert replace(state(), **given).unready == why
