@@ -26,15 +26,15 @@ from prefork.status.server_state import MasterState
 from prefork.status.snapshot import SharedSnapshot
 
 HEARTBEAT_S = 1.0  # how often the master says that it lives
-LIVED_S = 10.0  # who lived for so long is replaced without much delay
-_NO_JITTER = 0.5  # there is nobody to collide with
+LIVED_S = 10.0  # a process that lived this long is replaced without much delay
+_NO_JITTER = 0.5  # one process has nothing to be spread
 _ROOM = 2 << 20  # bytes of the snapshot: what a reload failed of may be as long as a worker can say
 _ROOM_PER_WORKER = 1024
 _NEVER = float("inf")
 
 
 class AdminHandle:
-    """MASTER. `state` returns what to publish. `listener` is set by who opens listeners (lifecycle.py)."""
+    """MASTER. `state` returns what to publish. `listener` is set when listeners are opened (lifecycle.py)."""
 
     def __init__(
         self, *, config: Config, workers: Workers, children: Children, state: Callable[[], MasterState]

@@ -2,10 +2,10 @@
 
 Each worker tells what its app consists of: before the import all sources in the app's folder with their times, after
 it the files that were imported. The watcher lets watchfiles (inotify) wake it, and decides by comparing times, so that
-a change between two looks, or between an import and the first look, is not missed. What counts is a change of an
+a change between two checks, or between an import and the first check, is not missed. What counts is a change of an
 imported file and a new file; while the app does not load, a change of any source beside it.
 
-Reports are datagrams from workers to the watcher; its word to the master is SIGHUP, as an operator's would be.
+Workers send reports to the watcher as datagrams; the watcher sends SIGHUP to the master, as an operator would.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prefork.errors import ConfigError
 from prefork.master.children import Children
 from prefork.runtime.import_reporter import sources_in, times
 
-LOOK_MS = 400  # a look at least this often: for reports, and for what inotify did not tell
+CHECK_MS = 400  # check at least this often: for reports, and for changes that inotify did not tell
 _SEND_S = 1.0  # a watcher that is stopped in a debugger must not keep a worker from serving
 _REPORT_MOST = 1 << 18
 
@@ -100,7 +100,7 @@ class Sources:
         self.loaded = loaded
 
     def changes(self) -> list[str]:
-        """Look, and return the files that matter and are new or not what they were. What was removed may come back."""
+        """Return the files that matter and are new or have changed. A file that was removed may come back."""
         now = times([*sources_in(self.folders), *self.imported])
         changed = [path for path, time_ns in now.items() if self.seen.get(path) != time_ns]
         matter = [path for path in changed if not self.loaded or path in self.imported or path not in self.seen]
@@ -136,7 +136,7 @@ class Watcher:
             for _changes in watchfiles.watch(
                 *sorted(folders),
                 recursive=False,
-                rust_timeout=LOOK_MS,
+                rust_timeout=CHECK_MS,
                 yield_on_timeout=True,
                 watch_filter=None,
                 ignore_permission_denied=True,

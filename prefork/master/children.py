@@ -1,4 +1,4 @@
-"""MASTER. Its child processes: one table of who is told when a child exits."""
+"""MASTER. Its child processes: one table of the functions that handle their exits."""
 
 from __future__ import annotations
 

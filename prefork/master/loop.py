@@ -123,7 +123,7 @@ class Master:
             self._resources.close()
             self._admin.shutdown()
             self._commands.ended = True
-            self._control.close(time.monotonic())  # whoever waits for the end of the server is told now
+            self._control.close(time.monotonic())  # answers `prefork stop`
             self._workers.close()
             self._inbox.close()
         self._log.info("stopped", uptime=f"{time.monotonic() - self._started_s:.1f}s", **self._workers.totals)
@@ -245,7 +245,7 @@ class Master:
         """Say that the server is ready, when every worker serves for the first time."""
         if not self._policy.booted and self._workers.roster.serving() == self._policy.workers:
             self._policy.booted = True
-            self._admin.publish()  # first: who reads the line may ask at once
+            self._admin.publish()  # first: the reader of the line may ask at once
             took_s = time.monotonic() - self._started_s
             self._log.info(f"ready workers={self._policy.workers} in={took_s:.2f}s")
             self._lifecycle.ready()
@@ -346,7 +346,7 @@ class Master:
 
     def _kill(self, worker: WorkerHandle, reason: str) -> None:
         threads = f"{self._config.threads} connections" if self._config.threads > 1 else None
-        if not (worker.pending and worker.retiring_s is not None):  # else nobody misses it
+        if not (worker.pending and worker.retiring_s is not None):  # else no client notices
             self._log.error("killing worker", **worker.identity, reason=reason, takes_with_it=threads)
         self._workers.kill(worker)
 

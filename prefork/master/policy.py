@@ -47,7 +47,7 @@ class Backoff:
         return delay_s
 
     def clear(self) -> None:
-        """Work was completed: the application works."""
+        """Work was completed: spawn without delay again."""
         self.barren = 0
         self.not_before_s = 0.0
 
@@ -137,7 +137,7 @@ class Timeouts:
         return AskStacks(worker), now_s + STACKS_WAIT_S
 
     def _ask_again(self, worker: WorkerHandle, hang: Hang, now_s: float, reason: str) -> Verdict:
-        """The worker is hung and has been asked: wait for its answer, ask harder, kill."""
+        """The worker is hung and was asked for its stacks: wait for the answer, ask faulthandler, kill."""
         asked_s = hang.asked_s if hang.fault_s is None else hang.fault_s
         limit_s = max(asked_s + STACKS_WAIT_S, self.lenient_until_s)
         if not hang.answered and now_s < limit_s:
@@ -155,7 +155,7 @@ def kill(worker: WorkerHandle, reason: str) -> Kill:
 
 
 class Policy:
-    """MASTER. Turns what is known into what is to be done. `supervise` may be called as often as one likes."""
+    """MASTER. Decides from roster, units of work and clock what to do. `supervise` may be called at any time."""
 
     def __init__(
         self, *, workers: int, timeouts: Timeouts, generation: int = 0, jitter: Callable[[], float] = random.random
@@ -218,13 +218,13 @@ class Policy:
         self.workers = workers
 
     def stop(self, now_s: float) -> None:
-        """Retire everybody; spawn nobody, unless the accept queue would be left to no one."""
+        """Retire every worker; spawn none, unless connections are left in the accept queue."""
         self.stopping = True
         self._stopped_s = now_s
         self.leaves_s = _NEVER
 
     def settled(self, roster: Roster) -> bool:
-        """True if what was wanted is so: the right number of serving workers, of the right generation."""
+        """True if as many workers as wanted serve, all of the wanted generation, and no other is alive."""
         return not self.rollout.phase and settled(roster, self.workers, self.rollout.generation)
 
     # --- what is to be done
@@ -283,6 +283,6 @@ class Policy:
         return actions
 
     def _serves_on(self, worker: WorkerHandle) -> bool:
-        """True for a worker that the stop has not reached; one that boots to drain the queue is let be."""
+        """True for a worker that the stop has not reached. One that boots to drain the queue goes on."""
         boots_to_drain = worker.pending and worker.spawned_s >= self._stopped_s
         return worker.retiring_s is None and not worker.killed and not boots_to_drain

@@ -1,16 +1,16 @@
 """MASTER. The slow log: the Python stack of a request while it is slow. The worker comes to no harm.
 
-The rows say since when each thread works. When a unit of work has taken longer than --slow, its worker is asked for the
-stacks of its threads (runtime/master_link.py), and the one that is slow is logged, if by then it still works on the
-same thing. A worker that does not answer is not asked again in another way: what would make it answer can crash it.
+The rows show since when each thread works. When a unit of work has taken longer than --slow, the master asks its worker
+for the stacks of its threads (runtime/master_link.py), and logs that of the slow one, if it still works on the same
+unit by then. A worker that does not answer is not asked in another way: what would make it answer can crash it.
 
-When to look: when the oldest unit would get slow, and once in --slow, as an idle thread may get to work at any moment.
-Nobody notes that for us, so that requests cost nothing.
+The master checks when the oldest unit would get slow, and once in --slow, as an idle thread may get work at any moment.
+Workers do not report the start of a unit, so requests cost nothing.
 
-An event loop of asyncio serves many at once. Its worker sees by itself which of its requests are slow, and what they
-await (engines/asgi/service.py), and tells us; we look whether the loop has its turns.
+An event loop of asyncio serves many requests at once. Its worker itself finds those that are slow, and what they await
+(engines/asgi/service.py), and sends a message; the master checks that the loop still turns.
 
-At most one line a second for the whole server; those without one are counted, and the next line says how many (`also`).
+At most one line a second is written for the whole server; the next line tells how many got none (`also`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from prefork.status.scoreboard import HEARTBEAT, SINCE, Scoreboard, Work, heartb
 
 EVERY_S = 1.0
 _STACKS_WAIT_S = 0.25
-_LEAST_S = 0.05  # between looks
+_LEAST_S = 0.05  # between checks
 _NEVER = float("inf")
 _MUTE = "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
 _ENDED = "it ended before its stack was taken"
@@ -63,7 +63,7 @@ class SlowLog(Observer):
     _seen: dict[tuple[int, int], int] = field(default_factory=dict)  # by pid and thread: the last one that was slow
     _asked: Asked | None = None
     _next_s: float = 0.0  # when a line may be written again
-    _also: int = 0  # that were slow and got no line
+    _also: int = 0  # units that were slow and got no line
 
     @classmethod
     def of(cls, config: Config, workers: Workers) -> SlowLog:
@@ -78,7 +78,7 @@ class SlowLog(Observer):
         )
 
     def check(self, now_s: float) -> float:
-        """Ask for the stack of who is slow; return when to look again."""
+        """Ask one slow worker for its stacks; return when to check again."""
         if not self.slow_s or now_s < self._wake_s:
             return self._wake_s if self.slow_s else _NEVER
         if self._asked and now_s >= self._asked.until_s:
@@ -159,7 +159,7 @@ class SlowLog(Observer):
         )
 
     def _full(self, now_s: float) -> bool:
-        """Whether the line of this second has been given away."""
+        """True if the line of this second is taken."""
         return self._asked is not None or now_s < self._next_s
 
     def _write(self, event: str, worker: WorkerHandle, now_s: float, **facts: str | None) -> None:

@@ -17,7 +17,7 @@ from prefork.runtime.master_link import Kind, Receiver
 from prefork.worker.process import Worker
 from prefork.worker.template import Template
 
-ANSWER_S = 1.0  # the master waits meanwhile. A double fork takes 4 to 7 ms; who takes longer than this is stuck
+ANSWER_S = 1.0  # the master waits meanwhile. A double fork takes 4 to 7 ms: a template that takes 1 s is stuck
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class TemplateHandle:
         return prepared
 
     def kill(self, reason: str) -> None:
-        """SIGKILL; it serves nobody. Its death is reaped like any child's."""
+        """Send SIGKILL: it serves no client. It is reaped like any child."""
         if self.killed is None:
             self.killed = reason
             os.kill(self.pid, signal.SIGKILL)
