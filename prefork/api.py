@@ -27,7 +27,7 @@ from prefork.core.privileges import Place, identity_of, move
 from prefork.core.signals import TABLE
 from prefork.errors import ConfigError
 from prefork.master.loop import Master
-from prefork.master.resources import Belongings
+from prefork.master.resources import Resources
 
 _BY_NAME = {option.name.replace("-", "_"): option for option in OPTIONS}
 _ONLY_BY_NAME = ("preload", "reload")  # both import the app, each time anew
@@ -59,7 +59,7 @@ def run(config: Config) -> int:
     file = LogFile(config.log, identity) if config.log != "-" else None
     log = open_log(level=config.log_level, style=config.log_format, file=file)
     try:
-        return Master(config, log, Belongings(config, log, identity), started_in).run()
+        return Master(config, log, Resources(config, log, identity), started_in).run()
     finally:
         if file:
             file.close()

@@ -24,8 +24,8 @@ from prefork.core.process import ORPHANED, Exit, die_with_parent, spawn
 from prefork.engines import ENGINES
 from prefork.errors import AppLoadError, BootError
 from prefork.runtime.hooks import load_hooks
-from prefork.runtime.inherited import Terms, tls_of
-from prefork.runtime.master_link import Receiver, Sender
+from prefork.runtime.inherited import Inherited, tls_of
+from prefork.runtime.master_link import Kind, Receiver, Sender
 
 # --- Is this what can be served? `check` loads the app as a worker would, in a child process, and binds nothing.
 
@@ -42,7 +42,7 @@ def check_app(config: Config) -> Finding:
     """Load and validate. Raises PreforkError, with the exit code that `prefork serve` would end with."""
     move(config.chdir, config.umask, config.sources)
     log = open_log(level=config.log_level, style=config.log_format)
-    terms = Terms(
+    terms = Inherited(
         hooks=load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"]),
         identity=identity_of(config.user, config.group, config.sources),
         tls=tls_of(config),
@@ -62,7 +62,7 @@ def check_app(config: Config) -> Finding:
         raise BootError(f"cannot load {config.app!r}: not done within --boot-timeout {config.boot_timeout_s:g} s")
     if answer is None:
         raise BootError(f"cannot load {config.app!r}: the process ended, by {exit_}", receiver.text)
-    if answer["kind"] == "failed":
+    if answer["kind"] == Kind.FAILED:
         fault = AppLoadError if answer["code"] == AppLoadError.exit_code else BootError
         raise fault(answer["message"], answer["detail"])
     return Finding(kind=answer["app_kind"], engine=ENGINES[answer["app_kind"]])
@@ -85,7 +85,7 @@ class _Child:
     """CHILD. Loads the app and tells what it is."""
 
     config: Config
-    terms: Terms
+    terms: Inherited
     report: int
     parent: int
     libc: ctypes.CDLL
@@ -101,9 +101,9 @@ class _Child:
         try:
             app = self.terms.load(self.config.app, self.config.interface)
         except AppLoadError as error:
-            sender.send("failed", code=error.exit_code, message=str(error), detail=error.detail[-32_000:])
+            sender.send(Kind.FAILED, code=error.exit_code, message=str(error), detail=error.detail[-32_000:])
             return error.exit_code
-        sender.send("loaded", app_kind=app.kind)
+        sender.send(Kind.LOADED, app_kind=app.kind)
         return 0
 
 

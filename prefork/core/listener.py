@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefork.core.address import Address, format_sockaddr
-from prefork.core.syn_hold import Plug
+from prefork.core.syn_hold import SynHold
 from prefork.errors import BindError, ConfigError
 
 # --- From an address to a bound socket: resolve, create, bind, each failed step with its reason and what to do.
@@ -140,7 +140,7 @@ class Listener:
         sock: socket.socket,
         address: str,
         *,
-        plug: Plug | None = None,
+        hold: SynHold | None = None,
         bind: str = "",
         slot: int | None = None,
         owned: bool = False,
@@ -151,7 +151,7 @@ class Listener:
         self.slot = slot
         self.owned = owned
         self.borrowed = False
-        self.plug = plug  # of a group, the first one has it
+        self.hold = hold  # of a group, the first one has it
         self._inode = _inode(address.removeprefix("unix:")) if self.owned and sock.family == socket.AF_UNIX else None
 
     def queue(self) -> tuple[int, int] | None:
@@ -183,24 +183,24 @@ class Listener:
     def close(self) -> None:
         """Close this process's copy. Never shutdown() one of TCP: that would reset the queue of every process."""
         self.sock.close()
-        self.drop_plug()
+        self.close_hold()
 
     def copy(self) -> socket.socket:
         """Another descriptor of the same socket. Not `socket.dup()`: that makes it blocking for a moment, for all
         processes, and one whose connection another took at that moment would sleep in accept()."""
         return socket.socket(fileno=os.dup(self.sock.fileno()))
 
-    def drop_plug(self) -> None:
+    def close_hold(self) -> None:
         """Close this process's copy of what only the master needs."""
-        if self.plug is not None:
-            self.plug.close()
+        if self.hold is not None:
+            self.hold.close()
 
     def hold_off(self) -> None:
         """MASTER, at the stop. Newcomers wait, then are refused; the queue stays for the workers to drain."""
         if self.owned and not self.borrowed:
             self.sock.setblocking(False)  # for all processes: none may sleep in accept() any more
-            if self.plug is not None:
-                self.plug.engage(self.sock)
+            if self.hold is not None:
+                self.hold.engage(self.sock)
 
     def unlink(self) -> None:
         """MASTER, at the end. Remove the path of a Unix socket, unless it is another one's by now."""
@@ -210,7 +210,7 @@ class Listener:
 
     # --- to the next master, in an upgrade
 
-    def bequeath(self) -> dict[str, Any]:
+    def export(self) -> dict[str, Any]:
         """All that `inherit` needs, as JSON can carry it; -1 is no descriptor."""
         return {
             "bind": self.bind,
@@ -219,16 +219,16 @@ class Listener:
             "owned": self.owned,
             "inode": self._inode,
             "fd": self.sock.fileno(),
-            "plug": self.plug.bequeath() if self.plug is not None else None,
+            "hold": self.hold.export() if self.hold is not None else None,
         }
 
     @classmethod
     def inherit(cls, entry: dict[str, Any]) -> Listener:
-        """The next master's copy. Borrowed, until the one before has handed over. Raises OSError: no such socket."""
+        """NEXT MASTER. Its copy. Borrowed, until the master before has handed over. Raises OSError: no such socket."""
         sock = socket.socket(fileno=entry["fd"])
         sock.set_inheritable(False)
-        plug = None if entry["plug"] is None else Plug.inherit(entry["plug"])
-        listener = cls(sock, entry["address"], plug=plug, bind=entry["bind"], slot=entry["slot"], owned=entry["owned"])
+        hold = None if entry["hold"] is None else SynHold.inherit(entry["hold"])
+        listener = cls(sock, entry["address"], hold=hold, bind=entry["bind"], slot=entry["slot"], owned=entry["owned"])
         listener._inode = tuple(entry["inode"]) if entry["inode"] else None
         listener.borrowed = True
         return listener
@@ -266,15 +266,15 @@ def open_group(address: Address, *, backlog: int, sockets: int) -> list[Listener
 
 def _create(address: Address, backlog: int, sockets: int) -> list[Listener]:
     """Only the sockets after the first may share its port: if another program listens there, the first one fails."""
-    plug = Plug(members=sockets)
+    hold = SynHold(members=sockets)
     socks: list[socket.socket] = []
     try:
         socks.append(bound_socket(address, resolve(address)))
-        plug.prepare(socks[0])
+        hold.prepare(socks[0])
         while len(socks) < sockets:
             socks.append(bound_socket(address, socks[0].getsockname(), join=True))
         try:
-            plug.prepared(socks[0])
+            hold.prepared(socks[0])
             for sock in socks:
                 sock.listen(backlog)
         except OSError as error:
@@ -282,11 +282,11 @@ def _create(address: Address, backlog: int, sockets: int) -> list[Listener]:
     except BaseException:
         for sock in socks:
             sock.close()
-        plug.close()
+        hold.close()
         raise
     where = format_sockaddr(address.family, socks[0].getsockname())
     listeners = [Listener(sock, where, bind=str(address), slot=slot, owned=True) for slot, sock in enumerate(socks)]
-    listeners[0].plug = plug
+    listeners[0].hold = hold
     return listeners
 
 

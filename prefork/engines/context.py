@@ -10,9 +10,9 @@ from typing import Protocol
 from prefork.config.config import Config
 from prefork.core.listener import Listener
 from prefork.core.log import Log
-from prefork.runtime.inherited import Terms
+from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
-from prefork.runtime.master_link import Life
+from prefork.runtime.master_link import MasterLink
 from prefork.status.scoreboard import Row, Scoreboard
 
 
@@ -27,8 +27,8 @@ class WorkerContext:
     board: Scoreboard
     group: int  # whose rows these are
     nudge: int  # eventfd that all workers share: a connection waits that its finder leaves to another
-    terms: Terms
-    life: Life
+    terms: Inherited
+    life: MasterLink
     log: Log
 
 

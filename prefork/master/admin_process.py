@@ -1,4 +1,4 @@
-"""MASTER. The process of --admin as the master sees it; admin/process.py runs in it.
+"""MASTER. The process of --admin as the master sees it; what runs in it is admin/process.py.
 
 The master binds its address, writes for it what only the master knows, and forks it again when it dies. Writing is one
 comparison a turn of the loop and one copy when something has happened, so it costs the same however often clients ask.
@@ -18,27 +18,31 @@ from prefork.config.config import Config
 from prefork.core.listener import Listener
 from prefork.core.process import Exit, spawn
 from prefork.errors import FORK_REFUSED
+from prefork.master.children import Children
 from prefork.master.policy import Backoff
-from prefork.master.workers import Workforce, capacity
+from prefork.master.workers import Workers, capacity
 from prefork.status.collect import Collector
 from prefork.status.server_state import MasterState
 from prefork.status.snapshot import SharedSnapshot
 
 HEARTBEAT_S = 1.0  # how often the master says that it lives
-LIVED_S = 10.0  # who lived for so long is replaced without much delay
-_NO_JITTER = 0.5  # there is nobody to collide with
+LIVED_S = 10.0  # a process that lived this long is replaced without much delay
+_NO_JITTER = 0.5  # one process has nothing to be spread
 _ROOM = 2 << 20  # bytes of the snapshot: what a reload failed of may be as long as a worker can say
 _ROOM_PER_WORKER = 1024
 _NEVER = float("inf")
 
 
 class AdminHandle:
-    """MASTER. `state`: what the admin process reads. `listener` is set when listeners are opened or handed on."""
+    """MASTER. `state` returns what to publish. `listener` is set when listeners are opened (lifecycle.py)."""
 
-    def __init__(self, *, config: Config, force: Workforce, state: Callable[[], MasterState]) -> None:
+    def __init__(
+        self, *, config: Config, workers: Workers, children: Children, state: Callable[[], MasterState]
+    ) -> None:
         self.listener: Listener | None = None
-        self._log = force.log
-        self._force = force
+        self._log = workers.log
+        self._workers = workers
+        self._children = children
         self._state = state
         self._backoff = Backoff()
         self._pid = 0
@@ -54,7 +58,7 @@ class AdminHandle:
         page = importlib.import_module("prefork.admin.page")
         self._answers = answers.Answers(
             shared=self._shared,
-            collector=Collector(config=config, board=force.board, listeners=force.listeners),
+            collector=Collector(config=config, board=workers.board, listeners=workers.listeners),
             page=page.document(),
         )
 
@@ -63,14 +67,17 @@ class AdminHandle:
         """The one, if there is one."""
         return [self.listener] if self.listener is not None else []
 
-    def begin(self) -> None:
+    def open(self) -> None:
         """This master is the one to be asked: answer from now on."""
         if self.listener is not None:
             self._wanted = True
-            self.tell(time.monotonic())
+            self.maintain(time.monotonic())
 
-    def tell(self, now_s: float) -> float:
-        """Each turn of the master's loop: say what there is to say. Returns when to come again (monotonic seconds)."""
+    def maintain(self, now_s: float) -> float:
+        """Each turn of the master's loop: publish what has changed, fork the process if it is missing.
+
+        Returns when to come again (monotonic seconds).
+        """
         if not self._wanted:
             return _NEVER
         self.publish()
@@ -80,7 +87,7 @@ class AdminHandle:
         return now_s + HEARTBEAT_S if self._pid else min(now_s + HEARTBEAT_S, self._backoff.not_before_s)
 
     def publish(self) -> None:
-        """Write what is known, if it has changed; at once when a worker has died, before its rows have a next owner."""
+        """Write what is known, if it has changed."""
         if self._wanted and (text := self._state().to_text()) != self._written:
             self._shared.write(text)
             self._written = text
@@ -88,10 +95,15 @@ class AdminHandle:
     def _spawn(self, now_s: float) -> None:
         assert self.listener is not None
         admin = self._code.Admin(
-            listener=self.listener, answers=self._answers, log=self._log, lifeline=self._force.lifeline,
-            master=os.getpid(), libc=self._force.libc, identity=self._force.terms.identity,
-            drop=self._force.drop_masters,
-        )  # fmt: skip
+            listener=self.listener,
+            answers=self._answers,
+            log=self._log,
+            lifeline=self._workers.lifeline,
+            master=os.getpid(),
+            libc=self._workers.libc,
+            identity=self._workers.inherited.identity,
+            drop=self._workers.close_in_child,
+        )
         try:
             self._pid = spawn(admin.run)
         except OSError as error:
@@ -100,13 +112,11 @@ class AdminHandle:
             again = f"{self._backoff.wait(now_s, _NO_JITTER):.2f}s"
             self._log.error("cannot fork the admin", reason=error.strerror, again_in=again)
             return
+        self._children.register(self._pid, self._exited)
         self._spawned_s = now_s
         self._log.debug("admin spawned", admin=self._pid)
 
-    def bury(self, child: Exit) -> bool:
-        """A child was reaped; True if it was the admin."""
-        if child.pid != self._pid:
-            return False
+    def _exited(self, child: Exit) -> None:
         self._pid = 0
         now_s = time.monotonic()
         if now_s - self._spawned_s >= LIVED_S:
@@ -114,17 +124,16 @@ class AdminHandle:
         delay_s = self._backoff.note(now_s, _NO_JITTER)
         if self._wanted:
             self._log.error("admin died", pid=child.pid, cause=child, respawn_in=f"{delay_s:.2f}s")
-        return True
 
     def reopen_logs(self) -> None:
         """Tell it to go on in the new log file."""
         if self._pid:
             os.kill(self._pid, signal.SIGUSR1)
 
-    # --- ends
+    # --- the end
 
-    def leave(self) -> None:
-        """Another master is to be asked from now on: hear out who is there, take no more."""
+    def stop_accepting(self) -> None:
+        """Another master is to be asked from now on: answer the clients that are connected, take no more."""
         self._wanted = False
         if self._pid:
             os.kill(self._pid, self._code.LEAVE)
@@ -137,13 +146,12 @@ class AdminHandle:
             self.listener.close()
             self.listener = None
 
-    def end(self) -> None:
+    def shutdown(self) -> None:
         """The server has ended."""
         if self._pid:
             if not self._wanted:
                 self._wait()
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)  # bounded: SIGKILL cannot be refused
+            self._children.kill([self._pid])
             self._pid = 0
         self._wanted = False
         self.hand_over(())
@@ -158,7 +166,7 @@ class AdminHandle:
         finally:
             os.close(fd)
 
-    def drop(self) -> None:
+    def close_in_child(self) -> None:
         """CHILD: close what only the master may hold."""
         if self.listener is not None:
             self.listener.close()

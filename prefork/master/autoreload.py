@@ -2,10 +2,10 @@
 
 Each worker tells what its app consists of: before the import all sources in the app's folder with their times, after
 it the files that were imported. The watcher lets watchfiles (inotify) wake it, and decides by comparing times, so that
-a change between two looks, or between an import and the first look, is not missed. What counts is a change of an
+a change between two checks, or between an import and the first check, is not missed. What counts is a change of an
 imported file and a new file; while the app does not load, a change of any source beside it.
 
-Reports are datagrams from workers to the watcher; its word to the master is SIGHUP, as an operator's would be.
+Workers send reports to the watcher as datagrams; the watcher sends SIGHUP to the master, as an operator would.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from prefork.core.log import Log
 from prefork.core.process import ORPHANED, Exit, die_with_parent, spawn
 from prefork.core.signals import TABLE, ignore
 from prefork.errors import ConfigError
+from prefork.master.children import Children
 from prefork.runtime.import_reporter import sources_in, times
 
-LOOK_MS = 400  # a look at least this often: for reports, and for what inotify did not tell
+CHECK_MS = 400  # check at least this often: for reports, and for changes that inotify did not tell
 _SEND_S = 1.0  # a watcher that is stopped in a debugger must not keep a worker from serving
 _REPORT_MOST = 1 << 18
 
@@ -43,33 +44,34 @@ class Watch:
         self._inbox, self.reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.reports.settimeout(_SEND_S)
         self._pid = 0
+        self._children: Children | None = None  # set by `start`
 
-    def start(self, drop: Callable[[], None]) -> None:
-        """Fork the watcher; `drop` closes there what is the master's. Raises OSError if there is no process left."""
+    def start(self, children: Children, close_in_child: Callable[[], None]) -> None:
+        """Fork the watcher; `close_in_child` closes there what only the master may hold.
+
+        Raises OSError if the system has no process left.
+        """
         libc = ctypes.CDLL(None)  # before the fork: dlopen takes locks
         watcher = Watcher(inbox=self._inbox, master=os.getpid(), log=self._log, libc=libc)
 
         def run() -> int:
-            drop()
+            close_in_child()
             self.reports.close()
             return watcher.run()
 
         self._pid = spawn(run)
+        self._children = children
+        children.register(self._pid, self._exited)
         self._inbox.close()
 
-    def bury(self, child: Exit) -> bool:
-        """A child was reaped; True if it was the watcher."""
-        if child.pid != self._pid:
-            return False
+    def _exited(self, child: Exit) -> None:
         self._pid = 0
         self._log.error("watcher died", pid=child.pid, cause=child, effect="changes of files are not seen any more")
-        return True
 
-    def end(self) -> None:
+    def shutdown(self) -> None:
         """Leave no watcher behind."""
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)  # bounded: SIGKILL cannot be refused
+        if self._children and self._pid:
+            self._children.kill([self._pid])
             self._pid = 0
         self.reports.close()
 
@@ -98,7 +100,7 @@ class Sources:
         self.loaded = loaded
 
     def changes(self) -> list[str]:
-        """Look, and return the files that matter and are new or not what they were. What was removed may come back."""
+        """Return the files that matter and are new or have changed. A file that was removed may come back."""
         now = times([*sources_in(self.folders), *self.imported])
         changed = [path for path, time_ns in now.items() if self.seen.get(path) != time_ns]
         matter = [path for path in changed if not self.loaded or path in self.imported or path not in self.seen]
@@ -132,24 +134,28 @@ class Watcher:
         while os.getppid() == self.master:
             folders = set(filter(os.path.isdir, self.sources.folders)) or {os.curdir}
             for _changes in watchfiles.watch(
-                *sorted(folders), recursive=False, rust_timeout=LOOK_MS, yield_on_timeout=True, watch_filter=None,
+                *sorted(folders),
+                recursive=False,
+                rust_timeout=CHECK_MS,
+                yield_on_timeout=True,
+                watch_filter=None,
                 ignore_permission_denied=True,
-            ):  # fmt: skip
-                if self._look() or os.getppid() != self.master:
+            ):
+                if self._check() or os.getppid() != self.master:
                     break
         return ORPHANED
 
-    def _look(self) -> bool:
-        """Hear the workers, tell the master of changes; True if there are folders that are not watched yet."""
+    def _check(self) -> bool:
+        """Read reports, tell the master of changes; True if there are folders that are not watched yet."""
         before = set(self.sources.folders)
-        self._hear()
+        self._read_reports()
         if changed := self.sources.changes():
             names = [os.path.relpath(path) for path in changed]
             self.log.info("changed", file=names[0], others=len(names) - 1 or None)
             os.kill(self.master, signal.SIGHUP)
         return self.sources.folders != before
 
-    def _hear(self) -> None:
+    def _read_reports(self) -> None:
         while True:
             try:
                 report = self.inbox.recv(_REPORT_MOST)

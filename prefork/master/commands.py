@@ -1,7 +1,7 @@
 """MASTER. What each command of the control socket does. Each goes the way that a signal would go.
 
-A command is a generator: see control/protocol.py. Those that take time end when they are done or given up: at a stop,
-at another scale, or after the time that they could take at most.
+A command is a generator: see control/protocol.py. Those that take time end when what they asked for is so, or when it
+is given up: a stop, another scale, or the time that it could take at most.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from prefork.control.protocol import CommandSteps, Peer, Progress, RefusedError,
 from prefork.core.log import Log
 from prefork.core.proc import thread_states
 from prefork.master.history import History
+from prefork.master.observer import Observer
 from prefork.master.policy import Policy
 from prefork.master.roster import WorkerHandle
-from prefork.master.workers import Message, Workforce
+from prefork.master.workers import Message, Workers
+from prefork.runtime.master_link import Kind
 from prefork.status.deaths import KEPT
 from prefork.status.document import name_of
 
@@ -34,11 +36,11 @@ _MUTE = {  # why a worker does not answer, by the state of its threads in proc(5
 
 
 @dataclass(slots=True, kw_only=True)
-class Commands:
-    """MASTER. `obey` carries out one request. `ended` is set when the master's loop has ended."""
+class Commands(Observer):
+    """MASTER. `execute` carries out one request. `ended` is set when the master's loop has ended."""
 
     policy: Policy
-    force: Workforce
+    workers: Workers
     history: History
     log: Log
     scale: Callable[[int], str | None]  # why not
@@ -46,7 +48,7 @@ class Commands:
     ended: bool = False
     _askers: list[dict[int, str]] = field(default_factory=list)  # each collects stacks by pid
 
-    def obey(self, request: Request, peer: Peer) -> CommandSteps:
+    def execute(self, request: Request, peer: Peer) -> CommandSteps:
         """Do what is asked for. Raises RefusedError."""
         match request.get("command"):
             case "status":
@@ -64,9 +66,9 @@ class Commands:
             case other:
                 raise RefusedError(f"there is no command {other!r}; there are {', '.join(NAMES)}")
 
-    def heard(self, message: Message) -> None:
-        """A worker has spoken: pass its stacks on to whoever asked."""
-        if message.kind == "stacks":
+    def message_received(self, message: Message) -> None:
+        """Pass the stacks of a worker on to the commands that wait for them."""
+        if message.kind == Kind.STACKS:
             for stacks in self._askers:
                 stacks[message.worker.pid] = str(message.fields.get("text", ""))
 
@@ -76,7 +78,7 @@ class Commands:
         """`latencies`: with the workers' histograms, by pid, so that two answers can be compared. 1 ms each."""
         document = self.history.document()
         if latencies:
-            histograms = {worker.pid: self.force.board.histogram(worker.group) for worker in self.force.roster}
+            histograms = {worker.pid: self.workers.board.histogram(worker.group) for worker in self.workers.roster}
             document["latencies"] = {str(pid): found.to_json()["buckets"] for pid, found in histograms.items()}
         return document
 
@@ -89,7 +91,7 @@ class Commands:
         while generation not in self.history.reloads:
             self._refuse_when_stopping()
             self._refuse_when_late(until_s, "the reload goes on")
-            young = [worker for worker in self.force.roster if worker.generation == generation and worker.serving]
+            young = [worker for worker in self.workers.roster if worker.generation == generation and worker.serving]
             yield Progress(f"generation {generation}: {len(young)} of {self.policy.workers} workers serve", until_s)
         if reason := self.history.reloads[generation]:
             raise RefusedError(f"reload to generation {generation} abandoned, the old generation serves on: {reason}")
@@ -99,17 +101,18 @@ class Commands:
         if not isinstance(workers, int) or isinstance(workers, bool):
             raise RefusedError(f"scale needs a whole number of workers, not {workers!r}")
         self._refuse_when_stopping()
-        began_s, before = time.monotonic(), self.policy.workers
+        began_s = time.monotonic()
+        before = self.policy.workers
         self.log.debug("asked to scale", workers=workers, control=peer)
         if reason := self.scale(workers):
             raise RefusedError(reason)
         until_s = began_s + self._patience_s
-        while not self.policy.settled(self.force.roster):
+        while not self.policy.settled(self.workers.roster):
             self._refuse_when_stopping()
             if self.policy.workers != workers:
                 raise RefusedError(f"scaled to {self.policy.workers} meanwhile, by another command or a signal")
             self._refuse_when_late(until_s, "the server keeps trying")
-            yield Progress(f"{self.force.roster.serving()} of {workers} workers serve", until_s)
+            yield Progress(f"{self.workers.roster.serving()} of {workers} workers serve", until_s)
         return {"workers": workers, "before": before, "took_s": _since(began_s)}
 
     def _stop(self, peer: Peer) -> CommandSteps:
@@ -117,7 +120,7 @@ class Commands:
         if not self.policy.stopping:
             self.stop(f"prefork stop, {peer}")
         while not self.ended:
-            left = f"{len(self.force.roster)} workers left" if self.policy.stopping else "serving on for --lame-duck"
+            left = f"{len(self.workers.roster)} workers left" if self.policy.stopping else "serving on for --lame-duck"
             yield Progress(left)
         return {"pid": os.getpid(), "took_s": _since(began_s)}
 
@@ -127,7 +130,7 @@ class Commands:
         self._askers.append(stacks)
         try:
             for worker in asked:
-                self.force.ask_stacks(worker)
+                self.workers.ask_stacks(worker)
             until_s = time.monotonic() + STACKS_WAIT_S
             while time.monotonic() < until_s and any(w.pid not in stacks and self._alive(w) for w in asked):
                 yield Progress(f"{len(stacks)} of {len(asked)} workers have answered", until_s)
@@ -138,9 +141,9 @@ class Commands:
     def _of_slot(self, slot: Any) -> list[WorkerHandle]:
         if slot is not None and (not isinstance(slot, int) or isinstance(slot, bool)):
             raise RefusedError(f"a slot is a whole number, not {slot!r}")
-        found = [worker for worker in self.force.roster if slot in (None, worker.slot) and not worker.killed]
+        found = [worker for worker in self.workers.roster if slot in (None, worker.slot) and not worker.killed]
         if not found:
-            slots = ", ".join(map(str, sorted({worker.slot for worker in self.force.roster})))
+            slots = ", ".join(map(str, sorted({worker.slot for worker in self.workers.roster})))
             raise RefusedError(f"no worker is in slot {slot}; in use: {slots}" if slots else "no worker is alive")
         return sorted(found, key=lambda worker: (worker.slot, worker.generation))
 
@@ -154,11 +157,11 @@ class Commands:
     @property
     def _patience_s(self) -> float:
         """What one worker may take to come and another to go."""
-        judge = self.policy.judge
-        return judge.boot_timeout_s + judge.graceful_timeout_s + MARGIN_S
+        timeouts = self.policy.timeouts
+        return timeouts.boot_timeout_s + timeouts.graceful_timeout_s + MARGIN_S
 
     def _alive(self, worker: WorkerHandle) -> bool:
-        return worker.pid in self.force.roster.workers
+        return worker.pid in self.workers.roster.workers
 
     def _refuse_when_stopping(self) -> None:
         if self.ended or self.policy.ending:
@@ -166,7 +169,7 @@ class Commands:
 
     def _refuse_when_late(self, until_s: float, otherwise: str) -> None:
         if time.monotonic() >= until_s:
-            serving = f"{self.force.roster.serving()} of {self.policy.workers} workers serve"
+            serving = f"{self.workers.roster.serving()} of {self.policy.workers} workers serve"
             raise RefusedError(f"not done in time: {serving}; {otherwise}; see the server's log")
 
 

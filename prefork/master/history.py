@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from prefork.config.config import Config
 from prefork.core.log import utc
+from prefork.master.observer import Observer
 from prefork.master.policy import Policy
 from prefork.master.roster import Spawn
-from prefork.master.workers import Message, Workforce
+from prefork.master.workers import Message, Workers
+from prefork.runtime.master_link import Kind
 from prefork.status.collect import Collector, held_is_busy
 from prefork.status.deaths import DeathRecord, Deaths
 from prefork.status.document import Document, name_of, state_of
@@ -18,12 +20,12 @@ from prefork.status.server_state import MasterState, WorkerState
 
 
 @dataclass(slots=True, kw_only=True)
-class History:
+class History(Observer):
     """MASTER. It is told what happens, counts it, and keeps the latest."""
 
     config: Config
     policy: Policy
-    force: Workforce
+    workers: Workers
     control: str | None = None  # the path of the socket
     reloads: dict[int, str | None] = field(default_factory=dict)  # the latest, by generation: why abandoned
     _collector: Collector = field(init=False)
@@ -36,7 +38,7 @@ class History:
     _last_reload: Document | None = None
 
     def __post_init__(self) -> None:
-        self._collector = Collector(config=self.config, board=self.force.board, listeners=self.force.listeners)
+        self._collector = Collector(config=self.config, board=self.workers.board, listeners=self.workers.listeners)
 
     # --- what happened
 
@@ -46,7 +48,7 @@ class History:
             case "respawn":
                 cause = self._causes.pop(order.slot, "unknown")
             case "recycle":
-                stale = [worker.stale for worker in self.force.roster.in_slot(order.slot) if worker.stale]
+                stale = [worker.stale for worker in self.workers.roster.in_slot(order.slot) if worker.stale]
                 cause = stale[0] if stale else "unknown"
             case "reload":
                 cause = "reload"
@@ -68,7 +70,7 @@ class History:
 
     def message_received(self, message: Message) -> None:
         """Note the kind of the app and its engine."""
-        if message.kind == "ready":
+        if message.kind == Kind.READY:
             self._kind = message.fields.get("app_kind"), message.fields.get("engine")
 
     def worker_exited(self, death: DeathRecord) -> None:
@@ -82,7 +84,7 @@ class History:
 
     def tick(self, now_s: float) -> float:
         """Note how busy every worker is, when it is time to; return when to call again (monotonic seconds)."""
-        return self._collector.tick(now_s, self.force.roster)
+        return self._collector.tick(now_s, self.workers.roster)
 
     # --- what is known
 
@@ -101,10 +103,10 @@ class History:
             stopping=self.policy.ending,
             last_reload=self._last_reload,
             control=self.control,
-            workers=tuple(self.force.roster),
-            gone=self.force.gone,
-            latencies=self.force.latencies,
-            waits=self.force.waits,
+            workers=tuple(self.workers.roster),
+            gone=self.workers.gone,
+            latencies=self.workers.latencies,
+            waits=self.workers.waits,
             respawns=self._respawns,
             deaths=self.deaths.short(),
         )

@@ -1,10 +1,10 @@
 """What the master decides. Pure: events and a clock go in, actions come out, so every case is tested in microseconds.
 
 Each slot 0..workers-1 holds one worker. An empty slot is filled at once, unless workers die barren (without having
-completed a single unit of work since they were ready): then the next spawn waits (backoff.py). Until all workers have
-been ready once, one that dies before it is ready is a boot failure, and the server halts with one message. Lateness is
-judged in judge.py, replacement (reload, recycling) in rollout.py. A stop retires everybody; if they are gone before
-the accept queue is empty, one more worker drains it.
+completed a single unit of work since they were ready): then the next spawn waits (Backoff). Until all workers have
+been ready once, one that dies before it is ready is a boot failure, and the server halts with one message. Timeouts
+finds workers that are late, rollout.py replaces workers (reload, --max-requests, --max-memory). A stop retires
+everybody; if they are gone before the accept queue is empty, one more worker drains it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Backoff:
         """Count a barren death; return the delay in seconds. `jitter` is in 0..1."""
         delay_s = min(MOST_S, FIRST_S * FACTOR ** min(self.barren, 20) * (0.8 + 0.4 * jitter))
         self.barren += 1
-        self.noted_s, self.not_before_s = now_s, now_s + delay_s
+        self.noted_s = now_s
+        self.not_before_s = now_s + delay_s
         return delay_s
 
     def wait(self, now_s: float, jitter: float) -> float:
@@ -46,17 +47,20 @@ class Backoff:
         return delay_s
 
     def clear(self) -> None:
-        """Work was completed: the application works."""
-        self.barren, self.not_before_s = 0, 0.0
+        """Work was completed: spawn without delay again."""
+        self.barren = 0
+        self.not_before_s = 0.0
 
 
-# --- Is one worker late, and what is to be done about it? Pure: clocks go in, an action and the next look come out.
+# --- Is one worker late, and what is to be done about it? Pure: clocks go in, actions and the next check come out.
 #
-# - Retiring: it cuts its own connections at the graceful timeout; GRACE_MARGIN_S later it is killed.
+# - Retiring: it aborts its own connections at the graceful timeout; GRACE_MARGIN_S later it is killed.
 # - Booting: ready within the boot timeout, or asked for its stacks as one that hangs, and killed.
 # - Working: a unit of work older than the timeout is a hang. Ask for the Python stacks; with no answer in
-# STACKS_WAIT_S ask faulthandler; then kill.
-# After the master itself was suspended nobody is judged for SUSPENDED_S: it cannot tell their time from its own.
+#   STACKS_WAIT_S ask faulthandler; then kill.
+#
+# After the master itself was suspended, no timeout counts for SUSPENDED_S: the time of the workers may have stood
+# still as well.
 
 
 STACKS_WAIT_S = 0.25
@@ -65,13 +69,13 @@ BOOTING_GRACE_S = 0.5  # it may have accepted already, with its `ready` on the w
 SUSPENDED_S = 1.0
 
 _NEVER = float("inf")
-_BOOT = -1  # the unit of work that booting is, so to speak
+_BOOT = -1  # Hang.since_ns of a worker that boots
 Verdict = tuple[Action | None, float]  # what to do now, and when to look again (monotonic s)
 
 
 @dataclass(slots=True, kw_only=True)
-class Judge:
-    """MASTER. The limits, and the moment before which nobody is judged."""
+class Timeouts:
+    """MASTER. The limits, and the moment before which none counts."""
 
     timeout_s: float
     graceful_timeout_s: float
@@ -85,8 +89,8 @@ class Judge:
         self.lenient_until_s = now_s + SUSPENDED_S
         return True
 
-    def judge(self, worker: WorkerHandle, unit: Unit, now_s: float) -> list[Verdict]:
-        """Return what each clock says of the worker."""
+    def check(self, worker: WorkerHandle, unit: Unit, now_s: float) -> list[Verdict]:
+        """Return what each limit says of the worker."""
         if worker.killed:
             return []
         verdicts = []
@@ -114,7 +118,7 @@ class Judge:
         if now_s < limit_s:
             return None, limit_s
         if worker.hang is not None:
-            return self._press(worker, worker.hang, now_s, worker.hang.verdict)
+            return self._ask_again(worker, worker.hang, now_s, worker.hang.verdict)
         verdict = f"not ready within --boot-timeout {self.boot_timeout_s:g} s"
         worker.hang = Hang(since_ns=_BOOT, serving="", asked_s=now_s, verdict=verdict)
         return AskStacks(worker), now_s + STACKS_WAIT_S
@@ -122,7 +126,7 @@ class Judge:
     def _working(self, worker: WorkerHandle, unit: Unit, now_s: float) -> Verdict:
         if worker.hang is not None and worker.hang.since_ns == unit.since_ns:
             took_s = now_s - unit.since_ns / 1e9
-            return self._press(worker, worker.hang, now_s, f"one unit of work took {took_s:.1f} s, over --timeout")
+            return self._ask_again(worker, worker.hang, now_s, f"one unit of work took {took_s:.1f} s, over --timeout")
         worker.hang = None
         if not unit.since_ns:
             return None, _NEVER
@@ -132,8 +136,8 @@ class Judge:
         worker.hang = Hang(since_ns=unit.since_ns, serving=unit.serving, asked_s=now_s)
         return AskStacks(worker), now_s + STACKS_WAIT_S
 
-    def _press(self, worker: WorkerHandle, hang: Hang, now_s: float, reason: str) -> Verdict:
-        """The worker is hung and has been asked: wait for its answer, ask harder, kill."""
+    def _ask_again(self, worker: WorkerHandle, hang: Hang, now_s: float, reason: str) -> Verdict:
+        """The worker is hung and was asked for its stacks: wait for the answer, ask faulthandler, kill."""
         asked_s = hang.asked_s if hang.fault_s is None else hang.fault_s
         limit_s = max(asked_s + STACKS_WAIT_S, self.lenient_until_s)
         if not hang.answered and now_s < limit_s:
@@ -151,13 +155,13 @@ def kill(worker: WorkerHandle, reason: str) -> Kill:
 
 
 class Policy:
-    """MASTER. Turns what is known into what is to be done. `supervise` may be called as often as one likes."""
+    """MASTER. Decides from roster, units of work and clock what to do. `supervise` may be called at any time."""
 
     def __init__(
-        self, *, workers: int, judge: Judge, generation: int = 0, jitter: Callable[[], float] = random.random
+        self, *, workers: int, timeouts: Timeouts, generation: int = 0, jitter: Callable[[], float] = random.random
     ) -> None:
         self.workers = workers
-        self.judge = judge
+        self.timeouts = timeouts
         self.first = generation + 1  # the generation of the start: after an upgrade the numbers go on
         self.rollout = Rollout(_latest=generation)
         self.backoff = Backoff()
@@ -173,7 +177,8 @@ class Policy:
 
     def ready(self, worker: WorkerHandle, completed: int, now_s: float) -> None:
         """A worker accepts. `completed` is what the others of its generation had completed by now."""
-        worker.ready_s, worker.served_at_ready = now_s, completed
+        worker.ready_s = now_s
+        worker.served_at_ready = completed
 
     def died(self, worker: WorkerHandle, completed: int, now_s: float, reason: str = "") -> float:
         """A worker was reaped; return the delay of its replacement in seconds.
@@ -213,11 +218,13 @@ class Policy:
         self.workers = workers
 
     def stop(self, now_s: float) -> None:
-        """Retire everybody; spawn nobody, unless the accept queue would be left to no one."""
-        self.stopping, self._stopped_s, self.leaves_s = True, now_s, _NEVER
+        """Retire every worker; spawn none, unless connections are left in the accept queue."""
+        self.stopping = True
+        self._stopped_s = now_s
+        self.leaves_s = _NEVER
 
     def settled(self, roster: Roster) -> bool:
-        """True if what was wanted is so: the right number of serving workers, of the right generation."""
+        """True if as many workers as wanted serve, all of the wanted generation, and no other is alive."""
         return not self.rollout.phase and settled(roster, self.workers, self.rollout.generation)
 
     # --- what is to be done
@@ -233,15 +240,15 @@ class Policy:
         for action in actions:
             if isinstance(action, Retire):
                 action.worker.retiring_s = now_s
-        wakes = [now_s + self.judge.timeout_s]  # an idle worker may begin a unit this moment
+        wakes = [now_s + self.timeouts.timeout_s]  # an idle worker may begin a unit this moment
         if any(isinstance(action, Spawn) for action in actions):
-            wakes.append(now_s + self.judge.boot_timeout_s)
+            wakes.append(now_s + self.timeouts.boot_timeout_s)
         if self.backoff.not_before_s > now_s:
             wakes.append(self.backoff.not_before_s)
         if self.rollout.waits_since_s is not None and not self.stopping:
-            wakes.append(self.rollout.waits_since_s + self.judge.boot_timeout_s)
+            wakes.append(self.rollout.waits_since_s + self.timeouts.boot_timeout_s)
         for worker in roster:
-            for verdict, wake_s in self.judge.judge(worker, units[worker.pid], now_s):
+            for verdict, wake_s in self.timeouts.check(worker, units[worker.pid], now_s):
                 if verdict is not None:
                     actions.append(verdict)
                 wakes.append(wake_s)
@@ -251,7 +258,7 @@ class Policy:
         actions: list[Action] = [
             Retire(worker, "scale") for worker in roster if worker.slot >= self.workers and worker.serving
         ]
-        if late := self.rollout.overdue(self.judge.boot_timeout_s, now_s):
+        if late := self.rollout.overdue(self.timeouts.boot_timeout_s, now_s):
             actions.append(late)
         if now_s < self.backoff.not_before_s:
             return actions
@@ -270,12 +277,12 @@ class Policy:
 
     def _stop(self, roster: Roster, now_s: float, *, queued: bool) -> list[Action]:
         actions: list[Action] = [Retire(worker, "stop") for worker in roster if self._serves_on(worker)]
-        drain_until_s = self._stopped_s + self.judge.graceful_timeout_s
+        drain_until_s = self._stopped_s + self.timeouts.graceful_timeout_s
         if queued and not roster and self.backoff.not_before_s <= now_s < drain_until_s:
             actions.append(Spawn(0, self.rollout.generation, "drain"))  # the workers died, or others told them to go
         return actions
 
     def _serves_on(self, worker: WorkerHandle) -> bool:
-        """True for a worker that the stop has not reached; one that boots to drain the queue is let be."""
+        """True for a worker that the stop has not reached. One that boots to drain the queue goes on."""
         boots_to_drain = worker.pending and worker.spawned_s >= self._stopped_s
         return worker.retiring_s is None and not worker.killed and not boots_to_drain

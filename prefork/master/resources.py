@@ -8,31 +8,37 @@ from prefork.config.config import Config
 from prefork.core.log import Log, LogFile
 from prefork.core.pidfile import PidFile
 from prefork.core.privileges import Identity
-from prefork.core.process import Exit
 from prefork.errors import ConfigError
 from prefork.master.autoreload import Watch
+from prefork.master.children import Children
+from prefork.master.observer import Observer
 from prefork.runtime.hooks import DeathReport, load_hooks
 from prefork.runtime.import_reporter import Imports
-from prefork.runtime.inherited import Terms, tls_of
+from prefork.runtime.inherited import Inherited, tls_of
 from prefork.runtime.loader import adopt
 from prefork.status.deaths import DeathRecord
 
 
-class Belongings:
-    """MASTER. `terms` is the workers' share. Made first, opened before the master binds, closed at its end."""
+class Resources(Observer):
+    """MASTER. Made before everything else, opened before the master binds, closed at its end.
+
+    `inherited` is what workers have of it. `wait_for_changes`: a failed start is no end, as the developer will save the
+    file again (--reload). `pidfile` is locked; an upgrade hands it on.
+    """
 
     def __init__(self, config: Config, log: Log, identity: Identity | None) -> None:
         """Raises ConfigError or AppLoadError if what was asked for cannot be."""
         self._config = config
         self._log = log
-        self._pidfile: PidFile | None = None
+        self.pidfile: PidFile | None = None
         if config.proxy_protocol and set(config.trusted_proxies) == {"none"}:
             source = config.sources["proxy-protocol"]
             raise ConfigError(f"{source}: nobody may send a PROXY header; say who, --trusted-proxies NETWORK")
         hooks = load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"])
         app = adopt(config.target, config.app, config.interface) if config.target is not None else None
         self._watch = Watch(log) if config.reload else None
-        self.terms = Terms(
+        self.wait_for_changes = self._watch is not None
+        self.inherited = Inherited(
             hooks=hooks,
             identity=identity,
             app=app,
@@ -48,39 +54,26 @@ class Belongings:
         self._log.also(file)
         return file.fd
 
-    @property
-    def pidfile(self) -> PidFile | None:
-        """The locked pid file, if there is one: an upgrade hands it on."""
-        return self._pidfile
+    def open(self, children: Children, close_in_child: Callable[[], None], pidfile: PidFile | None) -> None:
+        """Claim the pid file and start the watcher; `close_in_child` closes there what only the master may hold.
 
-    def open(self, drop: Callable[[], None], inherited: PidFile | None) -> None:
-        """Claim the pid file and start the watcher; `drop` closes there what only the master may hold.
-
-        `inherited` is the pid file, if the master before us has left it to us.
+        `pidfile` is the one that the master before us has left to us, if it has.
         Raises PreforkError if another master has the pid file.
         """
         if self._config.pid:
-            self._pidfile = inherited or PidFile.claim(self._config.pid)
+            self.pidfile = pidfile or PidFile.claim(self._config.pid)
         if self._watch:
-            self._watch.start(drop)
+            self._watch.start(children, close_in_child)
 
     def hand_over_pidfile(self) -> None:
         """Another master has it: leave the file and the lock alone."""
-        if self._pidfile:
-            self._pidfile.close()
-            self._pidfile = None
+        if self.pidfile:
+            self.pidfile.close()
+            self.pidfile = None
 
-    def waits(self) -> bool:
-        """True if a failed start is no end: the developer will save the file again."""
-        return self._watch is not None
-
-    def buried(self, child: Exit) -> bool:
-        """A child was reaped; True if it was one of ours and not a worker."""
-        return self._watch is not None and self._watch.bury(child)
-
-    def mourn(self, death: DeathRecord) -> None:
-        """A worker has died that nobody had told to: tell the hook."""
-        self.terms.hooks.worker_died(
+    def worker_died(self, death: DeathRecord, respawn_in_s: float | None) -> None:  # noqa: ARG002 - the hook is not told
+        """Call the hook."""
+        self.inherited.hooks.worker_died(
             DeathReport(
                 slot=death.worker.slot,
                 generation=death.worker.generation,
@@ -93,14 +86,14 @@ class Belongings:
             )
         )
 
-    def drop(self) -> None:
+    def close_in_child(self) -> None:
         """CHILD, first thing: close what only the master may hold."""
-        if self._pidfile:
-            self._pidfile.close()
+        if self.pidfile:
+            self.pidfile.close()
 
     def close(self) -> None:
         """At the end of the server."""
         if self._watch:
-            self._watch.end()
-        if self._pidfile:
-            self._pidfile.release()
+            self._watch.shutdown()
+        if self.pidfile:
+            self.pidfile.release()

@@ -65,10 +65,12 @@ class Rollout:
         self._prepared.add(generation)
         self._asked.pop(generation, None)
         if self.phase == PREPARING and generation == self._latest:
-            self._previous, self.generation, self.phase = self.generation, generation, ROLLING
+            self._previous = self.generation
+            self.generation = generation
+            self.phase = ROLLING
 
     def lost(self, generation: int, reason: str) -> bool:
-        """What workers of the generation are forked from is gone, or never came; True if it is needed again."""
+        """The template of the generation has died or could not be made; True if it is needed again."""
         self._prepared.discard(generation)
         self._asked.pop(generation, None)
         if generation == self._latest and self.phase and not self._nowhere_to_go:
@@ -78,7 +80,7 @@ class Rollout:
 
     @property
     def _nowhere_to_go(self) -> bool:
-        """True while the first generation is spread: there is none to go back to, so it is tried again."""
+        """True while the first generation is started: there is none to go back to, so it is tried again."""
         return self.phase == ROLLING and self._previous == 0 and not self.patient
 
     def abandon(self, reason: str) -> None:
@@ -102,7 +104,8 @@ class Rollout:
 
     def step(self, roster: Roster, workers: int, now_s: float) -> list[Action]:
         """Return what is to be done next."""
-        news, self._news = self._news, []
+        news = self._news
+        self._news = []
         wanted = self._wanted
         if wanted and wanted not in self._prepared and wanted not in self._asked:
             self._asked[wanted] = now_s
@@ -151,6 +154,6 @@ class Rollout:
 
 
 def settled(roster: Roster, workers: int, generation: int) -> bool:
-    """True if each slot holds one serving worker of the generation and nobody else is alive."""
+    """True if each slot holds one serving worker of the generation and no other worker is alive."""
     slots = sorted(worker.slot for worker in roster if worker.serving and worker.generation >= generation)
     return slots == list(range(workers)) and len(roster) == workers

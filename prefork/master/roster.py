@@ -1,6 +1,6 @@
 """What the master knows of its workers. Pure: no system calls, the clock is passed in.
 
-A WorkerHandle is the master's record of one worker process (the process itself is `worker.Worker`). Its life:
+A WorkerHandle is the master's record of one worker process (in the process itself runs worker/process.py). Its life:
 pending (forked, not ready) -> ready -> retiring -> gone; it may be killed, or die, in any of them.
 """
 
@@ -24,19 +24,20 @@ class WorkerHandle(WorkerState):
 
 @dataclass(slots=True, kw_only=True)
 class Hang:
-    """A worker out of time, and how far the master's questions have got."""
+    """A worker out of time, what it was asked, and what it has answered."""
 
-    since_ns: int
+    since_ns: int  # when its unit of work began
     serving: str  # of an event loop, until it has answered, the oldest of those that it serves
     asked_s: float  # for its Python stacks
     verdict: str = ""  # of one that boots: what it dies of, also if the question wakes it, and it ends by itself
     answered: bool = False
     stacks: str = ""  # the answer
-    fault_s: float | None = None  # asked faulthandler
+    fault_s: float | None = None  # faulthandler was asked
 
-    def heard(self, text: str, current: str) -> None:
-        """It has answered. `current`: of an event loop, whom the task serves that runs."""
-        self.answered, self.stacks = True, text
+    def answer(self, text: str, current: str) -> None:
+        """The worker has sent its stacks. `current`: of an event loop, the client of the task that runs."""
+        self.answered = True
+        self.stacks = text
         self.serving = current or self.serving
 
 
@@ -56,9 +57,9 @@ class Roster:
         """Enter a worker that was just forked."""
         self.workers[worker.pid] = worker
 
-    def remove(self, pid: int) -> WorkerHandle | None:
-        """Strike a worker that was reaped; None for a stranger (an orphan that this process inherited as init)."""
-        return self.workers.pop(pid, None)
+    def remove(self, pid: int) -> WorkerHandle:
+        """Remove a worker that was reaped."""
+        return self.workers.pop(pid)
 
     def in_slot(self, slot: int) -> list[WorkerHandle]:
         """The workers of a slot that have not been told to retire, oldest first."""

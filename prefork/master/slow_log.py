@@ -1,16 +1,16 @@
 """MASTER. The slow log: the Python stack of a request while it is slow. The worker comes to no harm.
 
-The rows say since when each thread works. When a unit of work has taken longer than --slow, its worker is asked for the
-stacks of its threads (life.py), and the one that is slow is logged, if by then it still works on the same thing. A
-worker that does not answer is not asked again in another way: what would make it answer can crash it.
+The rows show since when each thread works. When a unit of work has taken longer than --slow, the master asks its worker
+for the stacks of its threads (runtime/master_link.py), and logs that of the slow one, if it still works on the same
+unit by then. A worker that does not answer is not asked in another way: what would make it answer can crash it.
 
-When to look: when the oldest unit would get slow, and once in --slow, as an idle thread may get to work at any moment.
-Nobody notes that for us, so that requests cost nothing.
+The master checks when the oldest unit would get slow, and once in --slow, as an idle thread may get work at any moment.
+Workers do not report the start of a unit, so requests cost nothing.
 
-An event loop of asyncio serves many at once. Its worker sees by itself which of its requests are slow, and what they
-await (engines/slow_tasks.py), and tells us; we look whether the loop has its turns.
+An event loop of asyncio serves many requests at once. Its worker itself finds those that are slow, and what they await
+(engines/asgi/service.py), and sends a message; the master checks that the loop still turns.
 
-At most one line a second for the whole server; those without one are counted, and the next line says how many (`also`).
+At most one line a second is written for the whole server; the next line tells how many got none (`also`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from dataclasses import dataclass, field
 from prefork.config.config import Config
 from prefork.core.log import Log
 from prefork.core.stacks import application, thread
+from prefork.master.observer import Observer
 from prefork.master.roster import Roster, WorkerHandle
-from prefork.master.workers import Message, Workforce
+from prefork.master.workers import Message, Workers
+from prefork.runtime.master_link import Kind
 from prefork.status.scoreboard import HEARTBEAT, SINCE, Scoreboard, Work, heartbeat_s
 
 EVERY_S = 1.0
 _STACKS_WAIT_S = 0.25
-_LEAST_S = 0.05  # between looks
+_LEAST_S = 0.05  # between checks
 _NEVER = float("inf")
 _MUTE = "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
 _ENDED = "it ended before its stack was taken"
@@ -48,8 +50,8 @@ class Asked:
 
 
 @dataclass(slots=True, kw_only=True)
-class SlowLog:
-    """MASTER. `look` with each turn of its loop; times are monotonic seconds."""
+class SlowLog(Observer):
+    """MASTER. `check` with each turn of its loop; times are monotonic seconds."""
 
     slow_s: float  # 0: off
     timeout_s: float
@@ -61,27 +63,31 @@ class SlowLog:
     _seen: dict[tuple[int, int], int] = field(default_factory=dict)  # by pid and thread: the last one that was slow
     _asked: Asked | None = None
     _next_s: float = 0.0  # when a line may be written again
-    _also: int = 0  # that were slow and got no line
+    _also: int = 0  # units that were slow and got no line
 
     @classmethod
-    def of(cls, config: Config, force: Workforce) -> SlowLog:
+    def of(cls, config: Config, workers: Workers) -> SlowLog:
         """The slow log of these workers."""
         return cls(
-            slow_s=config.slow_s, timeout_s=config.timeout_s, roster=force.roster, board=force.board, log=force.log,
-            ask=force.ask_stacks,
-        )  # fmt: skip
+            slow_s=config.slow_s,
+            timeout_s=config.timeout_s,
+            roster=workers.roster,
+            board=workers.board,
+            log=workers.log,
+            ask=workers.ask_stacks,
+        )
 
-    def look(self, now_s: float) -> float:
-        """Ask for the stack of who is slow; return when to look again."""
+    def check(self, now_s: float) -> float:
+        """Ask one slow worker for its stacks; return when to check again."""
         if not self.slow_s or now_s < self._wake_s:
             return self._wake_s if self.slow_s else _NEVER
         if self._asked and now_s >= self._asked.until_s:
-            self._tell(self._asked, now_s, reason=_MUTE)
+            self._report(self._asked, now_s, reason=_MUTE)
         wakes = [now_s + max(self.slow_s, _LEAST_S)]
         live = set()
         for worker in self.roster:
             if not worker.pending and not worker.killed:
-                wakes += [self._judge(worker, work, now_s) for work in self.board.work(worker.group)]
+                wakes += [self._check_work(worker, work, now_s) for work in self.board.work(worker.group)]
             live.add(worker.pid)
         self._seen = {key: began_ns for key, began_ns in self._seen.items() if key[0] in live}
         if self._asked:
@@ -89,11 +95,13 @@ class SlowLog:
         self._wake_s = min(wakes)
         return self._wake_s
 
-    def _judge(self, worker: WorkerHandle, work: Work, now_s: float) -> float:
+    def _check_work(self, worker: WorkerHandle, work: Work, now_s: float) -> float:
         """Ask the worker if its thread is slow with something new; return when that may be."""
-        began_ns, limit_s = work.since_ns, self.slow_s
-        if work.heartbeat_ns:  # a loop: since the last heartbeat; the next one may be due a whole period later
-            began_ns, limit_s = work.heartbeat_ns, limit_s + heartbeat_s(self.timeout_s, self.slow_s)
+        began_ns = work.since_ns
+        limit_s = self.slow_s
+        if work.heartbeat_ns:  # a loop: since its last heartbeat; the next one may have been due a whole period later
+            began_ns = work.heartbeat_ns
+            limit_s += heartbeat_s(self.timeout_s, self.slow_s)
         due_s = began_ns / 1e9 + limit_s
         if not began_ns or self._seen.get((worker.pid, work.thread)) == began_ns:
             return _NEVER
@@ -107,44 +115,54 @@ class SlowLog:
             self.ask(worker)
         return _NEVER
 
-    def heard(self, message: Message, now_s: float) -> None:
-        """A worker has spoken: of its stacks, or of a request of its own loop that is slow."""
+    def message_received(self, message: Message) -> None:
+        """A worker has sent its stacks, or told of a request of its own loop that is slow."""
+        now_s = message.received_s
         said = message.fields
-        if message.kind == "slow":
+        if message.kind == Kind.SLOW:
             self._also += said["also"]
             if self._full(now_s):
                 self._also += 1
             else:
                 self._write(
-                    "slow request", message.worker, now_s, serving=said["serving"],
-                    elapsed=f"{said['elapsed_s']:.2f}s", detail=application(said["stack"]),
-                )  # fmt: skip
-        elif message.kind == "stacks" and self._asked and message.worker is self._asked.worker:
+                    "slow request",
+                    message.worker,
+                    now_s,
+                    serving=said["serving"],
+                    elapsed=f"{said['elapsed_s']:.2f}s",
+                    detail=application(said["stack"]),
+                )
+        elif message.kind == Kind.STACKS and self._asked and message.worker is self._asked.worker:
             asked = self._asked
             cells = self.board.row(asked.worker.group, asked.work.thread).cells
             if cells[HEARTBEAT if asked.work.heartbeat_ns else SINCE] != asked.began_ns:
-                self._tell(asked, now_s, reason=_ENDED)
+                self._report(asked, now_s, reason=_ENDED)
                 return
             text = said["text"]
             stack = thread(text, f"serve-{asked.work.thread}") or thread(text, "MainThread") or text
-            self._tell(asked, now_s, current=said.get("current"), stack=application(stack))
+            self._report(asked, now_s, current=said.get("current"), stack=application(stack))
 
-    def _tell(
+    def _report(
         self, asked: Asked, now_s: float, *, reason: str | None = None, current: str | None = None, stack: str = ""
     ) -> None:
         """Log what is known of a unit of work, or of a loop that stands still and its `current` request."""
         self._asked = None
         loop = asked.work.heartbeat_ns
         self._write(
-            "event loop blocked" if loop else "slow request", asked.worker, now_s,
-            serving=(current if loop else asked.work.text) or None, elapsed=f"{now_s - asked.began_ns / 1e9:.2f}s",
-            reason=reason, detail=stack,
-        )  # fmt: skip
+            "event loop blocked" if loop else "slow request",
+            asked.worker,
+            now_s,
+            serving=(current if loop else asked.work.text) or None,
+            elapsed=f"{now_s - asked.began_ns / 1e9:.2f}s",
+            reason=reason,
+            detail=stack,
+        )
 
     def _full(self, now_s: float) -> bool:
-        """Whether the line of this second has been given away."""
+        """True if the line of this second is taken."""
         return self._asked is not None or now_s < self._next_s
 
     def _write(self, event: str, worker: WorkerHandle, now_s: float, **facts: str | None) -> None:
         self.log.warning(event, **worker.identity, also=self._also or None, **facts)
-        self._also, self._next_s = 0, now_s + EVERY_S
+        self._also = 0
+        self._next_s = now_s + EVERY_S

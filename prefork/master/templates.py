@@ -8,32 +8,26 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefork.core.process import spawn
-from prefork.runtime.master_link import Receiver
+from prefork.runtime.master_link import Kind, Receiver
 from prefork.worker.process import Worker
 from prefork.worker.template import Template
 
-# --- A template process as the master sees it; what runs in it is template.py.
-
-
-ANSWER_S = 1.0  # the master waits meanwhile. A double fork takes 4 to 7 ms; who takes longer than this is stuck
+ANSWER_S = 1.0  # the master waits meanwhile. A double fork takes 4 to 7 ms: a template that takes 1 s is stuck
 
 
 @dataclass(slots=True, kw_only=True)
 class TemplateHandle:
-    """MASTER. `prepared` once the app is imported."""
+    """MASTER. One template process as the master sees it; what runs in it is Template (worker/template.py)."""
 
     pid: int
     generation: int
     orders: socket.socket
     receiver: Receiver
-    spawned_s: float
-    prepared: bool = False
     failure: dict[str, Any] | None = field(default=None)
     killed: str | None = None
 
@@ -51,8 +45,18 @@ class TemplateHandle:
             raise OSError(number, os.strerror(number))
         return int(answer["pid"])
 
+    def read_messages(self) -> bool:
+        """Read what the template has sent; True if it says that it is prepared. Never blocks."""
+        prepared = False
+        for message in self.receiver.read():
+            if message["kind"] == Kind.PREPARED:
+                prepared = True
+            elif message["kind"] == Kind.FAILED:
+                self.failure = message
+        return prepared
+
     def kill(self, reason: str) -> None:
-        """SIGKILL; it serves nobody. Its death is reaped like any child's."""
+        """Send SIGKILL: it serves no client. It is reaped like any child."""
         if self.killed is None:
             self.killed = reason
             os.kill(self.pid, signal.SIGKILL)
@@ -68,12 +72,12 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 @dataclass(slots=True, kw_only=True)
 class Templates:
-    """MASTER. Forks templates, hears them, and forgets them when their generation has passed."""
+    """MASTER. Forks templates, reads their messages, and ends them when their generation has passed."""
 
     libc: ctypes.CDLL
     _live: dict[int, TemplateHandle] = field(default_factory=dict)  # by generation
 
-    def prepare(self, generation: int, prototype: Worker, drop: Callable[[], None]) -> None:
+    def prepare(self, generation: int, prototype: Worker, close_in_child: Callable[[], None]) -> None:
         """Fork a template. Raises OSError if the system has no process left."""
         self.libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         report, report_end = os.pipe2(os.O_CLOEXEC)
@@ -84,13 +88,17 @@ class Templates:
             os.close(report_end)
             raise
 
-        def drop_all() -> None:
-            drop()
+        def close_all_in_child() -> None:
+            close_in_child()
             orders.close()
             os.close(report)
 
         template = Template(
-            generation=generation, prototype=prototype, orders=orders_end, report=report_end, drop=drop_all
+            generation=generation,
+            prototype=prototype,
+            orders=orders_end,
+            report=report_end,
+            close_in_child=close_all_in_child,
         )
         try:
             pid = spawn(template.run)
@@ -102,7 +110,7 @@ class Templates:
             orders_end.close()
             os.close(report_end)
         self._live[generation] = TemplateHandle(
-            pid=pid, generation=generation, orders=orders, receiver=Receiver(report), spawned_s=time.monotonic()
+            pid=pid, generation=generation, orders=orders, receiver=Receiver(report)
         )
 
     def fork(self, worker: Worker) -> int:
@@ -110,15 +118,15 @@ class Templates:
         order = {"slot": worker.slot, "generation": worker.generation, "group": worker.group}
         return self._live[worker.generation].fork(order, worker.report)
 
-    def news(self) -> Iterator[int]:
-        """The generations that have become prepared since the last call. Never blocks."""
+    def of(self, generation: int) -> TemplateHandle | None:
+        """The live template of a generation."""
+        return self._live.get(generation)
+
+    def read_messages(self) -> Iterator[int]:
+        """Yield the generations that have become prepared since the last call. Never blocks."""
         for template in self._live.values():
-            for message in template.receiver.read():
-                if message["kind"] == "prepared":
-                    template.prepared = True
-                    yield template.generation
-                elif message["kind"] == "failed":
-                    template.failure = message
+            if template.read_messages():
+                yield template.generation
 
     def discard(self, generation: int, reason: str) -> None:
         """End one template."""
@@ -131,24 +139,21 @@ class Templates:
             if other != generation:
                 self.discard(other, "its generation has passed")
 
-    def bury(self, pid: int) -> TemplateHandle | None:
-        """A child was reaped; return the template, if it was one."""
-        for generation, template in list(self._live.items()):
-            if template.pid == pid:
-                list(self.news())  # its last words
-                template.close()
-                return self._live.pop(generation)
-        return None
+    def remove(self, template: TemplateHandle) -> None:
+        """The template was reaped: read its last messages and forget it."""
+        template.read_messages()
+        template.close()
+        del self._live[template.generation]
 
     def pids(self) -> list[int]:
         """The live templates."""
         return [template.pid for template in self._live.values()]
 
     def fds(self) -> list[int]:
-        """What is readable when a template has spoken."""
+        """What is readable when a template has sent a message."""
         return [template.receiver.fd for template in self._live.values() if not template.receiver.closed]
 
-    def drop(self) -> None:
-        """WORKER and TEMPLATE, first thing: close what only the master may hold."""
+    def close_in_child(self) -> None:
+        """CHILD, first thing: close what only the master may hold."""
         for template in self._live.values():
             template.close()

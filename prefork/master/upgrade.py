@@ -1,13 +1,18 @@
-"""MASTER, the old one. A new version takes over without a gap: fork, exec the same command line, hand the sockets down.
+"""MASTER. An upgrade: a new version takes over without a gap. The old master has `Upgrade`, the new one `Successor`.
 
-1. USR2: fork and exec with the listeners, the pid file and one end of a channel (heir.py reads them). The new master
-   loads the new code and starts workers of its own, which accept beside ours on the same sockets.
-2. It says that it is ready: the service manager is told its pid, it gets the word `yours`, and we retire our workers.
-   The queues are its own from now on, so nothing is drained and nothing held off.
+1. USR2: the old master forks and executes its own command line, with the listeners, the pid file and one end of a
+   channel. The new master loads the new code and starts workers of its own, which accept beside the old ones on the
+   same sockets.
+2. The new one says `ready`: the service manager is told its pid, it is sent `yours`, and the old one retires its
+   workers. The queues are the new one's from then on, so nothing is drained and nothing held off.
 3. It fails, or is not ready in time: it is told to stop, which loses nothing, as its workers finish what they hold and
-   the queues stay ours. A stop of ours on the way ends it likewise.
+   the queues stay the old one's. A stop of the old master on the way ends it likewise.
 
-It starts as we were started: folder, umask, no signal blocked or ignored, the environment as it was.
+The new master starts as the old one did: folder, umask, no signal blocked or ignored, the environment as it was. What
+it inherits comes in one environment variable, which is removed at once: descriptors of the listeners and of the pid
+file, the generation, and its end of the channel, a SOCK_SEQPACKET pair. Until `yours` everything is the old master's:
+the new one neither unlinks a path nor drains a queue, and says nothing to the service manager. The end of the channel
+without that word means that the old master died: then there is nobody else, and the new one takes over as well.
 """
 
 from __future__ import annotations
@@ -29,46 +34,38 @@ from prefork.core.privileges import Place
 from prefork.core.process import Exit, spawn
 from prefork.core.signals import TABLE
 from prefork.core.systemd import ACTIVATED, Notifier
+from prefork.master.children import Children
 from prefork.master.policy import GRACE_MARGIN_S
 
-# --- MASTER, the new one of an upgrade. What the master before left to it, and the channel on which it is given.
-#
-# The estate comes in one environment variable, which is removed at once: descriptors of the listeners and of the pid
-# file, the generation, and one end of a SOCK_SEQPACKET pair. On that the heir says `ready` (and what it took), or why
-# it failed, and then waits for `yours`. Until that word everything is the old master's: this one neither unlinks a path
-# nor drains a queue, and says nothing to the service manager. The end of the channel without it means that the old
-# master died: then there is nobody else, and the heir takes over as well.
-#
-# The other side is upgrade.py.
-
+# --- The new master
 
 VARIABLE = "PREFORK_INHERITED"
 MESSAGE_MOST = 16384  # bytes
 
 
-class Heir:
-    """MASTER, the new one. Made by `of`; `granted` says when the estate is its own."""
+class Successor:
+    """MASTER, the new one. Made by `of`; `granted` says when what it inherited is its own."""
 
-    def __init__(self, estate: dict[str, Any]) -> None:
-        self.predecessor: int = estate["master"]  # pid
-        self._generation: int = estate["generation"]
-        self._scaled: tuple[int, int] = (estate["configured"], estate["workers"])
-        self._listeners: list[dict[str, Any]] = estate["listeners"]  # entries that were not taken
-        self._pid_file: tuple[str, int] | None = tuple(estate["pid_file"]) if estate["pid_file"] else None
+    def __init__(self, inherited: dict[str, Any]) -> None:
+        self.predecessor: int = inherited["master"]  # pid
+        self._generation: int = inherited["generation"]
+        self._scaled: tuple[int, int] = (inherited["configured"], inherited["workers"])
+        self._listeners: list[dict[str, Any]] = inherited["listeners"]  # entries that were not taken
+        self._pid_file: tuple[str, int] | None = tuple(inherited["pid_file"]) if inherited["pid_file"] else None
         self._took: list[int] = []  # descriptors, by their numbers in the old master
-        self._channel = socket.socket(fileno=estate["channel"])
+        self._channel = socket.socket(fileno=inherited["channel"])
         self._channel.set_inheritable(False)
         self._channel.setblocking(False)
         self.owner = False  # `yours` was said
 
     @classmethod
-    def of(cls, environ: MutableMapping[str, str]) -> Heir | None:
+    def of(cls, environ: MutableMapping[str, str]) -> Successor | None:
         """Read the variable, if there is one that is meant for this very process."""
         try:
-            estate = json.loads(environ.pop(VARIABLE, "{}"))
-            return cls(estate) if estate["heir"] == os.getpid() else None
+            inherited = json.loads(environ.pop(VARIABLE, "{}"))
+            return cls(inherited) if inherited["successor"] == os.getpid() else None
         except (ValueError, TypeError, KeyError, OSError):
-            return None  # not written by upgrade.py
+            return None  # not written by Upgrade
 
     @property
     def activated(self) -> list[str]:
@@ -98,7 +95,8 @@ class Heir:
         """The pid file, if the old master holds one of that path."""
         if self._pid_file is None or not path or os.path.abspath(path) != self._pid_file[0]:
             return None
-        (path, fd), self._pid_file = self._pid_file, None
+        path, fd = self._pid_file
+        self._pid_file = None
         self._took.append(fd)
         return PidFile.inherit(path, fd)
 
@@ -108,24 +106,25 @@ class Heir:
             Listener.inherit(entry).close()
         if self._pid_file is not None:
             os.close(self._pid_file[1])
-        self._listeners, self._pid_file = [], None
+        self._listeners = []
+        self._pid_file = None
 
     # --- the channel
 
     def fds(self) -> list[int]:
-        """What is readable when the old master has spoken or died."""
+        """What is readable when the old master has sent `yours` or died."""
         return [] if self.owner else [self._channel.fileno()]
 
     def ready(self) -> None:
-        """All workers accept: ask for the estate."""
-        self._say({"ready": True, "took": self._took})
+        """All workers accept: ask to take over."""
+        self._send({"ready": True, "took": self._took})
 
     def failed(self, reason: str) -> None:
         """Say why there will be no upgrade."""
-        self._say({"ready": False, "reason": reason[: MESSAGE_MOST // 8]})
+        self._send({"ready": False, "reason": reason[: MESSAGE_MOST // 8]})
 
     def granted(self) -> bool:
-        """True once, when the estate has become ours. Never blocks."""
+        """True once, when what was inherited has become ours. Never blocks."""
         if self.owner:
             return False
         try:
@@ -138,15 +137,18 @@ class Heir:
         self._channel.close()
         return True
 
-    def drop(self) -> None:
+    def close_in_child(self) -> None:
         """CHILD: close what only the master may hold."""
         self._channel.close()
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         try:
             self._channel.send(json.dumps(message).encode())
         except OSError:
             pass  # the old master died: `granted` sees that
+
+
+# --- The old master
 
 
 CANNOT_EXEC = 127  # exit code, as of a shell
@@ -165,10 +167,11 @@ class Taken:
 
 @dataclass(slots=True, kw_only=True)
 class Upgrade:
-    """MASTER, the old one. `place` is where this process stood when it was started."""
+    """MASTER, the old one. `started_in`: the folder and umask that this process was started with."""
 
     log: Log
-    place: Place
+    children: Children
+    started_in: Place
     notifier: Notifier
     boot_timeout_s: float
     graceful_timeout_s: float
@@ -208,54 +211,56 @@ class Upgrade:
     ) -> None:
         """Start the new master. Raises OSError if the system has no process or descriptor left."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        estate = {
+        inherited = {
             "master": os.getpid(),
             "generation": generation,
             "configured": configured,
             "workers": workers,
-            "listeners": [{**each.bequeath(), "activated": each.bind.startswith(ACTIVATED)} for each in listeners],
+            "listeners": [{**each.export(), "activated": each.bind.startswith(ACTIVATED)} for each in listeners],
             "pid_file": [pid_file.path, pid_file.fd] if pid_file is not None else None,
             "channel": theirs.fileno(),
         }
         try:
-            self.successor = spawn(lambda: self._exec(estate, theirs))
+            self.successor = spawn(lambda: self._exec(inherited, theirs))
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
         ours.setblocking(False)
-        self._channel, self._reason = ours, ""
+        self.children.register(self.successor, self._exited)
+        self._channel = ours
+        self._reason = ""
         self._until_s = time.monotonic() + self.boot_timeout_s
         self.log.info("upgrading", successor=self.successor)
 
-    def _exec(self, estate: dict[str, Any], channel: socket.socket) -> int:
+    def _exec(self, inherited: dict[str, Any], channel: socket.socket) -> int:
         """CHILD. Become the new master; returns only if that cannot be."""
         try:
-            for fd in _descriptors(estate):
+            for fd in _descriptors(inherited):
                 os.set_inheritable(fd, True)
-            self.place.restore()
+            self.started_in.restore()
             pid = os.getpid()
             environ = dict(os.environ) | self.notifier.environment(pid)
-            environ[VARIABLE] = json.dumps({**estate, "heir": pid})
+            environ[VARIABLE] = json.dumps({**inherited, "successor": pid})
             for signum in (*TABLE, *_IGNORED):
                 signal.signal(signum, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - no shell is wanted
         except OSError as error:
-            reason = f"cannot start {sys.executable} in {self.place.folder or 'a folder that is gone'}: {error}"
+            reason = f"cannot start {sys.executable} in {self.started_in.folder or 'a folder that is gone'}: {error}"
             channel.send(json.dumps({"ready": False, "reason": reason}).encode())
         return CANNOT_EXEC
 
     # --- until its end
 
     def fds(self) -> list[int]:
-        """What is readable when the new master has spoken."""
+        """What is readable when the new master has sent a message."""
         return [self._channel.fileno()] if self._channel is not None else []
 
     def step(self, now_s: float) -> Taken | None:
-        """Hear the new master, and keep its deadlines. Returns what to hand over, when it is ready."""
-        message = self._heard()
+        """Read the new master's message, and keep its deadlines. Returns what to hand over, when it is ready."""
+        message = self._read_message()
         if message and not self._reason:
             if message["ready"]:
                 return Taken(self.successor or 0, frozenset(message["took"]))
@@ -300,24 +305,21 @@ class Upgrade:
         self.log.info("handed over", successor=self.successor)
         return True
 
-    def buried(self, child: Exit) -> bool:
-        """A child was reaped; True if it was the new master."""
-        if child.pid != self.successor:
-            return False
+    def _exited(self, child: Exit) -> None:
         if not self.done:
-            self._heard_last()
-            self.log.error("upgrade failed", successor=child.pid, reason=self._reason or f"it died of {child}",
-                           serving="the old version")  # fmt: skip
+            while message := self._read_message():  # its last words
+                self._reason = self._reason or str(message.get("reason") or "")
+            reason = self._reason or f"it died of {child}"
+            self.log.error("upgrade failed", successor=child.pid, reason=reason, serving="the old version")
             self._close()
         self.successor = None
-        return True
 
-    def drop(self) -> None:
+    def close_in_child(self) -> None:
         """CHILD: close what only the master may hold."""
         if self._channel is not None:
             self._channel.close()
 
-    def _heard(self) -> dict[str, Any] | None:
+    def _read_message(self) -> dict[str, Any] | None:
         if self._channel is None:
             return None
         try:
@@ -329,19 +331,15 @@ class Upgrade:
             return None
         return dict(json.loads(data))
 
-    def _heard_last(self) -> None:
-        """It is dead: what was its last word?"""
-        while message := self._heard():
-            self._reason = self._reason or str(message.get("reason") or "")
-
     def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
 
 
-def _descriptors(estate: dict[str, Any]) -> list[int]:
+def _descriptors(inherited: dict[str, Any]) -> list[int]:
     """Every descriptor that the new master is to have."""
-    fds = [estate["channel"], *(entry["fd"] for entry in estate["listeners"])]
-    fds += [entry["plug"]["fd"] for entry in estate["listeners"] if entry["plug"] and entry["plug"]["fd"] >= 0]
-    return fds + ([estate["pid_file"][1]] if estate["pid_file"] else [])
+    fds = [inherited["channel"], *(entry["fd"] for entry in inherited["listeners"])]
+    holds = [entry["hold"] for entry in inherited["listeners"] if entry["hold"]]
+    fds += [hold["fd"] for hold in holds if hold["fd"] >= 0]
+    return fds + ([inherited["pid_file"][1]] if inherited["pid_file"] else [])

@@ -1,9 +1,10 @@
-"""MASTER. Its dealings with worker processes: fork them, hear them, bury them, and keep their counters.
+"""MASTER. The worker processes: fork them, read their messages, signal them, and keep the counters of the dead.
 
-What a worker is told travels by signal (TERM, STACKS, FAULT), what it says by its pipe (channel.py), what it does by
-its rows of the scoreboard. Rows survive their owner: when it is reaped its counters join those of its slot in `gone`,
-which never fall, and the rows stay as they are until the next owner comes. So who reads `gone` and the rows of the
-living sees everything once, also another process that learns of a death a moment later (status/snapshot.py).
+The master tells a worker something by signal (TERM, STACKS, FAULT). A worker sends messages through its pipe
+(runtime/master_link.py) and shows what it does in its rows of the scoreboard. Rows survive their owner: when it is
+reaped, its counters are added to those of its slot in `gone`, which never fall, and the rows stay as they are until
+the next owner comes. So a reader of `gone` and of the rows of live workers counts everything once, also in another
+process that learns of a death a moment later (status/snapshot.py).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from prefork.core.signals import FAULT, STACKS
 from prefork.errors import FORK_REFUSED, ConfigError, PreforkError
 from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
-from prefork.runtime.inherited import Terms
-from prefork.runtime.master_link import Receiver
+from prefork.runtime.inherited import Inherited
+from prefork.runtime.master_link import Kind, Receiver
 from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
@@ -38,29 +39,30 @@ ROWS_PER_WORKER = 4
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a worker said: `kind` is ready, failed, stacks, slow or enough."""
+    """What a worker has sent. `fields` depend on the kind: see MasterLink, which sends them."""
 
     worker: WorkerHandle
-    kind: str
+    kind: str  # of Kind
     fields: dict[str, Any]
+    received_s: float  # monotonic
 
 
 @dataclass(slots=True, kw_only=True)
-class Workforce:
+class Workers:
     """MASTER. The live workers and what is known of them."""
 
     config: Config
     log: Log
-    listeners: list[Listener]
-    drop: Callable[[], None]  # what else a child closes first
-    terms: Terms
+    close_others: Callable[[], None]  # closes in a child what else only the master may hold
+    inherited: Inherited
+    listeners: list[Listener] = field(default_factory=list)
     roster: Roster = field(default_factory=Roster)
     gone: dict[int, dict[str, int]] = field(default_factory=dict)  # by slot: COUNTERS of workers that are gone, cpu_ns
     latencies: Histogram = field(default_factory=lambda: Histogram(ARRAY_DIGITS))  # of workers that are gone
     waits: list[int] = field(default_factory=lambda: [0] * QUEUE_BUCKETS)  # of their connections, to be taken
     board: Scoreboard = field(init=False)
     _receivers: dict[int, Receiver] = field(default_factory=dict)  # by pid
-    _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: why it could not boot, in its words
+    _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: the message FAILED, if it sent one
     _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
     _nudge: int = field(init=False)  # eventfd through which workers wake each other
@@ -69,7 +71,8 @@ class Workforce:
     oom: OomKills = field(default_factory=OomKills)
 
     def __post_init__(self) -> None:
-        groups, threads = capacity(self.config.workers), self.config.threads
+        groups = capacity(self.config.workers)
+        threads = self.config.threads
         try:
             self.board = Scoreboard(groups=groups, threads=threads)
         except OSError as error:
@@ -79,7 +82,7 @@ class Workforce:
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.templates = Templates(libc=self.libc)
 
-    # --- beginnings and ends
+    # --- start and end
 
     def spawn(self, order: Spawn) -> WorkerHandle | None:
         """Fork a worker; None if there is no row for it. Raises OSError if the system has no process left."""
@@ -88,7 +91,7 @@ class Workforce:
             return None
         self.board.clear(group)
         report, report_end = os.pipe2(os.O_CLOEXEC)
-        worker = self._worker(order.slot, order.generation, group, report_end, lambda: self.drop_masters(report))
+        worker = self._worker(order.slot, order.generation, group, report_end, lambda: self.close_in_child(report))
         try:
             pid = self.templates.fork(worker) if self.config.preload else spawn(worker.run)
         except OSError:
@@ -106,10 +109,10 @@ class Workforce:
     def prepare(self, generation: int) -> str:
         """Get ready what workers of a generation are made from: with --preload, a template; return why not, if so."""
         try:
-            if self.terms.tls and generation > 1:
-                self.terms.tls.renew()
+            if self.inherited.tls and generation > 1:
+                self.inherited.tls.renew()
             if self.config.preload:
-                self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self.drop_masters)
+                self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self.close_in_child)
         except ConfigError as error:
             return str(error)
         except OSError as error:
@@ -119,7 +122,9 @@ class Workforce:
             return str(error.strerror)
         return ""
 
-    def _worker(self, slot: int, generation: int, group: int, report: int, drop: Callable[[], None]) -> Worker:
+    def _worker(
+        self, slot: int, generation: int, group: int, report: int, close_in_child: Callable[[], None]
+    ) -> Worker:
         return Worker(
             slot=slot,
             generation=generation,
@@ -132,9 +137,9 @@ class Workforce:
             report=report,
             lifeline=self.lifeline,
             master=os.getpid(),
-            drop=drop,
+            close_in_child=close_in_child,
             libc=self.libc,
-            terms=self.terms,
+            inherited=self.inherited,
         )
 
     @property
@@ -142,29 +147,29 @@ class Workforce:
         """The end for children: its EOF is the master's death."""
         return self._lifeline[0]
 
-    def drop_masters(self, report: int = -1) -> None:
+    def close_in_child(self, report: int = -1) -> None:
         """CHILD, first thing: close what only the master may hold."""
-        self.drop()
-        self.templates.drop()
+        self.close_others()
+        self.templates.close_in_child()
         os.close(self._lifeline[1])
         if report >= 0:
             os.close(report)
         for receiver in self._receivers.values():
             receiver.close()
 
-    def bury(self, child: Exit) -> tuple[WorkerHandle, DeathRecord] | None:
-        """A child was reaped. None for a stranger: an orphan that this process got as init or subreaper."""
+    def remove(self, child: Exit) -> tuple[WorkerHandle, DeathRecord]:
+        """A worker was reaped: take its counters, free its rows, and return what is known of its death."""
         worker = self.roster.remove(child.pid)
-        if worker is None:
-            return None
         now_s = time.monotonic()
         receiver = self._receivers.pop(child.pid)
         receiver.close()
         reading = self.board.read(worker.group)
         began_ns, begun = self.board.begun(worker.group)
-        since_ns, serving = began_ns or reading.since_ns, begun or reading.serving
+        since_ns = began_ns or reading.since_ns
+        serving = begun or reading.serving
         if worker.hang is not None:  # of an event loop it may know better than the rows
-            since_ns, serving = since_ns or max(0, worker.hang.since_ns), worker.hang.serving or serving
+            since_ns = since_ns or max(0, worker.hang.since_ns)
+            serving = worker.hang.serving or serving
         counted = self.gone.setdefault(worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
         for name, value in {**reading.counters, "cpu_ns": child.cpu_ns}.items():
             counted[name] += value
@@ -193,21 +198,13 @@ class Workforce:
             fault=receiver.text,
         )
 
-    def kill_all(self) -> None:
-        """Leave no worker behind, whatever ended the master's loop."""
-        pids = [*self.templates.pids(), *(worker.pid for worker in self.roster)]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        for pid in pids:
-            os.waitpid(pid, 0)  # bounded: SIGKILL cannot be refused
-
     def close(self) -> None:
         """After the last worker: a caller in Python may start another server."""
         for fd in (*self._lifeline, self._nudge):
             os.close(fd)
         for receiver in self._receivers.values():
             receiver.close()
-        self.templates.drop()
+        self.templates.close_in_child()
 
     # --- orders
 
@@ -217,7 +214,7 @@ class Workforce:
 
     def reopen_logs(self) -> None:
         """Tell everyone to go on in the new log file."""
-        for pid in (*self.templates.pids(), *(worker.pid for worker in self.roster)):
+        for pid in self.pids():
             os.kill(pid, signal.SIGUSR1)
 
     def ask_stacks(self, worker: WorkerHandle) -> None:
@@ -234,22 +231,26 @@ class Workforce:
 
     # --- what is known
 
+    def pids(self) -> list[int]:
+        """The live workers, and the templates that they are forked from."""
+        return self.templates.pids() + [worker.pid for worker in self.roster]
+
     def fds(self) -> list[int]:
-        """What is readable when a worker has spoken."""
+        """What is readable when a worker or a template has sent a message."""
         return self.templates.fds() + [each.fd for each in self._receivers.values() if not each.closed]
 
-    def messages(self) -> Iterator[Message]:
-        """What workers have said since the last call. Never blocks."""
+    def read_messages(self) -> Iterator[Message]:
+        """Yield what workers have sent since the last call. Never blocks."""
         for pid in list(self._receivers):
-            yield from self.words(pid)
+            yield from self.read_messages_of(pid)
 
-    def words(self, pid: int) -> Iterator[Message]:
-        """What one worker has said; the last are to be heard before it is judged: it may have been ready."""
+    def read_messages_of(self, pid: int) -> Iterator[Message]:
+        """Yield what one worker has sent since the last call. Never blocks."""
         if receiver := self._receivers.get(pid):
             for message in receiver.read():
-                if message["kind"] == "failed":
+                if message["kind"] == Kind.FAILED:
                     self._failures[pid] = message
-                yield Message(self.roster.workers[pid], message["kind"], message)
+                yield Message(self.roster.workers[pid], message["kind"], message, time.monotonic())
 
     def units(self) -> dict[int, Unit]:
         """By pid, what the policy judges."""

@@ -11,7 +11,7 @@ from prefork.errors import AppLoadError, BootError, ConfigError
 from prefork.runtime.hooks import Hooks
 from prefork.runtime.import_reporter import Imports
 from prefork.runtime.loader import App, load
-from prefork.runtime.master_link import Sender
+from prefork.runtime.master_link import Kind, Sender
 
 if TYPE_CHECKING:
     from prefork.config.config import Config
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """MASTER makes it, workers and templates inherit it."""
+class Inherited:
+    """MASTER makes it; workers and templates have it from before their fork."""
 
     hooks: Hooks
     identity: Identity | None = None  # to assume; None = stay who you are
     app: App | None = None  # given as an object, from Python: there is nothing to import
-    imports: Imports | None = None  # with --reload: whom to tell
+    imports: Imports | None = None  # with --reload: reports to the watcher what was imported
     tls: Tls | None = None  # with --tls-cert
     access_log: int = -1  # descriptor for a line a request; -1 = none
 
@@ -37,7 +37,7 @@ class Terms:
             self.identity.assume()
         except OSError as error:
             reason = f"cannot become uid {self.identity.uid}, gid {self.identity.gid}: {error.strerror}"
-            sender.send("failed", code=BootError.exit_code, message=reason, detail="")
+            sender.send(Kind.FAILED, code=BootError.exit_code, message=reason, detail="")
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""WORKER. Its ties to the master: signals in, messages out, and the lifeline.
+"""WORKER. Its link to the master: signals in, messages out, and the lifeline.
 
 The lifeline is a pipe whose other end only the master holds: its EOF means that the master is gone, and the worker
 with it. PR_SET_PDEATHSIG usually acts first; the pipe also works where that was lost (a change of uid clears it).
@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from types import FrameType
 from typing import Any
 
@@ -32,6 +33,18 @@ from prefork.status.scoreboard import STOPPING, TEXT_BYTES, Scoreboard
 _LINE_MOST = 1 << 20  # a stack of a hundred threads is some 100 KB
 
 
+class Kind(StrEnum):
+    """What a message is about."""
+
+    READY = "ready"  # the worker accepts
+    FAILED = "failed"  # a worker or template cannot boot
+    PREPARED = "prepared"  # a template has imported the app
+    STACKS = "stacks"  # the answer to the signal STACKS
+    SLOW = "slow"  # an event loop has seen a request that is slow
+    ENOUGH = "enough"  # the worker wants a successor
+    LOADED = "loaded"  # `prefork check`: the app can be served
+
+
 class Sender:
     """WORKER. Writes messages to the master."""
 
@@ -40,12 +53,13 @@ class Sender:
         self._torn = False  # a message was written in part
         os.set_blocking(fd, False)
 
-    def send(self, kind: str, **fields: Any) -> None:
+    def send(self, kind: Kind, **fields: Any) -> None:
         """Send one message; drop it when the pipe is full or the master is gone."""
         line = memoryview((b"\n" if self._torn else b"") + json.dumps({"kind": kind, **fields}).encode() + b"\n")
         try:
             while line:
-                line, self._torn = line[os.write(self.fd, line) :], True
+                line = line[os.write(self.fd, line) :]
+                self._torn = True
             self._torn = False
         except OSError:
             pass  # EAGAIN: the master does not read; EPIPE: it is dead, and the lifeline acts on that
@@ -94,8 +108,8 @@ class Receiver:
 _STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
 
-class Life:
-    """WORKER. `told`: TERM has come."""
+class MasterLink:
+    """WORKER. `told`: the master's TERM has come."""
 
     def __init__(
         self,
@@ -135,15 +149,15 @@ class Life:
     def ready(self, kind: str, engine: str) -> None:
         """Tell the master that this worker accepts."""
         self._title("serving")
-        self._sender.send("ready", app_kind=kind, engine=engine)
+        self._sender.send(Kind.READY, app_kind=kind, engine=engine)
 
     def failed(self, code: int, message: str, detail: str = "") -> None:
         """Tell the master why this worker cannot boot."""
-        self._sender.send("failed", code=code, message=message, detail=detail[-_STACKS_MOST:])
+        self._sender.send(Kind.FAILED, code=code, message=message, detail=detail[-_STACKS_MOST:])
 
     def enough(self, reason: str) -> None:
         """Ask the master for a successor; it will tell this worker to retire when that one serves."""
-        self._sender.send("enough", reason=reason)
+        self._sender.send(Kind.ENOUGH, reason=reason)
 
     @property
     def fds(self) -> tuple[int, int, int]:
@@ -187,13 +201,13 @@ class Life:
 
     def slow(self, serving: str, elapsed_s: float, stack: str, *, also: int) -> None:
         """Tell the master of a request that is slow, and how many others have become so."""
-        self._sender.send("slow", serving=serving, elapsed_s=elapsed_s, stack=stack[-_STACKS_MOST:], also=also)
+        self._sender.send(Kind.SLOW, serving=serving, elapsed_s=elapsed_s, stack=stack[-_STACKS_MOST:], also=also)
 
     def _answer(self, _signum: int, frame: FrameType | None) -> None:
         """Write the stacks of all threads: the one handler that does more than record, as it is there for hangs."""
         tasks, current = self.tasks()
         text = compose([*stacks(frame), *tasks], _STACKS_MOST)
-        self._sender.send("stacks", text=text, current=current[:TEXT_BYTES])
+        self._sender.send(Kind.STACKS, text=text, current=current[:TEXT_BYTES])
 
 
 def stacks(own: FrameType | None = None) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""WORKER. What a forked child does from its first instruction to its exit code; the master's record is WorkerHandle.
+"""WORKER. What a forked child does from its first instruction to its exit code. The master's record is a WorkerHandle.
 
-`Worker.run` starts with every signal blocked (spawn.spawn) and in this order: drops what is the master's, ties itself
-to the master, takes its signals, unblocks, takes its identity, loads the app, runs one engine.
+`Worker.run` starts with every signal blocked (core/process.py) and goes on in this order: closes what is the master's,
+ties itself to the master, takes its signals, unblocks, takes its identity, loads the app, runs one engine.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from prefork.engines import engine_of
 from prefork.engines.context import WorkerContext
 from prefork.errors import AppLoadError, BootError
 from prefork.runtime.hooks import WorkerPlace
-from prefork.runtime.inherited import Terms
+from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
-from prefork.runtime.master_link import Life, Sender
+from prefork.runtime.master_link import MasterLink, Sender
 from prefork.status.scoreboard import PID, Scoreboard
 
 BOOT_FAILED = 3
@@ -46,20 +46,20 @@ class Worker:
     report: int  # write end of the pipe to the master
     lifeline: int  # read end of the pipe whose EOF is the master's death
     master: int  # pid
-    drop: Callable[[], None]  # closes what only the master may hold
+    close_in_child: Callable[[], None]  # closes what only the master may hold
     libc: ctypes.CDLL  # loaded before the fork: dlopen takes locks
-    terms: Terms
+    inherited: Inherited
     app: App | None = None  # loaded already, by the template
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit code."""
-        self.drop()
-        if not self.terms.assume_identity(Sender(self.report)):
+        self.close_in_child()
+        if not self.inherited.assume_identity(Sender(self.report)):
             return BOOT_FAILED
         if not adopted(self.master, self.lifeline) or not die_with_parent(self.master, self.libc):
             return ORPHANED
         pid = os.getpid()
-        life = Life(
+        link = MasterLink(
             lifeline=self.lifeline,
             sender=Sender(self.report),
             board=self.board,
@@ -76,21 +76,29 @@ class Worker:
             row.cells[PID] = pid
         place = WorkerPlace(slot=self.slot, generation=self.generation, pid=pid)
         try:
-            app = self.app or self.terms.load(self.config.app, self.config.interface)
-            life.heed()
-            if life.told:
+            app = self.app or self.inherited.load(self.config.app, self.config.interface)
+            link.heed()
+            if link.told:
                 return 0  # told to stop while the app was loaded
-            self.terms.hooks.worker_started(place)
-            listeners = own_share(self.listeners, self.slot, everything=life.stopping)
+            self.inherited.hooks.worker_started(place)
+            listeners = own_share(self.listeners, self.slot, everything=link.stopping)
             context = WorkerContext(
-                app=app, config=self.config, listeners=listeners, rows=rows, board=self.board, group=self.group,
-                nudge=self.nudge, terms=self.terms, life=life, log=self.log,
-            )  # fmt: skip
+                app=app,
+                config=self.config,
+                listeners=listeners,
+                rows=rows,
+                board=self.board,
+                group=self.group,
+                nudge=self.nudge,
+                terms=self.inherited,
+                life=link,
+                log=self.log,
+            )
             engine_of(app.kind)(context).run()
         except (AppLoadError, BootError) as error:
-            life.failed(error.exit_code, str(error), error.detail)
+            link.failed(error.exit_code, str(error), error.detail)
             return error.exit_code
-        self.terms.hooks.worker_stopping(place)
+        self.inherited.hooks.worker_stopping(place)
         return 0
 
     def _title(self, state: str) -> None:

@@ -30,7 +30,7 @@ from prefork.core.process import ORPHANED, die_with_parent, spawn
 from prefork.core.signals import NOT_OURS, SignalInbox, ignore
 from prefork.errors import AppLoadError
 from prefork.runtime.loader import App
-from prefork.runtime.master_link import Sender
+from prefork.runtime.master_link import Kind, Sender
 from prefork.worker.process import APP_FAILED, Worker
 
 ORDER_MOST = 4096  # bytes of an order or an answer
@@ -44,12 +44,12 @@ class Template:
     prototype: Worker
     orders: socket.socket
     report: int  # write end of the pipe to the master
-    drop: Callable[[], None]  # closes what only the master may hold
+    close_in_child: Callable[[], None]  # closes what only the master may hold
 
     def run(self) -> int:
         """Import the app, then fork workers until the master is gone. Returns the exit code."""
-        self.drop()
-        if not self.prototype.terms.assume_identity(Sender(self.report)):
+        self.close_in_child()
+        if not self.prototype.inherited.assume_identity(Sender(self.report)):
             return APP_FAILED
         if not die_with_parent(self.prototype.master, self.prototype.libc):
             return ORPHANED
@@ -62,16 +62,16 @@ class Template:
         setproctitle.setproctitle(f"prefork: template gen={self.generation}")
         sender = Sender(self.report)
         try:
-            app = self.prototype.terms.load(self.prototype.config.app, self.prototype.config.interface)
-            self.prototype.terms.hooks.template_loaded()
+            app = self.prototype.inherited.load(self.prototype.config.app, self.prototype.config.interface)
+            self.prototype.inherited.hooks.template_loaded()
         except AppLoadError as error:
-            sender.send("failed", code=APP_FAILED, message=str(error), detail=error.detail[-32_000:])
+            sender.send(Kind.FAILED, code=APP_FAILED, message=str(error), detail=error.detail[-32_000:])
             return APP_FAILED
         for warning in unsafe(self._mine()):
             self.prototype.log.warning("forking is unsafe", reason=warning)
         gc.collect()
         gc.freeze()
-        sender.send("prepared", generation=self.generation)
+        sender.send(Kind.PREPARED, generation=self.generation)
         return self._serve(app, inbox)
 
     def _mine(self) -> set[int]:
@@ -108,11 +108,13 @@ class Template:
                 return ORPHANED
 
     def _fork(self, order: dict[str, Any], report: int, app: App, inbox: SignalInbox) -> dict[str, int]:
-        def drop() -> None:
+        def close_in_child() -> None:
             inbox.close()
-            self._drop_for_worker()
+            self.orders.close()
+            os.close(self.report)
+            gc.enable()
 
-        worker = replace(self.prototype, **order, report=report, app=app, drop=drop)
+        worker = replace(self.prototype, **order, report=report, app=app, close_in_child=close_in_child)
         answer, answer_end = os.pipe2(os.O_CLOEXEC)
 
         def between() -> int:
@@ -135,11 +137,6 @@ class Template:
         text = os.read(answer, ORDER_MOST)
         os.close(answer)
         return dict(json.loads(text)) if text else {"errno": 11}  # killed in between: EAGAIN, try again
-
-    def _drop_for_worker(self) -> None:
-        self.orders.close()
-        os.close(self.report)
-        gc.enable()
 
 
 def unsafe(mine: set[int]) -> list[str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.client import dial, talkback_reply
+from tests.support.processes import children
 from tests.support.server import APPS
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conftest import Serve
     from tests.support.gate import Gate
@@ -91,6 +94,18 @@ def test_a_reload_is_told_from_its_beginning_to_its_end(serve: Serve, manager: M
     assert re.fullmatch(r"MONOTONIC_USEC=\d+", lines[1])
     assert manager.next()[1][0] == "READY=1"
     server.wait_log("reloaded generation=2")
+
+
+def test_a_template_that_is_replaced_is_no_reload(serve: Serve, manager: Manager) -> None:
+    server = serve("--workers", "1", "--preload", env=manager.env)
+    manager.next()
+    titles = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children(server.pid)}
+    (template,) = [pid for pid, title in titles.items() if title.startswith("prefork: template")]
+    os.kill(template, signal.SIGKILL)
+    server.wait_log("template died")
+    eventually(lambda: len(children(server.pid) - {template}) == 2, within_s=15, what="another template")
+    assert server.stop() == 0
+    assert manager.next()[1][0] == "STOPPING=1"
 
 
 def test_a_reload_that_fails_is_told_with_its_reason(serve: Serve, manager: Manager, app: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefork.master.recycling import EVERY_S, IN_A_ROW, MemoryLimit
+from prefork.master.loop import MEMORY_EVERY_S, MEMORY_SAMPLES, MemoryLimit
 from prefork.master.roster import Roster, WorkerHandle
 
 
@@ -16,9 +16,9 @@ def roster(*pids: int) -> Roster:
 def test_a_worker_is_marked_after_several_samples_in_a_row():
     workers = roster(1, 2)
     limit = MemoryLimit(limit=100, rss=lambda _pid: 300, pss=lambda pid: 150 if pid == 1 else 90)
-    for sample in range(IN_A_ROW):
+    for sample in range(MEMORY_SAMPLES):
         assert workers.workers[1].stale is None
-        assert limit.check(workers, sample * EVERY_S) == (sample + 1) * EVERY_S
+        assert limit.check(workers, sample * MEMORY_EVERY_S) == (sample + 1) * MEMORY_EVERY_S
     assert workers.workers[1].stale == "max-memory"
     assert workers.workers[2].stale is None
 
@@ -28,7 +28,7 @@ def test_a_peak_that_passes_marks_nobody():
     sizes = iter([150, 150, 90, 150, 150])
     limit = MemoryLimit(limit=100, rss=lambda _pid: 300, pss=lambda _pid: next(sizes))
     for sample in range(5):
-        limit.check(workers, sample * EVERY_S)
+        limit.check(workers, sample * MEMORY_EVERY_S)
     assert workers.workers[1].stale is None
 
 
@@ -44,7 +44,7 @@ def test_a_look_before_its_time_changes_nothing():
     limit = MemoryLimit(limit=100, rss=lambda _pid: 150, pss=asked.append)
     workers = roster(1)
     limit.check(workers, 10.0)
-    assert limit.check(workers, 10.5) == 10.0 + EVERY_S
+    assert limit.check(workers, 10.5) == 10.0 + MEMORY_EVERY_S
     assert asked == [1]
 
 

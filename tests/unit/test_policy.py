@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefork.master.policy import FACTOR, FIRST_S, GRACE_MARGIN_S, MOST_S, STACKS_WAIT_S, SUSPENDED_S, Judge, Policy
+from prefork.master.policy import FACTOR, FIRST_S, GRACE_MARGIN_S, MOST_S, STACKS_WAIT_S, SUSPENDED_S, Policy, Timeouts
 from prefork.master.roster import (
     Abandoned,
     Action,
@@ -44,8 +44,8 @@ class World:
     """A master with its workers. Time passes only by `later`; `wake_s` is when the policy wants to be asked again."""
 
     def __init__(self, workers: int = 2, *, preload: bool = False, jitter: Callable[[], float] = lambda: 0.5) -> None:
-        judge = Judge(timeout_s=TIMEOUT_S, graceful_timeout_s=GRACEFUL_S, boot_timeout_s=BOOT_S)
-        self.policy = Policy(workers=workers, judge=judge, jitter=jitter)
+        timeouts = Timeouts(timeout_s=TIMEOUT_S, graceful_timeout_s=GRACEFUL_S, boot_timeout_s=BOOT_S)
+        self.policy = Policy(workers=workers, timeouts=timeouts, jitter=jitter)
         self.roster = Roster()
         self.preload = preload
         self.now_s = 1000.0
@@ -418,9 +418,9 @@ def test_a_hang_always_ends_in_exactly_one_kill(looks: list[float], answer_after
 
 
 def test_how_late_is_suspended() -> None:
-    judge = started().policy.judge
-    assert not judge.overslept(0.5, 2000.0)
-    assert judge.overslept(SUSPENDED_S, 2000.0)
+    timeouts = started().policy.timeouts
+    assert not timeouts.overslept(0.5, 2000.0)
+    assert timeouts.overslept(SUSPENDED_S, 2000.0)
 
 
 def slow_boot(world: World) -> WorkerHandle:
@@ -452,7 +452,7 @@ def test_after_it_was_suspended_nobody_is_judged_for_a_second(slow: Callable[[Wo
     world = started()
     worker = slow(world)
     world.now_s += 500
-    assert world.policy.judge.overslept(470.0, world.now_s)
+    assert world.policy.timeouts.overslept(470.0, world.now_s)
     assert [action for action in world.look() if getattr(action, "worker", None) is worker] == []
     assert world.wake_s <= world.now_s + SUSPENDED_S
     assert [action for action in world.later(SUSPENDED_S) if getattr(action, "worker", None) is worker]
@@ -465,7 +465,7 @@ def test_two_clocks_that_run_out_together_kill_once() -> None:
     world.policy.stop(world.now_s)
     world.look()
     world.now_s += 500
-    world.policy.judge.overslept(500.0, world.now_s)
+    world.policy.timeouts.overslept(500.0, world.now_s)
     assert world.look() == []
     assert kinds(world.later(SUSPENDED_S)) == ["Kill"]
     assert hung.killed
@@ -900,7 +900,7 @@ class History(RuleBasedStateMachine):
     @rule()
     def the_master_is_suspended(self) -> None:
         self.world.now_s += 100
-        self.world.policy.judge.overslept(70.0, self.world.now_s)
+        self.world.policy.timeouts.overslept(70.0, self.world.now_s)
         self.judge(self.world.look())
 
     @rule()

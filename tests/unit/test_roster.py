@@ -31,13 +31,11 @@ def test_a_worker_is_named_alike_everywhere() -> None:
     assert list(handle(4242).identity) == ["worker", "gen", "pid"]
 
 
-def test_a_stranger_is_no_worker() -> None:
+def test_a_worker_that_was_reaped_is_removed() -> None:
     worker = handle(7)
-    roster = roster_of(worker)
-    assert roster.remove(8) is None
+    roster = roster_of(worker, handle(8))
     assert roster.remove(7) is worker
-    assert roster.remove(7) is None
-    assert len(roster) == 0
+    assert list(roster.workers) == [8]
 
 
 def test_the_workers_of_a_slot_are_those_that_stay_oldest_first() -> None:

@@ -52,23 +52,23 @@ class Scene:
         row.cells[SINCE] = round(since_s * 1e9)
 
     def answer(self, group: int, now_s: float, text: str) -> None:
-        message = Message(self.workers[group], "stacks", {"kind": "stacks", "text": text, "current": ""})
-        self.slow_log.heard(message, now_s)
+        message = Message(self.workers[group], "stacks", {"kind": "stacks", "text": text, "current": ""}, now_s)
+        self.slow_log.message_received(message)
 
 
 def test_off_it_never_looks() -> None:
     scene = Scene(0)
     scene.work(0, 0, 1.0)
-    assert scene.slow_log.look(100.0) == float("inf")
+    assert scene.slow_log.check(100.0) == float("inf")
     assert not scene.asked
 
 
 def test_who_is_slow_is_asked_once_and_its_own_thread_is_shown() -> None:
     scene = Scene()
     scene.work(1, 1, 10.0, "127.0.0.1:40000 GET /reports/42")
-    assert scene.slow_log.look(10.2) == 10.5
-    assert scene.slow_log.look(10.4) == 10.5
-    wake_s = scene.slow_log.look(10.5)
+    assert scene.slow_log.check(10.2) == 10.5
+    assert scene.slow_log.check(10.4) == 10.5
+    wake_s = scene.slow_log.check(10.5)
     assert scene.asked == [101]
     assert wake_s == 10.75
     scene.answer(1, 10.6, f"thread serve-0:\n  other\nthread serve-1:\n{STACK}thread MainThread:\n  main\n")
@@ -78,18 +78,18 @@ def test_who_is_slow_is_asked_once_and_its_own_thread_is_shown() -> None:
             "detail": STACK,
         }),
     ]  # fmt: skip
-    scene.slow_log.look(30.0)
+    scene.slow_log.check(30.0)
     assert scene.asked == [101], "one for each request"
     scene.work(1, 1, 30.0)
-    scene.slow_log.look(30.6)
+    scene.slow_log.check(30.6)
     assert scene.asked == [101, 101]
 
 
 def test_who_does_not_answer_is_said_to_be_so() -> None:
     scene = Scene()
     scene.work(0, 0, 10.0)
-    scene.slow_log.look(10.5)
-    scene.slow_log.look(10.8)
+    scene.slow_log.check(10.5)
+    scene.slow_log.check(10.8)
     ((event, fields),) = scene.lines.written
     assert event == "slow request"
     assert fields["reason"] == "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
@@ -100,7 +100,7 @@ def test_who_does_not_answer_is_said_to_be_so() -> None:
 def test_the_stack_of_another_request_is_not_shown() -> None:
     scene = Scene()
     scene.work(0, 0, 10.0)
-    scene.slow_log.look(10.5)
+    scene.slow_log.check(10.5)
     scene.work(0, 0, 10.55)
     scene.answer(0, 10.6, f"thread serve-0:\n{STACK}")
     ((_, fields),) = scene.lines.written
@@ -113,12 +113,12 @@ def test_one_line_a_second_and_the_others_are_counted() -> None:
     for group in range(2):
         for thread in range(2):
             scene.work(group, thread, 10.0)
-    scene.slow_log.look(10.5)
+    scene.slow_log.check(10.5)
     assert scene.asked == [100]
     scene.answer(0, 10.6, f"thread serve-0:\n{STACK}")
     said = {"serving": "x", "elapsed_s": 0.7, "stack": STACK, "also": 4}
-    scene.slow_log.heard(Message(scene.workers[1], "slow", said), 10.9)
-    scene.slow_log.heard(Message(scene.workers[1], "slow", said), 11.7)
+    scene.slow_log.message_received(Message(scene.workers[1], "slow", said, 10.9))
+    scene.slow_log.message_received(Message(scene.workers[1], "slow", said, 11.7))
     assert [fields.get("also") for _, fields in scene.lines.written] == [3, 9]
 
 
@@ -128,12 +128,12 @@ def test_a_loop_is_judged_by_its_turns() -> None:
     row.cells[HEARTBEAT] = round(10.0e9)
     row.cells[SINCE] = round(1.0e9)  # its oldest request, which waits for something
     limit_s = SLOW_S + heartbeat_s(30, SLOW_S)
-    scene.slow_log.look(10.0 + limit_s - 0.01)
+    scene.slow_log.check(10.0 + limit_s - 0.01)
     assert not scene.asked
-    scene.slow_log.look(10.0 + limit_s)
+    scene.slow_log.check(10.0 + limit_s)
     assert scene.asked == [100]
-    message = Message(scene.workers[0], "stacks", {"text": f"thread MainThread:\n{STACK}", "current": "a GET /b"})
-    scene.slow_log.heard(message, 10.8)
+    answer = {"text": f"thread MainThread:\n{STACK}", "current": "a GET /b"}
+    scene.slow_log.message_received(Message(scene.workers[0], "stacks", answer, 10.8))
     assert scene.lines.written[0][0] == "event loop blocked"
     assert scene.lines.written[0][1]["serving"] == "a GET /b"
 
@@ -153,10 +153,10 @@ def test_nobody_who_is_slow_goes_unnoticed_and_nobody_else_is_asked(seed: int) -
     begin = [(began_s, thread, began_s) for thread, began_s, _ in units]
     end = [(ended_s, thread, 0.0) for thread, _, ended_s in units]
     noticed: set[tuple[int, int]] = set()
-    wake_s = scene.slow_log.look(10.0)
+    wake_s = scene.slow_log.check(10.0)
     for at_s, thread, since_s in sorted(begin + end):
         while wake_s < at_s:
-            now_s, wake_s = wake_s, scene.slow_log.look(wake_s)
+            now_s, wake_s = wake_s, scene.slow_log.check(wake_s)
             assert wake_s > now_s
             noticed |= {(key[1], began_ns) for key, began_ns in scene.slow_log._seen.items()}
         scene.work(0, thread, since_s)

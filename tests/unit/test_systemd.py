@@ -96,7 +96,7 @@ def test_if_the_new_process_dies_at_the_hand_over_the_old_one_stays(manager: Man
     assert manager.heard() == ["MAINPID=4242", f"MAINPID={ME}", "STOPPING=1\nSTATUS=later"]
 
 
-def test_an_heir_is_silent_until_it_owns_the_estate(manager: Manager) -> None:
+def test_a_new_master_is_silent_until_it_owns_everything(manager: Manager) -> None:
     notifier = Notifier(environment(manager))
     notifier.silence(True)
     notifier.ready("too early")

@@ -15,9 +15,9 @@ from prefork.core.listener import open_group, open_listener
 from prefork.core.log import open_log
 from prefork.core.pidfile import PidFile
 from prefork.core.privileges import Place
-from prefork.core.process import Exit
 from prefork.core.systemd import Notifier
-from prefork.master.upgrade import VARIABLE, Heir, Upgrade
+from prefork.master.children import Children
+from prefork.master.upgrade import VARIABLE, Successor, Upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 def copied(entry: dict[str, Any]) -> dict[str, Any]:
     """A listener's entry with descriptors of its own, as exec would leave them in another process."""
-    plug = entry["plug"]
-    if plug and plug["fd"] >= 0:
-        plug = {**plug, "fd": os.dup(plug["fd"])}
-    return {**entry, "fd": os.dup(entry["fd"]), "plug": plug, "activated": False}
+    hold = entry["hold"]
+    if hold and hold["fd"] >= 0:
+        hold = {**hold, "fd": os.dup(hold["fd"])}
+    return {**entry, "fd": os.dup(entry["fd"]), "hold": hold, "activated": False}
 
 
 class Family:
@@ -41,33 +41,33 @@ class Family:
         self.channel, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(5)
         self.listeners: list[Listener] = []
-        self.heirs: list[Heir] = []
+        self.successors: list[Successor] = []
 
-    def heir(self, *, entries: list[dict[str, Any]] | None = None, **more: Any) -> Heir:
-        estate = {
-            "heir": os.getpid(),
+    def successor(self, *, entries: list[dict[str, Any]] | None = None, **more: Any) -> Successor:
+        inherited = {
+            "successor": os.getpid(),
             "master": 4242,
             "generation": 7,
             "configured": 4,
             "workers": 4,
-            "listeners": entries if entries is not None else [copied(each.bequeath()) for each in self.listeners],
+            "listeners": entries if entries is not None else [copied(each.export()) for each in self.listeners],
             "pid_file": None,
             "channel": self._theirs.detach(),
             **more,
         }
-        environ = {VARIABLE: json.dumps(estate), "HOME": "/root"}
-        heir = Heir.of(environ)
-        assert heir
+        environ = {VARIABLE: json.dumps(inherited), "HOME": "/root"}
+        successor = Successor.of(environ)
+        assert successor
         assert environ == {"HOME": "/root"}
-        self.heirs.append(heir)
-        return heir
+        self.successors.append(successor)
+        return successor
 
     def close(self) -> None:
         self.channel.close()
         self._theirs.close()
-        for heir in self.heirs:
-            heir.leave_the_rest()
-            heir.drop()
+        for successor in self.successors:
+            successor.leave_the_rest()
+            successor.close_in_child()
         for listener in self.listeners:
             listener.unlink()
             listener.close()
@@ -80,18 +80,18 @@ def family() -> Iterator[Family]:
     made.close()
 
 
-# --- the heir
+# --- the new master
 
 
-@pytest.mark.parametrize("text", [None, "", "nonsense", "[]", "{}", '{"heir": 1}', "null", '{"heir": "x"}'])
-def test_what_is_no_estate_of_ours_is_ignored_and_removed(text: str | None) -> None:
+@pytest.mark.parametrize("text", [None, "", "nonsense", "[]", "{}", '{"successor": 1}', "null", '{"successor": "x"}'])
+def test_a_variable_that_is_not_for_this_process_is_ignored_and_removed(text: str | None) -> None:
     environ = {} if text is None else {VARIABLE: text}
-    assert Heir.of(environ) is None
+    assert Successor.of(environ) is None
     assert environ == {}
 
 
-def test_an_estate_with_parts_missing_is_ignored() -> None:
-    assert Heir.of({VARIABLE: json.dumps({"heir": os.getpid()})}) is None
+def test_a_variable_with_parts_missing_is_ignored() -> None:
+    assert Successor.of({VARIABLE: json.dumps({"successor": os.getpid()})}) is None
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,17 @@ def test_an_estate_with_parts_missing_is_ignored() -> None:
     ids=["as ever", "scaled", "configured anew", "both", "scaled to none"],
 )
 def test_how_many_workers_to_have(family: Family, configured: int, now: int, before: int, workers: int) -> None:
-    assert family.heir(configured=before, workers=now).follows(configured) == (workers, 7)
+    assert family.successor(configured=before, workers=now).follows(configured) == (workers, 7)
 
 
 def test_listeners_are_found_by_the_words_that_asked_for_them(family: Family, tmp_path: Path) -> None:
     for text in ("127.0.0.1:0", "127.0.0.1:0", f"unix:{tmp_path}/s"):
         family.listeners.append(open_listener(Address.parse(text), backlog=8))
-    heir = family.heir()
-    taken = [*heir.take("127.0.0.1:0"), *heir.take("127.0.0.1:0"), *heir.take(f"unix:{tmp_path}/s")]
+    successor = family.successor()
+    taken = [*successor.take("127.0.0.1:0"), *successor.take("127.0.0.1:0"), *successor.take(f"unix:{tmp_path}/s")]
     assert [each.address for each in taken] == [each.address for each in family.listeners]
     assert all(each.borrowed and each.owned and not each.sock.get_inheritable() for each in taken)
-    assert heir.take("127.0.0.1:0") == []
+    assert successor.take("127.0.0.1:0") == []
     for each in taken:
         each.unlink()  # borrowed: not yet ours to remove
         each.close()
@@ -120,8 +120,8 @@ def test_listeners_are_found_by_the_words_that_asked_for_them(family: Family, tm
 def test_a_group_is_taken_whole_and_with_its_slots(family: Family) -> None:
     for _ in range(2):
         family.listeners += open_group(Address.parse("127.0.0.1:0"), backlog=8, sockets=3)
-    heir = family.heir()
-    first, second = heir.take("127.0.0.1:0"), heir.take("127.0.0.1:0")
+    successor = family.successor()
+    first, second = successor.take("127.0.0.1:0"), successor.take("127.0.0.1:0")
     assert [each.slot for each in first] == [each.slot for each in second] == [0, 1, 2]
     assert {each.address for each in first} == {family.listeners[0].address}
     assert {each.address for each in second} == {family.listeners[3].address}
@@ -132,60 +132,60 @@ def test_a_group_is_taken_whole_and_with_its_slots(family: Family) -> None:
 def test_a_borrowed_listener_is_neither_drained_nor_held_off(family: Family) -> None:
     listener = open_listener(Address.parse("127.0.0.1:0"), backlog=8)
     family.listeners.append(listener)
-    (heirs,) = family.heir().take("127.0.0.1:0")
-    with socket.create_connection(listener.sock.getsockname()), heirs.sock:
+    (theirs,) = family.successor().take("127.0.0.1:0")
+    with socket.create_connection(listener.sock.getsockname()), theirs.sock:
         assert listener.waiting()
-        assert not heirs.waiting()
-        heirs.hold_off()
+        assert not theirs.waiting()
+        theirs.hold_off()
         with socket.create_connection(listener.sock.getsockname(), timeout=5):
             assert listener.queue() == (2, 8)
-        heirs.borrowed = False
-        assert heirs.waiting()
-        heirs.hold_off()
+        theirs.borrowed = False
+        assert theirs.waiting()
+        theirs.hold_off()
         newcomer = socket.socket()
         newcomer.settimeout(0.2)
         with newcomer, pytest.raises(TimeoutError):
             newcomer.connect(listener.sock.getsockname())
-        heirs.drop_plug()
+        theirs.close_hold()
 
 
 def test_the_old_master_hears_what_was_taken(family: Family, tmp_path: Path) -> None:
     family.listeners.append(open_listener(Address.parse("127.0.0.1:0"), backlog=8))
-    entry = copied(family.listeners[0].bequeath())
+    entry = copied(family.listeners[0].export())
     pid_file = PidFile.claim(str(tmp_path / "pid"))
-    heir = family.heir(entries=[entry], pid_file=[pid_file.path, os.dup(pid_file.fd)])
-    assert heir.take_pid_file(str(tmp_path / "other")) is None
-    inherited = heir.take_pid_file(str(tmp_path / "pid"))
+    successor = family.successor(entries=[entry], pid_file=[pid_file.path, os.dup(pid_file.fd)])
+    assert successor.take_pid_file(str(tmp_path / "other")) is None
+    inherited = successor.take_pid_file(str(tmp_path / "pid"))
     assert inherited
-    (taken,) = heir.take("127.0.0.1:0")
-    heir.ready()
+    (taken,) = successor.take("127.0.0.1:0")
+    successor.ready()
     assert json.loads(family.channel.recv(9999)) == {"ready": True, "took": [inherited.fd, entry["fd"]]}
     inherited.close()
     pid_file.release()
     taken.close()
 
 
-def test_the_estate_is_owned_when_the_word_is_said(family: Family) -> None:
-    heir = family.heir()
-    assert not heir.granted()
-    assert heir.fds() != []
+def test_the_new_master_owns_everything_when_the_word_is_said(family: Family) -> None:
+    successor = family.successor()
+    assert not successor.granted()
+    assert successor.fds() != []
     family.channel.send(b"yours")
-    assert heir.granted()
-    assert heir.owner
-    assert not heir.granted(), "once"
-    assert heir.fds() == []
+    assert successor.granted()
+    assert successor.owner
+    assert not successor.granted(), "once"
+    assert successor.fds() == []
 
 
-def test_the_estate_is_owned_when_the_old_master_dies(family: Family) -> None:
-    heir = family.heir()
-    heir.ready()
+def test_the_new_master_owns_everything_when_the_old_one_dies(family: Family) -> None:
+    successor = family.successor()
+    successor.ready()
     family.channel.close()
-    assert heir.granted()
-    heir.failed("nobody hears that")
+    assert successor.granted()
+    successor.failed("nobody hears that")
 
 
 def test_a_failure_is_told_in_one_message_however_long(family: Family) -> None:
-    family.heir().failed("é" * 100_000)
+    family.successor().failed("é" * 100_000)
     message = json.loads(family.channel.recv(1 << 20))
     assert message["ready"] is False
     assert message["reason"].startswith("éé")
@@ -198,7 +198,8 @@ def test_a_failure_is_told_in_one_message_however_long(family: Family) -> None:
 def upgrade() -> Upgrade:
     return Upgrade(
         log=open_log(),
-        place=Place.current(),
+        children=Children(),
+        started_in=Place.current(),
         notifier=Notifier({}),
         boot_timeout_s=5.0,
         graceful_timeout_s=5.0,
@@ -228,7 +229,6 @@ def test_what_there_is_to_do_without_an_upgrade(upgrade: Upgrade) -> None:
     assert upgrade.fds() == []
     assert upgrade.wake_s == float("inf")
     assert upgrade.step(time.monotonic()) is None
-    assert not upgrade.buried(Exit(pid=4242, code=0))
     upgrade.cancel("never begun", time.monotonic())
     upgrade.kill()
     assert not upgrade.running

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefork.core.listener import Listener
     from prefork.engines.aio.service import LoopContext
     from prefork.engines.asgi.app import AsgiPeer, RequestCall
-    from prefork.runtime.master_link import Life
+    from prefork.runtime.master_link import MasterLink
 
 
 _STARTUP = "lifespan.startup"
@@ -116,7 +116,7 @@ class SlowTasks:
     out: they are meant to last. `requests`: the calls that have not returned, the oldest first.
     """
 
-    def __init__(self, requests: Mapping[RequestCall, asyncio.Task[None]], slow_ns: int, life: Life) -> None:
+    def __init__(self, requests: Mapping[RequestCall, asyncio.Task[None]], slow_ns: int, life: MasterLink) -> None:
         self._requests = requests
         self._slow_ns = slow_ns
         self._life = life
