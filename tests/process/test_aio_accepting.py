@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.client import Hammer, Outcome, collect, crowd, dial, exchange, read_to_end, talkback_reply
+from tests.support.client import Hammer, Outcome, abort, collect, crowd, dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import open_fds, stat
 from tests.support.server import APPS
 from tests.support.wait import eventually
@@ -18,7 +18,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Serve
+    from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
 MOST_RATIO = 1.2
@@ -185,3 +185,30 @@ def test_doors_change_under_load_without_a_loss(serve: Serve, app: str) -> None:
                 client.close()
             hammer.wait_more(100)
     assert not hammer.failures
+
+
+SEEN = """
+import asyncio, contextvars
+SEEN = contextvars.ContextVar("SEEN", default=b"nothing")
+async def handle(reader, writer):
+    writer.write(SEEN.get())
+    SEEN.set(b"something")
+    try:
+        await reader.read()
+    except ConnectionError:
+        await asyncio.sleep(0.05)
+        print("app: gone", flush=True)
+"""
+
+
+def test_a_connection_sees_no_context_of_an_earlier_one(serve: Serve, app: AppWriter) -> None:
+    """Also if it was the end of the application's task that has changed who accepts."""
+    server = serve(app(SEEN), "--workers", "1", *PER_WORKER, "--max-connections", "20")
+    for count in range(1, 4):
+        clients = [dial(server.address) for _ in range(16)]
+        assert {client.recv(100) for client in clients} == {b"nothing"}
+        for client in clients:
+            abort(client)
+        server.wait_log("app: gone", count=16 * count)  # the tasks have ended, and nothing else has happened
+        for _ in range(10):
+            assert exchange(server.address, b"", half_close=True) == b"nothing"
