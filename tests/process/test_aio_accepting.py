@@ -26,7 +26,7 @@ ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair serve
 HI = talkback_reply(b"hi")
 PER_WORKER = ("--accept", "per-worker")
 SLOW = pytest.mark.slow
-DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])
+ACCEPT = pytest.mark.parametrize("accept", ["shared", "per-worker"])
 
 
 def kinds(coroutine: str, protocol: str) -> pytest.MarkDecorator:
@@ -123,7 +123,7 @@ def leave_no_descriptor(pid: int) -> int:
     return len(used)
 
 
-@DOORS
+@ACCEPT
 @kinds("talk", "Talk")
 def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, app: str, accept: str) -> None:
     server = serve(app, "--workers", "1", "--accept", accept, "--log-level", "debug")
@@ -150,7 +150,7 @@ def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, a
 
 
 @SLOW
-@DOORS
+@ACCEPT
 @kinds("obey", "Obey")
 def test_ten_seconds_without_descriptors(serve: Serve, app: str, accept: str) -> None:
     """An application takes them all, all at once, and gives them back."""
@@ -174,7 +174,7 @@ def test_ten_seconds_without_descriptors(serve: Serve, app: str, accept: str) ->
 
 @SLOW
 @kinds("talk", "Talk")
-def test_doors_change_under_load_without_a_loss(serve: Serve, app: str) -> None:
+def test_a_change_of_the_acceptor_under_load_loses_nobody(serve: Serve, app: str) -> None:
     """Near --max-connections our own accepting stands in for uvloop's, and back."""
     server = serve(app, "--workers", "1", *PER_WORKER, "--max-connections", "20")
     with Hammer(server.address, clients=24) as hammer:
