@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.client import Hammer, Outcome, collect, crowd, dial, exchange, read_to_end, talkback_reply
+from tests.support.client import Hammer, Outcome, abort, collect, crowd, dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import open_fds, stat
 from tests.support.server import APPS
 from tests.support.wait import eventually
@@ -18,7 +18,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Serve
+    from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ MOST_RATIO = 1.2
 ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair server fails every round
 HI = talkback_reply(b"hi")
 PER_WORKER = ("--accept", "per-worker")
-DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])
+ACCEPT = pytest.mark.parametrize("accept", ["shared", "per-worker"])
 
 
 def kinds(coroutine: str, protocol: str) -> pytest.MarkDecorator:
@@ -124,7 +124,7 @@ def leave_no_descriptor(pid: int) -> int:
 
 
 @pytest.mark.timing
-@DOORS
+@ACCEPT
 @kinds("talk", "Talk")
 def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, app: str, accept: str) -> None:
     server = serve(app, "--workers", "1", "--accept", accept, "--log-level", "debug")
@@ -151,7 +151,7 @@ def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, a
 
 
 @pytest.mark.timing
-@DOORS
+@ACCEPT
 @kinds("obey", "Obey")
 def test_ten_seconds_without_descriptors(serve: Serve, app: str, accept: str) -> None:
     """An application takes them all, all at once, and gives them back."""
@@ -174,7 +174,7 @@ def test_ten_seconds_without_descriptors(serve: Serve, app: str, accept: str) ->
 
 
 @kinds("talk", "Talk")
-def test_doors_change_under_load_without_a_loss(serve: Serve, app: str) -> None:
+def test_a_change_of_the_acceptor_under_load_loses_nobody(serve: Serve, app: str) -> None:
     """Near --max-connections our own accepting stands in for uvloop's, and back."""
     server = serve(app, "--workers", "1", *PER_WORKER, "--max-connections", "20")
     with Hammer(server.address, clients=24) as hammer:
@@ -185,3 +185,30 @@ def test_doors_change_under_load_without_a_loss(serve: Serve, app: str) -> None:
                 client.close()
             hammer.wait_more(100)
     assert not hammer.failures
+
+
+SEEN = """
+import asyncio, contextvars
+SEEN = contextvars.ContextVar("SEEN", default=b"nothing")
+async def handle(reader, writer):
+    writer.write(SEEN.get())
+    SEEN.set(b"something")
+    try:
+        await reader.read()
+    except ConnectionError:
+        await asyncio.sleep(0.05)
+        print("app: gone", flush=True)
+"""
+
+
+def test_a_connection_sees_no_context_of_an_earlier_one(serve: Serve, app: AppWriter) -> None:
+    """Also if it was the end of the application's task that has changed who accepts."""
+    server = serve(app(SEEN), "--workers", "1", *PER_WORKER, "--max-connections", "20")
+    for count in range(1, 4):
+        clients = [dial(server.address) for _ in range(16)]
+        assert {client.recv(100) for client in clients} == {b"nothing"}
+        for client in clients:
+            abort(client)
+        server.wait_log("app: gone", count=16 * count)  # the tasks have ended, and nothing else has happened
+        for _ in range(10):
+            assert exchange(server.address, b"", half_close=True) == b"nothing"

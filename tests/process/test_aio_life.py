@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 HI = talkback_reply(b"hi")
 SOON_S = 5.0
-DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])
+ACCEPT = pytest.mark.parametrize("accept", ["shared", "per-worker"])
 
 
 def kinds(coroutine: str, protocol: str) -> pytest.MarkDecorator:
@@ -60,7 +60,7 @@ def place() -> Iterator[Place]:
 # --- the stop
 
 
-@DOORS
+@ACCEPT
 @kinds("gated", "Gated")
 def test_two_hundred_clients_that_are_not_yet_served_all_get_their_reply(
     serve: Serve, gate: Gate, app: str, accept: str
@@ -75,7 +75,7 @@ def test_two_hundred_clients_that_are_not_yet_served_all_get_their_reply(
     assert server.wait_exit() == 0
 
 
-@DOORS
+@ACCEPT
 @kinds("nap", "Nap")
 def test_clients_that_have_connected_and_said_nothing_yet_are_served_too(serve: Serve, app: str, accept: str) -> None:
     server = serve(app, "--workers", "2", "--accept", accept)
@@ -98,13 +98,13 @@ def stop_under(server: RunningServer, clients: int) -> Counter[Outcome]:
     return load.counts
 
 
-@DOORS
+@ACCEPT
 @kinds("talk", "Talk")
 def test_a_stop_under_constant_connections_loses_nobody(serve: Serve, app: str, accept: str) -> None:
     assert lost(stop_under(serve(app, "--workers", "2", "--accept", accept), 20)) <= (0 if accept == "shared" else 1)
 
 
-@DOORS
+@ACCEPT
 @kinds("nap", "Nap")
 def test_three_stops_under_sixty_clients(serve: Serve, app: str, accept: str) -> None:
     total = Counter[Outcome]()
@@ -117,7 +117,7 @@ def test_three_stops_under_sixty_clients(serve: Serve, app: str, accept: str) ->
 # --- one generation after another
 
 
-@DOORS
+@ACCEPT
 @kinds("nap", "Nap")
 def test_a_reload_under_load_loses_nobody(serve: Serve, app: str, accept: str) -> None:
     server = serve(app, "--workers", "2", "--accept", accept)
@@ -130,7 +130,7 @@ def test_a_reload_under_load_loses_nobody(serve: Serve, app: str, accept: str) -
     assert not load.failed
 
 
-@DOORS
+@ACCEPT
 @kinds("echo", "Echo")
 def test_a_reload_lets_those_who_stay_finish(serve: Serve, app: str, accept: str) -> None:
     server = serve(app, "--workers", "2", "--accept", accept)
@@ -154,7 +154,7 @@ def test_scaling_under_load_loses_nobody(serve: Serve, app: str) -> None:
     assert not load.failed
 
 
-@DOORS
+@ACCEPT
 @kinds("nap", "Nap")
 def test_an_upgrade_under_load_loses_nobody(serve: Serve, place: Place, app: str, accept: str) -> None:
     server = serve(app, "--workers", "2", "--accept", accept, "--log-level", "debug", env=place.env)
@@ -170,7 +170,7 @@ def test_an_upgrade_under_load_loses_nobody(serve: Serve, place: Place, app: str
 # --- deaths
 
 
-@DOORS
+@ACCEPT
 @kinds("nap", "Nap")
 def test_a_killed_worker_costs_what_it_held(serve: Serve, app: str, accept: str) -> None:
     server = serve(app, "--workers", "4", "--accept", accept)
@@ -241,7 +241,7 @@ def test_a_blocked_loop_is_killed_with_its_stack_in_the_log_and_replaced(serve: 
 
 
 @pytest.mark.timing
-@DOORS
+@ACCEPT
 @kinds("talk", "Talk")
 def test_a_short_timeout_does_not_kill_a_loop_under_full_load(serve: Serve, app: str, accept: str) -> None:
     timeout_s = 2  # a loop that gets no processor for so long is as good as blocked

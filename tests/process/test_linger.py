@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tests.conftest import Shared
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 MUCH = b"hello\n" + b"x" * 8_000_000  # several times what the buffers of both sides hold
 
 

@@ -21,8 +21,8 @@ from prefork.core.listener import Listener
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.aio.service import LoopContext
 from prefork.engines.peer import peer_of
-from prefork.status.histogram import array_index
-from prefork.status.scoreboard import COMPLETED, ERRORS, GONE, HISTOGRAM, TOOK_NS
+from prefork.engines.request_log import count_unit
+from prefork.status.scoreboard import COMPLETED, ERRORS, GONE
 
 _SWEEP_S = 1.0
 
@@ -35,7 +35,7 @@ class ProtocolService:
     def __init__(self, context: LoopContext) -> None:
         self._context = context
         self._target = context.station.app.target
-        self._cells = context.station.rows[0].cells
+        self._row = context.station.rows[0]
         self._connections = context.connections
         self._heartbeat = context.heartbeat
         self._complaints = context.complaints
@@ -97,11 +97,8 @@ class ProtocolService:
         if held is None:
             return  # it was counted before
         _, transport, since_ns = held
-        took_ns = monotonic_ns() - since_ns
-        cells = self._cells
-        cells[HISTOGRAM + array_index(took_ns)] += 1
-        cells[TOOK_NS] += took_ns
-        cells[COMPLETED if error is None else GONE if isinstance(error, OSError) else ERRORS] += 1
+        outcome = COMPLETED if error is None else GONE if isinstance(error, OSError) else ERRORS
+        count_unit(self._row, outcome, monotonic_ns() - since_ns)
         self._connections.leave(transport)
 
     def failed(self, protocol: Any, error: Exception) -> None:
@@ -151,7 +148,8 @@ class ProtocolService:
         except Exception:  # noqa: BLE001 - whatever its metaclass or __init_subclass__ raises, or a compiled class
             self._classes[own] = None
             return None
-        self._classes[own] = self._classes[observed] = observed
+        self._classes[own] = observed
+        self._classes[observed] = observed
         return observed
 
     def _sweep(self) -> None:

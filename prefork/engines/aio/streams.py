@@ -24,9 +24,9 @@ from prefork.engines.aio.service import LoopContext
 from prefork.engines.aio.tasks import stack_of
 from prefork.engines.linger import LINGER_S, LingeringTransport
 from prefork.engines.peer import peer_of
+from prefork.engines.request_log import count_unit
 from prefork.engines.timers import NEVER
-from prefork.status.histogram import array_index
-from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, IDLE_CLOSED, TOO_LONG, TOOK_NS, mark
+from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, GONE, IDLE_CLOSED, TOO_LONG, mark
 
 _LIMIT = 65536  # bytes of a line; the default of asyncio.start_server
 _LINGER_NS = round(LINGER_S * 1e9)
@@ -70,8 +70,9 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         self._transport = transport  # type: ignore[assignment]
         reader.set_transport(transport)
         self._over_ssl = transport.get_extra_info("sslcontext") is not None
-        self._stream_writer = writer = _Writer(transport, self, reader, service.loop)  # type: ignore[arg-type]
+        writer = _Writer(transport, self, reader, service.loop)  # type: ignore[arg-type]
         writer.heartbeat = service.heartbeat
+        self._stream_writer = writer
         # The loop's task factory is the application's, and may begin here and now.
         self._serving = asyncio.Task(self._serve(reader, writer), loop=service.loop)
 
@@ -192,10 +193,8 @@ class StreamConnection(asyncio.StreamReaderProtocol):
             await service.handle(reader, writer)
         except BaseException as error:  # noqa: BLE001 - the handler border
             fate = self._judge(error, writer)
-        took_ns = monotonic_ns() - self.since_ns
-        cells[IDLE_CLOSED if self._silent and fate != ERRORS else fate] += 1
-        cells[HISTOGRAM + array_index(took_ns)] += 1
-        cells[TOOK_NS] += took_ns
+        outcome = IDLE_CLOSED if self._silent and fate != ERRORS else fate
+        count_unit(row, outcome, monotonic_ns() - self.since_ns)
         self._serving = None
         if cells[BEGAN] == self.since_ns:
             cells[BEGAN] = 0

@@ -291,7 +291,8 @@ class HttpConnection(asyncio.Protocol):
         scope = peer.told.of(request, app.state)
         if peer.trusted:
             app.see_through(peer, request, scope)
-        self._cycle = cycle = RequestResponseCycle(app, self, peer, request, scope)
+        cycle = RequestResponseCycle(app, self, peer, request, scope)
+        self._cycle = cycle
         if app.draining:
             cycle.response.keep_alive = False
         app.requests[cycle] = app.task(cycle.run())

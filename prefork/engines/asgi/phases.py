@@ -229,8 +229,9 @@ class PreHttp:
             self.abort()
         elif header:
             if header.source:
-                queue_ms, self._peer = self._peer.queue_ms, self._app.peers.behind(header.source, self._listener)
-                self._peer.queue_ms = queue_ms
+                peer = self._app.peers.behind(header.source, self._listener)
+                peer.queue_ms = self._peer.queue_ms
+                self._peer = peer
             self._proxy = None
             if not self._app.secure:
                 self._pass()

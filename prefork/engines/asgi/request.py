@@ -232,7 +232,8 @@ class RequestResponseCycle:
         """Send a file as the body (the extension http.response.pathsend)."""
         loop = self._app.loop
         with await loop.run_in_executor(None, open, path, "rb") as file:
-            left, more = os.fstat(file.fileno()).st_size, True
+            left = os.fstat(file.fileno()).st_size
+            more = True
             if left:
                 self.response.expect(left)
             else:
