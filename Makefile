@@ -5,14 +5,15 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := .venv-peers
 
-# Tests mostly wait, so two processes for each of two CPUs take a third of the time; JOBS=1 goes one by one.
-JOBS     ?= 4
-PARALLEL := -n $(JOBS) --dist loadfile
+# Processes of the tests, which mostly wait; JOBS=1 goes one by one.
+JOBS ?= 4
+# What starts servers is marked `slow` by the module, and of that a test of each engine and each command is `smoke`.
+FAST := -m 'smoke or not (slow or timing or soak)' --hypothesis-profile fast
 
 # To compile all modules and rewrite all assertions anew would take each of these processes some seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo peers test test-all soak fuzz lint format clean
+.PHONY: help demo peers test test-all check-results soak fuzz lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -36,14 +37,17 @@ $(PEERS)/.ready: loadtest/peers/requirements.txt
 	    echo "$$peer cannot be installed, so its rows will be left out (uWSGI needs gcc, bjoern also libev-dev)" >&2; done
 	touch $@
 
-test: $(READY)   ## the fast tests (under 5 minutes; needs only Python and make)
-	$(BIN)/python -m pytest $(PARALLEL)
+test: $(READY)   ## what starts no server, and a smoke test of each engine and command (under a minute)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(FAST)
 
 test-all: $(READY) ## all tests but the soak, slow fault and load tests included (under 30 minutes)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not soak'
+	$(BIN)/python -m tests.support.full --jobs $(JOBS) $(RETRY)
+
+check-results: $(READY) ## report every run under results/ again, and compare the pages' figures (part of test-all)
+	$(BIN)/python -m pytest -m '' tests/loadtest/test_results.py
 
 soak: $(READY)   ## the long tests; results go to results/
-	$(BIN)/python -m pytest -m soak --results results
+	$(BIN)/python -m pytest -m soak --results=results
 
 fuzz: $(READY)   ## a million inputs for the HTTP parser; INPUTS=n SECONDS=s for other amounts
 	$(BIN)/python -m tests.http.fuzz --inputs $(or $(INPUTS),1000000) --seconds $(or $(SECONDS),0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,20 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import condition, session, values, wanted
-from .compare import across, compare
-from .condition import ConditionError
-from .flags import Value, load_flags
-from .interrupt import Interrupt
-from .plan import PlanError
-from .progress import Progress
-from .report import FORMATS, Report
-from .store import Store, StoreError
+from loadtest.analysis import conditions
+from loadtest.analysis.compare import across, compare
+from loadtest.analysis.conditions import ConditionError
+from loadtest.data.store import Store, StoreError
+from loadtest.measure import session
+from loadtest.measure.child import Interrupt
+from loadtest.measure.progress import Progress
+from loadtest.measure.server import check_files
+from loadtest.plan import file as planfile
+from loadtest.plan import values
+from loadtest.plan.flags import Value, load_flags
+from loadtest.plan.plan import Load, Plan, PlanError, Server
+from loadtest.report import FORMATS, render
+from loadtest.report.model import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from .condition import Condition
+    from loadtest.analysis.conditions import Condition
+
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONDITION, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -52,7 +59,7 @@ def _format(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--format",
         "form",
-        type=click.Choice(FORMATS),
+        type=click.Choice(list(FORMATS)),
         default="text",
         show_default=True,
         help="How to write the tables; html is a page with charts.",
@@ -62,8 +69,8 @@ def _format(function: Callable[..., None]) -> Callable[..., None]:
 def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--fail-if",
-        "conditions",
-        type=Value("CONDITION", condition.parse),
+        "fail_if",
+        type=Value("CONDITION", conditions.parse),
         multiple=True,
         help='End with status 3 if this is so, such as "p99>5ms", "errors>0", "NAME: ratio<0.95"; repeat for more.',
     )(function)
@@ -116,7 +123,7 @@ def run(
     attach: str | None,
     out: Path | None,
     *,
-    conditions: tuple[Condition, ...],
+    fail_if: tuple[Condition, ...],
     dry_run: bool,
     **flags: Any,
 ) -> None:
@@ -145,15 +152,71 @@ def run(
     base = plan.absolute().parent if plan else Path.cwd()
     try:
         given = {name: value for name, value in flags.items() if value is not None}
-        found = wanted.plan(plan, servers, attach, given)
-        wanted.check(found, conditions, base)
+        found = _plan(plan, servers, attach, given)
+        _check(found, fail_if, base)
         if dry_run:
-            click.echo(wanted.outline(found), nl=False)
+            click.echo(_outline(found), nl=False)
             return
-        store = Store.create(out or _folder(found.name), found)
+        store = Store.create(out or _folder(found.name), found, base)
     except (PlanError, StoreError, ConditionError) as error:
         raise click.UsageError(str(error)) from None
-    sys.exit(_run(store, conditions, base=base))
+    sys.exit(_run(store, fail_if, base=base))
+
+
+def _plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: Mapping[str, Any]) -> Plan:
+    """Return the plan of the file, or of `--server` lines and `--attach`; flags win. Raises PlanError."""
+    if path is not None:
+        if lines or attach:
+            raise PlanError("the servers are in the plan; leave out --server and --attach, or the plan")
+        return planfile.read(path, flags)
+    servers = [_server(line) for line in lines] + ([Server(name=attach, attach=attach)] if attach else [])
+    if not servers:
+        raise PlanError("nothing to measure: give a plan, --server NAME=COMMAND or --attach HOST:PORT")
+    fields = {field for field, _ in planfile.LOAD_KEYS.values()}
+    load = {name: value for name, value in flags.items() if name in fields}
+    rest = {name: value for name, value in flags.items() if name not in fields}
+    name = load.get("scenario", Load(name="").scenario)
+    return Plan(name=name, servers=tuple(servers), loads=(Load(name=name, **load),), **rest)
+
+
+def _server(line: str) -> Server:
+    name, separator, command = line.partition("=")
+    if not separator or not name.strip():
+        raise PlanError(f"--server: {line!r} is not NAME=COMMAND")
+    try:
+        return Server(name=name.strip(), command=values.command(command))
+    except ValueError as error:
+        raise PlanError(f"--server: {error}") from None
+
+
+def _check(wanted: Plan, fail_if: Sequence[Condition], base: Path) -> None:
+    """Check now what would fail later in the run. Raises PlanError, ConditionError."""
+    usable = os.sched_getaffinity(0)
+    missing = sorted({*wanted.pin.server, *wanted.pin.load} - usable) if wanted.pin else []
+    if missing:
+        raise PlanError(f"--pin {wanted.pin}: this process may not use CPU {missing[0]}; it has {sorted(usable)}")
+    check_files(wanted, base)
+    keys = [(slot.configuration, slot.load.name) for slot in wanted.slots(range(1))]
+    for condition in fail_if:
+        condition.about(keys, wanted.reference)
+
+
+def _outline(wanted: Plan) -> str:
+    """Say what would run, in which order, and for how long."""
+    pinned = f", pinned {wanted.pin}" if wanted.pin else ""
+    lines = [f"{wanted.name}: compared with {wanted.reference}{pinned}"]
+    lines += [f"  load {load.name}: {load.describe()}" for load in wanted.loads]
+    lines += [f"  server {server.name}: {server.command or server.attach}" for server in wanted.servers]
+    slots = list(wanted.slots())
+    for cycle in range(wanted.rounds):
+        order = ", ".join(f"{slot.configuration} ({slot.load.name})" for slot in slots if slot.cycle == cycle)
+        lines.append(f"  cycle {cycle + 1}: {order}")
+    load_s = sum(slot.load.warmup_s + slot.load.duration_s for slot in slots)
+    lines.append(f"{len(slots)} rounds, {load_s:g} s of load; starting and stopping adds about 2 s to each round")
+    if wanted.until:
+        more = f"further cycles until every ratio of requests/s is known to ±{100 * wanted.until:.3g}%"
+        lines.append(f"then {more}, but none that would end later than {wanted.within_s:g} s after the start")
+    return "\n".join(lines) + "\n"
 
 
 def _folder(name: str) -> Path:
@@ -161,20 +224,20 @@ def _folder(name: str) -> Path:
     return Path("loadtest-runs") / f"{slug}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
-def _run(store: Store, conditions: Sequence[Condition], base: Path) -> int:
+def _run(store: Store, fail_if: Sequence[Condition], base: Path) -> int:
     with Interrupt() as interrupt, Progress(store.plan.name) as progress:
         outcome = session.run(store, progress, interrupt, base=base)
     rounds = store.rounds()
     broken: list[str] = []
     if rounds:
         report = _report(store)
-        broken = list(condition.broken(conditions, report.comparison))
-        _print(report.render("text"), broken)
+        broken = list(conditions.broken(fail_if, report.comparison))
+        _print(render(report, "text"), broken)
         for name, form in (("report.md", "github"), ("report.html", "html")):
             try:
-                (store.folder / name).write_text(report.render(form), encoding="utf-8")
-            except OSError as error:
-                click.echo(f"{name} cannot be written: {error.strerror}", err=True)
+                store.write(name, render(report, form))
+            except StoreError as error:
+                click.echo(str(error), err=True)
     click.echo(f"{_rounds(len(rounds))} in {store.folder}", err=True)
     if outcome.unkept:
         click.echo(f"the run has ended: {outcome.unkept}", err=True)
@@ -183,13 +246,13 @@ def _run(store: Store, conditions: Sequence[Condition], base: Path) -> int:
         click.echo("interrupted: the finished rounds are kept; run again with the same --out to add more", err=True)
         return EXIT_INTERRUPTED
     if outcome.failed:
-        click.echo(f"{_rounds(outcome.failed)} failed; logs are in {store.folder / 'rounds'}", err=True)
+        click.echo(f"{_rounds(outcome.failed)} failed; logs are in {store.folder / 'logs'}", err=True)
         return EXIT_FAILED
     return EXIT_CONDITION if broken else EXIT_OK
 
 
 def _print(text: str, broken: Sequence[str]) -> None:
-    """The report, in the same bytes whatever the locale, as it may be read elsewhere; then what it must not say."""
+    """Print the report as UTF-8 whatever the locale, as programs may read it; then the conditions that are true."""
     click.echo(text.encode(), nl=False)
     for line in broken:
         click.echo(line, err=True)
@@ -203,7 +266,7 @@ def _rounds(count: int) -> str:
 @click.argument("folder", type=click.Path(path_type=Path))
 @_format
 @_fail_if
-def report_command(folder: Path, form: str, conditions: tuple[Condition, ...]) -> None:
+def report_command(folder: Path, form: str, fail_if: tuple[Condition, ...]) -> None:
     """Print the tables of a run, or a page with charts, from its files alone.
 
     \b
@@ -212,7 +275,7 @@ def report_command(folder: Path, form: str, conditions: tuple[Condition, ...]) -
       loadtest report results/demo --fail-if "p99>5ms" --fail-if "errors>0"
       loadtest report results/demo --format html > demo.html
     """
-    _show(lambda: _report(Store.open(folder)), form, conditions)
+    _show(lambda: _report(Store.open(folder)), form, fail_if)
 
 
 @main.command("compare")
@@ -220,7 +283,7 @@ def report_command(folder: Path, form: str, conditions: tuple[Condition, ...]) -
 @click.argument("other", type=click.Path(path_type=Path), required=False)
 @_format
 @_fail_if
-def compare_command(folder: Path, other: Path | None, form: str, conditions: tuple[Condition, ...]) -> None:
+def compare_command(folder: Path, other: Path | None, form: str, fail_if: tuple[Condition, ...]) -> None:
     """Compare the configurations of one run, or those that two runs share.
 
     The first run is what the second is compared with: what was, and what is.
@@ -232,18 +295,18 @@ def compare_command(folder: Path, other: Path | None, form: str, conditions: tup
     _show(
         lambda: _report(Store.open(folder)) if other is None else _across(Store.open(folder), Store.open(other)),
         form,
-        conditions,
+        fail_if,
     )
 
 
-def _show(make: Callable[[], Report], form: str, conditions: Sequence[Condition]) -> None:
+def _show(make: Callable[[], Report], form: str, fail_if: Sequence[Condition]) -> None:
     """Print a report and end with the status that the conditions ask for."""
     try:
         report = make()
-        broken = list(condition.broken(conditions, report.comparison))
+        broken = list(conditions.broken(fail_if, report.comparison))
     except (StoreError, ConditionError) as error:
         raise click.UsageError(str(error)) from None
-    _print(report.render(form), broken)
+    _print(render(report, form), broken)
     sys.exit(EXIT_CONDITION if broken else EXIT_OK)
 
 
@@ -269,7 +332,7 @@ def _across(first: Store, second: Store) -> Report:
 
 
 def _labels(first: Path, second: Path) -> tuple[str, str]:
-    """As much of the end of each path as tells them apart, so that moving both together changes nothing."""
+    """Return the shortest ends of both paths that differ, so that moving both together changes nothing."""
     for start in range(1, max(len(first.parts), len(second.parts)) + 1):
         labels = ("/".join(first.parts[-start:]), "/".join(second.parts[-start:]))
         if labels[0] != labels[1]:

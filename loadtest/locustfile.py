@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 # first entry. The packages `loadtest` and `prefork` beside this file shall win over installed ones.
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
-from loadtest.generator.address import parse
+from loadtest.plan.addresses import parse
 from loadtest.users import EchoUser, FastUser, TalkbackUser, WebSocketUser, WebUser
 from loadtest.users.options import engine_of, protocol_of, user_class_of
-from loadtest.users.web_options import opening_of
+from loadtest.users.web import opening_of
 
 __all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebSocketUser", "WebUser"]
 
@@ -56,7 +56,8 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
         _usage("--rate needs --engine fast: a readable user begins when its last exchange has ended")
     if engines == {"fast"}:
         if options.num_users is None:  # locust's default of one would leave all workers but one without anything to do
-            options.num_users = options.spawn_rate = options.expect_workers if options.master else 1
+            options.num_users = options.expect_workers if options.master else 1
+            options.spawn_rate = options.num_users
         if options.connections < options.num_users:
             _usage(f"--connections {options.connections} are fewer than the {options.num_users} users of the engine")
     if options.result and not Path(options.result).parent.is_dir():

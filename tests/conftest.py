@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import settings
 
+import tests.support.examples  # noqa: F401  # its profiles
 from tests.support.gate import Gate
-from tests.support.server import RunningServer
+from tests.support.server import ROOT, RunningServer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 SERVERS = pytest.StashKey[list[RunningServer]]()
 
-settings.register_profile("prefork", deadline=None)  # an example may be slow on a loaded machine
-settings.load_profile("prefork")
+settings.load_profile("full")  # `make test` asks for another
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Nothing is written without it."""
     parser.addoption("--results", type=Path, metavar="DIR", help="where soak tests write what they measured")
+    parser.addoption("--keep-failures", type=Path, metavar="DIR", help="where the report of each failure is kept")
 
 
 class Serve(Protocol):
@@ -67,9 +72,16 @@ def undertaker() -> Iterator[Undertaker]:
     undertaker.bury()
 
 
+def must_be_marked(item: pytest.Item) -> None:
+    """Keep `make test` quick: it leaves out what is slow and not smoke as well."""
+    if not {"slow", "timing", "soak"} & {mark.name for mark in item.iter_markers()}:
+        pytest.fail("it starts a server, so its module has to be marked slow")
+
+
 @pytest.fixture
 def serve(request: pytest.FixtureRequest, undertaker: Undertaker) -> Iterator[Serve]:
     """Start servers that are told to stop with the test, and judged with the module."""
+    must_be_marked(request.node)
     started: list[RunningServer] = []
 
     def start(*args: str, ready: bool = True, **kwargs: object) -> RunningServer:
@@ -97,6 +109,7 @@ def module_servers(undertaker: Undertaker) -> Iterator[dict[tuple[str, ...], Run
 @pytest.fixture
 def shared(request: pytest.FixtureRequest, module_servers: dict[tuple[str, ...], RunningServer]) -> Iterator[Shared]:
     """For tests that leave a server as they found it: one per module and command line, and no worker may be lost."""
+    must_be_marked(request.node)
     used: dict[RunningServer, set[int]] = {}
 
     def get(*args: str) -> RunningServer:
@@ -118,6 +131,19 @@ def gate() -> Iterator[Gate]:
     """A gate that holds the handlers of `tests/apps/gated.py`; it opens with the end of the test at the latest."""
     with Gate() as made:
         yield made
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike tmp_path; a server that starts there runs the package's copy there.
+
+    The clone itself may be in a folder that is its owner's alone.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="prefork-test-"))
+    shutil.copytree(ROOT / "prefork", folder / "prefork", ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -145,4 +171,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         for server in item.stash.get(SERVERS, []):
             report.sections.append((f"log of server {server.pid}", server.log))
+        if folder := item.config.getoption("--keep-failures"):
+            keep(report, folder)
     return report
+
+
+def keep(report: pytest.TestReport, folder: Path) -> None:
+    """Write the report of a failure to a file of its own; the first line names the test."""
+    sections = [f"--- {title}\n{text}" for title, text in report.sections]
+    name = f"{os.getpid()}-{len(list(folder.iterdir()))}"
+    (folder / name).write_text("\n".join([report.nodeid, report.longreprtext, *sections]), errors="backslashreplace")

@@ -24,7 +24,7 @@ _TOGETHER_S = 0.5  # windows that end further apart were not all there to the en
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
-    """The open model's schedule, as it was kept: exchanges that came due in the window."""
+    """The exchanges of the open model that came due in the window."""
 
     offered: int  # all of them
     missed: int  # those that never started
@@ -32,19 +32,19 @@ class Arrivals:
     service: Histogram  # of those that went well: the time from the send
 
     def to_message(self) -> dict[str, Any]:
-        """The arrivals as plain numbers and lists."""
+        """Return the arrivals as plain numbers and lists."""
         plain = {"offered": self.offered, "missed": self.missed}
         return {**plain, "lag": self.lag.to_json(), "service": self.service.to_json()}
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> Arrivals:
-        """The arrivals that `to_message` made."""
+        """Read the arrivals that `to_message` made."""
         histograms = {name: Histogram.from_json(message[name]) for name in ("lag", "service")}
         return cls(offered=message["offered"], missed=message["missed"], **histograms)
 
     @classmethod
     def merged(cls, parts: Sequence[Arrivals]) -> Arrivals:
-        """Several schedules together."""
+        """Add up several schedules."""
         return cls(
             offered=sum(part.offered for part in parts),
             missed=sum(part.missed for part in parts),
@@ -55,7 +55,7 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What one process, or several together, recorded."""
+    """What one process recorded in its window, or several processes together."""
 
     connections: int  # users when the window closed
     cpu_s: float  # CPU time from the first spawn to the window's end
@@ -74,7 +74,7 @@ class Account:
     began_s: float = 0.0  # when this process began, after the start of the run
 
     def to_message(self) -> dict[str, Any]:
-        """The account as plain lists and numbers, as one process sends it to another."""
+        """Return the account as plain lists and numbers, as one process sends it to another."""
         return {
             **{name: getattr(self, name) for name in _NUMBERS},
             "failures": dict(self.failures),
@@ -85,7 +85,7 @@ class Account:
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> Account:
-        """The account that `to_message` made."""
+        """Read the account that `to_message` made."""
         values = {
             **message,
             "failures": Counter(message["failures"]),
@@ -96,7 +96,7 @@ class Account:
 
     @classmethod
     def merged(cls, accounts: Sequence[Account]) -> Account:
-        """The account of processes that ran side by side."""
+        """Merge the accounts of processes that ran side by side."""
         first_s = min(account.began_s for account in accounts)
         late_s = [round(account.began_s - first_s) for account in accounts]
         ends_s = [late + account.duration_s for late, account in zip(late_s, accounts, strict=True)]
@@ -131,7 +131,7 @@ class Account:
         )
 
     def to_result(self) -> dict[str, Any]:
-        """The measured part of the result document, for `json.dumps`."""
+        """Return the measured part of the result document, for `json.dumps`."""
         latency = _merged(self.latencies)
         # The closed model sends as soon as it may: both clocks start together.
         arrivals = self.arrivals.to_message() if self.arrivals else None
@@ -177,7 +177,7 @@ _NUMBERS = (
 
 
 def seconds_of(duration_s: float) -> int:
-    """The number of seconds of a window; the last one takes up to 0.1 s of rest, or is a part of one."""
+    """Return the number of seconds of a window. The last one is up to 0.1 s longer, or shorter than a second."""
     return max(math.ceil(duration_s - _SCRAP_S), int(duration_s > 0))
 
 

@@ -13,7 +13,7 @@ Exchanges that went well are noted in a Batch, which is reported four times a se
 2,000 into a histogram takes half a millisecond, in which no socket is looked at. The longest time without a look is
 in the batch too (gap_ns). Failures are reported one by one; they are meant to be rare.
 
-What links do is in link.py, when they do it in model.py.
+What links do, and when, is in link.py.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from __future__ import annotations
 from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING, Protocol
 
-from .batch import Batch
+from loadtest.generator.link import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .dialer import Dialer
-    from .link import Link
-    from .model import Model
+    from loadtest.generator.dialer import Dialer
+    from loadtest.generator.link import Link, Model
 
 PATIENCE_S = 0.004
 _SLICE_NS = 10_000_000
@@ -40,37 +39,37 @@ _IMPRECISE_NS = 2_000_000  # a wait elsewhere may take so much longer than it sh
 
 
 class Poller(Protocol):
-    """What is needed of select.epoll."""
+    """What the engine needs of select.epoll."""
 
     def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
-        """Wait for events, for so many seconds, to the millisecond."""
+        """Wait for events, at most `timeout` seconds, to the millisecond."""
 
     def register(self, fd: int, eventmask: int) -> None:
-        """Watch a descriptor."""
+        """Watch a descriptor for these events."""
 
     def modify(self, fd: int, eventmask: int) -> None:
-        """Watch it for other events."""
+        """Watch the descriptor for other events."""
 
 
-class Witness(Protocol):
-    """Who is told what happened."""
+class Observer(Protocol):
+    """Gets what the engine reports."""
 
     def on_batch(self, batch: Batch) -> None:
-        """These exchanges went well."""
+        """Take the exchanges that succeeded since the last batch."""
 
     def on_failure(self, start_ns: int, cause: str, *, connecting: bool) -> None:
-        """An exchange failed just now, or a connect that has a clock of its own."""
+        """Take an exchange that failed just now, or a connect that is timed on its own."""
 
 
 class Engine:
-    """Drives links. Make it, fill `links`, set `model`, then iterate over `run`."""
+    """Drives links. Create it, fill `links`, set `model`, then iterate over `run`."""
 
     model: Model
 
     def __init__(
-        self, *, poller: Poller, wait: Callable[[float], object], dialer: Dialer, deadline_s: float, witness: Witness
+        self, *, poller: Poller, wait: Callable[[float], object], dialer: Dialer, deadline_s: float, observer: Observer
     ) -> None:
-        """`wait` waits until the poller has events, for so many seconds, to the microsecond."""
+        """`wait(seconds)` waits until the poller has events, at most so long, to the microsecond."""
         self.dialer = dialer
         self.patience_s = 0.0
         self.links: list[Link] = []
@@ -83,21 +82,29 @@ class Engine:
         self._poller = poller
         self._wait = wait
         self._deadline_ns = round(deadline_s * 1e9)
-        self._witness = witness
+        self._observer = observer
         self._check_ns = 0  # when to report, and to look for exchanges that take too long
 
     def failed(self, link: Link, sent_ns: int, cause: str, *, connecting: bool) -> None:
-        """The link's exchange failed now. It goes on a moment later: what fails, fails at once the next time too."""
-        self._witness.on_failure(link.due_ns or sent_ns, cause, connecting=connecting)
+        """Report that the link's exchange failed.
+
+        The link continues a moment later, as the next exchange may fail at once.
+        """
+        self._observer.on_failure(link.due_ns or sent_ns, cause, connecting=connecting)
         self.again.append(lambda: self.model.go_on(link))
 
     def run(self) -> Iterator[float]:
         """Drive the links until the model has ended."""
-        handlers, freed, again, model, poll = self.handlers, self.freed, self.again, self.model, self._poller.poll
+        handlers = self.handlers
+        freed = self.freed
+        again = self.again
+        model = self.model
+        poll = self._poller.poll
         model.start()
         now_ns = clock()
         while not model.ended:
-            patience_s, slice_ns = self.patience_s, now_ns + _SLICE_NS
+            patience_s = self.patience_s
+            slice_ns = now_ns + _SLICE_NS
             busy = True
             while busy and now_ns < slice_ns:
                 left_s = _RETRY_S if again else (model.next_ns - now_ns) / 1e9
@@ -125,9 +132,9 @@ class Engine:
             now_ns = self._note_gap(looked_ns if busy else now_ns + round(idle_s * 1e9))
 
     def report(self) -> None:
-        """Report what has been noted since the last time."""
+        """Report the batch and start a new one."""
         batch, self.batch = self.batch, Batch()
-        self._witness.on_batch(batch)
+        self._observer.on_batch(batch)
 
     def _try_again(self) -> None:
         todo = self.again[:]
@@ -136,14 +143,15 @@ class Engine:
             action()
 
     def _note_gap(self, looked_ns: int) -> int:
-        """Note the time since the sockets were looked at; return the time."""
+        """Note the time since the sockets were looked at; return the time now, in ns."""
         now_ns = clock()
         if now_ns - looked_ns > self.batch.gap_ns:
-            self.batch.gap_ns, self.batch.gap_at_ns = now_ns - looked_ns, looked_ns
+            self.batch.gap_ns = now_ns - looked_ns
+            self.batch.gap_at_ns = looked_ns
         return now_ns
 
     def _check(self, now_ns: int) -> None:
-        """Do what is due some times a second."""
+        """Report, and end exchanges that took too long; only a few times a second."""
         if now_ns >= self._check_ns:
             self._check_ns = now_ns + min(_REPORT_NS, self._deadline_ns // 4)
             for link in self.links:
@@ -154,7 +162,7 @@ class Engine:
             self.report()
 
     def _idle_s(self, now_ns: int) -> float:
-        """For how long there is nothing to do unless a connection has something to tell."""
+        """Return for how many seconds there is nothing to do unless a socket has an event."""
         if self.again:
             return _RETRY_S
         return max(0, min(self._check_ns, self.model.next_ns - _IMPRECISE_NS) - now_ns) / 1e9

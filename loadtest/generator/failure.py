@@ -42,7 +42,7 @@ class ExchangeError(Exception):
 
 
 def cause_of(error: BaseException) -> str:
-    """The cause that an exception stands for; a foreign exception is named by its class."""
+    """Return the cause that an exception stands for; an unknown exception is named by its class."""
     match error:
         case ExchangeError():
             return str(error)

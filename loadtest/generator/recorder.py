@@ -30,12 +30,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from loadtest.generator.account import Account, Arrivals, seconds_of
 from prefork.status.histogram import Histogram
 
-from .account import Account, Arrivals, seconds_of
-
 if TYPE_CHECKING:
-    from .batch import Batch
+    from loadtest.generator.link import Batch
 
 CONNECT = "CONNECT"
 """locust's request type for a connect that is timed on its own. One that fails counts as the exchange it prevented."""
@@ -53,13 +52,13 @@ class Second:
     failed: int = 0
 
     def add(self, other: Second) -> None:
-        """Count the exchanges of another second too."""
+        """Add the exchanges of another second."""
         self.latencies_ns.extend(other.latencies_ns)
         self.latency.merge(other.latency)
         self.failed += other.failed
 
     def whole(self) -> Histogram:
-        """The latencies of all that went well."""
+        """Return the latencies of all exchanges that succeeded."""
         made = _histogram(self.latencies_ns)
         made.merge(self.latency)
         return made
@@ -69,33 +68,37 @@ class Recorder:
     """Records the exchanges of one run. All times are CLOCK_MONOTONIC (on Linux also `time.perf_counter_ns`), in ns."""
 
     def __init__(self, *, first_spawn_ns: int, warmup_s: float, window_s: float = 0.0) -> None:
-        """`window_s`: 0 for until the run begins to stop."""
+        """`window_s`: the length of the window; 0 for until the run begins to stop."""
         self.opens_ns = first_spawn_ns + round(warmup_s * 1e9)
         self._closes_ns = self.opens_ns + round(window_s * 1e9) if window_s else _NEVER  # at the latest
         self._seconds: dict[int, Second] = {}
         self._failures: Counter[str] = Counter()
         self._busy_ns = 0
         self._censored = 0
-        self._outside = self._outside_failed = 0
+        self._outside = 0
+        self._outside_failed = 0
         self._gap_ns: int | None = None  # the longest that the fast engine did not look at its sockets
         self._services_ns: array[int] = array("Q")  # the open model: service times
         self._lags_ns: array[int] | None = None  # and how late each arrival was seen; None in the closed model
         self._missed = 0
 
     def completed(self, start_ns: int, end_ns: int) -> None:
-        """An exchange went well."""
+        """Record an exchange that succeeded."""
         if second := self._second(start_ns, end_ns):
             second.latencies_ns.append(end_ns - start_ns)
         else:
             self._outside += 1
 
     def completed_batch(self, batch: Batch, latency: Histogram) -> None:
-        """Exchanges went well, with these latencies; the batch also tells how the engine fared."""
-        starts_ns, ends_ns = batch.start_ns, batch.end_ns
+        """Record a batch of exchanges that succeeded, with their latencies, and the engine's longest gap."""
+        starts_ns = batch.start_ns
+        ends_ns = batch.end_ns
         if starts_ns:
             # They were noted as they ended. All starts are between these two, and to look at each would take longer.
-            earliest_ns, latest_ns = ends_ns[0] - latency.max_ns, ends_ns[-1]
-            first, last = self._number(earliest_ns), self._number(latest_ns)
+            earliest_ns = ends_ns[0] - latency.max_ns
+            latest_ns = ends_ns[-1]
+            first = self._number(earliest_ns)
+            last = self._number(latest_ns)
             if latest_ns < self.opens_ns:
                 self._outside += len(ends_ns)
             elif first == last >= 0 and latest_ns <= self._closes_ns:
@@ -110,17 +113,18 @@ class Recorder:
         self._schedule(batch)
 
     def _schedule(self, batch: Batch) -> None:
-        """Record what only the open model has."""
+        """Record what only the open model has: service times, arrivals, missed ones."""
         for due_ns, sent_ns, end_ns in zip(batch.due_ns, batch.sent_ns, batch.end_ns, strict=bool(batch.due_ns)):
             if self._inside(due_ns):
                 self._services_ns.append(end_ns - sent_ns)
         if batch.offered:
-            lags_ns = self._lags_ns = array("Q") if self._lags_ns is None else self._lags_ns
-            lags_ns.extend(lag_ns for due_ns, lag_ns in batch.offered if self._inside(due_ns))
+            if self._lags_ns is None:
+                self._lags_ns = array("Q")
+            self._lags_ns.extend(lag_ns for due_ns, lag_ns in batch.offered if self._inside(due_ns))
         self._missed += sum(self._inside(due_ns) for due_ns in batch.missed_ns)
 
     def failed(self, start_ns: int, end_ns: int, cause: str) -> None:
-        """An exchange failed."""
+        """Record an exchange that failed."""
         if second := self._second(start_ns, end_ns):
             second.failed += 1
             self._failures[cause] += 1
@@ -128,16 +132,19 @@ class Recorder:
             self._outside_failed += 1
 
     def censored(self, start_ns: int, end_ns: int) -> None:
-        """An exchange was cut off by the end of the run."""
+        """Record an exchange that the end of the run cut off."""
         if self._second(start_ns, end_ns):
             self._censored += 1
 
     def close(self, now_ns: int) -> None:
-        """Close the window, if that is still to do: the run begins to stop. What started before may still end."""
+        """Close the window, if it is still open: the run begins to stop.
+
+        Exchanges that started before may still end.
+        """
         self._closes_ns = min(self._closes_ns, now_ns)
 
     def account(self, *, connections: int, cpu_s: float, wall_s: float) -> Account:
-        """What was recorded, when the window is closed and all exchanges have ended or were cut off."""
+        """Return what was recorded. The window is closed, and all exchanges have ended or were cut off."""
         assert self._closes_ns != _NEVER, "the window is still open"
         length_ns = max(0, self._closes_ns - self.opens_ns)
         slices = [Second() for _ in range(seconds_of(length_ns / 1e9))]
@@ -168,12 +175,13 @@ class Recorder:
         return self.opens_ns <= start_ns < self._closes_ns
 
     def _number(self, start_ns: int) -> int:
-        """The second of the window in which this is; -1 before and after."""
+        """Return the number of the window's second that contains this time; -1 outside."""
         return (start_ns - self.opens_ns) // _SECOND_NS if self._inside(start_ns) else -1
 
     def _second(self, start_ns: int, end_ns: int) -> Second | None:
-        """Count the time inside the window; return the second of the window that the exchange belongs to."""
-        inside_from, inside_to = max(start_ns, self.opens_ns), min(end_ns, self._closes_ns)
+        """Add the time inside the window to `busy_s`; return the second of the window in which the exchange started."""
+        inside_from = max(start_ns, self.opens_ns)
+        inside_to = min(end_ns, self._closes_ns)
         if inside_to > inside_from:
             self._busy_ns += inside_to - inside_from
         if not self._inside(start_ns):

@@ -11,14 +11,15 @@ from typing import Any
 
 from prefork.cli.main import main
 from prefork.engines.aio import engine as aio
-from prefork.engines.aio.heartbeat import Pulse
-from prefork.engines.asgi.app import AsgiSite
+from prefork.engines.aio.heartbeat import Heartbeat
+from prefork.engines.asgi.app import AsgiApp
+from prefork.engines.asgi.request import RequestResponseCycle
 from prefork.engines.wsgi import loop as reactor
-from prefork.engines.wsgi.app import WsgiSite
+from prefork.engines.wsgi.app import WsgiApp
 
 
-def run(self: Any, _peer: Any, call: Any, _row: Any) -> Any:
-    """WsgiSite.run: the clients' clock needs to know how long the application took."""
+def run(self: Any, _row: Any, _peer: Any, call: Any) -> Any:
+    """WsgiApp.run: the clients' clock needs to know how long the application took."""
     began_ns = monotonic_ns()
     part = call.step()
     took_ns = monotonic_ns() - began_ns
@@ -27,14 +28,14 @@ def run(self: Any, _peer: Any, call: Any, _row: Any) -> Any:
     return part
 
 
-def count(_self: Any, _exchange: Any) -> int:
-    """AsgiSite.count: the next deadline needs the time."""
+def finish(_self: Any) -> int:
+    """RequestResponseCycle._finish: the next deadline needs the time."""
     return monotonic_ns()
 
 
-def ends(self: Any, exchange: Any) -> None:
-    """AsgiSite.ends: a worker has to know who is being served."""
-    del self.running[exchange]
+def end(self: Any, call: Any) -> None:
+    """AsgiApp.end: a worker has to know who is being served."""
+    del self.requests[call]
 
 
 def ignore(*_: Any) -> None:
@@ -44,11 +45,11 @@ def ignore(*_: Any) -> None:
 def patch() -> None:
     """Before anything is served."""
     replaced = [
-        (WsgiSite, "run", run),
-        (AsgiSite, "count", count),
-        (AsgiSite, "begins", ignore),
-        (AsgiSite, "ends", ends),
-        (Pulse, "_flush", ignore),
+        (WsgiApp, "run", run),
+        (RequestResponseCycle, "_finish", finish),
+        (AsgiApp, "begin", ignore),
+        (AsgiApp, "end", end),
+        (Heartbeat, "_flush", ignore),
         (reactor.Reactor, "_flush", ignore),
         *((engine, "note_wait", ignore) for engine in (aio, reactor)),
     ]

@@ -6,11 +6,10 @@ locust, which monkey-patches the process: nothing but a locustfile may import it
 
 from __future__ import annotations
 
-from . import adapter, live, options, rounding, web_options  # their import registers their listeners
-from .fast import FastUser
-from .stream import EchoUser, TalkbackUser
-from .web import WebUser
-from .websocket import WebSocketUser
+from loadtest.users import adapter, options, web
+from loadtest.users.fast import FastUser
+from loadtest.users.stream import EchoUser, TalkbackUser, WebSocketUser
+from loadtest.users.web import WebUser
 
 __all__ = [
     "EchoUser",
@@ -19,8 +18,6 @@ __all__ = [
     "WebSocketUser",
     "WebUser",
     "adapter",
-    "live",
     "options",
-    "rounding",
-    "web_options",
+    "web",
 ]

@@ -3,6 +3,10 @@
 Every other user is one client; this one is as many as the engine drives for it (generator/engine.py), and that engine
 works with sockets and an epoll that gevent has not patched. What is left here is the life of a locust user around it:
 to give way to other greenlets, to stop, to be killed, and to tell locust's statistics and the recorder what happened.
+
+locust's own statistics, which its console, web page and files show, take an event for every exchange, 9 us each. Here a
+batch is counted under the keys of locust's tables and added to them by locust's own `extend`, with which it adds up its
+workers. While that goes on no socket is looked at, so it is done a few times a second only.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import logging
 import random
 import resource
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,30 +25,30 @@ from gevent.hub import Waiter
 from gevent.monkey import get_original
 from locust import User, constant, task
 from locust.exception import StopTest, StopUser
+from locust.stats import StatsEntry
 from locust.user.users import LOCUST_STATE_STOPPING
 
-from ..generator import model
-from ..generator.dialer import HINTS, Dialer
-from ..generator.engine import PATIENCE_S, Engine
-from ..generator.failure import ExchangeError
-from ..generator.line_links import EchoLink, TalkbackLink
-from ..generator.lines import numbered
-from ..generator.recorder import CONNECT
-from ..generator.web_link import WebLink
-from ..generator.websocket import OPCODES
-from ..generator.websocket_link import WebSocketLink
-from .bulk import Ledger
-from .options import DEADLINE_S, ECHOES, scenario_of
-from .target import target
-from .web_options import expectation_of, opening_of, request_of, tls_of
+from loadtest.generator import link as model
+from loadtest.generator.dialer import HINTS, Dialer
+from loadtest.generator.engine import PATIENCE_S, Engine
+from loadtest.generator.failure import ExchangeError
+from loadtest.generator.http import WebLink
+from loadtest.generator.lines import EchoLink, TalkbackLink, numbered
+from loadtest.generator.recorder import CONNECT
+from loadtest.generator.websocket import OPCODES, WebSocketLink
+from loadtest.users.adapter import fine_bucket
+from loadtest.users.options import DEADLINE_S, ECHOES, scenario_of, target
+from loadtest.users.web import expectation_of, opening_of, request_of, tls_of
+from prefork.status.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from locust.env import Environment
+    from locust.stats import RequestStats
 
-    from ..generator.batch import Batch
-    from ..generator.link import Link
+    from loadtest.generator.link import Batch, Link
+
 
 logger = logging.getLogger("loadtest")
 
@@ -106,7 +111,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
             wait=lambda seconds: select([poller], (), (), seconds),
             dialer=Dialer(self.family, self.socket_address, tls=tls),
             deadline_s=self.deadline_s,
-            witness=self,
+            observer=self,
         )
         engine.links = list(self._links(engine))
         several = len(engine.links[0].request) > _ONE_SEGMENT or self.scenario == "websocket"  # a pong, and a message
@@ -122,10 +127,11 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         return engine
 
     def _links(self, engine: Engine) -> Iterator[Link]:
-        """One for each client. No two send the same line or message, so that another's reply is noticed."""
+        """Yield a link for each client. No two send the same line or message, so that a foreign reply is noticed."""
         options = self.options
         if self.scenario == "http":
-            sent, expected = request_of(options).encode(self.address.name), expectation_of(options)
+            sent = request_of(options).encode(self.address.name)
+            expected = expectation_of(options)
             exchanges = options.exchanges if options.keep_alive else 1
             yield from (WebLink(engine, sent, expected, exchanges) for _ in range(self.clients))
             return
@@ -144,12 +150,12 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         return WebSocketLink(engine, opening, OPCODES[options.message], payload, options.exchanges)
 
     def on_batch(self, batch: Batch) -> None:
-        """Exchanges went well."""
+        """Enter a batch of successful exchanges, and fire it for the recorder."""
         latency = self.ledger.enter(batch)
         self.environment.events.batch.fire(batch=batch, latency=latency)
 
     def on_failure(self, start_ns: int, cause: str, *, connecting: bool) -> None:
-        """An exchange failed, or a connect that has a clock of its own."""
+        """Fire locust's event for an exchange that failed, or a connect that is timed on its own."""
         elapsed_ns = time.perf_counter_ns() - start_ns
         self.environment.events.request.fire(
             request_type=CONNECT if connecting else self.request_type,
@@ -166,14 +172,14 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
 
 
 class GiveWay:
-    """Lets other greenlets run: for one turn of gevent's loop, or until the epoll has events or time is up."""
+    """Lets other greenlets run: for one iteration of gevent's loop, or until the epoll has events or time is up."""
 
     def __init__(self, fd: int) -> None:
         self._hub = gevent.get_hub()
         self._events = self._hub.loop.io(fd, 1)
 
     def __call__(self, idle_s: float) -> None:
-        """`idle_s`: how long there is nothing to do but for events; 0: only let the others have their turn."""
+        """Give way for `idle_s` seconds or until there are events; 0: for one iteration."""
         waiter = Waiter(self._hub)
         # A timer also for no time at all: callbacks, as gevent.sleep(0) uses, would run before timers and sockets do.
         timer = self._hub.loop.timer(idle_s)
@@ -189,7 +195,7 @@ class GiveWay:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise this process's limit to that. Raises StopTest if it may not."""
+    """Raise this process's limit of open files. Raises StopTest when that is not allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if count <= soft:
         return
@@ -201,8 +207,81 @@ def _allow_open_files(count: int) -> None:
 
 
 def _want_precise_timers() -> None:
-    """Have this thread's waits end when they should: by default the kernel adds up to 50 us to save wake-ups."""
+    """Make this thread's waits end on time: by default the kernel adds up to 50 us to save wake-ups."""
     try:
         Path("/proc/thread-self/timerslack_ns").write_text("1")
     except OSError:
         pass  # a sandbox that hides /proc: the lag shows it
+
+
+_SHOW_S = 0.25
+_UNIT_NS = 10_000  # in which response times are counted at first: the finest step of locust's keys (fine_bucket)
+
+
+class Ledger:
+    """Enters one user's exchanges into locust's statistics, in batches."""
+
+    def __init__(self, stats: RequestStats, method: str, name: str) -> None:
+        self._exchanges = _Row(stats, method, name)
+        self._connects = _Row(stats, CONNECT, name)
+        self._shown_s = 0.0  # when, by the monotonic clock
+
+    def enter(self, batch: Batch) -> Histogram:
+        """Enter the batch, to be shown at once or soon; return its latencies."""
+        spans_ns = [end - start for start, end in zip(batch.start_ns, batch.end_ns, strict=True)]
+        latency = self._exchanges.add(spans_ns, batch.received)
+        self._connects.add([end - start for start, end in batch.connects], 0)
+        if time.monotonic() >= self._shown_s + _SHOW_S:
+            self.show()
+        return latency
+
+    def show(self) -> None:
+        """Add what was entered since the last time to locust's statistics."""
+        self._shown_s = time.monotonic()
+        self._exchanges.show()
+        self._connects.show()
+
+
+class _Row:
+    """One row of locust's tables, and what is not yet in it."""
+
+    def __init__(self, stats: RequestStats, method: str, name: str) -> None:
+        self._stats = stats
+        self._key = (name, method)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._pending = StatsEntry(self._stats, *self._key)
+        self._pending.min_response_time = float("inf")
+        self._units: Counter[int] = Counter()
+
+    def add(self, spans_ns: Sequence[int], received: int) -> Histogram:
+        """Add these response times."""
+        latency = Histogram()
+        if spans_ns:
+            latency.record_many(spans_ns)
+            entry = self._pending
+            entry.num_requests += latency.n
+            entry.total_content_length += received
+            entry.total_response_time += latency.sum_ns / 1e6
+            entry.min_response_time = min(entry.min_response_time, latency.min_ns / 1e6)
+            entry.max_response_time = max(entry.max_response_time, latency.max_ns / 1e6)
+            self._units.update([(span_ns + _UNIT_NS // 2) // _UNIT_NS for span_ns in spans_ns])
+        return latency
+
+    def show(self) -> None:
+        """Add the pending times to the row and to the total."""
+        entry = self._pending
+        if not entry.num_requests:
+            return
+        now = time.time()
+        entry.start_time = now
+        entry.last_request_timestamp = now
+        entry.num_reqs_per_sec = {int(now): entry.num_requests}
+        keys: Counter[float] = Counter()
+        for units, count in self._units.items():
+            keys[fine_bucket(units * _UNIT_NS / 1e6)] += count
+        entry.response_times = keys
+        self._stats.entries[self._key].extend(entry)
+        self._stats.total.extend(entry)
+        self._clear()

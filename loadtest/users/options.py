@@ -1,4 +1,7 @@
-"""Our own options on locust's command line, and the defaults that differ from locust's. Its import adds them."""
+"""The lab's options on locust's command line, the defaults that differ from locust's, and what users make of them.
+
+Importing this module adds the options.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,17 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from locust import events
+from locust.exception import StopTest
 
-from ..generator.address import DEFAULT
+from loadtest.plan import addresses
+from loadtest.plan.addresses import DEFAULT
 
 if TYPE_CHECKING:
+    import socket
+
+    from locust import User
     from locust.argument_parser import LocustArgumentParser
+
 
 SCENARIOS = {
     "talkback": "TalkbackUser",
@@ -129,12 +138,12 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 
 def user_class_of(options: argparse.Namespace) -> str:
-    """The name of the class that `--scenario` and `--engine` ask for."""
+    """Return the name of the class that `--scenario` and `--engine` ask for."""
     return FAST if options.engine == "fast" else SCENARIOS[options.scenario]
 
 
 def scenario_of(user_class: type, options: argparse.Namespace) -> str:
-    """The scenario that a user class plays: `--scenario` if it can play that, else its first."""
+    """Return the scenario that a user class plays: `--scenario` if it can play that, else its first."""
     if engine_of(user_class) == "fast":
         return str(options.scenario)
     played = [name for name, class_name in SCENARIOS.items() if class_name == user_class.__name__]
@@ -144,12 +153,12 @@ def scenario_of(user_class: type, options: argparse.Namespace) -> str:
 
 
 def engine_of(user_class: type) -> str:
-    """The engine of a user class; whoever says nothing is a user as locust's usually are."""
+    """Return the engine of a user class; a class that names none is a usual locust user."""
     return str(getattr(user_class, "engine", "readable"))
 
 
 def protocol_of(user_class: Any, options: argparse.Namespace) -> str:
-    """What a user class speaks: tcp, http or websocket."""
+    """Return the protocol of a user class: tcp, http or websocket."""
     return str(user_class.protocol) or (options.scenario if options.scenario in ("http", "websocket") else "tcp")
 
 
@@ -160,7 +169,7 @@ class whole:  # noqa: N801 # reads as a function: argparse shows its name in no 
         self.least = least
 
     def __call__(self, text: str) -> int:
-        """The number, or argparse's usage error."""
+        """Parse the number, or raise argparse's usage error."""
         try:
             number = int(text)
         except ValueError:
@@ -178,3 +187,16 @@ def _number(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
     return number
+
+
+def target(user: User) -> tuple[addresses.Address, socket.AddressFamily, Any]:
+    """Return the address of a user's server, its family, and what connect() takes. Raises StopTest with the reason."""
+    try:
+        found = addresses.parse(
+            user.host or addresses.DEFAULT, protocol_of(type(user), user.environment.parsed_options), unix=user.unix
+        )
+        return found, *found.resolve()
+    except addresses.AddressError as error:
+        raise StopTest(str(error)) from None
+    except OSError as error:
+        raise StopTest(f"--host {user.host!r}: {error.strerror}") from None

@@ -1,8 +1,9 @@
-"""Users of the line protocols, written as a locust user usually is: one connection each, one task, one request event.
+"""Users of the line protocols and of WebSocket, written as a locust user usually is: one connection each, one task, one
+request event.
 
-The clock of an exchange starts before connect (talkback, nap) or before the line is sent (echo) and stops when the last
-byte of the reply, for talkback and nap the end of the stream, was read. Replies are compared byte for byte with the
-expected one.
+The clock of an exchange starts before connect (talkback, nap) or before the line or message is sent (echo, websocket).
+It stops when the last byte of the reply was read, for talkback and nap the end of the stream. Replies are compared byte
+for byte with the expected one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING
 from gevent import GreenletExit, Timeout
 from locust import User, constant, task
 
-from ..generator.failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
-from ..generator.lines import GREETING, PREFIX, numbered
-from ..generator.recorder import CONNECT
-from .options import DEADLINE_S, ECHOES, scenario_of
-from .target import target
+from loadtest.generator.failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
+from loadtest.generator.lines import GREETING, PREFIX, numbered
+from loadtest.generator.recorder import CONNECT
+from loadtest.generator.websocket import OPCODES, WebSocketTalk
+from loadtest.users.options import DEADLINE_S, ECHOES, scenario_of, target
+from loadtest.users.web import opening_of, tls_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,16 +43,17 @@ class StreamUser(User):  # type: ignore[misc]  # locust ships no types
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self.server, self.family, self.address = target(self)
-        self.name = self.scenario = scenario_of(type(self), environment.parsed_options)
+        self.scenario = scenario_of(type(self), environment.parsed_options)
+        self.name = self.scenario
         # No two users send the same line, so that a reply which belongs to another client is noticed.
         self.numbers = itertools.count(random.getrandbits(48))
 
     def next_line(self) -> bytes:
-        """A line of `--payload` bytes and its newline."""
+        """Return a line of `--payload` bytes and its newline."""
         return numbered(next(self.numbers), self.environment.parsed_options.payload)
 
     def connect(self) -> socket.socket:
-        """A new connection to the server."""
+        """Make a new connection to the server."""
         connection = socket.socket(self.family, socket.SOCK_STREAM)
         try:
             connection.connect(self.address)
@@ -60,8 +63,10 @@ class StreamUser(User):  # type: ignore[misc]  # locust ships no types
         return connection
 
     def timed(self, request_type: str, name: str, action: Callable[[], int]) -> bool:
-        """Run `action`, which returns the bytes read, and report it to locust. Returns whether it went well."""
-        failure, length, began = None, 0, time.time()
+        """Run `action`, which returns the bytes read, and report it to locust. Return whether it succeeded."""
+        failure = None
+        length = 0
+        began = time.time()
         start_ns = time.perf_counter_ns()
         try:
             with Timeout(self.deadline_s, TimeoutError):
@@ -91,7 +96,7 @@ class TalkbackUser(StreamUser):
 
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
-        """One whole connection."""
+        """Perform one exchange on a connection of its own."""
         self.timed(self.request_type, self.name, self._talk)
 
     def _talk(self) -> int:
@@ -118,7 +123,7 @@ class EchoUser(StreamUser):
 
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
-        """One line there and back, on a new connection if there is none."""
+        """Send one line and read its echo, on a new connection if there is none."""
         if self.connection is None and not self.timed(CONNECT, self.name, self._open):
             return
         if not self.timed(self.request_type, self.name, self._echo) or self.left <= 0:
@@ -145,7 +150,7 @@ class EchoUser(StreamUser):
 
 
 def expect(connection: socket.socket, expected: bytes, *, to_the_end: bool = False) -> int:
-    """Read exactly `expected`, and with `to_the_end` the end of the stream after it. Returns the bytes read.
+    """Read exactly `expected`, and with `to_the_end` the end of the stream after it. Return the number of bytes read.
 
     Raises ExchangeError ("wrong reply" at the first other byte, "closed early") and OSError.
     """
@@ -160,3 +165,47 @@ def expect(connection: socket.socket, expected: bytes, *, to_the_end: bool = Fal
     if len(got) < len(expected):
         raise ExchangeError(CLOSED_EARLY)
     return len(got)
+
+
+class WebSocketUser(EchoUser):
+    """Opens a WebSocket at `--path` and has `--payload` bytes echoed, until `--exchanges` or the server end it."""
+
+    protocol = "websocket"
+    request_type = "WS"
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        options = environment.parsed_options
+        self.name = options.path
+        self.opcode = OPCODES[options.message]
+        self.opening = opening_of(options, self.server.name)
+        self.tls = tls_of(options) if self.server.tls else None
+        self.talk: WebSocketTalk | None = None  # on the connection, once the server has agreed
+
+    def _open(self) -> int:
+        options = self.environment.parsed_options
+        self.connection = self.connect()
+        try:
+            if self.family != socket.AF_UNIX:
+                self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls:
+                self.connection = self.tls.wrap_socket(self.connection, server_hostname=self.server.host)
+            talk = WebSocketTalk(self.connection, self.opening, options.payload)
+            talk.open()
+        except BaseException:
+            self._close()
+            raise
+        self.talk = talk
+        self.left = options.exchanges or float("inf")
+        return 0
+
+    def _echo(self) -> int:
+        assert self.talk is not None
+        self.left -= 1
+        return self.talk.echo(self.opcode, self.next_line()[:-1])
+
+    def _close(self) -> None:
+        if self.talk is not None:
+            self.talk.close()
+            self.talk = None
+        super()._close()

@@ -1,22 +1,138 @@
-"""The user of the http scenario: locust's own FastHttpUser on one connection."""
+"""The user of the http scenario, on locust's own FastHttpUser, and the options of the http and websocket scenarios.
+
+Importing this module adds the options to locust's command line. None is on the web page: the requests are made when the
+users are.
+"""
 
 from __future__ import annotations
 
+import argparse
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit
 from geventhttpclient._parser import HTTPParseError
 from geventhttpclient.response import HTTPConnectionClosed
-from locust import FastHttpUser, constant, task
+from locust import FastHttpUser, constant, events, task
+from locust.exception import StopTest
 
-from ..generator.failure import CLOSED_EARLY, RESET, WRONG_REPLY, ExchangeError, cause_of
-from .options import DEADLINE_S
-from .target import target
-from .web_options import expectation_of, request_of, tls_of
+from loadtest.generator.dialer import tls_context
+from loadtest.generator.failure import CLOSED_EARLY, RESET, WRONG_REPLY, ExchangeError, cause_of
+from loadtest.generator.http import Expectation
+from loadtest.generator.websocket import OPCODES, Opening
+from loadtest.plan import request
+from loadtest.plan.request import Request
+from loadtest.users.options import DEADLINE_S, target, whole
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # locust ships no types
+def add_web_options(parser: LocustArgumentParser) -> None:
+    """Add the options, with defaults that are not None, as workers get them in a message."""
+
+    def add(flag: str, *, help: str, of: str = "http", **keywords: Any) -> None:  # noqa: A002 # argparse's word
+        parser.add_argument(flag, include_in_web_ui=False, help=f"{of}: {help}", **keywords)
+
+    both = "http, websocket"
+
+    add("--method", type=_parsed(request.method), default="GET", help="of the requests (default %(default)s).")
+    add(
+        "--path",
+        of=both,
+        type=_parsed(request.path),
+        default="/",
+        help="of the requests, with a query (default %(default)s).",
+    )
+    add(
+        "--header",
+        of=both,
+        action="append",
+        type=_parsed(request.header),
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="a field of each request; repeat it for more.",
+    )
+    add(
+        "--body",
+        type=_parsed(lambda text: request.body(text, Path.cwd())),
+        default=b"",
+        metavar="TEXT|@FILE",
+        help="of each request (default: --payload bytes for POST, PUT and PATCH, else none).",
+    )
+    add(
+        "--no-keep-alive",
+        dest="keep_alive",
+        action="store_false",
+        help="make a connection for each request, instead of keeping it as long as --exchanges or the server allow.",
+    )
+    add("--status", type=_parsed(request.status), default="2xx", help="of a good response (default %(default)s).")
+    add("--length", type=whole(0), default=-1, metavar="<bytes>", help="of a good response's body (default: any).")
+    add("--insecure", of=both, action="store_true", help="take any certificate of an https:// or wss:// server.")
+    add(
+        "--ca",
+        of=both,
+        type=_parsed(_certificates),
+        default="",
+        metavar="<file>",
+        help="certificates to trust (default: the system's).",
+    )
+    add("--message", of="websocket", choices=OPCODES, default="text", help="their kind (default %(default)s).")
+
+
+def request_of(options: argparse.Namespace) -> Request:
+    """Return the request that the options describe."""
+    return Request.made(
+        method=options.method,
+        path=options.path,
+        headers=tuple(options.header),
+        body=options.body,
+        payload=options.payload,
+        keep_alive=options.keep_alive,
+    )
+
+
+def expectation_of(options: argparse.Namespace) -> Expectation:
+    """Return what the options say about a good response."""
+    length = options.length if options.length >= 0 else None
+    return Expectation(statuses=request.statuses(options.status), length=length, bodiless=options.method == "HEAD")
+
+
+def opening_of(options: argparse.Namespace, host: str) -> Opening:
+    """Return the opening handshake of a client. Raises ValueError for a header that it may not set."""
+    return Opening.made(path=options.path, headers=options.header, host=host)
+
+
+def tls_of(options: argparse.Namespace) -> ssl.SSLContext:
+    """Return the context that verifies a server. Raises StopTest, as a worker may lack the file that its master has."""
+    try:
+        return tls_context(insecure=options.insecure, ca=options.ca)
+    except ValueError as error:
+        raise StopTest(f"--ca {error}") from None
+
+
+def _certificates(file: str) -> str:
+    if file:
+        tls_context(insecure=False, ca=file)
+    return file
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Make an argparse type whose error has the parser's reason."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
 
 
 # How the messages of geventhttpclient and of its parser begin when the stream ended inside a response.
@@ -32,7 +148,8 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
     unix = False
     host: str | None = None
     concurrency = 1  # one connection
-    connection_timeout = network_timeout = DEADLINE_S
+    connection_timeout = DEADLINE_S
+    network_timeout = DEADLINE_S
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -44,7 +161,8 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
             verified = tls_of(options)
             self.ssl_context_factory = lambda **_: verified
         super().__init__(environment)
-        self.asked, self.expected = request_of(options), expectation_of(options)
+        self.asked = request_of(options)
+        self.expected = expectation_of(options)
         self.fields: dict[str, list[str]] = {}
         for name, value in self.asked.fields(address.name):
             self.fields.setdefault(name, []).append(value)
@@ -60,7 +178,7 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
 
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
-        """One request and its whole response."""
+        """Send one request and read its whole response."""
         start_ns = time.perf_counter_ns()
         try:
             with self.client.request(
@@ -93,8 +211,9 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
 
 
 def _read(response: Any) -> tuple[int, Exception | None]:
-    """Read the body to its end: its length, and what went wrong, before or now."""
-    error, length = getattr(response, "error", None), 0
+    """Read the body to its end; return its length, and the error that came before or now."""
+    error = getattr(response, "error", None)
+    length = 0
     try:
         while error is None and (piece := response.read(_PIECE)):
             length += len(piece)
@@ -104,7 +223,7 @@ def _read(response: Any) -> tuple[int, Exception | None]:
 
 
 def _cause(error: Any) -> str:
-    """The cause of a failure that an error of geventhttpclient stands for; empty without one."""
+    """Return the cause that an error of geventhttpclient stands for; empty without an error."""
     error = getattr(error, "original", None) or error  # of RetriesExceeded
     match error:
         case None:

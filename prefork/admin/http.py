@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from prefork.engines.linger import LINGER_BYTES, LINGER_S, discard
 from prefork.http.head import Request
 from prefork.http.limits import Limits, phrase
 from prefork.http.parser import RequestParser
@@ -135,8 +136,6 @@ def _json(document: dict[str, Any]) -> bytes:
 
 
 CLIENT_S = 5.0  # for the request, and again for the answer
-LINGER_S = 1.0  # to read the answer's end, while what still comes is thrown away: close(2) would reset it
-_LINGER_BYTES = 1 << 20
 _CHUNK = 16384
 
 
@@ -151,7 +150,7 @@ class AdminClient:
         self.asked = False  # its request was understood, or refused
         self._parser = RequestParser(Limits())
         self._unsent = b""
-        self._left = _LINGER_BYTES
+        self._left = LINGER_BYTES
         sock.setblocking(False)
 
     def on_ready(self, answers: Answers, now_s: float) -> None:
@@ -160,12 +159,13 @@ class AdminClient:
             if self.interest == select.EPOLLOUT:
                 self._send(now_s)
                 return
+            if self.asked:
+                self._left = discard(self.sock, self._left)
+                self.over = not self._left
+                return
             data = self.sock.recv(_CHUNK)
             if not data:
                 self.over = True
-            elif self.asked:
-                self._left -= len(data)
-                self.over = self._left < 0
             elif events := self._parser.feed(data):
                 self._answer(events[0], answers, now_s)
         except BlockingIOError:

@@ -1,10 +1,8 @@
-"""The command line: `prefork` and its commands. Options come from config.options.OPTIONS; errors have exit codes."""
+"""The command line. Options come from config/options.py; errors have their exit codes (errors.py)."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import click
 
@@ -13,11 +11,9 @@ from prefork.api import run
 from prefork.cli.control import COMMANDS
 from prefork.cli.inspect import COMMANDS as INSPECT
 from prefork.cli.options import configured
-from prefork.cli.send import exchange, head_request
+from prefork.cli.send import send
 from prefork.cli.top.command import top
 from prefork.config.config import Config
-from prefork.core.address import Address
-from prefork.core.units import positive_duration
 from prefork.errors import PreforkError
 
 _SERVE_HELP = """Serve APP with worker processes that share one listener.
@@ -55,51 +51,7 @@ def serve(config: Config) -> None:
     sys.exit(run(config))
 
 
-@cli.command()
-@click.argument("text", required=False)
-@click.option("--to", "address", default="127.0.0.1:1935", show_default=True, help="HOST:PORT, [V6]:PORT or unix:PATH.")
-@click.option("--timeout", default="10s", show_default=True, metavar="DURATION", help="Most that each step may take.")
-@click.option("--head", is_flag=True, help="Send an HTTP HEAD request instead of TEXT.")
-@click.option("--path", default="/", show_default=True, help="The path that --head asks for.")
-@click.option("-v", "--verbose", is_flag=True, help="Say each step on stderr.")
-def send(text: str | None, address: str, timeout: str, head: bool, path: str, verbose: bool) -> None:
-    """Connect, send TEXT as a line, half-close, and print what comes back, to the end.
-
-    Without TEXT, what is on standard input is sent as it is.
-
-    \b
-      prefork send "good morning"
-      prefork send -v hello --to unix:/run/app.sock
-      prefork send --head --path /health --to 127.0.0.1:8000
-    """
-    where = _parsed("--to", address, Address.parse)
-    limit_s = _parsed("--timeout", timeout, positive_duration)
-    if head:
-        request = head_request(where, path)
-    elif text is not None:
-        request = text.encode("utf-8", "surrogateescape") + b"\n"
-    else:
-        request = sys.stdin.buffer.read()
-
-    def tell(step: str) -> None:
-        if verbose:
-            click.echo(f"* {step}", err=True)
-
-    def received(chunk: bytes) -> None:
-        sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-
-    exchange(where, request, timeout_s=limit_s, received=received, tell=tell)
-
-
-def _parsed(flag: str, text: str, parse: Callable[[str], Any]) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise click.UsageError(f"{flag}: {error}") from None
-
-
-for _command in (*INSPECT, *COMMANDS, top):
+for _command in (*INSPECT, *COMMANDS, send, top):
     cli.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""The options of `prefork serve` for click, from config.options.OPTIONS, and for other commands that take them."""
+"""The options of `prefork serve` as flags, made of config/options.py, and what commands that ask a server share."""
 
 from __future__ import annotations
 

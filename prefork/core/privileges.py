@@ -30,8 +30,8 @@ class Identity:
     def assume(self) -> None:
         """WORKER. Become this user, irrevocably, and tell programs by HOME, USER and LOGNAME. Raises OSError.
 
-        A change of uid clears PR_SET_PDEATHSIG, so it comes before life.die_with_parent. Who is this user already, as
-        its template was, stays so.
+        A change of uid clears PR_SET_PDEATHSIG, so it comes before process.die_with_parent. A process that is
+        this user already, as a worker of a template is, stays as it is.
         """
         if (os.getresuid(), os.getresgid()) == ((self.uid,) * 3, (self.gid,) * 3):
             return

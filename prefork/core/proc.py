@@ -1,4 +1,4 @@
-"""How many processors this process may use: the cgroup's CPU quota, else the affinity mask."""
+"""What /proc and the control group say of processes: memory, CPU time, and how many CPUs may be used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# --- What the system says of a process: memory and CPU time. None where the process has gone or /proc is barred.
+# --- Memory and CPU time of a process. None where the process has gone or /proc cannot be read.
 #
 # PSS, the proportional set size, is the one figure that adds up: a page that four workers share counts a quarter for
 # each. The kernel walks every page for it (1-2 ms per 100 MB, and the process cannot map memory meanwhile), so
@@ -85,6 +85,9 @@ class PssCache:
 
     def _sampled_s(self, pid: int) -> float:
         return self._samples[pid][0] if pid in self._samples else float("-inf")
+
+
+# --- The CPUs that this process may use: the cgroup's CPU quota, else the affinity mask.
 
 
 _ROOT = Path("/sys/fs/cgroup")

@@ -9,16 +9,17 @@ if TYPE_CHECKING:
     from prefork.engines.context import Engine
 
 ENGINES = {
-    "stream": "threads.engine",
-    "socketserver": "threads.engine",
-    "wsgi": "wsgi.loop",
-    "streams": "aio.engine",
-    "protocol": "aio.engine",
-    "asgi": "aio.engine",
-}  # kind of app -> module here, with the class ENGINE
+    "stream": "blocking",
+    "socketserver": "blocking",
+    "wsgi": "reactor",
+    "streams": "aio",
+    "protocol": "aio",
+    "asgi": "aio",
+}  # kind of app -> name of its engine, as the log and `prefork status` show it
+_MODULES = {"blocking": "threads.engine", "reactor": "wsgi.loop", "aio": "aio.engine"}  # each has the class ENGINE
 
 
 def engine_of(kind: str) -> type[Engine]:
-    """WORKER. The engine for a kind of app; imported only now, as every worker needs just one."""
-    engine: type[Engine] = importlib.import_module(f"{__name__}.{ENGINES[kind]}").ENGINE
+    """WORKER. Return the engine for a kind of app. It is imported only now, as every worker needs just one."""
+    engine: type[Engine] = importlib.import_module(f"{__name__}.{_MODULES[ENGINES[kind]]}").ENGINE
     return engine

@@ -7,12 +7,16 @@ import sys
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prefork.core.address import format_sockaddr
+from prefork.http.forwarded import UNIX, Trusted
 from prefork.status.scoreboard import QUEUE, lead, queue_bucket, request_mark
 
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Callable
 
+    from prefork.core.listener import Listener
     from prefork.http.head import Request
+    from prefork.http.proxy_protocol import End
 
 
 # --- How long a connection waited in the kernel until a worker took it.
@@ -42,11 +46,11 @@ def note_wait(sock: socket.socket | _socket.socket, family: int, cells: memoryvi
     return waited_ms
 
 
-Told = TypeVar("Told")
+AppView = TypeVar("AppView")
 
 
-class Peer(Generic[Told]):
-    """WORKER. `text` is for people, `told` for the application (HttpSite.told).
+class Peer(Generic[AppView]):
+    """WORKER. The other end of an HTTP connection. `text` is for people, `told` is what the application sees of it.
 
     `address` is `unix:` on a Unix socket. `trusted`: what it says of others is believed. `queue_ms`: how long the
     connection waited to be taken, until that is logged with its first request; None if it is not known. `mark`: what
@@ -55,7 +59,7 @@ class Peer(Generic[Told]):
 
     __slots__ = ("_lead", "address", "mark", "method", "port", "queue_ms", "target", "text", "told", "trusted")
 
-    def __init__(self, text: str, address: str, port: int, told: Told, *, trusted: bool) -> None:
+    def __init__(self, text: str, address: str, port: int, told: AppView, *, trusted: bool) -> None:
         self.text = text
         self._lead = lead(text)
         self.method, self.target, self.mark = "", b"", b""
@@ -65,10 +69,35 @@ class Peer(Generic[Told]):
         self.trusted = trusted
         self.queue_ms: int | None = None
 
-    def asks(self, request: Request) -> None:
+    def set_request(self, request: Request) -> None:
         """Make the mark of a request. Who asks for the same again has it: the parser remembers lines."""
         self.method, self.target = request.method, request.target
         self.mark = request_mark(self._lead, request.method, request.target)
+
+
+class PeerFactory(Generic[AppView]):
+    """WORKER. Makes the peers of new connections. `app_view(listener, address, port)`: what the application sees of
+    one from there; of one on a Unix socket, from `unix:` and 0.
+    """
+
+    def __init__(self, trusted: Trusted, app_view: Callable[[Listener, str, int], AppView]) -> None:
+        self._trusted = trusted
+        self._app_view = app_view
+
+    def of(self, listener: Listener, sockaddr: Any) -> Peer[AppView]:
+        """The other end of a new connection."""
+        family = listener.sock.family
+        address, port = (UNIX, 0) if family == socket.AF_UNIX else sockaddr[:2]
+        return self._make(listener, format_sockaddr(family, sockaddr), address, port)
+
+    def behind(self, end: End, listener: Listener) -> Peer[AppView]:
+        """The client for whom the other end, a trusted proxy, has connected."""
+        text = f"[{end.address}]:{end.port}" if ":" in end.address else f"{end.address}:{end.port}"
+        return self._make(listener, text, end.address, end.port)
+
+    def _make(self, listener: Listener, text: str, address: str, port: int) -> Peer[AppView]:
+        trusted = bool(self._trusted) and self._trusted.has_peer(address)
+        return Peer(text, address, port, self._app_view(listener, address, port), trusted=trusted)
 
 
 def peer_of(transport: Any) -> str:

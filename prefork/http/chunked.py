@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
-# RFC 9112 7.1.1. The blanks around ";" and "=" are "bad", but have to be understood (RFC 9110 5.6.3). Possessive: a
-# line is read once, however it is made.
-_TOKEN = TOKEN.pattern + b"+"
-_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
-_EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?>[ \t]*+=[ \t]*+(?>" + _TOKEN + rb"|" + _QUOTED + rb"))?+"
+# RFC 9112 7.1.1. The blanks around ";" and "=" are "bad", but have to be understood (RFC 9110 5.6.3). Each byte tells
+# what may follow it, so a line that does not match is given up in linear time. No group is possessive or atomic: `re`
+# of Python 3.11.0 to 3.11.4 does not match some texts that such groups describe.
+_TOKEN = TOKEN.pattern
+_QUOTED = rb'"[\t !#-\[\]-~\x80-\xff]*(?:\\[\t -~\x80-\xff][\t !#-\[\]-~\x80-\xff]*)*"'
+_EXTENSION = rb"[ \t]*;[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
 _PLAIN_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)((?>" + _EXTENSION + rb")*+)")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:" + _EXTENSION + rb")*)")
 
 
 def chunk(data: bytes) -> bytes:

@@ -109,7 +109,7 @@ USUAL: Final = _usual()  # by spelling; never changed
 # http and https it is an error to be treated as such (RFC 9110 4.2.4). No name at all is no host (RFC 9110 4.2.1).
 # The address literals of the future (`[v1.x]`) are refused: nobody can know what they mean.
 _AUTHORITY = re.compile(
-    rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})++)(?::([0-9]{0,5}))?"
+    rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,5}))?"
 )
 
 
@@ -138,7 +138,7 @@ _MOST_NAMES = 1024
 _MOST_NAME = 64  # bytes
 _TEXT = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
 _LENGTH = re.compile(rb"[0-9]{1,19}")  # bytes: int() takes signs, blanks and "_", and str's digits are of any script
-_CODINGS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE)
+_CODINGS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*,[ \t]*)+chunked", re.IGNORECASE)
 
 
 Field: TypeAlias = tuple[Name, bytes]  # the value without blanks around it; of any bytes but control characters

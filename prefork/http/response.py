@@ -1,61 +1,67 @@
-"""Response heads: what an application answered, checked, and framed so that the connection stays in step. Pure.
+"""Heads of responses: the checks of what an application gave, and the fields that frame the body. Pure.
 
-A head is made in two steps, because an application may take back its first one until body bytes leave:
-`read_head` checks status and fields (at once, while the application still runs and can see the error), `frame` decides
-how the body's end is marked. The end of every head, `stamp`, is the same for all responses of a second.
+A head is made in two steps, because an application may replace it until the first bytes of the body are sent.
+`check_head` checks the status and the fields at once, while the application still runs and can see the error; `frame`
+decides how the client finds the end of the body. The last lines of every head, the stamp, are the same for all
+responses of one second.
 
-Rules: the server owns the framing, so Transfer-Encoding and the other hop-by-hop fields are refused. No
-control character gets into a head; that is one look at the whole, not one for each field. What is known of a name or a
-status line is remembered, within a bound.
+The server owns the framing: it refuses Transfer-Encoding and the other hop-by-hop fields. No control character gets
+into a head; one search of the whole head finds them all. The results of the checks are remembered, within a bound.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from email.utils import formatdate
 from typing import Any, Final
 
 from prefork.http.limits import page, phrase
 
-# How the client knows where the body ends.
+# How the client finds the end of the body.
 NO_BODY: Final = 1  # HEAD, 204, 205, 304
 SIZED: Final = 2  # Content-Length
 CHUNKED: Final = 3
-TO_THE_END: Final = 4  # the connection is closed behind it: HTTP/1.0 without Content-Length
+TO_THE_END: Final = 4  # of the connection: HTTP/1.0 without Content-Length
 
-# What a field name means here, one bit each.
+# Fields with a meaning for the server, one bit each.
 LENGTH: Final = 1
 DATE: Final = 2
 SERVER: Final = 4
 CLOSE: Final = 8  # Connection: close
 _REFUSED = 16
-# PEP 3333 forbids these two as well, but streaming recipes have them: left out, and `close` is heard.
-_HOP = 32
+_HOP = 32  # PEP 3333 forbids them, but recipes for streaming have them: left out, and `close` is obeyed
 _MEANING = {
-    "content-length": LENGTH, "date": DATE, "server": SERVER, "connection": _HOP, "keep-alive": _HOP,
-} | dict.fromkeys(
-    ("proxy-authenticate", "proxy-authorization", "te", "trailer", "trailers",
-     "transfer-encoding", "upgrade"), _REFUSED,
-)  # fmt: skip
+    "content-length": LENGTH,
+    "date": DATE,
+    "server": SERVER,
+    "connection": _HOP,
+    "keep-alive": _HOP,
+    "proxy-authenticate": _REFUSED,
+    "proxy-authorization": _REFUSED,
+    "te": _REFUSED,
+    "trailer": _REFUSED,
+    "trailers": _REFUSED,
+    "transfer-encoding": _REFUSED,
+    "upgrade": _REFUSED,
+}
 _MOST_REMEMBERED = 1024  # names, and status lines
 _MOST_HEADS = 256
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS = re.compile(r"[1-5][0-9]{2} [ -~\x80-\xff]*")
 _VALUE = re.compile(r"[ -~\x80-\xff]*")
-_NAMES = re.compile(rf"{_NAME.pattern}(?:[ \t]*,[ \t]*{_NAME.pattern})*+")  # of Trailer
+_NAMES = re.compile(rf"{_NAME.pattern}(?:[ \t]*,[ \t]*{_NAME.pattern})*")  # of Trailer
 _CONTROLS = bytes([*range(0x20), 0x7F])
 
-
-Head = tuple[int, bytes, int | None, int]  # see read_head
+Head = tuple[int, bytes, int | None, int]  # see check_head
 
 
 class ResponseError(Exception):
-    """What an application answered breaks PEP 3333 or HTTP. The text says what and where, for the log."""
+    """The application's response breaks PEP 3333, ASGI or HTTP. The text says what and where, for the log."""
 
 
 class _Names(dict[str, tuple[int, str]]):
-    """From a field name to its meaning and the beginning of its line. A memo: what it holds follows from the key."""
+    """A memo from the name of a field to its meaning and the beginning of its line."""
 
     def __missing__(self, name: object) -> tuple[int, str]:
         if not isinstance(name, str):
@@ -72,7 +78,7 @@ class _Names(dict[str, tuple[int, str]]):
 
 
 class _Statuses(dict[str, tuple[int, str]]):
-    """From `200 OK` to the number and the status line. A memo as well."""
+    """A memo from a status, such as `200 OK`, to its number and the status line."""
 
     def __missing__(self, status: object) -> tuple[int, str]:
         if not isinstance(status, str):
@@ -88,48 +94,31 @@ class _Statuses(dict[str, tuple[int, str]]):
         return found
 
 
-_names = _Names()
-_statuses = _Statuses()
-_Heads = dict[tuple[object, ...], Head]
-_heads: _Heads = {}  # a memo of read_head
-_asgi_heads: _Heads = {}  # of read_asgi_head: what is right there may be wrong here
+class _Heads(dict[tuple[object, ...], Head]):
+    """A memo from `(status, *fields)` to the checked head: applications repeat themselves (0.3 us instead of 1.1).
 
-
-def read_head(status: str, headers: list[tuple[str, str]]) -> Head:
-    """Check what was given to start_response.
-
-    Returns the status as a number; the status line and the fields as they are sent; the Content-Length, None without
-    one; and the set of those of LENGTH, DATE, SERVER and CLOSE that were given. Raises ResponseError.
+    A look-up raises ResponseError, and TypeError for a key that is not hashable; such a head needs a check of its own.
     """
-    try:
-        key = (status, *headers)
-        found = _heads.get(key) if type(headers) is list else None
-    except TypeError:
-        return _check_head(status, headers)  # not hashable: odd, or wrong
-    if found is None:
-        found = _check_head(status, headers)
-        _remember(_heads, key, found)
-    return found
+
+    def __init__(self, check: Callable[[Any, list[Any]], Head]) -> None:
+        super().__init__()
+        self._check = check
+
+    def __missing__(self, key: tuple[object, ...]) -> Head:
+        status, *headers = key
+        head = self._check(status, headers)
+        if len(self) >= _MOST_HEADS:
+            self.clear()
+        self[key] = head
+        return head
 
 
-def read_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
-    """Check what an ASGI application sent with http.response.start; as `read_head`."""
-    headers = headers if type(headers) is list else list(headers)
-    try:
-        key = (status, *headers)
-        found = _asgi_heads.get(key)
-    except TypeError:
-        return _check_asgi_head(status, headers)  # its pairs are lists, say
-    if found is None:
-        found = _check_asgi_head(status, headers)
-        _remember(_asgi_heads, key, found)
-    return found
-
-
-def _check_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
+def check_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
+    """Check what an ASGI application sent with `http.response.start`; as `check_head`."""
     if not isinstance(status, int):
         raise ResponseError(f"the status {status!r} is {kind(status)}, not an int")
-    fields, announced = [], b""
+    fields = []
+    announced = b""
     for item in headers:
         try:
             name, value = item
@@ -137,23 +126,22 @@ def _check_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
         except (TypeError, ValueError, AttributeError):
             raise ResponseError(f"the header {item!r} is not a pair of bytes (name, value)") from None
         lower = field[0].lower()
-        if lower == "trailer":  # RFC 9110 6.6.2: who is to send trailers should say which
+        if lower == "trailer":  # RFC 9110 6.6.2: names the trailers that follow the body
             if not _NAMES.fullmatch(field[1]):
                 raise ResponseError(f"the value {value!r} of the header {name!r} is no list of names")
             announced += b"Trailer: %b\r\n" % value
-        elif lower != "transfer-encoding":  # ASGI: it may be given, and is the server's to ignore
+        elif lower != "transfer-encoding":  # ASGI: an application may give it, and the server ignores it
             fields.append(field)
-    code, text, length, given = _check_head(f"{int(status)} {phrase(int(status))}", fields)
+    code, text, length, given = check_head(f"{int(status)} {phrase(int(status))}", fields)
     return code, text + announced, length, given
 
 
-def _remember(memo: _Heads, key: tuple[object, ...], head: Head) -> None:
-    if len(memo) >= _MOST_HEADS:
-        memo.clear()
-    memo[key] = head  # applications repeat themselves (measured: 0.3 us instead of 1.1)
+def check_head(status: str, headers: list[tuple[str, str]]) -> Head:
+    """Check what a WSGI application gave to `start_response`.
 
-
-def _check_head(status: str, headers: list[tuple[str, str]]) -> Head:
+    Return the status as a number; the status line and the fields as they are sent; the Content-Length, None without
+    one; and which of LENGTH, DATE, SERVER and CLOSE the fields contain. Raises ResponseError.
+    """
     try:
         code, text = _statuses[status]
         length = None
@@ -166,7 +154,7 @@ def _check_head(status: str, headers: list[tuple[str, str]]) -> Head:
             if meaning:
                 if meaning == LENGTH:
                     length = _read_length(length, value)
-                    if code in (204, 205):  # RFC 9110 8.6: not with 204; 205 is always 0, and says so by itself
+                    if code in (204, 205):  # RFC 9110 8.6: not with 204; `frame` adds that of 205, which is 0
                         lines -= 1
                         continue
                 elif meaning == _HOP:
@@ -174,22 +162,28 @@ def _check_head(status: str, headers: list[tuple[str, str]]) -> Head:
                     lines -= 1
                     continue
                 given |= meaning
-            # str.__str__: of a subclass its text, however it prints itself; a TypeError for what is no str.
+            # str.__str__ gives the text of a subclass, however it prints itself, and TypeError for what is no str.
             text += f"{beginning}{value if type(value) is str else str.__str__(value)}\r\n"
         raw = text.encode("latin1")
-        # One look at all values: without controls, the head is shorter by its line ends and nothing else.
+        # Without its control characters, a correct head is shorter by its line ends and nothing else.
         if len(raw) - len(raw.translate(None, _CONTROLS)) == 2 * lines:
             return code, raw, length, given
-    except (TypeError, ValueError):  # not hashable, not two, not a str, not latin-1: explain() finds out which
+    except (TypeError, ValueError):  # not hashable, not two, not a str, not latin-1: _explain() finds out which
         pass
     raise _explain(status, headers)
 
 
-def frame(code: int, given: int, length: int | None, *, head: bool, minor: int) -> tuple[int, bytes]:
-    """Decide how a body ends (RFC 9112 6): NO_BODY, SIZED, CHUNKED or TO_THE_END, and the fields that say so.
+_names = _Names()
+_statuses = _Statuses()
+WSGI_HEADS: Final = _Heads(check_head)
+ASGI_HEADS: Final = _Heads(check_asgi_head)
 
-    `given`: LENGTH if the application's head has a Content-Length already. `length`: that, or what is known of the
-    body, or None. `head`: the request's method is HEAD. `minor`: of the client's version.
+
+def frame(code: int, given: int, length: int | None, *, head: bool, minor: int) -> tuple[int, bytes]:
+    """Return how the body ends (RFC 9112 6), NO_BODY, SIZED, CHUNKED or TO_THE_END, and the field that says so.
+
+    `given` has LENGTH if the application's head has a Content-Length. `length` is that, or else the size of the body if
+    it is known. `head`: the method of the request is HEAD. `minor`: the client speaks HTTP/1.`minor`.
     """
     if code in (204, 304):
         return NO_BODY, b""
@@ -204,27 +198,20 @@ def frame(code: int, given: int, length: int | None, *, head: bool, minor: int) 
     return TO_THE_END, b""
 
 
-def persistence(*, keep_alive: bool, minor: int) -> bytes:
-    """Return the Connection field; none where it goes without saying."""
-    if keep_alive:
-        return b"" if minor else b"Connection: keep-alive\r\n"
-    return b"Connection: close\r\n"
-
-
 def stamp(epoch_s: float, server: bytes = b"prefork") -> bytes:
-    """Return the end of every head of this second: Date, Server, and the empty line."""
+    """Return the last lines of every head of this second: Date, Server, and the empty line."""
     return b"Date: %b\r\nServer: %b\r\n\r\n" % (formatdate(int(epoch_s), usegmt=True).encode("ascii"), server)
 
 
 def without(stamped: bytes, given: int) -> bytes:
-    """Return the stamp without the fields that the application gave itself, so that each is there exactly once."""
+    """Return the stamp without the fields that the application gave itself, so that the head has each exactly once."""
     date, server, *end = stamped.split(b"\r\n")
     kept = [line for line, bit in ((date, DATE), (server, SERVER)) if not given & bit]
     return b"\r\n".join([*kept, *end])
 
 
 def error_response(status: int, stamped: bytes, *, html: bool = False, head: bool = False) -> bytes:
-    """Return the whole response that ends a connection: a page that gives nothing away, and Connection: close."""
+    """Return a complete response that ends the connection, with a page that tells nothing about the server."""
     body = page(status, html=html)
     kind = "html" if html else "plain"
     fields = f"Content-Type: text/{kind}; charset=utf-8\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
@@ -243,7 +230,7 @@ def _read_length(before: int | None, value: object) -> int:
 
 
 def _explain(status: object, headers: Sequence[object]) -> ResponseError:
-    """Say what is wrong with a head that is known to be wrong."""
+    """Return the error that describes what is wrong with a wrong head."""
     if not isinstance(status, str):
         return ResponseError(f"the status {status!r} is {kind(status)}, not a str such as '200 OK'")
     for item in headers:

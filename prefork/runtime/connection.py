@@ -12,23 +12,17 @@ runs out is first continued with exactly what is left of the idle time: a system
 from __future__ import annotations
 
 import _socket  # the type below socket.socket: 2.5 us less per connection than accept() with the wrapper (measured)
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Callable
 from time import monotonic, monotonic_ns
 from typing import Any
 
 from prefork.core.listener import timeval
-from prefork.errors import CLIENT_GONE, NOT_OPEN, LineTooLong
+from prefork.errors import CLIENT_GONE, LineTooLong
 from prefork.status.scoreboard import BUSY_NS, BYTES_IN, BYTES_OUT, GONE, IDLE_CLOSED, SINCE, TOO_LONG
 
 LINE_LIMIT = 65536  # bytes, the line end not counted
-LINGER_S = 2.0  # how long a close waits for a client that still sends
-LINGER_BYTES = 1 << 20  # and how much of it is read; then the client is reset, which is what it asked for
 _CHUNK = 16384
-_SO_MEMINFO = 55  # socket(7) has no entry; linux/sock_diag.h: the first word is the receive queue's memory
 
 
 class Connection:
@@ -221,40 +215,3 @@ class HandlerSocket(socket.socket):
             raise
         finally:
             cells[SINCE] = monotonic_ns()
-
-
-def close(sock: _socket.socket) -> None:
-    """Close so that the client reads the whole reply.
-
-    close(2) with unread input sends RST, and a reset makes the client's kernel discard what it had not read yet
-    (RFC 1122 4.2.2.13). So with input left: say that we are done, read on for a bounded while, then close.
-    """
-    try:
-        if unread(sock):
-            _linger(sock)
-    except OSError:
-        pass  # reset meanwhile: nobody reads the reply
-    try:
-        sock.close()
-    except OSError as error:
-        if error.errno not in NOT_OPEN:
-            raise
-
-
-def unread(sock: _socket.socket) -> int:
-    """Return how many bytes have come that nobody has read. Raises OSError if the client has reset the connection."""
-    # Memory of the receive queue, 0.3 us. It also counts a FIN, so only FIONREAD (1.0 us) is exact.
-    if not sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO):
-        return 0
-    return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
-
-
-def _linger(sock: _socket.socket) -> None:
-    sock.shutdown(socket.SHUT_WR)
-    until, left = monotonic() + LINGER_S, LINGER_BYTES
-    while left > 0 and (wait_s := until - monotonic()) > 0:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(wait_s))
-        size = len(sock.recv(_CHUNK))
-        if not size:
-            return
-        left -= size

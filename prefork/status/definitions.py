@@ -40,9 +40,9 @@ _BUSY = (
     "the share of a processor that its loop used, and all of the time that it is stuck."
 )
 _TOOK = (
-    "of how long one unit took. Of stream handlers that block, only the time in their own code, without waits for the "
-    "client; of WSGI, only the time in the application; of asyncio, from a unit's beginning to its end. Waiting in the "
-    "queue is not in it. To 1 %."
+    "of how long the application took for one unit: from its call until it had given the last piece of its response. "
+    "Waits for the client to send or to read are left out of stream handlers that block and of WSGI; of asyncio all "
+    "that is awaited is in it, as nobody can tell what for. Waiting in the queue is not in it. To 1 %."
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefork.http.fields import FieldTable
@@ -13,6 +13,7 @@ from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
 from tests.http.grammar import Writing, pipelines, writings
 from tests.http.outcome import cut, cut_at_random, outcome
+from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ randoms = st.randoms(use_true_random=False)
 
 
 @given(pipeline=pipelines(), rng=randoms)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_requests_are_read_as_they_were_meant(pipeline: Sequence[Writing], rng: random.Random) -> None:
     data = b"".join(writing.data for writing in pipeline)
     for pieces in ([data], cut_at_random(data, rng), cut(data, 1)):
@@ -43,7 +44,7 @@ def test_requests_are_read_as_they_were_meant(pipeline: Sequence[Writing], rng: 
 
 @given(data=any_bytes, rng=randoms)
 @example(data=b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", rng=random.Random(1))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_any_bytes_give_the_same_however_they_are_cut(data: bytes, rng: random.Random) -> None:
     for limits in (Limits(), TIGHT):
         whole = outcome([data], limits=limits)
@@ -58,7 +59,7 @@ def test_any_bytes_give_the_same_however_they_are_cut(data: bytes, rng: random.R
     instead=st.integers(0, 3),
     rng=randoms,
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_a_request_with_a_fault_gives_the_same_however_it_is_cut(
     writing: Writing, place: int, piece: bytes, instead: int, rng: random.Random
 ) -> None:
@@ -71,7 +72,7 @@ def test_a_request_with_a_fault_gives_the_same_however_it_is_cut(
 
 
 @given(first=writings(), second=writings())
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_what_was_asked_before_makes_no_difference(first: Writing, second: Writing) -> None:
     table = FieldTable()
     outcome([first.data], table=table)
@@ -79,7 +80,7 @@ def test_what_was_asked_before_makes_no_difference(first: Writing, second: Writi
 
 
 @given(data=any_bytes, rng=randoms)
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_what_is_kept_is_never_more_than_a_line(data: bytes, rng: random.Random) -> None:
     parser = RequestParser(TIGHT)
     for piece in cut_at_random(data, rng):

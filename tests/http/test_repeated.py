@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.http.fields import FieldTable
 from prefork.http.head import Request
 from prefork.http.limits import Limits, Refusal
 from prefork.http.parser import Event, RequestParser
+from tests.support.examples import examples
 
 LINES = (
     b"GET / HTTP/1.1", b"GET /a HTTP/1.1", b"GET /a?b=c HTTP/1.1", b"HEAD / HTTP/1.1", b"GET /%20 HTTP/1.1",
@@ -40,7 +41,7 @@ def said(events: list[Event]) -> list[object]:
     return found
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(BLOCKS)), max_size=12))
 def test_a_repeated_head_means_what_a_first_one_does(heads: list[tuple[bytes, bytes]]) -> None:
     table = FieldTable()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 
 import pytest
 from hypothesis import given
@@ -19,11 +18,11 @@ from prefork.http.response import (
     SERVER,
     SIZED,
     TO_THE_END,
+    WSGI_HEADS,
     ResponseError,
+    check_head,
     error_response,
     frame,
-    persistence,
-    read_head,
     stamp,
     without,
 )
@@ -34,7 +33,7 @@ CONTROLS = [chr(code) for code in (*range(0x20), 0x7F)]
 
 def test_a_head_is_written_as_it_was_given() -> None:
     headers = [("Content-Type", "text/plain"), ("content-length", "13"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
-    code, raw, length, given = read_head("200 OK", headers)
+    code, raw, length, given = check_head("200 OK", headers)
     assert (code, length, given) == (200, 13, LENGTH)
     lines = [
         b"HTTP/1.1 200 OK",
@@ -47,12 +46,12 @@ def test_a_head_is_written_as_it_was_given() -> None:
 
 
 def test_a_head_without_fields() -> None:
-    assert read_head("404 Not Found", []) == (404, b"HTTP/1.1 404 Not Found\r\n", None, 0)
+    assert check_head("404 Not Found", []) == (404, b"HTTP/1.1 404 Not Found\r\n", None, 0)
 
 
 def test_bytes_that_are_not_ascii_pass_as_latin1() -> None:
     assert (
-        read_head("200 Tr\xe8s bien", [("X", "caf\xe9 \xa0\x80")])[1]
+        check_head("200 Tr\xe8s bien", [("X", "caf\xe9 \xa0\x80")])[1]
         == b"HTTP/1.1 200 Tr\xe8s bien\r\nX: caf\xe9 \xa0\x80\r\n"
     )
 
@@ -61,11 +60,11 @@ def test_bytes_that_are_not_ascii_pass_as_latin1() -> None:
 def test_no_control_character_gets_into_a_head(control: str) -> None:
     for text in (f"a{control}b", f"{control}", f"a{control}", f"a\r{control}\nb"):
         with pytest.raises(ResponseError, match="the status "):
-            read_head(f"200 {text}", [])
+            check_head(f"200 {text}", [])
         with pytest.raises(ResponseError, match="the header name"):
-            read_head("200 OK", [(text, "value")])
+            check_head("200 OK", [(text, "value")])
         with pytest.raises(ResponseError, match=r"the value .* of the header 'X' has a control character"):
-            read_head("200 OK", [("A", "b"), ("X", text), ("Y", "z")])
+            check_head("200 OK", [("A", "b"), ("X", text), ("Y", "z")])
 
 
 @given(
@@ -73,7 +72,7 @@ def test_no_control_character_gets_into_a_head(control: str) -> None:
 )
 def test_whatever_the_name_and_value_a_head_has_one_line_for_each(name: str, value: str) -> None:
     try:
-        _, raw, _, _ = read_head("200 OK", [("A", "b"), (name, value)])
+        _, raw, _, _ = check_head("200 OK", [("A", "b"), (name, value)])
     except ResponseError:
         return
     lines = raw.split(b"\r\n")
@@ -89,17 +88,17 @@ def test_whatever_the_name_and_value_a_head_has_one_line_for_each(name: str, val
 )  # fmt: skip
 def test_a_status_that_is_none(status: str) -> None:
     with pytest.raises(ResponseError, match="is not of the form '200 OK'"):
-        read_head(status, [])
+        check_head(status, [])
 
 
 @pytest.mark.parametrize("status", ["100 Continue", "101 Switching Protocols", "103 Early Hints", "199 "])
 def test_an_interim_status_is_no_answer(status: str) -> None:
     with pytest.raises(ResponseError, match="interim"):
-        read_head(status, [])
+        check_head(status, [])
 
 
 def test_an_empty_phrase_is_one() -> None:
-    assert read_head("299 ", [])[:2] == (299, b"HTTP/1.1 299 \r\n")
+    assert check_head("299 ", [])[:2] == (299, b"HTTP/1.1 299 \r\n")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_an_empty_phrase_is_one() -> None:
 )
 def test_a_name_that_is_no_token(name: str) -> None:
     with pytest.raises(ResponseError, match="is not a token"):
-        read_head("200 OK", [(name, "value")])
+        check_head("200 OK", [(name, "value")])
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_a_name_that_is_no_token(name: str) -> None:
 def test_the_servers_own_fields_are_refused_each_time(name: str) -> None:
     for _ in range(2):
         with pytest.raises(ResponseError, match=f"the header '{name}' is the server's own"):
-            read_head("200 OK", [("A", "b"), (name, "close")])
+            check_head("200 OK", [("A", "b"), (name, "close")])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_the_servers_own_fields_are_refused_each_time(name: str) -> None:
 )  # fmt: skip
 def test_a_wrong_type_is_named(status: object, headers: object, said: str) -> None:
     with pytest.raises(ResponseError) as caught:
-        read_head(status, headers)  # type: ignore[arg-type]
+        check_head(status, headers)  # type: ignore[arg-type]
     assert said in str(caught.value)
 
 
@@ -161,7 +160,7 @@ class Kind(str, enum.Enum):  # noqa: UP042 - just not StrEnum, which prints its 
 
 def test_subclasses_of_str_are_their_text() -> None:
     for _ in range(2):
-        assert read_head(Kind.STATUS, [(Kind.NAME, Kind.VALUE)])[1] == b"HTTP/1.1 200 OK\r\nX-Kind: text\r\n"
+        assert check_head(Kind.STATUS, [(Kind.NAME, Kind.VALUE)])[1] == b"HTTP/1.1 200 OK\r\nX-Kind: text\r\n"
 
 
 @pytest.mark.parametrize(
@@ -169,13 +168,13 @@ def test_subclasses_of_str_are_their_text() -> None:
 )
 def test_a_content_length_that_is_no_number(value: str) -> None:
     with pytest.raises(ResponseError, match=r"the Content-Length .* is not a number of bytes"):
-        read_head("200 OK", [("Content-Length", value)])
+        check_head("200 OK", [("Content-Length", value)])
 
 
 @pytest.mark.parametrize("second", ["5", "6"])
 def test_two_content_lengths(second: str) -> None:
     with pytest.raises(ResponseError, match="more than one Content-Length"):
-        read_head("200 OK", [("Content-Length", "5"), ("content-length", second)])
+        check_head("200 OK", [("Content-Length", "5"), ("content-length", second)])
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def test_two_content_lengths(second: str) -> None:
     [("204 No Content", 5, False), ("205 Reset Content", 5, False), ("304 Not Modified", 5, True)],
 )
 def test_where_a_content_length_stands(status: str, length: int, kept: bool) -> None:
-    _, raw, found, given = read_head(status, [("A", "b"), ("Content-Length", str(length)), ("C", "d")])
+    _, raw, found, given = check_head(status, [("A", "b"), ("Content-Length", str(length)), ("C", "d")])
     assert found == length
     assert (b"Content-Length: 5\r\n" in raw, bool(given & LENGTH)) == (kept, kept)
     assert raw.endswith(b"\r\nC: d\r\n")
@@ -192,9 +191,19 @@ def test_where_a_content_length_stands(status: str, length: int, kept: bool) -> 
 def test_what_is_remembered_is_bounded() -> None:
     for number in range(3000):
         raw = b"HTTP/1.1 299 %d\r\nX-%d: a\r\n" % (number, number)
-        assert read_head(f"299 {number}", [(f"X-{number}", "a")])[1] == raw
+        assert check_head(f"299 {number}", [(f"X-{number}", "a")])[1] == raw
     assert len(response._names) <= 1024
     assert len(response._statuses) <= 1024
+
+
+def test_heads_are_remembered_within_a_bound() -> None:
+    for number in range(600):
+        key = (f"299 {number}", ("X", "a"))
+        assert WSGI_HEADS[key] == WSGI_HEADS[key] == check_head(f"299 {number}", [("X", "a")])
+        assert len(WSGI_HEADS) <= 256
+    with pytest.raises(ResponseError, match="is not a token"):
+        WSGI_HEADS["200 OK", ("a b", "c")]
+    assert ("200 OK", ("a b", "c")) not in WSGI_HEADS
 
 
 # --- framing
@@ -225,15 +234,6 @@ def test_how_a_body_ends(
     code: int, given: int, length: int | None, head: bool, minor: int, mode: int, field: bytes
 ) -> None:
     assert frame(code, given, length, head=head, minor=minor) == (mode, field)
-
-
-def test_persistence_is_said_where_it_does_not_go_without_saying() -> None:
-    said = {
-        (keep, minor): persistence(keep_alive=keep, minor=minor)
-        for keep, minor in itertools.product((True, False), (0, 1))
-    }
-    close = b"Connection: close\r\n"
-    assert said == {(True, 1): b"", (True, 0): b"Connection: keep-alive\r\n", (False, 1): close, (False, 0): close}
 
 
 # --- the end of every head
@@ -278,6 +278,6 @@ def test_an_error_response_is_whole_and_closes(status: int, html: bool) -> None:
     ("Keep-Alive", "timeout=5", False),
 ])  # fmt: skip
 def test_what_an_application_says_of_the_connection_is_not_sent_but_heard(name: str, value: str, close: bool) -> None:
-    _, head, _, given = read_head("200 OK", [("A", "1"), (name, value), ("B", "2")])
+    _, head, _, given = check_head("200 OK", [("A", "1"), (name, value), ("B", "2")])
     assert head == b"HTTP/1.1 200 OK\r\nA: 1\r\nB: 2\r\n"
     assert bool(given & CLOSE) is close

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.http.websocket import CLOSED, OPEN, WebSocket
@@ -11,6 +11,7 @@ from prefork.http.websocket_close import Closed
 from prefork.http.websocket_deflate import Deflate
 from tests.http.outcome import cut
 from tests.http.websocket_clients import CLIENTS, Client, Message, WebsocketsClient, connected, opened
+from tests.support.examples import examples
 
 both = pytest.mark.parametrize("client", CLIENTS)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
@@ -29,7 +30,7 @@ messages = st.lists(
     offered=st.booleans(),
     step=st.sampled_from([1 << 20, 1000, 7]),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_messages_come_back_as_they_were(
     said: list[tuple[Message, int]], kind: type[Client], deflate: bool, offered: bool, step: int
 ) -> None:

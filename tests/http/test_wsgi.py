@@ -9,7 +9,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from prefork.http.wsgi import WHOLE_BYTES
+from prefork.http.wsgi import MOST_COPIED
 from tests.http.calls import STAMP, begin, compose, run
 
 PLAIN = [("Content-Type", "text/plain")]
@@ -241,7 +241,7 @@ def test_a_large_list_leaves_in_blocks() -> None:
 
 
 def test_a_large_chunk_is_not_copied() -> None:
-    large = bytes(WHOLE_BYTES + 1)
+    large = bytes(MOST_COPIED + 1)
     for result in ([large], Chunks(large)):
         call = begin(answering(result, ("Content-Length", str(len(large)))))
         assert call.step().endswith(b"\r\n\r\n")  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -74,6 +75,16 @@ def changing_its_mind_badly(_environ: Any, start_response: Any) -> Iterable[byte
     return [b"as if nothing had happened"]
 
 
+def changing_a_sized_head_badly(_environ: Any, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Length", "5")])
+    try:
+        {}["missing"]
+    except KeyError:
+        with contextlib.suppress(ResponseError):
+            start_response("500 Oh\r\n", PLAIN, sys.exc_info())
+    return [b"hello"]
+
+
 class Iterables:
     """Iterables with a fault of their own."""
 
@@ -128,6 +139,7 @@ BEFORE: dict[str, tuple[App, str]] = {
     "starts twice": (starting([b"x"], times=2), "start_response was called again, and without exc_info"),
     "goes on after a refusal": (swallowing, "start_response failed, and the application went on"),
     "goes on after a second refusal": (changing_its_mind_badly, "start_response failed, and the application went on"),
+    "goes on with its length": (changing_a_sized_head_badly, "start_response failed, and the application went on"),
     "splits the head": (starting([b"x"], headers=[("A", "b\r\nSet-Cookie: c")]), "has a control character"),
     "splits by the name": (starting([b"x"], headers=[("A: b\r\nC", "d")]), "is not a token"),
     "splits by the status": (starting([b"x"], status="200 OK\r\nA: b"), "is not of the form '200 OK'"),

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 from loadtest.generator.dialer import Dialer
 from loadtest.generator.engine import Engine
-from loadtest.generator.model import ClosedModel
+from loadtest.generator.link import ClosedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from loadtest.generator.batch import Batch
-    from loadtest.generator.link import Link
+    from loadtest.generator.link import Batch, Link
 
 WITHIN_S = 20.0
 
@@ -36,7 +35,7 @@ class Driving:
             wait=lambda seconds: select.select([self.poller], [], [], seconds),
             dialer=Dialer(family, address),
             deadline_s=deadline_s,
-            witness=self,
+            observer=self,
         )
         self.engine.model = ClosedModel(self.engine)
 

@@ -8,14 +8,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from loadtest.compare import compare
-from loadtest.plan import Load, Plan, Server
-from loadtest.record import Round, Worker
-from loadtest.report import Report
-from loadtest.store import Store
-from prefork.status.histogram import Histogram
+import pytest
 
-from .records import arrivals, client, failed, measured, signals
+from loadtest.analysis.compare import compare
+from loadtest.data.records import Round, Worker
+from loadtest.data.store import Store
+from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report.model import Report
+from prefork.status.histogram import Histogram
+from tests.loadtest.records import arrivals, client, failed, measured, signals
 
 HOSTILE = "</title><script>alert('1')</script>\"><img src=http://127.0.0.1:9/ onerror=alert(2)> & \x1b[31m \ud800 ünï"
 """A name that tries everything."""
@@ -44,6 +45,17 @@ def busy_run() -> Report:
     return report(plan, {name: 2_000_000 * 4**number for number, name in enumerate(names[:8])}, gone="gone")
 
 
+RUNS = ["demo", pytest.param("peers-stream", marks=pytest.mark.slow), "calm", "by schedule", "busy"]
+"""Runs to draw: two that were measured, of which one is large, and three that are made."""
+
+
+def run(name: str) -> Report:
+    """One of RUNS."""
+    made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
+    return made[name]() if name in made else stored(name)
+
+
+@functools.cache
 def stored(name: str) -> Report:
     """A run that is kept under results/."""
     store = Store.open(Path(__file__).parents[2] / "results" / name)

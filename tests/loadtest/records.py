@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loadtest.record import Client, Queue, Round, Signals, Usage, Verdict
+from loadtest.data.records import Client, Queue, Round, Signals, Usage, Verdict
 from prefork.status.histogram import Histogram
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROVENANCE = {
     "host": "bench",
@@ -101,3 +105,8 @@ def failed(name: str, cycle: int, *, number: int = 0, error: str = "the server e
     """A round that came to nothing."""
     verdict = Verdict(name="INVALID", reason=error.partition("\n")[0])
     return replace(measured(name, cycle, number=number), verdict=verdict, error=error, client=None, signals=None)
+
+
+def rounds_in(run: Path) -> list[dict[str, Any]]:
+    """The rounds in a run's folder, as they were written."""
+    return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]

@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadtest.inference import ratio
+from loadtest.analysis.inference import ratio
 
 if TYPE_CHECKING:
-    from loadtest.inference import Ratio
+    from loadtest.analysis.inference import Ratio
 
 Pairs = list[tuple[float, float]]
 

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from loadtest.generator.address import AddressError, parse
 from loadtest.generator.failure import ExchangeError, cause_of
+from loadtest.plan.addresses import AddressError, parse
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loadtest.cli import main
-from loadtest.plan import Load, Plan, Server
-from loadtest.store import Store
-
-from .records import measured
+from loadtest.data.store import Store
+from loadtest.plan.plan import Load, Plan, Server
+from tests.loadtest.records import measured
 
 SERVER = "one={python} -m prefork serve --bind {address}"
 

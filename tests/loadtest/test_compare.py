@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.compare import across, compare
-from loadtest.plan import Load, Plan, Server
+from loadtest.analysis.compare import across, compare
+from loadtest.plan.plan import Load, Plan, Server
 from prefork.status.histogram import Histogram
-
-from .records import client, failed, measured, signals
+from tests.loadtest.records import client, failed, measured, signals
 
 PLAN = Plan(
     name="p",

@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.compare import across, compare
-from loadtest.condition import METRICS, Condition, ConditionError, broken, parse
-from loadtest.plan import Load, Plan, Server
+from loadtest.analysis.compare import across, compare
+from loadtest.analysis.conditions import METRICS, Condition, ConditionError, broken, parse
+from loadtest.plan.plan import Load, Plan, Server
 from prefork.status.histogram import Histogram
-
-from .records import arrivals, client, failed, measured, signals
+from tests.loadtest.records import arrivals, client, failed, measured, signals
 
 if TYPE_CHECKING:
-    from loadtest.compare import Comparison
-    from loadtest.record import Round
+    from loadtest.analysis.compare import Comparison
+    from loadtest.data.records import Round
 
 PLAN = Plan(
     name="p",

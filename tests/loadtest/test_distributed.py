@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.plan import Load, Pin, Plan, PlanError, Server
+from loadtest.plan.plan import Load, Pin, Plan, PlanError, Server
 from prefork.status.histogram import Histogram
 from tests.loadtest import stand_in as behave
 from tests.loadtest.generator import Generator
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     StartServer = Callable[[Behaviour], StandIn]
     Generate = Callable[..., Generator]
+
+pytestmark = pytest.mark.slow
 
 ENGINES = ("readable", "fast")
 FAST = ("--engine", "fast")
@@ -112,6 +114,7 @@ def counted(result: dict[str, Any]) -> tuple[int, int]:
     return result["completed"] + result["outside"]["completed"] + failed, failed
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_processes_share_the_clients_and_their_measurements_are_merged(
@@ -126,6 +129,7 @@ def test_processes_share_the_clients_and_their_measurements_are_merged(
     assert counted(result) == (server.answered, 0)
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("arrivals", ["constant", "poisson"])
 def test_processes_share_the_rate_and_take_turns(
@@ -144,6 +148,7 @@ def test_processes_share_the_rate_and_take_turns(
     assert abs(90 * result["duration_s"] - arrived["offered"]) <= spread
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_master_and_its_workers_write_one_result(
@@ -179,6 +184,7 @@ def test_the_result_names_a_worker_that_died(
     assert line + lost in run.master.log
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_worker_may_leave_and_another_come_late(
@@ -271,6 +277,7 @@ def test_more_workers_than_fast_users_is_said(stand_in: StartServer, processes: 
     assert run.result()["connections"] == 3
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize("distributed", [False, True], ids=["alone", "processes"])
 def test_the_web_page_the_files_and_the_result_agree(
@@ -318,6 +325,7 @@ def stopped_total(port: int) -> Any:
     return found["stats"][-1] if found["state"] == "stopped" else None
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_the_console_the_json_file_and_the_result_agree(
     stand_in: StartServer, processes: Callable[..., Generator], tmp_path: Path
@@ -371,7 +379,7 @@ def test_a_generator_that_dies_fails_the_round(tmp_path: Path) -> None:
     load = ("--scenario", "echo", "--connections", "4", "--generators", "2", "--duration", "5", "--warmup", "0")
     run = lab.start("--server", ECHO, "--rounds", "1", *load)
     try:
-        log = lab.out / "rounds"
+        log = lab.out / "logs"
         eventually(lambda: [*log.rglob("generator.live")], within_s=30, what="a generator")
         (master,) = eventually(lambda: masters(run.pid), within_s=30, what="the generator's master")
         eventually(

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.generator.line_links import EchoLink, TalkbackLink
-from loadtest.generator.lines import GREETING, PREFIX
-from loadtest.generator.model import OpenModel, constant, poisson
-from loadtest.generator.request import Request
-from loadtest.generator.web_link import WebLink
+from loadtest.generator.http import WebLink
+from loadtest.generator.lines import GREETING, PREFIX, EchoLink, TalkbackLink
+from loadtest.generator.link import OpenModel, constant, poisson
+from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
     StartServer = Callable[[Behaviour], StandIn]
     Drive = Callable[..., Driving]
+
+pytestmark = pytest.mark.slow
 
 LINE = b"a line\n"
 LONG_LINE = b"x" * 3_000_000 + b"\n"  # more than sockets buffer: it has to be sent, and comes back, in pieces
@@ -60,6 +61,7 @@ def failed(count: int) -> Callable[[Driving], bool]:
     return lambda driving: driving.failures.total() >= count
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("line", [LINE, LONG_LINE])
 def test_talkback_is_read_to_the_end(line: bytes, stand_in: StartServer, drive: Drive) -> None:
     server = stand_in(behave.talkback)
@@ -86,6 +88,7 @@ RESPONSES = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("response", RESPONSES)
 def test_http_keeps_its_connection(response: bytes, stand_in: StartServer, drive: Drive) -> None:
     server = stand_in(behave.responding(response, good=True))
@@ -352,6 +355,7 @@ def test_when_the_ports_of_one_source_are_used_up_another_takes_its_place() -> N
     assert done.stdout == expected, done.stderr
 
 
+@pytest.mark.smoke
 def test_schedules() -> None:
     assert list(itertools.islice(constant(1000, 4.0), 4)) == [1000, 250_001_000, 500_001_000, 750_001_000]
     times = list(itertools.islice(poisson(1000, 1000.0), 20_000))

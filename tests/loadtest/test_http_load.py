@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.generator import tls
-from loadtest.generator.dialer import Dialer
-from loadtest.generator.request import Expectation, Request
-from loadtest.generator.web_link import WebLink
+from loadtest.generator.dialer import Dialer, tls_context
+from loadtest.generator.http import Expectation, WebLink
+from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
 from tests.loadtest.driving import Driving
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
     StartServer = Callable[[Behaviour], StandIn]
     Drive = Callable[..., Driving]
+
+pytestmark = pytest.mark.slow
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -79,6 +80,7 @@ def reading(*responses: bytes, bodies: list[bytes] | None = None, once: bool = F
     return serve
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("body", [b"short", LONG])
 def test_a_body_is_sent_whole_on_a_kept_connection(body: bytes, stand_in: StartServer, drive: Drive) -> None:
     bodies: list[bytes] = []
@@ -225,7 +227,7 @@ def secure(behaviour: Behaviour) -> Behaviour:
 
 
 def trusting(address: Any, name: str = "localhost", **how: Any) -> Dialer:
-    verified = tls.context(**({"insecure": False, "ca": str(CERTIFICATE)} | how))
+    verified = tls_context(**({"insecure": False, "ca": str(CERTIFICATE)} | how))
     return Dialer(socket.AF_INET, address, tls=(verified, name))
 
 

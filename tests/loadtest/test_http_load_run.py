@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import socket
 import ssl
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.loadtest.records import rounds_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     StartServer = Callable[[Behaviour], StandIn]
     Generate = Callable[..., Generator]
+
+pytestmark = pytest.mark.slow
 
 SLOW = pytest.mark.slow
 CERTIFICATE = Path(__file__).with_name("certificate.pem")
@@ -162,7 +165,7 @@ def measure(folder: Path, *arguments: str, load: str = "http") -> tuple[list[dic
     argv = [sys.executable, "-m", "loadtest", "run", "--scenario", load, *times, *arguments, "--out", "out"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=90, check=False)
-    rounds = [json.loads(path.read_text()) for path in sorted((folder / "out" / "rounds").glob("*.json"))]
+    rounds = rounds_in(folder / "out")
     return rounds, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     StartServer = Callable[[Behaviour], StandIn]
     Generate = Callable[..., Generator]
 
+pytestmark = pytest.mark.slow
+
 SLOW = pytest.mark.slow
 ENGINES = ("readable", "fast")
 # Where the other engine goes through the same code, or has tests of its own (test_engine.py), it takes its turn among
@@ -104,6 +106,7 @@ def test_each_scenario_talks_its_protocol(
         assert server.connections == 4  # kept alive
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("engine", FAST_FIRST)
 def test_locusts_own_table_counts_every_exchange(engine: str, stand_in: StartServer, generate: Generate) -> None:
     server = stand_in(behave.slow(0.003))
@@ -116,6 +119,7 @@ def test_locusts_own_table_counts_every_exchange(engine: str, stand_in: StartSer
     assert average_ms >= fastest_ms >= 3
 
 
+@pytest.mark.timing
 def test_the_fast_users_share_the_connections(stand_in: StartServer, generate: Generate) -> None:
     server = stand_in(behave.slow(0.01))
     options = ("--engine", "fast", "-u", "2", "-r", "2", "--connections", "5", "-t", "1s")
@@ -125,6 +129,7 @@ def test_the_fast_users_share_the_connections(stand_in: StartServer, generate: G
     assert 3 < result["busy_s"] / result["duration_s"] <= 5.01
 
 
+@pytest.mark.timing
 def test_the_open_model_offers_its_rate_and_counts_latency_from_the_schedule(
     stand_in: StartServer, generate: Generate
 ) -> None:
@@ -239,6 +244,7 @@ def test_an_exchange_that_ends_in_the_drain_counts_whole(
     assert result["busy_s"] <= 4 * result["duration_s"] < 4 * 1.6
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_exchange_that_is_cut_off_is_censored_and_nothing_measured_is_an_error(
     engine: str, stand_in: StartServer, generate: Generate
@@ -339,7 +345,7 @@ def test_an_option_that_cannot_be_read_is_refused_with_one_line(tmp_path: Path) 
         ("--connections", "0"): "'0' is not a whole number from 1 up",
     }
     argv = [sys.executable, "-c", PARSE, json.dumps(list(mistakes))]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
     for line, message in zip(done.stdout.splitlines(), mistakes.values(), strict=True):
         assert message in line
 
@@ -355,7 +361,7 @@ def test_the_defaults_suit_a_default_server(tmp_path: Path) -> None:
         "import loadtest.users; from locust.argument_parser import get_parser; print(vars(get_parser().parse_args([])))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
     )
     for default in ("'host': '127.0.0.1:1935'", "'stop_timeout': 10.0", "'scenario': 'talkback'", "'exchanges': 0"):
         assert default in done.stdout

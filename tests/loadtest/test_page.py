@@ -12,34 +12,33 @@ from statistics import median
 import pytest
 from click.testing import CliRunner
 
-import loadtest.page
+import loadtest.report.html
+from loadtest.analysis.compare import compare
 from loadtest.cli import main
-from loadtest.compare import compare
-from loadtest.plan import Load, Plan, Server
-from loadtest.record import Round, Worker
-from loadtest.report import Report
-from loadtest.store import Store
+from loadtest.data.records import Round, Worker
+from loadtest.data.store import Store
+from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report import render
+from loadtest.report.model import Report
 from prefork.status.histogram import Histogram, estimable
+from tests.loadtest.pages import HOSTILE, RUNS, Page, at, busy_run, calm_run, printable, run
+from tests.loadtest.records import client, failed, measured, signals
 
-from .pages import HOSTILE, Page, at, busy_run, calm_run, printable, stored
-from .records import client, failed, measured, signals
-
-STYLE = Path(loadtest.page.__file__).with_name("page.css").read_text("utf-8")
+STYLE = Path(loadtest.report.html.__file__).with_name("page.css").read_text("utf-8")
 
 
-@pytest.fixture(params=["demo", "peers-stream", "calm", "by schedule", "busy"], scope="module")
+@pytest.fixture(params=RUNS, scope="module")
 def report(request: pytest.FixtureRequest) -> Report:
-    made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
-    return made[request.param]() if request.param in made else stored(request.param)
+    return run(request.param)
 
 
 @pytest.fixture(scope="module")
 def page(report: Report) -> Page:
-    return Page(report.render("html"))
+    return Page(render(report, "html"))
 
 
 def test_every_figure_equals_the_json(report: Report, page: Page) -> None:
-    document = json.loads(report.render("json"))
+    document = json.loads(render(report, "json"))
     shown = page.having("data-figure")
     for each in shown:
         assert json.loads(each["data-value"]) == at(document, each["data-figure"]), each
@@ -54,7 +53,7 @@ def test_every_figure_equals_the_json(report: Report, page: Page) -> None:
 def test_every_table_is_that_of_the_markdown(report: Report, page: Page) -> None:
     """Name, figures, notes and warnings, in the same words; what no page may hold is shown as such."""
     lines = [
-        line for line in printable(report.render("github")).splitlines() if line.startswith("|") and "--|" not in line
+        line for line in printable(render(report, "github")).splitlines() if line.startswith("|") and "--|" not in line
     ]
     wanted = [cell.strip() for line in lines for cell in line.strip("|").split("|")]
     cells = []
@@ -138,7 +137,7 @@ def middle(seconds: tuple[dict[str, float], ...], field: str) -> float | None:
 def test_the_accept_queue_is_what_the_probe_saw_inside_the_window() -> None:
     looks = ((-0.3, 0.0, 90), (0.02, 0.0, 1), (0.12, 0.0, 3), (0.6, 0.0, 8), (1.9, 0.0, None), (2.1, 0.0, 70))
     rounds = [measured("one", 0, client=client(per_second=[second(0), second(1)]), signals=signals(series=looks))]
-    page = Page(render(rounds))
+    page = Page(page_of(rounds))
     drawn = [json.loads(each["data-value"]) for each in page.having("data-series", "queue")]
     assert drawn == [[[0, 0.25, 2], [0.5, 0.75, 8]]] * 2  # behind throughput and behind latency
 
@@ -146,7 +145,7 @@ def test_the_accept_queue_is_what_the_probe_saw_inside_the_window() -> None:
 def test_a_queue_that_could_not_be_seen_is_not_drawn_as_an_empty_one() -> None:
     looks = tuple((0.1 * number, 0.0, None) for number in range(20))
     rounds = [measured("one", 0, client=client(per_second=[second(0)]), signals=signals(series=looks))]
-    text = render(rounds)
+    text = page_of(rounds)
     assert "requests/s" in text
     assert not Page(text).having("data-series", "queue")
     assert "accept queue</text>" not in text
@@ -161,12 +160,12 @@ def plan() -> Plan:
     return Plan(name="p", servers=(Server(name="one", command="x {port}"),), loads=(Load(name="nap"),))
 
 
-def render(rounds: list[Round]) -> str:
-    return Report(plan=plan(), rounds=rounds, comparison=compare(plan(), rounds)).render("html")
+def page_of(rounds: list[Round]) -> str:
+    return render(Report(plan=plan(), rounds=rounds, comparison=compare(plan(), rounds)), "html")
 
 
 def test_each_worker_has_its_share() -> None:
-    bars = Page(calm_run().render("html")).having("data-worker")
+    bars = Page(render(calm_run(), "html")).having("data-worker")
     assert [bar["data-worker"] for bar in bars] == ["0", "1", "2", "3"] * 3
     assert [json.loads(bar["data-value"]) for bar in bars] == pytest.approx([0.4, 0.3, 0.2, 0.1] * 3)
 
@@ -177,17 +176,17 @@ def test_what_the_server_does_not_count_is_shared_by_cpu_time() -> None:
         Worker(slot=at, cpu_ns=ns, accepted=None, requests=None, connections=None) for at, ns in enumerate(cpus_ns)
     ]
     rounds = [measured("one", 0, signals=signals(workers=tuple(workers)))]
-    text = render(rounds)
+    text = page_of(rounds)
     assert [json.loads(bar["data-value"]) for bar in Page(text).having("data-worker")] == [0.75, 0.25]
     assert "CPU time by worker" in text
     rounds = [measured("one", 0, signals=signals(workers=tuple(replace(each, cpu_ns=None) for each in workers)))]
-    text = render(rounds)
+    text = page_of(rounds)
     assert not Page(text).having("data-worker")
 
 
 def test_without_workers_to_compare_there_is_no_such_chart() -> None:
-    assert "Share of each worker" in calm_run().render("html")
-    assert "Share of each worker" not in render([measured("one", 0)])
+    assert "Share of each worker" in render(calm_run(), "html")
+    assert "Share of each worker" not in page_of([measured("one", 0)])
 
 
 def test_a_long_window_makes_no_long_page() -> None:
@@ -197,7 +196,7 @@ def test_a_long_window_makes_no_long_page() -> None:
     latency.record(10**7, 1_800_000)
     long = client(duration_s=1800.0, completed=1_800_000, latency=latency.to_json(), per_second=seconds)
     rounds = [measured("one", cycle, client=long) for cycle in range(6)]
-    text = render(rounds)
+    text = page_of(rounds)
     (drawn,) = (json.loads(each["data-value"]) for each in Page(text).having("data-series", "p99_ns"))
     assert len(drawn) == 225
     assert [t_s for t_s, ns in drawn if ns == 10**9] == [800]
@@ -213,13 +212,13 @@ def test_invalid_rounds_are_in_no_chart() -> None:
         *(measured("one", cycle, verdict="INVALID", client=bad) for cycle in (1, 2)),
         failed("one", 3),
     ]
-    page = Page(render(rounds))
+    page = Page(page_of(rounds))
     assert [json.loads(each["data-value"]) for each in page.having("data-series", "rate_per_s")] == [[[0, 1000]]]
 
 
 def test_a_run_in_which_nothing_was_measured_is_a_page_without_charts() -> None:
     rounds = [failed("one", 0)]
-    text = render(rounds)
+    text = page_of(rounds)
     assert "the server exited with status 1" in text
     assert not [each for each in Page(text).elements if each["tag"] == "svg"]
 
@@ -227,13 +226,13 @@ def test_a_run_in_which_nothing_was_measured_is_a_page_without_charts() -> None:
 def test_rounds_without_a_series_have_their_percentiles() -> None:
     """As older versions wrote them."""
     rounds = [measured("one", 0)]
-    titles = [each["text"] for each in Page(render(rounds)).elements if each["tag"] == "h3"]
+    titles = [each["text"] for each in Page(page_of(rounds)).elements if each["tag"] == "h3"]
     assert "Latency by percentile" in titles
     assert "Over time" not in titles
 
 
 def test_nothing_from_a_file_becomes_markup() -> None:
-    text = busy_run().render("html")
+    text = render(busy_run(), "html")
     page = Page(text)
     assert not {each["tag"] for each in page.elements} & {"script", "img", "iframe", "link", "object", "a"}
     assert not [name for each in page.elements for name in each if name.startswith("on")]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loadtest.report import render
+from tests.loadtest.pages import RUNS, at, calm_run, printable, run
 from tests.support.browser import CHROMIUM, Browser
-
-from .pages import at, busy_run, calm_run, printable, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from loadtest.report import Report
+    from loadtest.report.model import Report
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,16 +74,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(params=["demo", "peers-stream", "calm", "by schedule", "busy"], scope="module")
+@pytest.fixture(params=RUNS, scope="module")
 def report(request: pytest.FixtureRequest) -> Report:
-    made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
-    return made[request.param]() if request.param in made else stored(request.param)
+    return run(request.param)
 
 
 @pytest.fixture
 def page(report: Report, tmp_path: Path) -> Path:
     path = tmp_path / "report.html"
-    path.write_text(report.render("html"), encoding="utf-8")
+    path.write_text(render(report, "html"), encoding="utf-8")
     return path
 
 
@@ -96,7 +95,7 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing(browser: Browser, pag
 
 
 def test_the_figures_that_are_seen_equal_the_json(browser: Browser, page: Path, report: Report) -> None:
-    document = json.loads(report.render("json"))
+    document = json.loads(render(report, "json"))
     browser.open(page)
     seen = browser.evaluate(FIGURES)
     assert len(seen) > len(report.comparison.configurations) * 10
@@ -182,7 +181,7 @@ def test_the_browser_would_tell(browser: Browser, tmp_path: Path) -> None:
     assert "http://127.0.0.1:9/x.png" in browser.requests[requests:]
     assert any("nobody is not defined" in complaint for complaint in browser.complaints[complaints:])
     assert [sorted(pair) for pair in overlaps(browser.evaluate(TEXTS))] == [["one", "two"]]
-    text = calm_run().render("html").replace("<main>", f"<main>{bad}")
+    text = render(calm_run(), "html").replace("<main>", f"<main>{bad}")
     path.write_text(text, encoding="utf-8")
     requests, complaints = len(browser.requests), len(browser.complaints)
     browser.open(path)

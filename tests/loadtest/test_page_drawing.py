@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .pages import Page, busy_run, calm_run, stored
+from loadtest.report import render
+from tests.loadtest.pages import RUNS, Page, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,11 +66,10 @@ def nines(share: float) -> float:
     return -math.log10(1 - share)
 
 
-@pytest.fixture(params=["demo", "peers-stream", "calm", "by schedule", "busy"], scope="module")
+@pytest.fixture(params=RUNS, scope="module")
 def drawn(request: pytest.FixtureRequest) -> list[Drawing]:
-    made = {"calm": calm_run, "busy": busy_run, "by schedule": lambda: calm_run(rate_per_s=400)}
-    report = made[request.param]() if request.param in made else stored(request.param)
-    return drawings(Page(report.render("html")))
+    report = run(request.param)
+    return drawings(Page(render(report, "html")))
 
 
 def test_percentiles_are_where_the_axes_say(drawn: list[Drawing]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loadtest.page.scale import linear, logarithmic
+from loadtest.report.html.charts import linear, logarithmic
 
 VALUES = st.floats(1e-3, 1e12)
 

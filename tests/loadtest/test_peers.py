@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import loadtest.server
-from loadtest import planfile, sockdiag
-from loadtest.exchange import exchange as prove_ready
-from loadtest.interrupt import Interrupt
-from loadtest.server import RunningServer, ServerMissingError
+import loadtest.measure.server
+from loadtest.measure import procfs
+from loadtest.measure.child import Interrupt
+from loadtest.measure.server import RunningServer, ServerMissingError
+from loadtest.measure.server import exchange as prove_ready
+from loadtest.plan import file as planfile
 from tests.support.client import exchange, read_to_end, talkback_reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from loadtest.plan import Plan, Server
+    from loadtest.plan.plan import Plan, Server
 
-PLANS = Path(loadtest.server.__file__).with_name("plans")
+pytestmark = pytest.mark.slow
+
+PLANS = Path(loadtest.measure.server.__file__).parents[1] / "plans"
 PEERS = planfile.read(PLANS / "peers-stream.toml", {})
 WEB = [planfile.read(PLANS / f"peers-{kind}.toml", {}) for kind in ("wsgi", "asgi")]
 CPU_BOUND = planfile.read(PLANS / "workers-cpu.toml", {})
@@ -78,7 +81,7 @@ def test_each_server_of_the_comparison_does_the_same_work(
                 assert exchange(address, b"meanwhile\n") == talkback_reply(b"meanwhile")
             slow.sendall(b"pieces\n")
             assert read_to_end(slow) == talkback_reply(b"in two pieces")
-        queue = sockdiag.listening(running.address.port)
+        queue = procfs.listening(running.address.port)
     assert queue is not None
     assert queue.limit == min(2048, int(Path("/proc/sys/net/core/somaxconn").read_text()))
     assert running.notes == []
@@ -106,7 +109,7 @@ def test_each_web_server_of_a_comparison_answers_every_load(
 def test_peers_that_are_not_installed_are_left_out_with_the_way_to_install_them(
     tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loadtest.server, "_PEERS", tmp_path / "nowhere")
+    monkeypatch.setattr(loadtest.measure.server, "_PEERS", tmp_path / "nowhere")
     gevent = next(server for server in PEERS.servers if server.name == "gevent")
     with pytest.raises(ServerMissingError, match=r"the peers are not installed; .*: make peers"):
         RunningServer(gevent, folder=PLANS, log=tmp_path / "log", scratch=str(tmp_path), interrupt=interrupt)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from loadtest import planfile, values
-from loadtest.plan import Load, Pin, Plan, PlanError, Server
+from loadtest.plan import file as planfile
+from loadtest.plan import values
+from loadtest.plan.plan import Load, Pin, Plan, PlanError, Server
 
-PLANS = Path(planfile.__file__).parent / "plans"
+PLANS = Path(planfile.__file__).parents[1] / "plans"
 ONE = Server(name="one", command="serve {port}")
 TWO = Server(name="two", command="serve {port}")
 NAP = Load(name="nap", scenario="nap")
@@ -51,13 +53,83 @@ def test_the_noise_is_measured_from_six_rounds_if_there_is_something_to_compare(
     assert Plan(name="p", servers=servers, loads=(NAP,), rounds=rounds).runs_aa is aa
 
 
-def test_a_plan_survives_json_and_only_what_is_measured_makes_its_fingerprint() -> None:
+def test_only_what_is_measured_makes_a_fingerprint() -> None:
     plan = Plan(name="p", servers=(ONE, TWO), loads=(NAP,), pin=Pin(server=(0,), load=(1,)), baseline="two")
-    assert Plan.from_json(plan.to_json()) == plan
     more = Plan(name="q", servers=(ONE, TWO), loads=(NAP,), pin=plan.pin, baseline="two", rounds=20, aa=False)
     assert more.fingerprint() == plan.fingerprint()
     other = Plan(name="p", servers=(ONE, TWO), loads=(NAP,), baseline="two")
     assert other.fingerprint() != plan.fingerprint()
+
+
+RICH = Plan(
+    name='a "name" of several\nlines: \\ \t \x00 \x7f ü \U0001f600 #',
+    servers=(
+        Server(name="here", command="serve '{port}'", cwd="../apps", env={"A.B": "1", "": 'x="2"'}),
+        Server(name="there", attach="[::1]:80"),
+    ),
+    loads=(
+        NAP,
+        Load(
+            name="all",
+            scenario="http",
+            generators=2,
+            connections=7,
+            rate_per_s=1 / 3,
+            arrivals="poisson",
+            max_in_flight=5,
+            duration_s=0.2000000001,
+            warmup_s=1e-9,
+            payload=0,
+            exchanges=3,
+            method="POST",
+            path="/x?y=%20",
+            headers=("A: 1", "A: 2"),
+            body="@body.json",
+            keep_alive=False,
+            status="200,404",
+            length=0,
+            tls=True,
+            ca="ca.pem",
+            message="binary",
+        ),
+    ),
+    rounds=3,
+    pin=Pin(server=(0,), load=(1, 2, 5)),
+    baseline="there",
+    aa=False,
+    until=1e-7,
+    within_s=100_000,
+)
+
+
+@pytest.mark.parametrize(
+    "plan", [RICH, *(planfile.read(path, {}) for path in PLANS.glob("*.toml"))], ids=lambda plan: plan.name[:12]
+)
+def test_a_plan_that_is_written_is_read_as_it_was(tmp_path: Path, plan: Plan) -> None:
+    assert read(tmp_path, planfile.written(plan)) == plan
+
+
+def test_a_written_plan_has_what_is_not_the_default_and_what_a_reader_asks_first() -> None:
+    plan = Plan(name="p", servers=(ONE,), loads=(Load(name="nap", scenario="nap", path="/é", rate_per_s=20),))
+    assert planfile.written(plan) == (
+        'name = "p"\nrounds = 6\n\n[[server]]\nname = "one"\ncommand = "serve {port}"\n\n[[load]]\nname = "nap"\n'
+        'scenario = "nap"\nconnections = 64\nrate = 20\nduration = 5\nwarmup = 1\npath = "/é"\n'
+    )
+
+
+def test_a_plan_in_another_folder_names_the_same_files(tmp_path: Path) -> None:
+    server = Server(name="u", attach="unix:run/it.sock")
+    plan = Plan(name="p", servers=(replace(ONE, cwd="../apps"), TWO, server), loads=(Load(name="l", body="@b"),))
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "plans")
+    moved = planfile.moved(plan, tmp_path / "link", tmp_path / "a" / "run")
+    assert [server.cwd for server in moved.servers] == ["../../apps", "", ""]
+    assert moved.servers[2].attach == "unix:../../plans/run/it.sock"
+    assert moved.loads[0].body == "@../../plans/b"
+    assert planfile.moved(moved, tmp_path / "a" / "run", tmp_path / "plans") == plan
+    assert planfile.moved(RICH, tmp_path, tmp_path / "run").loads[1].ca == "../ca.pem"
+    absolute = replace(RICH, loads=(Load(name="n", scenario="http", body="@/b", ca="/c", tls=True),), pin=None)
+    assert planfile.moved(absolute, tmp_path, tmp_path / "x").loads == absolute.loads
 
 
 def test_a_file_sets_what_the_flags_set_and_flags_win(tmp_path: Path) -> None:
@@ -102,6 +174,7 @@ def test_the_plans_that_ship_can_be_read(path: Path) -> None:
             "plan.toml:5: 'nmae' is not a key of [[server]] (did you mean 'name'?)",
         ),
         (SERVER + "[[server]]\nname = 'b'\n", "plan.toml:4: this [[server]] has no command"),
+        (SERVER + "attach = 'h:1'\n", "plan.toml:1: this [[server]] has both a command and attach"),
         (SERVER + "rounds = 0\n", "plan.toml:4: 'rounds' is not a key of [[server]]"),
         ("rounds = 0\n" + SERVER, "plan.toml:1: rounds: 0 is not a whole number from 1"),
         ("duration = '5 years'\n" + SERVER, "plan.toml:1: duration: '5 years' is not a length of time; write seconds,"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -11,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest import planfile
+from loadtest.plan import file as planfile
+from tests.loadtest.records import rounds_in
 
 if TYPE_CHECKING:
-    from loadtest.plan import Plan
+    from loadtest.plan.plan import Plan
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "loadtest" / "plans"
@@ -68,15 +70,15 @@ def run(name: str, out: Path, *flags: str) -> list[dict[str, Any]]:
     argv = [sys.executable, "-m", "loadtest", "run", str(FOLDER / f"{name}.toml"), "--out", str(out), *flags]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 0, done.stderr
-    return [json.loads(path.read_text()) for path in sorted((out / "rounds").glob("*.json"))]
+    return rounds_in(out)
 
 
 @pytest.mark.slow
 def test_accept_shows_what_each_worker_did(tmp_path: Path) -> None:
     rounds = run("accept", tmp_path / "out", "--rounds", "1", "--duration", "1", "--warmup", "0.2")
     assert len(rounds) == 6
-    for kept in rounds:
-        workers = kept["signals"]["workers"]
+    for done in rounds:
+        workers = done["signals"]["workers"]
         assert [worker["slot"] for worker in workers] == [0, 1, 2, 3]
         assert sum(worker["requests"] for worker in workers) > 0
     report = (tmp_path / "out" / "report.md").read_text()
@@ -88,7 +90,7 @@ def test_accept_shows_what_each_worker_did(tmp_path: Path) -> None:
 def test_a_short_backlog_drops_connections_and_their_clients_wait_a_second(tmp_path: Path) -> None:
     """Where the machine is busy the generator may lag too, and that verdict comes first: so the drops are looked at."""
     rounds = run("backlog", tmp_path / "out", "--rounds", "1", "--rate", "170", "--duration", "6")
-    by_name = {kept["configuration"]: kept for kept in rounds}
+    by_name = {done["configuration"]: done for done in rounds}
     short, roomy = by_name["backlog 5"], by_name["backlog 2048"]
     assert (short["signals"]["queue"]["limit"], roomy["signals"]["queue"]["limit"]) == (5, 2048)
     assert short["signals"]["queue"]["drops"] > 0 == roomy["signals"]["queue"]["drops"]

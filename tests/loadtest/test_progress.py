@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -14,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import proc
+from loadtest.measure import procfs
+from tests.loadtest.records import rounds_in
 from tests.support.wait import eventually
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 NAP = "nap={python} -m prefork serve nap --workers 2 --bind {address}"
@@ -54,7 +56,7 @@ def test_a_terminal_shows_the_live_rate_the_rounds_and_the_time_left(tmp_path: P
     status, screen = at_a_terminal(tmp_path, *two, *SHORT, "--rounds", "1", "--out", "out")
     assert status == 0, screen
     live = [int(rate.replace(",", "")) for rate in re.findall(r"(?:nap|same) \(nap\) ([\d,]+)/s ", screen)]
-    measured = [json.loads(path.read_text())["client"] for path in (tmp_path / "out" / "rounds").glob("*.json")]
+    measured = [done["client"] for done in rounds_in(tmp_path / "out")]
     fastest = max(client["completed"] / client["duration_s"] for client in measured)
     assert live
     assert 0 < max(live) < 3 * fastest
@@ -73,7 +75,7 @@ def test_a_run_goes_on_until_it_is_narrow_or_time_is_up_and_conditions_decide_it
     conditions = ("--fail-if", "p50<5ms", "--fail-if", "(nap): errors>0", "--fail-if", "same: p99.9>1ns")
     done = run(tmp_path, *two, *quick, *conditions, "--until", "0.0001", "--within", "1s")
     assert done.returncode == 3, done.stderr
-    assert len(list((tmp_path / "out" / "rounds").glob("*.json"))) == 12
+    assert len(rounds_in(tmp_path / "out")) == 12
     assert re.search(r"time is up: ±\d+\.\d% in requests/s \(same, nap, n=\d\), wanted ±0\.01%", done.stderr)
     assert re.search(r"warning: the intervals did not become as narrow as ±0\.01%: ±", done.stdout)
     broken = [line for line in done.stderr.splitlines() if line.startswith("--fail-if")]
@@ -81,7 +83,7 @@ def test_a_run_goes_on_until_it_is_narrow_or_time_is_up_and_conditions_decide_it
     again = run(tmp_path, *two, *quick, "--until", "99%")
     assert again.returncode == 0, again.stderr
     assert "narrow enough: ±" in again.stderr
-    assert len(list((tmp_path / "out" / "rounds").glob("*.json"))) == 12
+    assert len(rounds_in(tmp_path / "out")) == 12
     assert "did not become" not in again.stdout
 
 
@@ -107,14 +109,14 @@ def test_a_generator_that_is_killed_ends_the_round_with_its_log_and_without_figu
         stderr=subprocess.PIPE,
         text=True,
     )
-    live = tmp_path / "out" / "rounds" / "000" / "generator.live"
+    live = tmp_path / "out" / "logs" / "000" / "generator.live"
     eventually(lambda: live.exists() and live.read_bytes(), within_s=DEADLINE_S, what="load")
-    (generator,) = [pid for pid in proc.tree(process.pid) if b"locust" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (generator,) = [pid for pid in procfs.tree(process.pid) if b"locust" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(generator, signal.SIGKILL)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1, err
     assert "FAILED: the generator was killed by SIGKILL without a result\n  " in err
     assert re.search(r"^nap +- +- ", out, re.MULTILINE)
-    kept = json.loads((tmp_path / "out" / "rounds" / "000.json").read_text())
-    assert (kept["client"], kept["signals"], kept["verdict"]["name"]) == (None, None, "INVALID")
+    (done,) = rounds_in(tmp_path / "out")
+    assert (done["client"], done["signals"], done["verdict"]["name"]) == (None, None, "INVALID")
     assert not live.exists()

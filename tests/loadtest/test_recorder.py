@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.generator.account import Account, seconds_of
-from loadtest.generator.batch import Batch
 from loadtest.generator.crew import Crew
+from loadtest.generator.link import Batch
 from loadtest.generator.recorder import Recorder
 from prefork.status.histogram import Histogram
 

@@ -5,13 +5,13 @@ import io
 import json
 import re
 
-from loadtest import figures
-from loadtest.compare import compare
-from loadtest.plan import Load, Pin, Plan, Server
-from loadtest.report import FORMATS, Report
+from loadtest.analysis.compare import compare
+from loadtest.data import figures
+from loadtest.plan.plan import Load, Pin, Plan, Server
+from loadtest.report import FORMATS, render
+from loadtest.report.model import Report
 from prefork.status.histogram import Histogram
-
-from .records import arrivals, client, failed, measured
+from tests.loadtest.records import arrivals, client, failed, measured
 
 PLAN = Plan(
     name="threads",
@@ -57,11 +57,11 @@ warning: gone: INVALID in round 30: the server exited with status 3 before it wa
 
 
 def test_the_text_is_as_the_documentation_shows_it() -> None:
-    assert REPORT.render("text") == TEXT
+    assert render(REPORT, "text") == TEXT
 
 
 def test_the_markdown_has_the_same_cells() -> None:
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in REPORT.render("github").splitlines()]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in render(REPORT, "github").splitlines()]
     wanted = ["four", "4,000", *["16.0 ms"] * 5, "0", "125 µs", "20.0 MB", "OK", "4.00x [4.00x, 4.00x]"]
     assert wanted in cells
     assert ["- four: OK: because"] in cells
@@ -73,7 +73,7 @@ def test_the_open_model_shows_latency_from_the_schedule_beside_service_time() ->
     by_schedule = client(arrivals=arrivals(missed=3), service_time=service.to_json())
     rounds = [measured("one", cycle, client=by_schedule) for cycle in range(6)]
     report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds))
-    table = report.render("text").split("\n\n")[1].splitlines()
+    table = render(report, "text").split("\n\n")[1].splitlines()
     head = ["by schedule", "came due", "missed", "lag p99", "from due p50", "from due p90", "from due p99"]
     assert re.split(" {2,}", table[0]) == [*head, "from send p50", "from send p90", "from send p99"]
     row = ["one", "12,000", "18", "50.0 µs", *["16.0 ms"] * 3, *["2.00 ms"] * 3]
@@ -81,7 +81,7 @@ def test_the_open_model_shows_latency_from_the_schedule_beside_service_time() ->
 
 
 def test_the_json_has_the_agreed_keys_and_null_for_what_is_unknown() -> None:
-    document = json.loads(REPORT.render("json"))
+    document = json.loads(render(REPORT, "json"))
     assert document["schema"] == 1
     one, four, _, gone = document["configurations"]
     assert set(one) == {
@@ -98,7 +98,7 @@ def test_the_json_has_the_agreed_keys_and_null_for_what_is_unknown() -> None:
 
 
 def test_the_csv_has_a_line_for_each_configuration() -> None:
-    rows = list(csv.DictReader(io.StringIO(REPORT.render("csv"))))
+    rows = list(csv.DictReader(io.StringIO(render(REPORT, "csv"))))
     assert [(row["name"], row["rate_per_s"], row["rate_ratio"], row["rate_differs"]) for row in rows] == [
         ("one", "1000.0", "", ""),
         ("four", "4000.0", "4.0", "True"),
@@ -111,15 +111,15 @@ def test_columns_stay_when_nothing_could_be_measured() -> None:
     rounds = [failed("one", 0)]
     report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds))
     for form in FORMATS:
-        assert report.render(form).endswith("\n")
-    head, _, row = report.render("text").splitlines()[:3]
+        assert render(report, form).endswith("\n")
+    head, _, row = render(report, "text").splitlines()[:3]
     assert head.split() == TEXT.splitlines()[0].split()
     assert row.split() == ["one", *["-"] * 9, "INVALID"]
 
 
 def test_failures_are_listed_by_cause() -> None:
     rounds = [measured("one", 0, client=client(failures={"reset": 2, "refused": 1}))]
-    report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds)).render("text")
+    report = render(Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds)), "text")
     assert "failures of one: 1 refused, 2 reset" in report
     assert report.splitlines()[2].split()[11] == "3"
 
@@ -127,7 +127,7 @@ def test_failures_are_listed_by_cause() -> None:
 def test_several_loads_have_a_table_each() -> None:
     plan = Plan(name="p", servers=PLAN.servers[:1], loads=(Load(name="nap"), Load(name="few")))
     rounds = [measured("one", 0), measured("one", 0, load="few")]
-    lines = Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)).render("github").splitlines()
+    lines = render(Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)), "github").splitlines()
     assert [line for line in lines if line.startswith("###")] == ["### nap", "### few"]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.generator.failure import ExchangeError
-from loadtest.generator.response import Response
+from loadtest.generator.http import Response
 
 OK = b"HTTP/1.1 200 OK\r\n"
 GOOD = {

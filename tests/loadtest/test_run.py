@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from loadtest import proc
+from loadtest.measure import procfs
+from tests.loadtest.records import rounds_in
 from tests.support.wait import eventually
+
+pytestmark = pytest.mark.slow
 
 GOOD = "good={python} -m prefork serve nap --workers 2 --bind {address}"
 QUICK = ("--scenario", "nap", "--rounds", "1", "--connections", "4", "--duration", "0.5", "--warmup", "0.3")
@@ -47,7 +49,7 @@ class Lab:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def rounds(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted((self.out / "rounds").glob("*.json"))]
+        return rounds_in(self.out)
 
     def script(self, name: str, source: str) -> Path:
         path = self.folder / name
@@ -64,7 +66,7 @@ def servers_left() -> list[str]:
     """Command lines of living processes that this test's servers may have left."""
     found = []
     for pid in Path("/proc").iterdir():
-        if pid.name.isdecimal() and (seen := proc.stat(int(pid.name))) and seen.state not in "ZX":
+        if pid.name.isdecimal() and (seen := procfs.stat(int(pid.name))) and seen.state not in "ZX":
             try:
                 line = (pid / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
@@ -73,6 +75,7 @@ def servers_left() -> list[str]:
     return found
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
     done = lab.run("--server", GOOD, "--server", GOOD.replace("good", "same"), *QUICK)
@@ -95,7 +98,7 @@ def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
     assert first["provenance"]["kernel"] == os.uname().release
     assert "| good" in (lab.out / "report.md").read_text()
     assert 'data-series="rate_per_s"' in (lab.out / "report.html").read_text()
-    assert "stopped" in (lab.out / "rounds" / "000" / "server.log").read_text()
+    assert "stopped" in (lab.out / "logs" / "000" / "server.log").read_text()
     assert not [line for line in servers_left() if str(lab.folder) in line]
 
 
@@ -163,7 +166,7 @@ def test_a_server_that_exits_at_start_ends_the_wait_at_once(lab: Lab) -> None:
     assert done.returncode == 1
     assert "FAILED: the server exited with status 3 before it was ready\n  last words" in done.stderr
     assert time.monotonic() - began < 25  # far below the 30 s that a silent server gets
-    assert "last words" in (lab.out / "rounds" / "000" / "server.log").read_text()
+    assert "last words" in (lab.out / "logs" / "000" / "server.log").read_text()
     (kept,) = lab.rounds()
     assert (kept["client"], kept["verdict"]["name"]) == (None, "INVALID")
 
@@ -200,7 +203,7 @@ def test_a_generator_that_fails_shows_its_log(lab: Lab) -> None:
     done = lab.run("--server", GOOD, *QUICK, env={"PYTHONPATH": str(lab.folder / "broken")})
     assert done.returncode == 1
     assert "the generator exited with status 1 without a result\n  the generator is broken" in done.stderr
-    assert "the generator is broken" in (lab.out / "rounds" / "000" / "generator.log").read_text()
+    assert "the generator is broken" in (lab.out / "logs" / "000" / "generator.log").read_text()
 
 
 @pytest.mark.slow
@@ -232,7 +235,7 @@ def test_an_interrupt_keeps_the_finished_rounds_and_stops_the_server(lab: Lab, n
     marker = f"X_{os.getpid()}_{number}"
     server = f"good=sh -c '{{python}} -m prefork serve nap --bind {{address}} & wait; : {marker}'"
     process = lab.start("--server", server, *QUICK, "--rounds", "50")
-    eventually((lab.out / "rounds" / "001" / "generator.log").exists, within_s=DEADLINE_S, what="a second round")
+    eventually((lab.out / "logs" / "001" / "generator.log").exists, within_s=DEADLINE_S, what="a second round")
     process.send_signal(number)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, err

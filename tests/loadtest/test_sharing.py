@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from loadtest.compare import compare
-from loadtest.plan import Load, Plan, Server
-from loadtest.record import Worker
-from loadtest.report import SHARING, Report
-from loadtest.sharing import CPU, REQUESTS, sharing
+from loadtest.analysis.compare import compare
+from loadtest.analysis.sharing import CPU, REQUESTS, sharing
+from loadtest.data.records import Worker
+from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report import render
+from loadtest.report.model import SHARING, Report
 from tests.loadtest.records import client, measured, queue, signals
 
 
@@ -92,20 +93,20 @@ def report(some: list[Any]) -> Report:
 
 def test_the_report_has_a_table_of_it_and_the_doubts_as_warnings() -> None:
     found = report(rounds(*map(worker, range(4)), queued=2.0))
-    text = found.render("github")
+    text = render(found, "github")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert list(SHARING) in lines
     assert ["four", "4", "requests", "1.000", "1.000x", "16.0", "4.0", "2.0", "10.0"] in lines
     assert "- warning: four (nap): 10.0 of 16.0 exchanges in flight" in text
-    assert "four,nap" in found.render("csv")
-    assert "sharing_jain" in found.render("csv")
+    assert "four,nap" in render(found, "csv")
+    assert "sharing_jain" in render(found, "csv")
 
 
 @pytest.mark.parametrize("verdict", ["GENERATOR", "SHARED-CPU"])
 def test_a_verdict_that_explains_the_gap_says_enough(verdict: str) -> None:
-    text = report(rounds(*map(worker, range(4)), queued=2.0, verdict=verdict)).render("text")
+    text = render(report(rounds(*map(worker, range(4)), queued=2.0, verdict=verdict)), "text")
     assert "exchanges in flight were neither" not in text
 
 
 def test_without_workers_there_is_no_such_table() -> None:
-    assert "by worker" not in report(rounds()).render("text")
+    assert "by worker" not in render(report(rounds()), "text")

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
     from tests.loadtest.generator import Generator
 
+pytestmark = pytest.mark.slow
+
 RATE, RUN_S, STALL_S = 200, 10, 2.0
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_a_stall_shows_in_the_latency_from_the_schedule_and_hides_from_the_latency_of_what_was_sent(
     serve: Any, generate: Callable[..., Generator]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import loadtest.status
-from loadtest import proc
-from loadtest.status import StatusError, StatusProbe, ask
+import loadtest.measure.probe
+from loadtest.measure import procfs
+from loadtest.measure.probe import StatusError, StatusProbe, ask
 from tests.support.client import exchange
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ DEADLINE_S = 20
 @pytest.fixture
 def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[bytes]], str]]:
     """Start a control socket that gives these answers in turns, then hangs: `answering([b"..."])` is its path."""
-    monkeypatch.setattr(loadtest.status, "ANSWER_S", DEADLINE_S)  # of the lab it is short, for the sake of the watch
+    monkeypatch.setattr(
+        loadtest.measure.probe, "ANSWER_S", DEADLINE_S
+    )  # of the lab it is short, for the sake of the watch
     ended = threading.Event()
     threads: list[threading.Thread] = []
     listeners: list[socket.socket] = []
@@ -132,6 +134,7 @@ def test_a_server_without_a_socket_is_not_asked() -> None:
     assert probe.notes == []
 
 
+@pytest.mark.slow
 def test_prefork_answers_as_the_lab_reads(serve: Serve, tmp_path: Path) -> None:
     path = str(tmp_path / "control")
     server = serve("talkback", "--workers", "2", "--control", path)
@@ -143,4 +146,4 @@ def test_prefork_answers_as_the_lab_reads(serve: Serve, tmp_path: Path) -> None:
     assert sorted(count.slot for count in after.values()) == [0, 1]
     assert sum(count.accepted for count in after.values()) == 6
     assert sum(count.requests for count in after.values()) >= 5  # the last may be counted a moment later
-    assert all(proc.stat(pid) for pid in after)
+    assert all(procfs.stat(pid) for pid in after)

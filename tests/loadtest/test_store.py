@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,10 @@ import click
 import pytest
 import tabulate
 
-from loadtest.plan import Load, Plan, Server
-from loadtest.store import Store, StoreError
-
-from .records import failed, measured
+from loadtest.data.store import Store, StoreError
+from loadtest.plan import file as planfile
+from loadtest.plan.plan import Load, Plan, Server
+from tests.loadtest.records import failed, measured
 
 PLAN = Plan(name="p", servers=(Server(name="one", command="x {port}"),), loads=(Load(name="nap"),))
 OTHER = Plan(name="q", servers=(Server(name="one", command="y {port}"),), loads=(Load(name="nap"),))
@@ -26,55 +27,78 @@ def test_rounds_come_back_as_they_were_kept(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "run", PLAN)
     kept = [measured("one", 0, number=0, notes=("odd",)), failed("one", 1, number=1)]
     for done in kept:
-        assert store.room()[0] == done.number
         store.add(done)
     again = Store.open(tmp_path / "run")
-    assert again.plan == Plan.from_json(PLAN.to_json())
+    assert again.plan == PLAN
     assert [done.to_json() for done in again.rounds()] == [done.to_json() for done in kept]
-    assert not list((tmp_path / "run").rglob("*.part"))
+    assert sorted(os.listdir(tmp_path / "run")) == ["plan.toml", "rounds.jsonl"]
 
 
 def test_the_same_plan_is_extended_and_another_is_refused(tmp_path: Path) -> None:
     Store.create(tmp_path / "run", PLAN).add(measured("one", 0, number=7))
-    assert Store.create(tmp_path / "run", PLAN).room()[0] == 8
+    again = Store.create(tmp_path / "run", PLAN)
+    again.add(measured("one", 1, number=8))
+    assert [done.number for done in again.rounds()] == [7, 8]
+    before = (tmp_path / "run" / "plan.toml").read_bytes()
     with pytest.raises(StoreError, match="holds rounds of another plan"):
         Store.create(tmp_path / "run", OTHER)
+    assert (tmp_path / "run" / "plan.toml").read_bytes() == before
 
 
 def test_an_extension_says_what_is_wanted_now(tmp_path: Path) -> None:
     Store.create(tmp_path / "run", PLAN).add(measured("one", 0))
     wanted = replace(PLAN, rounds=9, aa=True, until=0.02)
     Store.create(tmp_path / "run", wanted)
-    assert Store.open(tmp_path / "run").plan == Plan.from_json(wanted.to_json())
-    older = json.loads((tmp_path / "run" / "session.json").read_text())
-    del older["plan"]["until"], older["plan"]["within_s"]
-    (tmp_path / "run" / "session.json").write_text(json.dumps(older))
-    assert Store.open(tmp_path / "run").plan.until == 0
+    assert Store.open(tmp_path / "run").plan == wanted
+
+
+def test_the_plan_that_is_kept_can_be_run_and_extended_from_where_it_lies(tmp_path: Path) -> None:
+    plan = replace(PLAN, servers=(Server(name="one", command="x {port}", cwd="apps"),))
+    assert Store.create(tmp_path / "run", plan, tmp_path / "plans").plan == plan
+    kept = planfile.read(tmp_path / "run" / "plan.toml", {})
+    assert kept.servers[0].cwd == "../plans/apps"
+    assert Store.create(tmp_path / "run", kept, tmp_path / "run").plan == kept
+    with pytest.raises(StoreError, match="holds rounds of another plan"):
+        Store.create(tmp_path / "run", plan, tmp_path)
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("precious")
+    (tmp_path / "plan.toml").write_text("# precious")
     with pytest.raises(StoreError, match="is not empty and holds no run"):
         Store.create(tmp_path, PLAN)
     with pytest.raises(StoreError, match="holds no run of the lab"):
         Store.open(tmp_path)
     with pytest.raises(StoreError, match="cannot write to"):
-        Store.create(tmp_path / "mine.txt" / "below", PLAN)
+        Store.create(tmp_path / "plan.toml" / "below", PLAN)
+    assert (tmp_path / "plan.toml").read_text() == "# precious"
+
+
+def test_a_plan_that_is_damaged_or_cannot_be_written_is_named(tmp_path: Path) -> None:
+    Store.create(tmp_path / "run", PLAN)
+    (tmp_path / "run" / "plan.toml").write_text("name = 3")
+    with pytest.raises(StoreError, match=r"plan\.toml:1: name: 3 is not a text"):
+        Store.open(tmp_path / "run")
+    with pytest.raises(StoreError, match=r"plan\.toml cannot be written: a name in it is not Unicode"):
+        Store.create(tmp_path / "other", replace(PLAN, name="\udcff"))
+    assert os.listdir(tmp_path / "other") == []
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (b"{", "000.json is not JSON"),
-        (b"[]", "is not a file of the lab"),
-        (b"{}", "not a round of this version: 'schema'"),
+        (b"{", r"rounds\.jsonl:2 is not JSON"),
+        (b"\xff", r"rounds\.jsonl:2 is not JSON"),
+        (b"[]", r"rounds\.jsonl:2 cannot be read: not a round of this version"),
+        (b'"text"', r"rounds\.jsonl:2 cannot be read: not a round of this version"),
+        (b"{}", r"rounds\.jsonl:2 cannot be read: not a round of this version: 'schema'"),
         (b'{"schema": 99}', "schema 99; this version reads 1"),
     ],
 )
 def test_a_round_that_cannot_be_read_is_named(tmp_path: Path, change: bytes, message: str) -> None:
     store = Store.create(tmp_path, PLAN)
     store.add(measured("one", 0))
-    (tmp_path / "rounds" / "000.json").write_bytes(change)
+    path = tmp_path / "rounds.jsonl"
+    path.write_bytes(path.read_bytes() + change + b"\n")
     with pytest.raises(StoreError, match=message):
         store.rounds()
     with pytest.raises(StoreError, match=message):
@@ -84,12 +108,82 @@ def test_a_round_that_cannot_be_read_is_named(tmp_path: Path, change: bytes, mes
 def test_a_garbled_result_of_the_generator_is_named(tmp_path: Path) -> None:
     store = Store.create(tmp_path, PLAN)
     store.add(measured("one", 0))
-    path = tmp_path / "rounds" / "000.json"
+    path = tmp_path / "rounds.jsonl"
     document = json.loads(path.read_text())
     del document["client"]["busy_s"]
-    path.write_text(json.dumps(document))
-    with pytest.raises(StoreError, match=r"000\.json cannot be read: the generator's result lacks or garbles 'busy_s'"):
+    path.write_text(json.dumps(document) + "\n")
+    with pytest.raises(StoreError, match=r":1 cannot be read: the generator's result lacks or garbles 'busy_s'"):
         store.rounds()
+
+
+@pytest.mark.parametrize("left", [1, 2, 100, -2, -1])
+def test_a_line_that_a_killed_run_left_half_written_is_no_round_and_is_cut_off(tmp_path: Path, left: int) -> None:
+    store = Store.create(tmp_path, PLAN)
+    path = tmp_path / "rounds.jsonl"
+    for number in range(2):
+        store.add(measured("one", number, number=number))
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second[:left])
+    assert [done.number for done in Store.create(tmp_path, PLAN).rounds()] == [0]
+    store.add(measured("one", 1, number=1))
+    assert path.read_bytes() == first + second
+
+
+def test_a_full_disk_leaves_the_rounds_as_they_were(tmp_path: Path) -> None:
+    """The limit of this process for files stands for the disk: what fits is written, then an error comes."""
+    store = Store.create(tmp_path, PLAN)
+    store.add(measured("one", 0))
+    store.write("report.md", "x")
+    before = (tmp_path / "rounds.jsonl").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"report\.md cannot be written: File too large"):
+            store.write("report.md", "y" * len(before) * 2)
+        with pytest.raises(StoreError, match=r"rounds\.jsonl cannot be written: File too large"):
+            store.add(measured("one", 1, number=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "rounds.jsonl").read_bytes() == before
+    assert (tmp_path / "report.md").read_text() == "x"
+    assert sorted(os.listdir(tmp_path)) == ["plan.toml", "report.md", "rounds.jsonl"]
+    store.add(measured("one", 1, number=1))
+    assert [done.number for done in store.rounds()] == [0, 1]
+
+
+def test_the_logs_of_a_round_begin_in_an_empty_folder(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, PLAN)
+    (store.logs(12) / "generator.json").write_text("of a round that was never kept")
+    assert (store.logs(12), os.listdir(tmp_path / "logs" / "012")) == (tmp_path / "logs" / "012", [])
+    (tmp_path / "logs" / "013").write_text("")
+    with pytest.raises(StoreError, match=r"logs/013 cannot be made: Not a directory"):
+        store.logs(13)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("/home/me/.venv/bin/python", ".../python"),
+        (
+            '  File "/home/me/an app/x", line 3\nFile /srv/x.py:3',
+            '  File ".../an app/x", line 3\nFile .../x.py:3',
+        ),
+        ("--out=/tmp/x/", "--out=.../x"),
+        ("it wrote nothing to ~/runs/logs/000/server.log", "it wrote nothing to .../server.log"),
+        ("unix:/tmp/loadtest-1/server", "unix:.../server"),
+        ("@/home/me/body", "@.../body"),
+        ("('/var/lib/a',)", "('.../a',)"),
+        ("http://127.0.0.1:80/a/b is 2/3 of results/a/b, ../a/b and 1 / 2 / 3", None),
+        ("GET /large", None),
+        ("GET /shop/cart?x=/1/2 answered 404", None),
+    ],
+)
+def test_a_round_that_is_kept_names_no_folder_of_the_machine(tmp_path: Path, text: str, kept: str | None) -> None:
+    store = Store.create(tmp_path, replace(PLAN, loads=(Load(name="nap", path="/shop/cart?x=/1/2"),)))
+    store.add(failed("one", 0, error=text))
+    (done,) = store.rounds()
+    assert (done.error, done.verdict.reason) == (kept or text, (kept or text).partition("\n")[0])
+    assert str(tmp_path) not in (tmp_path / "rounds.jsonl").read_text()
 
 
 # --- from files alone
@@ -133,6 +227,7 @@ def reports(interpreter: str, here: Path, there: Path, *, cwd: Path, env: dict[s
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minor", [11, 12, 13])
 def test_a_run_is_reported_the_same_elsewhere(tmp_path: Path, minor: int) -> None:
     """Another folder, home, locale, time zone and Python, which gets what it needs by links: it may have nothing."""
@@ -146,7 +241,8 @@ def test_a_run_is_reported_the_same_elsewhere(tmp_path: Path, minor: int) -> Non
     before, after = tmp_path / "here" / "before", tmp_path / "here" / "after"
     shutil.copytree(ROOT / "results" / "demo", before)
     shutil.copytree(before, after)
-    (after / "rounds" / "000.json").unlink()
+    rounds = (after / "rounds.jsonl").read_bytes()
+    (after / "rounds.jsonl").write_bytes(rounds[rounds.index(b"\n") + 1 :])
     usual = {"HOME": str(Path.home()), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     here = reports(sys.executable, before, Path("after"), cwd=tmp_path / "here", env=usual)
     shutil.move(before, tmp_path / "there" / "before")

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.verdict import judge
+from loadtest.analysis.verdict import judge
 from prefork.status.histogram import Histogram
-
-from .records import arrivals, client, queue, signals, usage
+from tests.loadtest.records import arrivals, client, queue, signals, usage
 
 SECOND = 1_000_000_000
 

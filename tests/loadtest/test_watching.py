@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtest import proc, sockdiag
-from loadtest.child import Child, ChildError
-from loadtest.interrupt import Interrupt
-from loadtest.plan import Server
-from loadtest.probe import Probe, owners
-from loadtest.server import RunningServer
+from loadtest.measure import procfs
+from loadtest.measure.child import Child, ChildError, Interrupt
+from loadtest.measure.probe import Probe, owners
+from loadtest.measure.server import RunningServer
+from loadtest.plan.plan import Server
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.slow
 
 DEADLINE_S = 20
 
@@ -38,15 +39,15 @@ def test_a_full_accept_queue_its_limit_and_its_drops_are_seen() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        assert sockdiag.listening(port) is None
+        assert procfs.listening(port) is None
         listener.listen(2)
         inode = os.fstat(listener.fileno()).st_ino
-        assert sockdiag.listening(port) == sockdiag.Listening(depth=0, limit=2, drops=0, inodes=frozenset({inode}))
+        assert procfs.listening(port) == procfs.Listening(depth=0, limit=2, drops=0, inodes=frozenset({inode}))
         clients = [socket.create_connection(("127.0.0.1", port), DEADLINE_S) for _ in range(3)]
         with socket.socket() as late:
             late.setblocking(False)
             late.connect_ex(("127.0.0.1", port))
-            seen = sockdiag.listening(port)
+            seen = procfs.listening(port)
         for client in clients:
             client.close()
     assert seen is not None
@@ -155,19 +156,19 @@ def test_stopping_leaves_no_process_of_the_session(tmp_path: Path) -> None:
     source = "trap '' TERM; (trap '' TERM; sleep 60) & (setsid true; sleep 61) & echo up; wait; sleep 62"
     with child(tmp_path, "sh", "-c", source) as shell:
         line_in(tmp_path / "log")
-        assert len(proc.session(shell.pid)) >= 2
+        assert len(procfs.session(shell.pid)) >= 2
         assert shell.stop(grace_s=0.1) is False
-        assert proc.session(shell.pid) == []
+        assert procfs.session(shell.pid) == []
 
 
 def test_a_leader_that_is_gone_already_does_not_hide_what_it_left(tmp_path: Path) -> None:
     with child(tmp_path, "sh", "-c", "sleep 60 & echo $!") as shell:
         assert shell.ended(DEADLINE_S)
         left = int(line_in(tmp_path / "log"))
-        assert proc.session(shell.pid) == [left]
+        assert procfs.session(shell.pid) == [left]
         assert shell.status() == "exited with status 0"
         assert shell.stop(grace_s=0) is True
-        assert proc.session(shell.pid) == []
+        assert procfs.session(shell.pid) == []
 
 
 def test_the_affinity_is_the_childs_and_ours_stays(tmp_path: Path) -> None:
@@ -189,5 +190,5 @@ def test_what_cannot_be_started_is_said_and_changes_nothing(tmp_path: Path) -> N
 def test_a_process_that_is_gone_reads_as_nothing() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    assert proc.stat(gone.pid) is None
-    assert (proc.cpu_ns(gone.pid), proc.threads(gone.pid), proc.pss_bytes(gone.pid)) == (0, [], None)
+    assert procfs.stat(gone.pid) is None
+    assert (procfs.cpu_ns(gone.pid), procfs.threads(gone.pid), procfs.pss_bytes(gone.pid)) == (0, [], None)

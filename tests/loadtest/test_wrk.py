@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tabulate import tabulate
 
-from loadtest import provenance
+from loadtest.data import provenance
 from prefork.status.histogram import Histogram
 from tests.loadtest.wrk import Bench, Measured, as_wrk_corrects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.slow
 
 SECONDS = 5
 PAIRS = 7

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadtest.child import Child
+from loadtest.measure.child import Child
 from prefork.status.histogram import Histogram, highest, lowest
 from tests.support.wait import eventually
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import AppWriter, Serve
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 NO_BROWSER = "there is no browser here; on Debian: apt-get install chromium"
 # What is shown, and the document that it comes from, of one moment.
@@ -36,7 +38,7 @@ TIMES_S = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400
 
 
 def in_a_browser(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.slow(pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)(test))
+    return pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)(test)
 
 
 @pytest.fixture

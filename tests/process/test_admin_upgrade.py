@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 
 
@@ -81,7 +83,7 @@ def test_the_new_master_is_asked_at_the_same_address_without_a_gap(serve: Serve,
         for _ in range(3):
             prober.wait_more(5)
             line.upgrade()
-            eventually(lambda: status(address)["server"]["pid"] == line.master, within_s=10, what="the new master")
+            eventually(lambda: status(address)["server"]["pid"] == line.master, within_s=30, what="the new master")
             assert [title(pid) for pid in children(line.master)].count(TITLE) == 1
             assert server.log.count("admin listening address=" + address) >= 2, "the port is the same"
     assert not prober.faults

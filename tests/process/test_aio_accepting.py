@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 MOST_RATIO = 1.2
 ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair server fails every round
 HI = talkback_reply(b"hi")
 PER_WORKER = ("--accept", "per-worker")
-SLOW = pytest.mark.slow
 DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])
 
 
@@ -65,7 +66,6 @@ def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve, a
     share_evenly(serve(app, "--workers", "4"), held, 400)
 
 
-@SLOW
 @kinds("stay", "Stay")
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, app: str, loop: str) -> None:
@@ -74,7 +74,7 @@ def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Se
     share_evenly(server, held, 400)
 
 
-@SLOW
+@pytest.mark.timing
 @kinds("slot", "Slot")
 def test_workers_that_share_a_queue_do_not_wait_for_each_other(serve: Serve, app: str) -> None:
     """A worker that has had its share is off for 5 ms, but no longer than until its client has left."""
@@ -123,6 +123,7 @@ def leave_no_descriptor(pid: int) -> int:
     return len(used)
 
 
+@pytest.mark.timing
 @DOORS
 @kinds("talk", "Talk")
 def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, app: str, accept: str) -> None:
@@ -149,7 +150,7 @@ def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, a
     assert server.log.count("accept paused") <= 5, "one a second"
 
 
-@SLOW
+@pytest.mark.timing
 @DOORS
 @kinds("obey", "Obey")
 def test_ten_seconds_without_descriptors(serve: Serve, app: str, accept: str) -> None:
@@ -172,7 +173,6 @@ def test_ten_seconds_without_descriptors(serve: Serve, app: str, accept: str) ->
     assert server.log.count("accept paused") <= took_s + 2, "one a second"
 
 
-@SLOW
 @kinds("talk", "Talk")
 def test_doors_change_under_load_without_a_loss(serve: Serve, app: str) -> None:
     """Near --max-connections our own accepting stands in for uvloop's, and back."""

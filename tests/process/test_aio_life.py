@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
-SLOW = pytest.mark.slow
 SOON_S = 5.0
 DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])
 
@@ -103,7 +104,6 @@ def test_a_stop_under_constant_connections_loses_nobody(serve: Serve, app: str, 
     assert lost(stop_under(serve(app, "--workers", "2", "--accept", accept), 20)) <= (0 if accept == "shared" else 1)
 
 
-@SLOW
 @DOORS
 @kinds("nap", "Nap")
 def test_three_stops_under_sixty_clients(serve: Serve, app: str, accept: str) -> None:
@@ -130,7 +130,6 @@ def test_a_reload_under_load_loses_nobody(serve: Serve, app: str, accept: str) -
     assert not load.failed
 
 
-@SLOW
 @DOORS
 @kinds("echo", "Echo")
 def test_a_reload_lets_those_who_stay_finish(serve: Serve, app: str, accept: str) -> None:
@@ -143,7 +142,6 @@ def test_a_reload_lets_those_who_stay_finish(serve: Serve, app: str, accept: str
     assert not load.failed
 
 
-@SLOW
 @kinds("nap", "Nap")
 def test_scaling_under_load_loses_nobody(serve: Serve, app: str) -> None:
     server = serve(app, "--workers", "2")
@@ -156,7 +154,6 @@ def test_scaling_under_load_loses_nobody(serve: Serve, app: str) -> None:
     assert not load.failed
 
 
-@SLOW
 @DOORS
 @kinds("nap", "Nap")
 def test_an_upgrade_under_load_loses_nobody(serve: Serve, place: Place, app: str, accept: str) -> None:
@@ -243,7 +240,7 @@ def test_a_blocked_loop_is_killed_with_its_stack_in_the_log_and_replaced(serve: 
         assert read_to_end(client) == b"hello\n"
 
 
-@SLOW
+@pytest.mark.timing
 @DOORS
 @kinds("talk", "Talk")
 def test_a_short_timeout_does_not_kill_a_loop_under_full_load(serve: Serve, app: str, accept: str) -> None:

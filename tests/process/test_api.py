@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Start = Callable[..., RunningServer]
 
+pytestmark = pytest.mark.slow
+
 MISTAKE = """
 import prefork
 try:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.conftest import Shared
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 CASES = [*read_cases("valid"), *read_cases("invalid")]
 DATE = re.compile(rb"\r\nDate: [^\r]*")
 
@@ -32,7 +34,6 @@ def verdict(server: RunningServer, data: bytes) -> bytes:
         return DATE.sub(b"", read_to_end(sock))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_asgi_and_wsgi_are_of_one_mind(shared: Shared, loop: str) -> None:
     wsgi = shared(f"{APPS / 'witness.py'}:wsgi", *ONE, "--max-body", "1m")

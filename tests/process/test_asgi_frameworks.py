@@ -114,7 +114,7 @@ def test_fastapis_lifespan(serve: Serve) -> None:
 def test_work_in_the_background(starlette: RunningServer) -> None:
     with httpx.Client(base_url=f"http://{starlette.address}") as client:
         client.get("/later?what=one")
-        eventually(lambda: "one" in client.get("/later?what=more").text.split(), within_s=10)
+        eventually(lambda: "one" in client.get("/later?what=more").text.split(), within_s=30)
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])

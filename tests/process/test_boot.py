@@ -18,6 +18,8 @@ from tests.support.server import APPS, LISTENING, READY
 if TYPE_CHECKING:
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hello")
 
 
@@ -29,10 +31,12 @@ def has_ipv6() -> bool:
         return False
 
 
+@pytest.mark.smoke
 def test_the_default_app_is_talkback(serve: Serve) -> None:
     assert exchange(serve().address) == HI
 
 
+@pytest.mark.smoke
 def test_one_listening_line_with_the_real_port_comes_before_one_ready_line(serve: Serve) -> None:
     server = serve("--workers", "3")
     log = server.log
@@ -46,11 +50,17 @@ def test_one_listening_line_with_the_real_port_comes_before_one_ready_line(serve
     assert 0 < float(ready[2]) < 20
 
 
+@pytest.mark.smoke
 def test_the_direct_children_of_the_started_process_are_exactly_the_workers(serve: Serve) -> None:
     server = serve(str(APPS / "identity.py") + ":pid", "--workers", "4")
     pids = server.worker_pids()
     assert len(pids) == 4
-    assert {int(exchange(server.address)) for _ in range(40)} == pids
+    seen = set[int]()
+    for _ in range(2_000):  # a worker may be late to its first accept
+        seen.add(int(exchange(server.address)))
+        if seen == pids:
+            break
+    assert seen == pids
     assert {found.session for pid in pids if (found := process_stat(pid))} == {server.pid}
 
 
@@ -65,6 +75,7 @@ def test_a_client_that_connects_before_any_worker_is_ready_is_served(serve: Serv
     assert exchange(server.address) == HI
 
 
+@pytest.mark.smoke
 def test_titles_name_the_role_and_the_app(serve: Serve) -> None:
     server = serve("talkback", "--workers", "2")
     exchange(server.address)
@@ -83,7 +94,7 @@ def command_line(pid: int) -> str:
 def test_workers_know_their_slot_and_generation(serve: Serve) -> None:
     server = serve(str(APPS / "identity.py") + ":slot", "--workers", "3")
     seen: set[tuple[bytes, ...]] = set()
-    for _ in range(300):  # a worker may be late to its first accept
+    for _ in range(2_000):
         seen.add(tuple(exchange(server.address).split()[:2]))
         if len(seen) == 3:
             break
@@ -108,6 +119,7 @@ def test_localhost_is_a_host_name(serve: Serve) -> None:
     assert exchange(serve("--workers", "1", bind="localhost:0").address) == HI
 
 
+@pytest.mark.smoke
 def test_a_unix_socket_is_served_and_removed_at_the_end(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     server = serve("--workers", "2", bind=f"unix:{path}")

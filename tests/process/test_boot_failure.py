@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 CANNOT_BOOT = 3
 CANNOT_LOAD = 4
 FAST_S = 15.0  # a boot that is tried again and again never ends

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 HUP = signal.SIGHUP
 WORKS = "from prefork.runtime.builtins import talkback as handle\n"
@@ -41,33 +43,31 @@ class Fault:
     source: str
     said: str
     after_s: float = 0.0  # when it can be told at the earliest
-    rare: bool = False
 
 
 BROKEN = {
     "syntax": Fault(source="def handle(conn:\n", said="SyntaxError"),
     "import": Fault(source="import no_such_module_anywhere\n", said="no_such_module_anywhere"),
     "sys-exit": Fault(source="import sys\nsys.exit(0)\n", said="SystemExit|exit"),
-    "raises": Fault(source="raise RuntimeError('no database')\n", said="no database", rare=True),
+    "raises": Fault(source="raise RuntimeError('no database')\n", said="no database"),
     "hangs": Fault(source="import time\ntime.sleep(600)\n", said="--boot-timeout 1 s", after_s=BOOT_S),
     "hangs-in-c": Fault(
-        source="import ctypes\nctypes.PyDLL(None).sleep(600)\n", said="--boot-timeout 1 s", after_s=BOOT_S, rare=True
+        source="import ctypes\nctypes.PyDLL(None).sleep(600)\n", said="--boot-timeout 1 s", after_s=BOOT_S
     ),
-    "exits-0": Fault(source="import os\nos._exit(0)\n", said="exit code 0|by itself", rare=True),
+    "exits-0": Fault(source="import os\nos._exit(0)\n", said="exit code 0|by itself"),
     "exits-7": Fault(source="import os\nos._exit(7)\n", said="exit code 7"),
-    "segfaults": Fault(source="import ctypes\nctypes.string_at(0)\n", said="SIGSEGV", rare=True),
+    "segfaults": Fault(source="import ctypes\nctypes.string_at(0)\n", said="SIGSEGV"),
     "out-of-memory": Fault(
         source="import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\nhoard = bytes(2 << 30)\n",
         said="MemoryError",
     ),
-    "not-there": Fault(source="def another(conn): ...\n", said="handle", rare=True),
+    "not-there": Fault(source="def another(conn): ...\n", said="handle"),
 }
 
 
+@pytest.mark.timing
 @HOW
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow if fault.rare else ()) for kind, fault in BROKEN.items()]
-)
+@pytest.mark.parametrize("kind", list(BROKEN))
 def test_the_old_generation_serves_on_and_the_log_says_why(
     serve: Serve, app: AppWriter, how: list[str], kind: str
 ) -> None:
@@ -185,7 +185,6 @@ def removed(group: Path) -> bool:
     return True
 
 
-@pytest.mark.slow
 @HOW
 def test_a_generation_that_the_kernel_kills_for_memory_is_abandoned(
     serve: Serve, app: AppWriter, memory_group: Path, how: list[str]

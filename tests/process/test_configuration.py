@@ -5,29 +5,29 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.client import dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import thread_count
-from tests.support.server import clean_environment, run
+from tests.support.server import run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import AppWriter, Serve
 
+pytestmark = pytest.mark.slow
+
 BAD_USAGE, CANNOT_BOOT, CANNOT_LOAD = 2, 3, 4
 
 
 def with_environment(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prefork", *args]
-    env = clean_environment(environment)
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env=env)
+    return run(*args, env=environment)
 
 
+@pytest.mark.smoke
 def test_each_value_is_shown_with_its_source(tmp_path: Path) -> None:
     file = tmp_path / "prefork.toml"
     file.write_text("threads = 2\nworkers = 5\ntimeout = '2m'\nmax-memory = '64m'\nlog-level = 'debug'\n")
@@ -61,6 +61,7 @@ def test_a_switch_of_the_file_can_be_turned_off_by_a_flag(tmp_path: Path) -> Non
     assert json.loads(done.stdout)["preload"] == {"value": False, "source": "--preload"}
 
 
+@pytest.mark.smoke
 def test_a_server_is_what_its_file_says(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('app = "nap"\nworkers = 2\nthreads = 3\nlog-format = "json"\n')
     server = serve("--config", "p.toml", "-w", "1", cwd=tmp_path, ready=False)
@@ -115,6 +116,7 @@ def test_a_folder_that_does_not_exist_is_named() -> None:
 # --- check
 
 
+@pytest.mark.smoke
 def test_check_says_what_the_app_is(app: AppWriter) -> None:
     stream = app("def handle(conn): ...")
     done = run("check", stream)

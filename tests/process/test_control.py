@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.client import Hammer, Outcome, collect, crowd, dial, exchange, read_to_end, talkback_reply
-from tests.support.control import Place, converse, dial_control, finish, read_lines
+from tests.support.control import Place, converse, dial_control, finish, read_lines, succeeded
 from tests.support.processes import alive, open_fds
 from tests.support.server import APPS, ROOT, RunningServer, clean_environment
 from tests.support.wait import eventually
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import AppWriter, Serve
     from tests.support.gate import Gate
+
+pytestmark = pytest.mark.slow
 
 OBEY = f"{APPS / 'obey.py'}:handle"
 GATED = f"{APPS / 'gated.py'}:handle"
@@ -76,10 +78,13 @@ def assert_shape(entry: dict[str, Any], shape: dict[str, Any]) -> None:
     assert not {key for key, value in entry.items() if isinstance(value, bool) and shape[key] is not bool}
 
 
+@pytest.mark.smoke
 def test_status_as_json_has_every_key_and_the_figures_of_what_was_served(serve: Serve, place: Place) -> None:
     server = serve("talkback", "--workers", "2", "--threads", "2", env=place.env)
     for _ in range(20):
         assert exchange(server.address, b"hello\n") == talkback_reply(b"hello")
+    idle = {"IDLE"}  # a worker may be at work for a moment when its client has read to the end
+    eventually(lambda: {worker["state"] for worker in place.status()["workers"]} == idle, within_s=30)
     document = place.shown()
     assert list(document) == ["server", "listeners", "workers", "totals", "deaths"]
     assert_shape(document["server"], SERVER)
@@ -107,6 +112,7 @@ def test_status_as_json_has_every_key_and_the_figures_of_what_was_served(serve: 
     assert all(1 << 20 < worker["pss_bytes"] < 1 << 30 for worker in workers)
 
 
+@pytest.mark.smoke
 def test_status_as_a_table_names_server_listener_and_workers(serve: Serve, place: Place) -> None:
     server = serve("talkback", "--workers", "2", env=place.env)
     text = place.ok("status")
@@ -153,7 +159,7 @@ def test_the_queue_and_the_drops_of_a_full_listener_are_shown_and_a_unix_socket_
             sock = extra.enter_context(socket.socket())
             sock.setblocking(False)
             sock.connect_ex(dial_target(server.address))
-        eventually(lambda: place.status()["listeners"][0]["drops"] > 0, within_s=10, what="a drop")
+        eventually(lambda: place.status()["listeners"][0]["drops"] > 0, within_s=30, what="a drop")
     gate.open()
     assert collect(clients, talkback_reply(b"hi"))[Outcome.OK] == 4
 
@@ -163,7 +169,13 @@ def dial_target(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+@pytest.mark.smoke
 def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place) -> None:
+    """Each command as a program of its own, as operators run it."""
+
+    def program(*args: str) -> str:
+        return succeeded(finish(place.start(*args)))
+
     server = serve(OBEY, "--workers", "2", "--graceful-timeout", "300ms", env=place.env)
     stuck = [dial(server.address) for _ in range(2)]
     for client in stuck:
@@ -172,7 +184,7 @@ def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place
     def all_busy() -> bool:
         return all(worker["deadline_in_s"] is not None for worker in place.status()["workers"])
 
-    eventually(all_busy, within_s=10, what="handler code in both workers")
+    eventually(all_busy, within_s=30, what="handler code in both workers")
     for worker in place.status()["workers"]:
         assert (worker["state"], worker["connections"]) == ("BUSY", 1)
         assert 0 < worker["deadline_in_s"] <= 30  # to a tenth
@@ -181,14 +193,15 @@ def test_all_commands_work_while_every_worker_is_busy(serve: Serve, place: Place
     assert {worker["serving"] for worker in place.status()["workers"]} == {
         "{}:{}".format(*client.getsockname()) for client in stuck
     }
-    stacks = place.ok("stack")
+    assert json.loads(program("status", "--json"))["server"]["pid"] == server.pid
+    stacks = program("stack")
     assert stacks.count("in spin_forever") == 2
     assert stacks.count("BUSY") == 2
-    assert place.ok("scale", "3").startswith("scaled: 3 workers (before: 2)")
+    assert program("scale", "3").startswith("scaled: 3 workers (before: 2)")
     assert exchange(server.address, b"work\n") == b"done\n"
-    assert place.ok("reload").startswith("reloaded: generation 2, 3 workers")
+    assert program("reload").startswith("reloaded: generation 2, 3 workers")
     assert exchange(server.address, b"work\n") == b"done\n"
-    assert place.ok("stop").startswith("stopped")
+    assert program("stop").startswith("stopped")
     assert server.wait_exit(within_s=15) == 0
     for client in stuck:
         client.close()
@@ -209,7 +222,6 @@ def test_stack_of_one_slot_and_of_a_slot_that_nobody_is_in(serve: Serve, place: 
     assert server.running
 
 
-@pytest.mark.slow
 def test_stack_says_who_cannot_answer_and_harms_nobody(serve: Serve, place: Place) -> None:
     """A live worker is never asked by the signal that can crash it."""
     server = serve(OBEY, "--workers", "3", env=place.env)
@@ -222,7 +234,7 @@ def test_stack_says_who_cannot_answer_and_harms_nobody(serve: Serve, place: Plac
             entries = json.loads(place.ok("stack", "--json"))["workers"]
             return [entry for entry in entries if entry["stacks"] is None]
 
-        entries = eventually(lambda: len(found := mute()) == 2 and found, within_s=10, what="two mute workers")
+        entries = eventually(lambda: len(found := mute()) == 2 and found, within_s=30, what="two mute workers")
         assert {entry["reason"].replace("it computes", "waits") for entry in entries} == {  # as the kernel sees it
             "no answer in 1 s: C code holds the GIL, and waits",
             "no answer in 1 s: the worker is stopped",
@@ -387,6 +399,7 @@ def test_a_client_that_leaves_in_the_middle_takes_nothing_back(serve: Serve, pla
 # --- which server
 
 
+@pytest.mark.smoke
 def test_without_a_server_every_command_says_so_and_exits_6(place: Place) -> None:
     asked = [place.start(*command) for command in (("status",), ("reload",), ("scale", "1"), ("stop",), ("stack",))]
     for process in asked:
@@ -571,7 +584,7 @@ def test_a_server_of_another_user_obeys_root(place: Place) -> None:
         [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment(place.env)
     )
     try:
-        eventually(path.exists, within_s=15, what="its socket")
+        eventually(path.exists, within_s=60, what="its socket")
         assert place.shown("--control", str(path))["server"]["pid"] == server.pid
         assert path.stat().st_uid == NOBODY
         place.ok("stop", "--control", str(path))
@@ -596,7 +609,7 @@ def test_more_clients_than_allowed_are_turned_away_and_the_others_kept(serve: Se
     eventually(lambda: converse(path, STATUS)[0]["ok"], within_s=15, what="room again")
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_client_that_never_finishes_its_line_is_told_so_and_dropped(serve: Serve, place: Place) -> None:
     server = serve("talkback", "--workers", "1", env=place.env)
     began = time.monotonic()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 MAIN = "import words\ndef handle(conn): conn.sendall(words.WORD.encode())\n"
 RELOADED_S = 20.0
 

@@ -19,7 +19,10 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
 
+
+@pytest.mark.timing
 def test_without_free_descriptors_accepting_pauses_and_nobody_dies(serve: Serve) -> None:
     server = serve("talkback", "--workers", "1")
     (worker,) = server.worker_pids()
@@ -45,7 +48,6 @@ def test_without_free_descriptors_accepting_pauses_and_nobody_dies(serve: Serve)
     assert len([line for line in server.log.splitlines() if "open files" in line or "EMFILE" in line]) <= 10
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace to make fork() fail")
 def test_a_fork_that_fails_is_tried_again_while_the_others_serve(serve: Serve) -> None:
     server = serve(f"{APPS / 'identity.py'}:pid", "--workers", "2")
@@ -56,7 +58,7 @@ def test_a_fork_that_fails_is_tried_again_while_the_others_serve(serve: Serve) -
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        eventually(lambda: traced(server.pid), within_s=10, what="strace attached")
+        eventually(lambda: traced(server.pid), within_s=30, what="strace attached")
         victim = min(server.worker_pids())
         os.kill(victim, signal.SIGKILL)
         server.wait_log("(?i)EAGAIN|temporarily unavailable")

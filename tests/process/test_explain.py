@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 WHOLE = ("server.config", "totals.respawns")  # their keys are options and causes
 
 
@@ -51,7 +53,7 @@ def test_every_key_of_the_document_is_explained_and_nothing_else(serve: Serve, p
     exchange(server.address, b"work 0.1\n")
     with dial(server.address) as client:
         client.sendall(b"spin\n")
-        eventually(lambda: place.status()["deaths"]["count"] == 1, within_s=10, what="a death")
+        eventually(lambda: place.status()["deaths"]["count"] == 1, within_s=30, what="a death")
         found = set(keys(place.shown()))
         for pid in server.worker_pids():
             os.kill(pid, signal.SIGKILL)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.client import exchange
 from tests.support.server import APPS
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
+
+pytestmark = pytest.mark.slow
 
 CONNECTIONS = 2_000
 MOST_RATIO = 1.1

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.client import abort, dial, exchange, talkback_reply
 from tests.support.processes import open_fds
 from tests.support.server import APPS
@@ -14,6 +16,8 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
+
+pytestmark = pytest.mark.slow
 
 OBEY = f"{APPS / 'obey.py'}:handle"
 

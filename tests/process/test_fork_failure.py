@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 FULL_WITHIN_S = 5.0  # by what the server says that it waits; a busy machine adds to that
 FORKS = "clone,clone3,fork,vfork"
@@ -42,7 +44,7 @@ def failing(pid: int, calls: str, error: str, count: int, *, threads: bool = Fal
     command += ["-e", f"inject={calls}:error={error}:when=1..{count}"]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        eventually(lambda: all(traced(pid)), within_s=10, what="strace attached to every thread")
+        eventually(lambda: all(traced(pid)), within_s=30, what="strace attached to every thread")
         yield
     finally:
         tracer.terminate()
@@ -74,7 +76,7 @@ def serve_talkback(serve: Serve, workers: int, *how: str) -> RunningServer:
     return server
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @needs_strace
 def test_ten_refused_forks_delay_full_strength_by_seconds(serve: Serve) -> None:
     server = serve_talkback(serve, 4)
@@ -89,7 +91,7 @@ def test_ten_refused_forks_delay_full_strength_by_seconds(serve: Serve) -> None:
     assert sum(waits_s(server)) <= FULL_WITHIN_S
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @needs_strace
 @pytest.mark.parametrize("error", ["EAGAIN", "ENOMEM"])
 def test_with_half_the_workers_dead_refusals_delay_no_more_than_with_one(serve: Serve, error: str) -> None:
@@ -105,7 +107,7 @@ def test_with_half_the_workers_dead_refusals_delay_no_more_than_with_one(serve: 
     assert 0 < sum(waits_s(server)) <= FULL_WITHIN_S
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @needs_strace
 def test_the_template_may_be_refused_too(serve: Serve) -> None:
     server = serve_talkback(serve, 2, "--preload")
@@ -119,7 +121,6 @@ def test_the_template_may_be_refused_too(serve: Serve) -> None:
     assert 0 < sum(waits_s(server)) <= FULL_WITHIN_S
 
 
-@pytest.mark.slow
 @needs_strace
 @HOW
 def test_a_reload_that_cannot_fork_costs_nobody(serve: Serve, how: list[str]) -> None:
@@ -165,7 +166,7 @@ def removed(folder: Path) -> bool:
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @HOW
 @pytest.mark.parametrize("room", [0, 1])
 def test_without_room_for_a_process_the_rest_serves_and_room_is_used_at_once(
@@ -190,7 +191,6 @@ def test_without_room_for_a_process_the_rest_serves_and_room_is_used_at_once(
     assert server.stop() == 0, "the group is removed with the test"
 
 
-@pytest.mark.slow
 def test_a_reload_without_room_for_a_thread_costs_nobody(serve: Serve, group: Path) -> None:
     """The successor's process can be born, its thread cannot: it must not be called ready."""
     wrapper = ["sh", "-c", 'echo 0 > "$0" && exec "$@"', str(group / "cgroup.procs")]
@@ -249,7 +249,7 @@ def test_a_reload_without_descriptors_costs_nobody(serve: Serve, how: list[str])
     server.wait_log("reloaded generation=2|reload abandoned")
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_ten_seconds_without_descriptors_cost_neither_workers_nor_cpu(serve: Serve) -> None:
     server = serve_talkback(serve, 4)
     workers = workers_of(server)
@@ -281,7 +281,6 @@ def cpu_s(server: RunningServer, workers: set[int]) -> float:
     return sum(stat(pid).cpu_s for pid in (server.pid, *workers))  # type: ignore[union-attr]
 
 
-@pytest.mark.slow
 @needs_strace
 @pytest.mark.parametrize(
     "error", ["ECONNABORTED", "EPROTO", "EPERM", "ENETDOWN", "ENFILE", "ENOBUFS", "ENOMEM", "EINTR"]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve, Shared
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 
 def connection(attribute: str) -> str:
     return f"{APPS / 'connection.py'}:{attribute}"
@@ -76,7 +78,7 @@ class TestConnection:
             assert read_to_end(client) == b"my last word\n"
             client.sendall(b"but I go on")
             client.shutdown(socket.SHUT_WR)
-            eventually(count.exists, within_s=10)
+            eventually(count.exists, within_s=30)
         assert count.read_text() == "11"
 
     def test_peer_is_the_address_of_the_client(self, shared: Shared) -> None:
@@ -198,7 +200,7 @@ class TestThreads:
     def test_threads_of_a_worker_take_turns(self, shared: Shared) -> None:
         server = shared(f"{APPS / 'identity.py'}:thread", "--workers", "2", "--threads", "2")
         seen = set[bytes]()
-        eventually(lambda: seen.add(exchange(server.address, b"")) or len(seen) == 4, within_s=10, what="four threads")
+        eventually(lambda: seen.add(exchange(server.address, b"")) or len(seen) == 4, within_s=30, what="four threads")
         assert len({line.split()[0] for line in seen}) == 2
 
 
@@ -234,6 +236,7 @@ class TestExceptions:
         assert exchange(server.address, b"pid\n") == b"%d\n" % next(iter(pids))
 
 
+@pytest.mark.smoke
 def test_what_a_handler_prints_is_not_lost(serve: Serve, app: AppWriter) -> None:
     server = serve(app("def handle(conn):\n    print('printed by the handler', flush=True)\n"), "--workers", "1")
     exchange(server.address, b"")

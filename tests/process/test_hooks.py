@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 BAD_USAGE, CANNOT_LOAD = 2, 4
 ALL = """
 import os

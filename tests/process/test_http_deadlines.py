@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve, Shared
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 ONE = ("--workers", "1")
 TWINS = [pytest.param(WEB, id="wsgi"), pytest.param(ASGI, id="asgi")]
 LIMIT_S = 0.3
@@ -95,7 +97,6 @@ def test_a_byte_now_and_then_does_not_move_the_deadline_of_a_head(shared: Shared
         assert in_time(began_s)
 
 
-@pytest.mark.slow
 def test_the_second_head_of_a_connection_has_the_same_deadline(shared: Shared, web: str) -> None:
     server = shared(web, *ONE, *SHORT)
     with Browser(server) as browser:
@@ -121,7 +122,6 @@ def test_a_body_that_does_not_come_in_time_is_answered_408(shared: Shared, web: 
             assert browser.ended()
 
 
-@pytest.mark.slow
 def test_a_new_connection_that_says_nothing_is_closed_without_a_word(shared: Shared, web: str) -> None:
     server = shared(web, *ONE, *SHORT)
     with dial(server.address) as sock:
@@ -143,7 +143,6 @@ def test_a_connection_is_kept_for_the_next_request_and_no_longer(shared: Shared,
         assert in_time(began_s)
 
 
-@pytest.mark.slow
 def test_an_empty_line_does_not_keep_a_connection(shared: Shared, web: str) -> None:
     server = shared(web, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
     with Browser(server) as browser:
@@ -161,7 +160,6 @@ def test_no_keep_alive_is_said(shared: Shared, web: str) -> None:
         assert browser.ended()
 
 
-@pytest.mark.slow
 def test_the_application_may_take_longer_than_any_limit_of_its_client(shared: Shared, web: str) -> None:
     """Also of others: in the loop, the clock of those who wait stands still meanwhile."""
     server = shared(web, *ONE, *SHORT)
@@ -177,7 +175,7 @@ def test_the_application_may_take_longer_than_any_limit_of_its_client(shared: Sh
 
 @pytest.mark.parametrize(
     "how",
-    [(WEB,), pytest.param((WEB, "--threads", "2"), marks=pytest.mark.slow), (ASGI,)],
+    [(WEB,), (WEB, "--threads", "2"), (ASGI,)],
     ids=["inline", "pool", "asgi"],
 )
 def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, how: tuple[str, ...]) -> None:
@@ -194,7 +192,6 @@ def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, how: t
     assert mark.read_text() == "closed\n"
 
 
-@pytest.mark.slow
 def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(serve: Serve, web: str) -> None:
     limit_s = 1.0  # so long that no machine is too busy for one turn
     server = serve(web, *ONE, "--idle-timeout", str(limit_s))
@@ -211,7 +208,6 @@ def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(serve: Ser
             got += len(chunk)
 
 
-@pytest.mark.slow
 def test_who_does_not_leave_after_the_last_answer_is_left(serve: Serve, web: str) -> None:
     """It was refused, has its answer, and sends on for ever."""
     server = serve(web, *ONE, *SHORT)

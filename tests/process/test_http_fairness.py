@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 MOST_RATIO = 1.2
 ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair server fails every round
 
@@ -57,11 +59,12 @@ def share_evenly(server: RunningServer, how: object, count: int) -> None:
     raise AssertionError(f"busiest over least busy is above {MOST_RATIO} in each round: {rounds}")
 
 
+@pytest.mark.timing
 def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve) -> None:
     share_evenly(serve(WEB, "--workers", "4"), held, 400)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize("threads", ["1", "4"], ids=["inline", "pool"])
 def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, threads: str) -> None:
     server = serve(WEB, "--workers", "4", "--threads", threads)
@@ -69,9 +72,7 @@ def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Se
     share_evenly(server, held, 400)
 
 
-@pytest.mark.parametrize(
-    "threads", [pytest.param("1", id="inline", marks=pytest.mark.slow), pytest.param("2", id="pool")]
-)
+@pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("2", id="pool")])
 def test_no_new_connection_waits_for_a_worker_in_a_long_request(serve: Serve, gate: Gate, threads: str) -> None:
     """All but one worker are inside, one after the other; with threads, all threads of each."""
     server = serve(WEB, "--workers", "3", "--threads", threads, env=gate.env)
@@ -92,7 +93,6 @@ def test_no_new_connection_waits_for_a_worker_in_a_long_request(serve: Serve, ga
         gate.open()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "2"], ids=["inline", "pool"])
 def test_with_a_worker_inside_nobody_new_waits_in_a_crowd(serve: Serve, gate: Gate, threads: str) -> None:
     """Clients come one after the other and many at once; who waits for the one at the gate is never answered."""

@@ -30,15 +30,12 @@ if TYPE_CHECKING:
 
     Connect = Callable[[RunningServer, int], list[Browser]]
 
+pytestmark = pytest.mark.slow
+
 TWO = ("--workers", "2", "--keep-alive", "2")
-SLOW = pytest.mark.slow
 THREADS = pytest.mark.parametrize("threads", ["1", "3"], ids=["inline", "pool"])
-INLINE_FIRST = pytest.mark.parametrize(
-    "threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool", marks=SLOW)]
-)
-POOL_FIRST = pytest.mark.parametrize(
-    "threads", [pytest.param("1", id="inline", marks=SLOW), pytest.param("3", id="pool")]
-)
+INLINE_FIRST = pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool")])
+POOL_FIRST = pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool")])
 FAITHFUL, FRESH = Crew(clients=4, posts=1000, pause_s=0.005), Crew(clients=2, posts=1)
 SOON_S = 20.0
 
@@ -69,7 +66,7 @@ def connect() -> Iterator[Connect]:
 
 @pytest.mark.parametrize(
     "how",
-    [("--threads", "3"), pytest.param((), marks=SLOW), pytest.param(("--preload",), marks=SLOW)],
+    [("--threads", "3"), (), ("--preload",)],
     ids=["pool", "inline", "preload"],
 )
 def test_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve, how: tuple[str, ...]) -> None:
@@ -82,7 +79,6 @@ def test_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve, how
     assert not load.failed, load.failures
 
 
-@SLOW
 def test_fifty_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve) -> None:
     server = serve(WEB, *TWO, "--threads", "2")
     with Load(server.address, FAITHFUL, FRESH, Crew(clients=2, posts=1000, pause_s=0.7)) as load:
@@ -94,7 +90,6 @@ def test_fifty_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serv
     assert not load.failed, load.failures
 
 
-@SLOW
 def test_a_reload_under_tls_loses_nothing(serve: Serve) -> None:
     server = serve(WEB, *TWO, *TLS)
     for turn in range(1, 4):
@@ -109,7 +104,6 @@ def test_a_reload_under_tls_loses_nothing(serve: Serve) -> None:
         server.wait_log("reloaded", count=turn, within_s=20)
 
 
-@SLOW
 def test_an_idle_client_keeps_its_time_and_is_told_with_its_next_answer(serve: Serve) -> None:
     server = serve(WEB, "--workers", "1", "--keep-alive", "1500ms", "--log-level", "debug")
     with Browser(server) as asks, Browser(server) as silent:
@@ -125,7 +119,6 @@ def test_an_idle_client_keeps_its_time_and_is_told_with_its_next_answer(serve: S
     server.wait_log("reloaded")
 
 
-@SLOW
 def test_a_broken_application_changes_nothing(serve: Serve, app: AppWriter) -> None:
     source = "def handle(environ, start_response):\n    start_response('200 OK', [])\n    return [b'{}']\n"
     server = serve(app(source.format("good")), *TWO, expect_traceback=True)
@@ -146,7 +139,6 @@ def test_a_broken_application_changes_nothing(serve: Serve, app: AppWriter) -> N
 # --- scale
 
 
-@SLOW
 def test_a_worker_less_loses_nothing(serve: Serve) -> None:
     server = serve(WEB, "--workers", "3", "--keep-alive", "2")
     with Load(server.address, FAITHFUL, FRESH) as load:
@@ -181,7 +173,6 @@ def test_a_stop_answers_whom_it_has_let_in(serve: Serve, gate: Gate, connect: Co
     assert server.wait_exit() == 0
 
 
-@SLOW
 @THREADS
 def test_a_stop_with_five_hundred_queued_requests_answers_them_all(
     serve: Serve, gate: Gate, connect: Connect, threads: str
@@ -220,7 +211,6 @@ def test_a_stop_waits_for_bodies_and_readers_that_are_on_their_way(serve: Serve)
     assert server.wait_exit() == 0
 
 
-@SLOW
 def test_a_stop_under_load_loses_nobody(serve: Serve) -> None:
     server = serve(WEB, *TWO)
     with Load(server.address, Crew(clients=6, posts=1, leaves=True), Crew(clients=6, posts=50, leaves=True)) as load:
@@ -247,7 +237,6 @@ def test_what_takes_longer_than_the_graceful_timeout_is_cut_and_logged(serve: Se
     assert ("killing worker" if threads == "1" else "connections cut count=1") in server.log
 
 
-@SLOW
 def test_a_stop_at_once(serve: Serve) -> None:
     server = serve(WEB, *TWO)
     with Browser(server) as browser:
@@ -275,7 +264,7 @@ def test_the_death_of_a_worker_costs_what_it_had_and_nothing_else(serve: Serve, 
 
 
 @POOL_FIRST
-@pytest.mark.parametrize("deed", [pytest.param("/spin", marks=SLOW), "/work?60"])
+@pytest.mark.parametrize("deed", ["/spin", "/work?60"])
 def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(serve: Serve, threads: str, deed: str) -> None:
     server = serve(WEB, "--workers", "1", "--threads", threads, "--timeout", "1")
     before = server.worker_pids()
@@ -294,7 +283,6 @@ def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(serve: Serve, t
     assert fetch(server).body == HELLO
 
 
-@SLOW
 def test_waiting_clients_are_no_stuck_requests(serve: Serve) -> None:
     """Heads, bodies and readers have limits of their own; --timeout is for the application."""
     server = serve(WEB, "--workers", "1", "--timeout", "500ms")
@@ -335,7 +323,6 @@ def line(serve: Serve) -> object:
             eventually(lambda pid=pid: not alive(pid), within_s=20)
 
 
-@SLOW
 def test_upgrades_under_load_lose_nothing(line: object) -> None:
     server, masters = line(WEB, *TWO)
     with Load(server.address, FAITHFUL, FRESH) as load:
@@ -378,7 +365,6 @@ def test_a_worker_without_descriptors_serves_those_it_has_and_later_the_others(s
     assert server.worker_pids() == {worker}
 
 
-@SLOW
 def test_the_workers_identity_is_told_by_its_environment(serve: Serve, app: AppWriter) -> None:
     target = app(
         "import json, os\n"

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from tests.conftest import Serve, Shared
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 ONE = ("--workers", "1")
 TRUSTED = ("--trusted-proxies", "127.0.0.0/8", "--trusted-proxies", "10.0.0.0/8")
-SLOW = pytest.mark.slow
 PROXIED = ("--proxy-protocol", *TRUSTED)
 V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 5555 443\r\n"
 
@@ -74,7 +75,6 @@ def test_who_is_not_trusted_speaks_for_himself(shared: Shared, trust: tuple[str,
     assert said["HTTP_HOST"] == "test"
 
 
-@SLOW
 def test_a_proxy_on_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
     server = serve(WEB, *ONE, "--trusted-proxies", "unix:", bind=f"unix:{tmp_path}/s")
     assert told(server.address, x_forwarded_for="192.0.2.9")["REMOTE_ADDR"] == "192.0.2.9"
@@ -95,7 +95,7 @@ def test_a_proxy_on_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
     ],
     ids=["v1", "v1-ipv6", "v1-unknown", "v2", "v2-ipv6-with-more", "v2-local"],
 )
-@pytest.mark.parametrize("pieces", [pytest.param(False, id="whole"), pytest.param(True, id="bytewise", marks=SLOW)])
+@pytest.mark.parametrize("pieces", [pytest.param(False, id="whole"), pytest.param(True, id="bytewise")])
 def test_the_client_is_whom_the_header_says(
     shared: Shared, header: bytes, address: str, port: str | None, pieces: bool
 ) -> None:
@@ -140,7 +140,6 @@ def test_a_connection_without_a_right_header_is_closed_unanswered(shared: Shared
         assert browser.response().body == HELLO
 
 
-@SLOW
 def test_who_is_not_trusted_may_not_send_one(serve: Serve) -> None:
     server = serve(WEB, *ONE, "--proxy-protocol", "--trusted-proxies", "10.0.0.0/8")
     with dial(server.address) as sock:
@@ -198,8 +197,8 @@ def test_the_header_and_the_fields_together(shared: Shared) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        pytest.param(["--trusted-proxies", "10.0.0.0/33"], "10.0.0.0/33", marks=SLOW),
-        pytest.param(["--trusted-proxies", "proxy.example"], "proxy.example", marks=SLOW),
+        pytest.param(["--trusted-proxies", "10.0.0.0/33"], "10.0.0.0/33"),
+        pytest.param(["--trusted-proxies", "proxy.example"], "proxy.example"),
         (["--proxy-protocol"], "--trusted-proxies"),
     ],
 )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 LATE_S = 15.0  # for busy machines
 PER_SOURCE = 5_000  # connections from one loopback address: fewer than there are ports
 
@@ -188,14 +190,13 @@ def besiege(server: RunningServer, *, heads: int, bodies: int, readers: int, lim
     assert server.worker_pids() == {worker}
 
 
-@pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.slow)], ids=["inline", "pool"])
+@pytest.mark.parametrize("threads", ["1", "2"], ids=["inline", "pool"])
 def test_thirty_slow_clients_of_each_kind(serve: Serve, threads: str) -> None:
     limits = ("--header-timeout", "500ms", "--idle-timeout", "500ms")
     server = serve(WEB, "--workers", "1", "--threads", threads, *limits)
     besiege(server, heads=30, bodies=30, readers=30, limit_s=0.5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "4"], ids=["inline", "pool"])
 def test_two_thousand_slow_heads_and_five_hundred_slow_readers(serve: Serve, threads: str) -> None:
     limits = ("--header-timeout", "5", "--idle-timeout", "5", "--max-connections", "4000")
@@ -210,7 +211,6 @@ def rss_kib(pid: int) -> int:
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
-@pytest.mark.slow
 def test_ten_thousand_idle_connections_cost_ten_kib_each_and_no_second_crowd_costs_more(serve: Serve) -> None:
     count = 10_000
     with descriptors(count):

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 CERTIFICATES = Path(__file__).resolve().parents[1] / "support" / "certificates"
 FIRST, SECOND, LOCKED = (str(CERTIFICATES / f"{name}.pem") for name in ("first", "second", "locked"))
 TLS = ("--tls-cert", FIRST)
-SLOW = pytest.mark.slow
 
 
 def trusting(*files: str) -> ssl.SSLContext:
@@ -45,7 +46,7 @@ def name_shown(server: RunningServer) -> str:
         return dict(pair for ((pair),) in shown["subject"])["commonName"]
 
 
-@pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool", marks=SLOW)])
+@pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool")])
 def test_all_that_works_without_works_under_tls(shared: Shared, tmp_path: Path, threads: str) -> None:
     server = shared(WEB, "--workers", "1", "--threads", threads, *TLS, "--max-body", "4m")
     (tmp_path / "file").write_bytes(BLOCK * 20)
@@ -63,6 +64,7 @@ def test_all_that_works_without_works_under_tls(shared: Shared, tmp_path: Path, 
         assert browser.response().status == 413
 
 
+@pytest.mark.smoke
 def test_the_end_is_said_so_that_no_client_takes_it_for_a_cut(shared: Shared) -> None:
     server = shared(WEB, "--workers", "1", *TLS)
     context = trusting()
@@ -126,7 +128,6 @@ def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> 
     assert fetch(server, tls=trusting()).body == HELLO
 
 
-@SLOW
 def test_clients_that_leave_before_they_are_taken_harm_nobody(serve: Serve, gate: Gate) -> None:
     server = serve(WEB, "--workers", "1", *TLS, env=gate.env)
     workers = server.worker_pids()
@@ -147,7 +148,7 @@ def test_clients_that_leave_before_they_are_taken_harm_nobody(serve: Serve, gate
 
 @pytest.mark.parametrize(
     "version",
-    [pytest.param(ssl.TLSVersion.TLSv1_2, id="1.2", marks=SLOW), pytest.param(ssl.TLSVersion.TLSv1_3, id="1.3")],
+    [pytest.param(ssl.TLSVersion.TLSv1_2, id="1.2"), pytest.param(ssl.TLSVersion.TLSv1_3, id="1.3")],
 )
 def test_what_one_worker_has_issued_another_resumes(serve: Serve, version: ssl.TLSVersion) -> None:
     server = serve(WEB, "--workers", "3", *TLS)
@@ -193,9 +194,9 @@ def test_a_reload_renews_the_certificate_and_a_broken_one_changes_nothing(serve:
     ("args", "code", "said"),
     [
         (["--tls-key", FIRST], 2, "--tls-cert"),
-        pytest.param(["--tls-cert", "/nowhere.pem"], 2, "/nowhere.pem", marks=SLOW),
-        pytest.param(["--tls-cert", str(APPS / "web.py")], 2, "web.py", marks=SLOW),
-        pytest.param(["--tls-cert", LOCKED], 2, "password", marks=SLOW),
+        pytest.param(["--tls-cert", "/nowhere.pem"], 2, "/nowhere.pem"),
+        pytest.param(["--tls-cert", str(APPS / "web.py")], 2, "web.py"),
+        pytest.param(["--tls-cert", LOCKED], 2, "password"),
         (["--tls-cert", FIRST, "--tls-key", SECOND], 2, "is not the key of"),
     ],
     ids=["key-alone", "missing", "no-pem", "locked", "not-its-key"],
@@ -208,7 +209,6 @@ def test_a_mistake_is_one_line(args: list[str], code: int, said: str) -> None:
     assert "ssl.c" not in done.stderr
 
 
-@SLOW
 def test_tls_with_a_stream_handler_is_an_error() -> None:
     done = run("serve", "talkback", "--bind", "127.0.0.1:0", "--workers", "1", *TLS)
     assert done.returncode == 3

@@ -15,6 +15,8 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 TIMEOUT_S = 1.0
 LATE_S = 10.0  # promised are 1.5; the rest is for busy machines
@@ -26,6 +28,7 @@ DEEDS = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("deed", DEEDS)
 def test_a_stuck_handler_is_killed_and_the_log_says_who_was_served_and_where_it_hung(serve: Serve, deed: str) -> None:
     request, function = DEEDS[deed]
@@ -48,7 +51,7 @@ def test_a_stuck_handler_is_killed_and_the_log_says_who_was_served_and_where_it_
     assert len(after & before) == 1
     seen = set[int]()
     eventually(
-        lambda: seen.add(int(exchange(server.address, b"pid\n"))) or seen == after, within_s=10, what="both serve"
+        lambda: seen.add(int(exchange(server.address, b"pid\n"))) or seen == after, within_s=30, what="both serve"
     )
 
 
@@ -65,7 +68,6 @@ def test_the_neighbours_of_a_stuck_worker_go_on(serve: Serve) -> None:
     assert hammer.failures == []
 
 
-@pytest.mark.slow
 def test_a_handler_just_within_the_timeout_is_left_alone(serve: Serve) -> None:
     server = serve(OBEY, "--workers", "1", "--timeout", "1500ms")
     before = server.worker_pids()
@@ -95,7 +97,6 @@ def test_a_stopped_worker_counts_as_stuck_while_it_serves(serve: Serve) -> None:
     assert exchange(server.address, b"work\n") == b"done\n"
 
 
-@pytest.mark.slow
 def test_a_suspended_master_does_not_kill_healthy_workers_when_it_wakes(serve: Serve) -> None:
     """The master's clock went on while it could not look: what it then sees is old, so it skips one round."""
     server = serve(OBEY, "--workers", "2", "--timeout", str(TIMEOUT_S))
@@ -119,7 +120,6 @@ def test_idle_workers_are_never_stuck(serve: Serve) -> None:
     assert server.worker_pids() == before
 
 
-@pytest.mark.slow
 def test_hung_handlers_one_after_the_other_are_no_crash_loop(serve: Serve) -> None:
     """Each worker completes work before it hangs, so its successor comes at once."""
     server = serve(OBEY, "--workers", "1", "--timeout", "500ms")

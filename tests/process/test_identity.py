@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import signal
 import stat
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +17,9 @@ from tests.support.server import run
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Serve
+
+pytestmark = pytest.mark.slow
 
 BAD_USAGE, RUNS_ALREADY, CANNOT_BOOT = 2, 1, 3
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -33,15 +31,6 @@ def handle(conn):
     home, user = os.environ["HOME"], os.environ["USER"]
     conn.sendall(f"{os.getresuid()} {os.getresgid()} {sorted(os.getgroups())} {home} {user} {SEEN_AT_IMPORT}".encode())
 """
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that other users may enter, unlike tmp_path."""
-    folder = Path(tempfile.mkdtemp(prefix="prefork-test-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def expected_identity() -> bytes:
@@ -102,7 +91,7 @@ def test_the_app_runs_as_the_user_from_its_import_on_and_the_master_does_not(
 ) -> None:
     (open_folder / "who.py").write_text(WHO)
     args = ["--preload"] if preload else []
-    server = serve(f"{open_folder}/who.py:handle", "--workers", "1", "--user", SOMEBODY.pw_name, *args)
+    server = serve(f"{open_folder}/who.py:handle", "--workers", "1", "--user", SOMEBODY.pw_name, *args, cwd=open_folder)
     assert exchange(server.address, b"") == expected_identity()
     assert Path(f"/proc/{server.pid}/status").stat().st_uid == 0
     for pid in server.worker_pids():  # the template too
@@ -121,7 +110,7 @@ def test_a_stopped_worker_of_another_user_does_not_outlive_the_master(
     """A change of uid clears PR_SET_PDEATHSIG, and a stopped process does not see the lifeline's end."""
     (open_folder / "who.py").write_text(WHO)
     args = ["--preload"] if preload else []
-    server = serve(f"{open_folder}/who.py:handle", "--workers", "1", "--user", SOMEBODY.pw_name, *args)
+    server = serve(f"{open_folder}/who.py:handle", "--workers", "1", "--user", SOMEBODY.pw_name, *args, cwd=open_folder)
     server.expected_exit = -signal.SIGKILL
     pids = server.worker_pids()
     for pid in pids:
@@ -142,13 +131,14 @@ def test_an_app_that_the_user_may_not_read_says_so(serve: Serve, open_folder: Pa
         "1",
         "--user",
         SOMEBODY.pw_name,
+        cwd=open_folder,
         ready=False,
         expected_exit=4,
         expect_traceback=True,
     )
     assert server.wait_exit() == 4
     assert "PermissionError" in server.log
-    assert run("check", f"{secret}:handle", "--user", SOMEBODY.pw_name).returncode == 4
+    assert run("check", f"{secret}:handle", "--user", SOMEBODY.pw_name, cwd=open_folder).returncode == 4
 
 
 @pytest.mark.parametrize("option", [("--user", "no-such-user"), ("--group", "no-such-group")])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtest import provenance
+from loadtest.data import provenance
 from loadtest.generator.websocket import CLOSE, NORMAL, TEXT, Opening, frame
 from prefork.core.proc import pss_bytes, rss_bytes
 from tests.support.client import dial, read_exactly
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
     from tests.support.server import RunningServer
+
+pytestmark = pytest.mark.slow
 
 APP = f"{ROOT / 'loadtest' / 'peers' / 'asgi_app.py'}:app"
 OPENING = Opening.made(path="/ws", headers=(), host="test")
@@ -127,7 +129,7 @@ def measure(server: RunningServer, count: int) -> Measured:
         spoken = Memory.of(pid)
         for client in clients:
             close(client)
-    eventually(lambda: len(open_fds(pid)) <= files, within_s=10, what="no connection is left")
+    eventually(lambda: len(open_fds(pid)) <= files, within_s=30, what="no connection is left")
     assert server.worker_pids() == {pid}
     return Measured(
         clients=count,
@@ -145,7 +147,7 @@ def measure(server: RunningServer, count: int) -> Measured:
 @pytest.mark.parametrize(
     "count",
     [
-        pytest.param(1_000, marks=pytest.mark.slow),
+        1_000,
         pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(600)]),
     ],
 )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 READY_WITHIN_S = 0.1  # promised, and judged by the best of many: a machine with other things to do delays the others
 WORKERS = 4
 DEBUG = ["--workers", str(WORKERS), "--log-level", "debug"]
@@ -55,7 +57,7 @@ def storm(server: RunningServer, load: Load, kills: int, *, seed: int) -> Storm:
         victim = choose.choice(serving(server))
         killed_s = time.time()
         os.kill(victim.pid, signal.SIGKILL)
-        successor = eventually(lambda v=victim: successor_of(server, v), within_s=10, what="a successor")
+        successor = eventually(lambda v=victim: successor_of(server, v), within_s=30, what="a successor")
         delays_s.append(successor.at_s - killed_s)
     return Storm(kills=kills, took_s=time.monotonic() - began_s, delays_s=delays_s)
 
@@ -102,6 +104,7 @@ def test_a_few_kills_cost_at_most_what_was_held(serve: Serve, how: list[str]) ->
     assert_cheap(server, load, seen)
 
 
+@pytest.mark.timing
 def test_with_preload_a_replacement_does_not_wait_for_the_import(serve: Serve, app: AppWriter) -> None:
     server = serve(app(HEAVY.format(import_s=0.5)), *DEBUG, "--preload")
     with Load(server.address, fresh(4)) as load:
@@ -130,7 +133,7 @@ def test_the_template_may_die_too_and_nobody_notices(serve: Serve) -> None:
         load.wait_more(20)
         os.kill(template, signal.SIGKILL)
         server.wait_log("template died .*gen=1")
-        eventually(lambda: len(children(server.pid)) == WORKERS + 1, within_s=10, what="another template")
+        eventually(lambda: len(children(server.pid)) == WORKERS + 1, within_s=30, what="another template")
         load.wait_more(20)
         assert all(map(alive, workers))
         assert load.failed == {}
@@ -145,11 +148,11 @@ def test_a_worker_and_the_template_die_at_once(serve: Serve) -> None:
         exchange(server.address)  # every worker has completed something
     for pid in (template, min(workers)):
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: len(children(server.pid) - {template, min(workers)}) == WORKERS + 1, within_s=10)
+    eventually(lambda: len(children(server.pid) - {template, min(workers)}) == WORKERS + 1, within_s=30)
     assert exchange(server.address)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @HOW
 def test_fifty_kills_one_after_the_other(serve: Serve, how: list[str]) -> None:
     server = serve("nap", *DEBUG, *how)
@@ -159,7 +162,7 @@ def test_fifty_kills_one_after_the_other(serve: Serve, how: list[str]) -> None:
     assert min(seen.delays_s) < READY_WITHIN_S, seen.delays_s
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_two_hundred_kills_of_an_application_that_takes_two_seconds_to_import(serve: Serve, app: AppWriter) -> None:
     server = serve(app(HEAVY.format(import_s=2)), *DEBUG, "--preload")
     with Load(server.address, fresh(8)) as load:
@@ -170,7 +173,6 @@ def test_two_hundred_kills_of_an_application_that_takes_two_seconds_to_import(se
     assert seen.took_s < 200 * 2 / 4, "a server that imports anew for each has 100 kills in 200 s"
 
 
-@pytest.mark.slow
 def test_kills_of_workers_with_threads_cost_at_most_a_connection_a_thread(serve: Serve) -> None:
     server = serve("nap", *DEBUG, "--threads", "4")
     with Load(server.address, fresh(16)) as load:
@@ -178,7 +180,6 @@ def test_kills_of_workers_with_threads_cost_at_most_a_connection_a_thread(serve:
     assert_cheap(server, load, seen, held_each=4)
 
 
-@pytest.mark.slow
 @HOW
 def test_kills_in_the_midst_of_reloads_cost_what_was_held(serve: Serve, how: list[str]) -> None:
     """Any child may be hit, the template and a successor that is not ready included; then that reload is abandoned."""
@@ -194,7 +195,7 @@ def test_kills_in_the_midst_of_reloads_cost_what_was_held(serve: Serve, how: lis
             ends = "reloaded generation=|reload abandoned"
             server.wait_log(ends, count=number + 1, within_s=20)
         load.wait_more(50)
-        eventually(lambda: len(children(server.pid)) == WORKERS + len(how), within_s=10, what="full strength")
+        eventually(lambda: len(children(server.pid)) == WORKERS + len(how), within_s=30, what="full strength")
     print(f"{kills} kills amid reloads: {dict(load.counts)}")
     assert sum(load.failed.values()) <= kills, load.failed
     assert Outcome.REFUSED not in load.counts

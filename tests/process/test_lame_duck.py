@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 LONG = ("--lame-duck", "10m")  # no test waits for its end
 AT_THE_GATE = f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\ngated.pass_gate()\nhandle = gated.handle\n"
@@ -148,10 +150,10 @@ def test_an_upgrade_hands_over_at_once(serve: Serve) -> None:
     successor = int(server.wait_log(r"upgrading successor=(\d+)")[1])
     server.wait_log("took over predecessor=", within_s=20)
     try:
-        eventually(lambda: not server.running, within_s=10, what="the old master's end")
+        eventually(lambda: not server.running, within_s=30, what="the old master's end")
     finally:
         os.kill(successor, signal.SIGINT)
-        eventually(lambda: not alive(successor), within_s=10, what="the new master's end")
+        eventually(lambda: not alive(successor), within_s=30, what="the new master's end")
     assert "leaving" not in server.log
 
 

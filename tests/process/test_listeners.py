@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 CANNOT_BIND = 5
 # Become the process that a service manager starts: sockets from descriptor 3 on, and variables that name this pid.
@@ -84,7 +86,7 @@ def test_every_address_is_served_by_every_worker(serve: Serve, tmp_path: Path) -
         seen: set[int] = set()
         eventually(
             lambda: seen.add(int(said(address))) or seen == server.worker_pids(),  # noqa: B023 - called at once
-            within_s=10,
+            within_s=30,
             what=f"an answer of each worker on {address}",
         )
 

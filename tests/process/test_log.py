@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 OBEY = f"{APPS / 'obey.py'}:handle"
 
@@ -52,7 +54,7 @@ def test_what_a_client_sends_cannot_forge_a_line(serve: Serve) -> None:
 def test_warnings_only_means_silence_while_all_is_well(serve: Serve, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/s"
     server = serve("--workers", "1", "--log-level", "warning", bind=address, ready=False)
-    eventually(lambda: answers(address), within_s=10)
+    eventually(lambda: answers(address), within_s=30)
     assert server.stop() == 0
     assert server.log == ""
 
@@ -64,13 +66,13 @@ def test_a_log_that_cannot_be_written_fails_no_request(serve: Serve, tmp_path: P
     server = serve(
         OBEY, "--workers", "2", bind=address, ready=False, wrapper=["sh", "-c", f'exec "$@" {redirection}', "sh"]
     )
-    eventually(lambda: answers(address), within_s=10)
+    eventually(lambda: answers(address), within_s=30)
     for _ in range(10):
         assert exchange(address, b"raise nobody hears it\n") == b""
         assert exchange(address, b"work\n") == b"done\n"
     before = server.wait_workers(2)
     exchange(address, b"exit 1\n")
-    eventually(lambda: len(server.worker_pids() & before) == 1, within_s=10)  # the client may be first to know
+    eventually(lambda: len(server.worker_pids() & before) == 1, within_s=30)  # the client may be first to know
     server.wait_workers(2)
     assert exchange(address, b"work\n") == b"done\n"
     assert server.stop() == 0

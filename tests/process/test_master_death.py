@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 GONE_WITHIN_S = 1.0  # promised, and judged by the median of many
 LATE_S = 10.0  # for a single one, on a busy machine: by itself no worker would ever end
@@ -62,7 +64,7 @@ def test_a_respawned_worker_does_not_outlive_the_master_either(serve: Serve) -> 
     kill(server)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_of_twenty_killed_masters_nobody_is_alive_a_second_later(serve: Serve) -> None:
     took_s = [kill(serve("--workers", "4", expected_exit=-signal.SIGKILL)) for _ in range(20)]
     assert statistics.median(took_s) < GONE_WITHIN_S, took_s

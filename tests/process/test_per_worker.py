@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 GATED = f"{APPS / 'gated.py'}:handle"
 SLOT = f"{APPS / 'identity.py'}:slot"
 HI = talkback_reply(b"hi")
@@ -160,7 +162,6 @@ def test_what_is_one_socket_cannot_be_had_by_each_worker(tmp_path: Path, address
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_ten_stops_under_load_reset_hardly_anyone(serve: Serve) -> None:
     totals = Counter[Outcome]()
     for _ in range(10):

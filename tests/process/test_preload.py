@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 # Tells who imported it, and answers who serves, and who the parent is.
 WITNESS = """
 import os
@@ -58,7 +60,7 @@ def test_the_application_is_imported_once_and_never_by_the_master(serve: Serve, 
         answers[pid] = parent
         return len(answers) == 3
 
-    eventually(ask, within_s=10, what="an answer of each worker")
+    eventually(ask, within_s=30, what="an answer of each worker")
     assert set(answers.values()) == {server.pid}, "the master itself can wait for its workers"
     assert answers.keys() == children(server.pid) - {template_of(server)}
 
@@ -140,7 +142,6 @@ def test_random_numbers_differ_between_workers(serve: Serve, app: AppWriter) -> 
     assert len(set(first.values())) == 4
 
 
-@pytest.mark.slow
 def test_a_template_that_does_not_answer_is_replaced(serve: Serve) -> None:
     """SIGSTOP: it is alive and says nothing. The master may not wait for it for long."""
     server = serve("talkback", "--workers", "2", "--preload")
@@ -203,7 +204,6 @@ def pss_bytes(pid: int) -> int:
         return next(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
 
 
-@pytest.mark.slow
 def test_four_workers_share_a_hundred_megabytes_of_objects(serve: Serve, app: AppWriter) -> None:
     name = app(HOARD)
     exchanges = 10_000

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve, Shared
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 CERTIFICATE = Path(__file__).resolve().parents[1] / "support" / "certificates" / "first.pem"
 HI = talkback_reply(b"hi")
-LOOPS = pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.slow)])
+LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])
 ONE = ("--workers", "1")
 APP_FAILED = 4
@@ -72,6 +74,7 @@ def test_a_class_without_subclasses_is_counted_and_missed_when_it_ends(serve: Se
     counted(server, accepted=3, completed=3, errors=0)
 
 
+@pytest.mark.smoke
 @LOOPS
 @DOORS
 def test_talkback_as_a_protocol(shared: Shared, accept: str, loop: str) -> None:
@@ -85,7 +88,7 @@ def test_a_half_close_is_the_protocols_to_judge(shared: Shared) -> None:
 
 
 @LOOPS
-@pytest.mark.parametrize("accept", ["shared", pytest.param("per-worker", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("accept", ["shared", "per-worker"])
 @pytest.mark.parametrize(
     ("name", "place"),
     [

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 GATED = f"{APPS / 'gated.py'}:handle"
 PID = f"{APPS / 'identity.py'}:pid"
 HI = talkback_reply(b"hi")
@@ -122,7 +124,6 @@ def test_recycling_under_load_loses_nothing(serve: Serve, how: list[str]) -> Non
     assert int(said.fields["completed"]) == load.counts[Outcome.OK], "what the retired have done is counted too"
 
 
-@pytest.mark.slow
 @HOW
 def test_recycling_for_a_while_loses_nothing_and_keeps_every_share(serve: Serve, how: list[str]) -> None:
     args = ["--max-requests", "200", "--max-requests-jitter", "100"]

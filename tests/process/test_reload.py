@@ -23,16 +23,14 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 GATED = f"{APPS / 'gated.py'}:handle"
 SLOT = f"{APPS / 'identity.py'}:slot"
 HI = talkback_reply(b"hi")
 HUP = signal.SIGHUP
 
 HOW = pytest.mark.parametrize("how", [[], ["--preload"]], ids=["each-imports", "preload"])
-# Where a template changes little, it takes its turn among the slow tests.
-HOW_SLOW = pytest.mark.parametrize(
-    "how", [[], pytest.param(["--preload"], marks=pytest.mark.slow)], ids=["each-imports", "preload"]
-)
 
 
 def version(number: int) -> str:
@@ -49,6 +47,7 @@ def assert_at_strength(server: RunningServer, workers: int) -> None:
         assert each.alive <= workers + 1, each
 
 
+@pytest.mark.smoke
 @HOW
 def test_every_worker_is_replaced_and_runs_the_new_code(serve: Serve, app: AppWriter, how: list[str]) -> None:
     name = app(version(1))
@@ -64,7 +63,7 @@ def test_every_worker_is_replaced_and_runs_the_new_code(serve: Serve, app: AppWr
     assert_at_strength(server, 2)
 
 
-@HOW_SLOW
+@HOW
 def test_successors_take_the_slots_of_their_predecessors(serve: Serve, how: list[str]) -> None:
     server = serve(SLOT, "--workers", "2", *how)
     server.signal(HUP)
@@ -79,7 +78,7 @@ def test_successors_take_the_slots_of_their_predecessors(serve: Serve, how: list
     assert answers == {(b"0", b"2"), (b"1", b"2")}
 
 
-@HOW_SLOW
+@HOW
 def test_signals_during_a_reload_ask_for_exactly_one_more(serve: Serve, how: list[str]) -> None:
     server = serve("talkback", "--workers", "1", *how)
     server.signal(HUP)
@@ -137,7 +136,7 @@ def test_a_stop_during_a_reload_serves_everyone_and_leaves_nobody(serve: Serve, 
     assert not session_members(server.pid)
 
 
-@HOW_SLOW
+@HOW
 def test_a_stop_right_after_the_signal_is_obeyed(serve: Serve, how: list[str]) -> None:
     server = serve("talkback", "--workers", "2", *how)
     server.signal(HUP)
@@ -201,7 +200,6 @@ def reload_n_times(server: RunningServer, load: Load, count: int, *, for_s: floa
     return done
 
 
-@pytest.mark.slow
 @HOW
 def test_new_connections_lose_nothing_in_twenty_seconds_of_reloads(serve: Serve, how: list[str]) -> None:
     server = serve("talkback", "--workers", "4", "--log-level", "debug", *how)
@@ -212,7 +210,6 @@ def test_new_connections_lose_nothing_in_twenty_seconds_of_reloads(serve: Serve,
     assert_at_strength(server, 4)
 
 
-@pytest.mark.slow
 def test_persistent_clients_lose_nothing_in_twenty_seconds_of_reloads(serve: Serve) -> None:
     server = serve("echo", "--workers", "4", "--threads", "4", "--log-level", "debug")
     with Load(server.address, faithful(6, lines=50), faithful(4, lines=1, pause_s=0.005)) as load:

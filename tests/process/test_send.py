@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve, Shared
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["created", "connected", "wrote", "half-closed", "read", "closed"]
 
 
@@ -43,6 +45,7 @@ def peer() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
     listener.close()
 
 
+@pytest.mark.smoke
 def test_the_reply_is_printed_as_it_came(shared: Shared) -> None:
     done = run("send", "good day", "--to", shared("--workers", "1").address)
     assert done.returncode == 0

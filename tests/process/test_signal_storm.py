@@ -14,6 +14,8 @@ from tests.support.client import Hammer, exchange, talkback_reply
 if TYPE_CHECKING:
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 HARMLESS = [signal.SIGCHLD, signal.SIGUSR1]
 
 
@@ -54,7 +56,6 @@ def tell(pid: int, signum: signal.Signals) -> None:
         return  # retired meanwhile
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_stop_at_any_moment_of_the_boot_leaves_nobody(serve: Serve, seed: int) -> None:
     """TERM comes right after `listening`, while workers are being forked, among other signals."""
@@ -68,7 +69,6 @@ def test_a_stop_at_any_moment_of_the_boot_leaves_nobody(serve: Serve, seed: int)
     assert server.stop(choose.choice([signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])) == 0
 
 
-@pytest.mark.slow
 def test_ten_thousand_signals_and_then_a_stop(serve: Serve) -> None:
     server = serve("--workers", "4")
     choose = random.Random(17)

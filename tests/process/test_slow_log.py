@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 GATED = f"{APPS / 'gated.py'}:handle"
 WAITING = f"{APPS / 'waiting.py'}:app"
@@ -137,7 +139,6 @@ def test_a_loop_that_is_blocked_shows_where_and_for_whom(serve: Serve) -> None:
         assert browser.response().status == 200
 
 
-@pytest.mark.slow
 def test_lines_are_one_a_second_for_the_whole_server(serve: Serve) -> None:
     server = serve(WEB, "--workers", "2", "--threads", "4", *SLOW)
     began_s = time.monotonic()
@@ -154,7 +155,6 @@ def test_lines_are_one_a_second_for_the_whole_server(serve: Serve) -> None:
     assert 25 <= lines + also <= 33, "a master without a processor may come when a request has ended"
 
 
-@pytest.mark.slow
 def test_a_hung_worker_is_still_killed(serve: Serve) -> None:
     server = serve(WEB, *ONE, *SLOW, "--timeout", "1s")
     before = server.worker_pids()
@@ -166,7 +166,6 @@ def test_a_hung_worker_is_still_killed(serve: Serve) -> None:
     server.wait_workers(1, without=before)
 
 
-@pytest.mark.slow
 def test_idle_servers_stay_idle(serve: Serve) -> None:
     """A look in --slow, and no more: the master is not to work for nothing."""
     server = serve(WEB, *ONE, "--slow", "1s")

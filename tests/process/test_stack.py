@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 WAITING = f"{APPS / 'waiting.py'}:app"
 
@@ -34,7 +36,6 @@ def stacks(place: Place) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.slow
 def test_workers_that_compute_for_ever_all_show_where(serve: Serve, place: Place) -> None:
     server = serve(OBEY, "--workers", "4", "--graceful-timeout", "100ms", env=place.env)
     with ExitStack() as stack:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.gate import Gate
 
+pytestmark = pytest.mark.slow
+
 GATED = f"{APPS / 'gated.py'}:handle"
 OBEY = f"{APPS / 'obey.py'}:handle"
 HI = talkback_reply(b"hi")
@@ -30,6 +32,7 @@ def test_an_idle_server_ends_soon_and_with_zero(serve: Serve, signum: signal.Sig
     assert attempt(server.address, b"hi\n", HI) is Outcome.REFUSED
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_who_is_being_served_gets_the_whole_reply(serve: Serve, gate: Gate, signum: signal.Signals) -> None:
     server = serve(GATED, "--workers", "2", env=gate.env)
@@ -43,6 +46,7 @@ def test_who_is_being_served_gets_the_whole_reply(serve: Serve, gate: Gate, sign
     assert server.wait_exit() == 0
 
 
+@pytest.mark.smoke
 def test_two_hundred_clients_connected_and_not_yet_served_all_get_their_reply(serve: Serve, gate: Gate) -> None:
     server = serve(GATED, "--workers", "4", env=gate.env)
     clients = crowd(server.address, 204)
@@ -203,7 +207,6 @@ def test_the_port_is_free_for_the_next_server_at_once(serve: Serve) -> None:
     assert exchange(second.address, b"hi\n") == HI
 
 
-@pytest.mark.slow
 def test_ten_stops_under_load_reset_hardly_anyone(serve: Serve) -> None:
     """A plain drain resets about two of the hammering clients a stop; holding new connections back, hardly any."""
     totals = Counter[Outcome]()
@@ -217,7 +220,6 @@ def test_ten_stops_under_load_reset_hardly_anyone(serve: Serve) -> None:
     assert totals[Outcome.RESET] <= 6, totals
 
 
-@pytest.mark.slow
 def test_a_thousand_waiting_clients_are_all_answered(serve: Serve, gate: Gate) -> None:
     server = serve(GATED, "--workers", "4", env=gate.env)
     clients = crowd(server.address, 1_000)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 TERM = signal.SIGTERM
 SOON_S = 15.0  # less than any timeout that would end it too
 CLIENTS = 60
@@ -71,7 +73,6 @@ def test_a_signal_to_the_whole_group_loses_nobody(serve: Serve, signum: signal.S
     assert lost(stop_under(server, clients=20, signum=signum, group=True)) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "stops"),
     [(["talkback"], 20), (["nap"], 10), (["talkback", "--threads", "4"], 10), (["talkback", "--preload"], 10)],
@@ -86,7 +87,6 @@ def test_of_sixty_clients_in_each_of_many_stops_hardly_one_is_reset(serve: Serve
     assert lost(total) <= stops * CLIENTS / 500, dict(total)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [[], ["--preload"]], ids=["each-imports", "preload"])
 @pytest.mark.parametrize(
     "moment", ["reloading", "spawned .*gen=2", "worker ready .*gen=2", "retiring", "worker retired"]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tests.conftest import Serve, Shared
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 65536
 BINARY = bytes(b for b in range(256) if b != ord("\n"))
 
@@ -127,6 +129,7 @@ def test_a_client_that_leaves_early_disturbs_nobody(server: RunningServer) -> No
     assert " ERROR " not in server.log
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("app", ["talkback", "nap", "echo"])
 def test_a_silent_client_is_closed_after_the_idle_timeout(serve: Serve, app: str) -> None:
     server = serve(app, "--workers", "1", "--idle-timeout", "300ms")
@@ -141,6 +144,7 @@ def test_a_silent_client_is_closed_after_the_idle_timeout(serve: Serve, app: str
     assert server.worker_pids() == pids
 
 
+@pytest.mark.timing
 def test_the_idle_timeout_starts_again_with_every_byte(serve: Serve) -> None:
     server = serve("talkback", "--workers", "1", "--idle-timeout", "400ms")
     with dial(server.address) as client:

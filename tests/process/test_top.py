@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 OBEY = f"{APPS / 'obey.py'}:handle"
 KEYS = "q quit  s stack"
 
@@ -40,6 +42,7 @@ def terminal(place: Place) -> Iterator[Terminal]:
 # --- without a terminal
 
 
+@pytest.mark.smoke
 def test_without_a_terminal_it_says_to_use_status(place: Place) -> None:
     done = place.run("top")
     assert done.returncode == 2
@@ -56,7 +59,7 @@ def test_a_wrong_interval_is_bad_usage(place: Place, interval: str) -> None:
 # --- what it shows
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 @needs_tmux
 def test_server_listener_and_workers_on_a_small_screen(serve: Serve, place: Place, terminal: Terminal) -> None:
     server = serve(OBEY, "--workers", "3", env=place.env)
@@ -78,7 +81,6 @@ def test_server_listener_and_workers_on_a_small_screen(serve: Serve, place: Plac
     terminal.wait(r" deaths 3$")
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_a_wide_screen_has_more_columns_and_a_change_of_size_is_followed(
     serve: Serve, place: Place, terminal: Terminal
@@ -93,7 +95,6 @@ def test_a_wide_screen_has_more_columns_and_a_change_of_size_is_followed(
     assert KEYS in terminal.text
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_sixty_four_workers_scroll(serve: Serve, place: Place, terminal: Terminal) -> None:
     serve(OBEY, "--workers", "64", env=place.env)
@@ -116,7 +117,6 @@ def test_sixty_four_workers_scroll(serve: Serve, place: Place, terminal: Termina
 # --- its keys
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_everything_works_while_four_workers_are_stuck(serve: Serve, place: Place, terminal: Terminal) -> None:
     server = serve(OBEY, "--workers", "4", "--graceful-timeout", "500ms", env=place.env)
@@ -161,7 +161,6 @@ def test_everything_works_while_four_workers_are_stuck(serve: Serve, place: Plac
     terminal.assert_restored()
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_sorting_and_pausing(serve: Serve, place: Place, terminal: Terminal) -> None:
     server = serve(OBEY, "--workers", "3", env=place.env)
@@ -191,7 +190,6 @@ def test_sorting_and_pausing(serve: Serve, place: Place, terminal: Terminal) -> 
 # --- its end, and the server's
 
 
-@pytest.mark.slow
 @needs_tmux
 @pytest.mark.parametrize("end", ["C-c", "SIGTERM", "SIGHUP"])
 def test_the_terminal_is_as_before_whatever_ends_it(serve: Serve, place: Place, terminal: Terminal, end: str) -> None:
@@ -210,7 +208,6 @@ def test_the_terminal_is_as_before_whatever_ends_it(serve: Serve, place: Place, 
     terminal.assert_restored()
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_a_server_that_goes_away_is_waited_for_and_its_successor_is_shown(
     serve: Serve, place: Place, terminal: Terminal
@@ -229,7 +226,6 @@ def test_a_server_that_goes_away_is_waited_for_and_its_successor_is_shown(
     terminal.wait("^exit=0$")
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_keys_work_while_the_server_does_not_answer(serve: Serve, place: Place, terminal: Terminal) -> None:
     server = serve(OBEY, "--workers", "2", env=place.env)
@@ -245,7 +241,6 @@ def test_keys_work_while_the_server_does_not_answer(serve: Serve, place: Place, 
         server.signal(signal.SIGCONT)
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_without_a_server_it_says_so_and_ends(terminal: Terminal) -> None:
     terminal.run("top")
@@ -254,7 +249,6 @@ def test_without_a_server_it_says_so_and_ends(terminal: Terminal) -> None:
     terminal.assert_restored()
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_without_rich_it_says_what_to_install(serve: Serve, place: Place, terminal: Terminal) -> None:
     serve(OBEY, "--workers", "1", env=place.env)
@@ -269,7 +263,6 @@ def test_without_rich_it_says_what_to_install(serve: Serve, place: Place, termin
     terminal.wait("^exit=2$")
 
 
-@pytest.mark.slow
 @needs_tmux
 def test_its_output_may_not_be_piped(place: Place, terminal: Terminal) -> None:
     terminal.run("top", before=f"{sys.executable} -m prefork top | cat; ")

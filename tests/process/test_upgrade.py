@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 HI = talkback_reply(b"hi")
 GATED = f"{APPS / 'gated.py'}:handle"
 SLOT = f"{APPS / 'identity.py'}:slot"
@@ -102,6 +104,7 @@ def said(address: str) -> bytes:
 # --- an upgrade that succeeds
 
 
+@pytest.mark.smoke
 def test_the_new_master_serves_and_the_old_one_leaves(start: Start) -> None:
     line = start(SLOT, "--workers", "2")
     old = line.server.worker_pids()
@@ -133,7 +136,6 @@ def test_three_upgrades_under_load_lose_nothing(start: Start) -> None:
     assert not hammer.failures
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--preload",), ("--accept", "per-worker")], ids=["plain", "preload", "own"])
 def test_twenty_upgrades_under_load_lose_nothing(start: Start, options: tuple[str, ...]) -> None:
     line = start("talkback", "--workers", "2", *options)
@@ -366,7 +368,6 @@ def test_another_number_of_workers(start: Start, tmp_path: Path) -> None:
 # --- an upgrade that fails
 
 
-SLOW = pytest.mark.slow
 BROKEN = {
     "syntax": ("this is no Python\n", "cannot load"),
     "leaves": ("import sys\nsys.exit(3)\n", "cannot load"),
@@ -375,7 +376,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", ["syntax", *(pytest.param(kind, marks=SLOW) for kind in ("leaves", "dies", "hangs"))])
+@pytest.mark.parametrize("kind", ["syntax", "leaves", "dies", "hangs"])
 def test_a_broken_version_changes_nothing(start: Start, app: AppWriter, tmp_path: Path, kind: str) -> None:
     source, reason = BROKEN[kind]
     path = tmp_path / "pid"
@@ -559,7 +560,6 @@ def from_python(folder: Path, app: str) -> list[str]:
     return [sys.executable, str(path)]
 
 
-@pytest.mark.slow
 def test_process_1_refuses(serve: Serve) -> None:
     """In a process namespace of its own, as in a container."""
     if os.geteuid() != 0:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 BAD_USAGE = 2
 CANNOT_BIND = 5
 
@@ -107,6 +109,7 @@ BAD_ADDRESSES = [
 ]
 
 
+@pytest.mark.smoke
 def test_a_bad_value_names_the_option_and_the_value() -> None:
     all_said = complaints([("serve", option, value) for option, value in BAD_VALUES], code=BAD_USAGE)
     for (option, value), said in zip(BAD_VALUES, all_said, strict=True):
@@ -140,6 +143,7 @@ def test_a_second_app_is_one_too_many() -> None:
     assert "second:app" in complain("serve", "talkback", "second:app", code=BAD_USAGE)
 
 
+@pytest.mark.smoke
 def test_help_and_version_are_no_mistakes() -> None:
     for args in (["--help"], ["serve", "--help"], ["send", "--help"]):
         done = run(*args)
@@ -150,7 +154,6 @@ def test_help_and_version_are_no_mistakes() -> None:
     assert "prefork" in version.stdout
 
 
-@pytest.mark.slow
 def test_a_port_that_stays_in_use_ends_with_the_address_and_the_reason() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -166,7 +169,7 @@ def test_a_port_that_becomes_free_while_it_is_retried_is_taken(serve: Serve) -> 
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         server = serve("--workers", "1", bind=address, ready=False)
-        eventually(lambda: tries_to_bind(server.pid), within_s=10)
+        eventually(lambda: tries_to_bind(server.pid), within_s=30)
     server.wait_ready()
     assert exchange(server.address) == talkback_reply(b"hello")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
+pytestmark = pytest.mark.slow
+
 GATED = f"{APPS / 'gated.py'}:handle"
 IDENTITY = f"{APPS / 'identity.py'}:slot"
 OBEY = f"{APPS / 'obey.py'}:handle"
@@ -33,10 +35,11 @@ def slots(server: RunningServer, count: int) -> dict[str, int]:
         found[slot] = int(pid)
         return len(found) == count
 
-    eventually(ask, within_s=10, what=f"answers of {count} slots")
+    eventually(ask, within_s=30, what=f"answers of {count} slots")
     return found
 
 
+@pytest.mark.smoke
 def test_an_idle_worker_that_is_killed_is_respawned_in_its_slot(serve: Serve) -> None:
     server = serve(IDENTITY, "--workers", "3")
     before = slots(server, 3)

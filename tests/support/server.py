@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ROOT / "tests" / "apps"
 # Deadlines for busy machines; a server takes milliseconds. A stop must take less than the usual --graceful-timeout.
-READY_S = 30.0
-LOG_S = 20.0
+READY_S = 60.0
+LOG_S = 40.0
 STOP_S = 20.0
 TERM = signal.SIGTERM
 
@@ -47,7 +47,11 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def run(
-    *args: str, within_s: float = READY_S, text: str | None = None, cwd: Path = ROOT
+    *args: str,
+    within_s: float = READY_S,
+    text: str | None = None,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a `prefork` command that ends by itself and return its exit code, output and errors."""
     return subprocess.run(
@@ -59,7 +63,7 @@ def run(
         timeout=within_s,
         check=False,
         cwd=cwd,
-        env=clean_environment(),
+        env=clean_environment(env),
     )
 
 

@@ -170,6 +170,7 @@ def acceptors(listeners: Sequence[Listener], count: int) -> Iterator[list[int]]:
             assert not thread.is_alive()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("count", [1, 2])
 def test_acceptors_take_turns(opened: Callable[..., Listener], count: int) -> None:
     """On one listener as on several. Sequential clients, so that every acceptor is free each time."""

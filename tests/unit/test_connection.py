@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from prefork.core.address import Address, format_sockaddr
 from prefork.core.listener import open_listener, timeval
+from prefork.engines import linger
+from prefork.engines.linger import close
 from prefork.errors import LineTooLong
-from prefork.runtime import connection
-from prefork.runtime.connection import Connection, HandlerSocket, close
+from prefork.runtime.connection import LINE_LIMIT, Connection, HandlerSocket
 from prefork.status.scoreboard import (
     BUSY_NS,
     BYTES_IN,
@@ -113,7 +114,7 @@ def joined(running: threading.Thread) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""], ids=["LF", "CRLF", "EOF"])
-@pytest.mark.parametrize("limit", [1, 20, connection.LINE_LIMIT])
+@pytest.mark.parametrize("limit", [1, 20, LINE_LIMIT])
 @pytest.mark.parametrize("beyond", [-1, 0, 1])
 def test_lines_at_their_limit(pair: Pair, limit: int, beyond: int, end: bytes) -> None:
     """The line end is not counted; a line of `limit` bytes is a line, one byte more is too much."""
@@ -433,11 +434,11 @@ def test_a_client_that_never_stops_sending_is_cut(pair: Pair) -> None:
     flooding = thread(flood)
     close(pair.sock)
     joined(flooding)
-    assert sent < 1 << 26  # what was drained, and the buffers of both sides
+    assert sent < linger.LINGER_BYTES + (1 << 26)  # what was thrown away, and the buffers of both sides
 
 
 def test_a_client_that_stays_silent_is_left_after_a_bounded_time(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "LINGER_S", 0.05)
+    monkeypatch.setattr(linger, "LINGER_S", 0.05)
     pair.client.sendall(b"unread")
     select.select([pair.sock.fileno()], [], [], LIMIT_S)
     closing = thread(lambda: close(pair.sock))
@@ -446,7 +447,7 @@ def test_a_client_that_stays_silent_is_left_after_a_bounded_time(pair: Pair, mon
 
 
 def test_closing_does_not_wait_for_a_client_whose_input_was_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "LINGER_S", LONG_S)
+    monkeypatch.setattr(linger, "LINGER_S", LONG_S)
     pair.client.sendall(b"all of it")
     assert pair.conn.recv() == b"all of it"
     pair.conn.sendall(b"reply")
@@ -456,7 +457,7 @@ def test_closing_does_not_wait_for_a_client_whose_input_was_read(pair: Pair, mon
 
 
 def test_closing_after_a_half_close_does_not_wait(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "LINGER_S", LONG_S)
+    monkeypatch.setattr(linger, "LINGER_S", LONG_S)
     pair.finish()
     assert pair.conn.recv() == b""
     closing = thread(lambda: close(pair.sock))

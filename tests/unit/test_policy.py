@@ -11,7 +11,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -31,6 +31,7 @@ from prefork.master.roster import (
     Unit,
     WorkerHandle,
 )
+from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -945,10 +946,8 @@ class History(RuleBasedStateMachine):
 
 
 History.TestCase.settings = settings(
-    max_examples=100,
+    examples(100),
     stateful_step_count=30,
-    deadline=None,
     report_multiple_bugs=False,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 TestAnyHistory = History.TestCase

@@ -1,11 +1,11 @@
-"""README.md and docs/ say what the code does: tables, links, flags, examples and figures are compared with the sources.
+"""README.md and docs/ say what the code does: tables, links, flags and examples are compared with the sources.
 
-A table that is out of date fails with the whole table to paste in its place.
+A table that is out of date fails with the whole table to paste in its place. For measured figures see
+tests/loadtest/test_results.py.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
@@ -21,18 +21,18 @@ import click
 import pytest
 from websockets.sync.client import connect
 
+import loadtest.analysis.verdict
 import loadtest.cli
-import loadtest.report
-import loadtest.verdict
+import loadtest.report.model
 import prefork.cli.main
 import prefork.status.document
 import prefork.status.prometheus
-from loadtest.compare import compare
-from loadtest.plan import Load, Plan, Server
-from loadtest.planfile import LOAD_KEYS, PLAN_KEYS
-from loadtest.record import Worker
-from loadtest.report import Report
-from loadtest.store import Store
+from loadtest.analysis.compare import compare
+from loadtest.data.records import Worker
+from loadtest.plan.file import LOAD_KEYS, PLAN_KEYS
+from loadtest.plan.plan import Load, Plan, Server
+from loadtest.report.json import document as json_document
+from loadtest.report.model import Report
 from prefork.admin.http import Answers
 from prefork.config.options import OPTIONS
 from prefork.core.signals import TABLE
@@ -41,6 +41,7 @@ from prefork.status.definitions import FIGURES, UNIT
 from prefork.status.snapshot import SharedSnapshot
 from tests.loadtest import records
 from tests.support.client import exchange
+from tests.support.markdown import FENCE, ROOT, Page, Table
 from tests.support.server import clean_environment
 from tests.support.web import fetch
 
@@ -49,100 +50,18 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
-    Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
-
-ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "results" / "demo"
-RUNS = sorted(path.parent.name for path in (ROOT / "results").glob("*/session.json"))
 WIDTH = 120
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOREIGN_FLAGS = {  # locust's own
     "--headless", "--users", "--run-time", "--host", "--csv", "--html", "--json-file", "--processes", "--master",
     "--master-host", "--worker", "--expect-workers",
 }  # fmt: skip
-
-
-class Page:
-    """A page for people. `prose` is its text with empty lines where code blocks are, line by line the same."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.text = (ROOT / name).read_text("utf-8")
-        self.prose = FENCE.sub(lambda found: "\n" * found[0].count("\n"), self.text)
-
-    def headings(self) -> list[str]:
-        """All headings, with their hashes."""
-        return re.findall(r"^#+ .*$", self.prose, re.MULTILINE)
-
-    def anchors(self) -> set[str]:
-        """What a link may name."""
-        names = [heading.partition(" ")[2].lower() for heading in self.headings()]
-        return {re.sub(r"[^\w\- ]", "", name).replace(" ", "-") for name in names}
-
-    def section(self, heading: str) -> str:
-        """The text under a heading, up to the next one of its level or above."""
-        first, end = self._lines(heading, level=len(heading.partition(" ")[0]))
-        return "".join(self.text.splitlines(keepends=True)[first:end])
-
-    def blocks(self, heading: str) -> list[str]:
-        """The code blocks under a heading."""
-        return [body for _, body in FENCE.findall(self.section(heading))]
-
-    def table(self, heading: str) -> list[str]:
-        """The lines of the first table under a heading, before any other heading."""
-        first, end = self._lines(heading, level=6)
-        rest = itertools.dropwhile(lambda line: not line.startswith("|"), self.prose.splitlines()[first:end])
-        return list(itertools.takewhile(lambda line: line.startswith("|"), rest))
-
-    def cells(self, heading: str, column: int = 1) -> list[str]:
-        """One column of a table, without its header and its backquotes."""
-        return [line.split("|")[column].strip().strip("`") for line in self.table(heading)[2:]]
-
-    def expect_table(self, heading: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        """Fail with the table to paste if the one under the heading is another."""
-        wanted = written(header, rows)
-        if self.table(heading) != wanted:
-            text = "\n".join(wanted)
-            pytest.fail(f"{self.name}, {heading!r}: replace its table by\n\n{text}\n", pytrace=False)
-
-    def _lines(self, heading: str, *, level: int) -> tuple[int, int]:
-        lines = self.prose.splitlines()
-        assert lines.count(heading) == 1, f"{self.name} has to have one heading {heading!r}"
-        first = lines.index(heading) + 1
-        ends = (number for number in range(first, len(lines)) if re.match(rf"#{{1,{level}}} ", lines[number]))
-        return first, next(ends, len(lines))
-
 
 README, CHANGELOG = Page("README.md"), Page("CHANGELOG.md")
 DOCS = [Page(f"docs/{path.name}") for path in sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE, COMPARISONS, LAB, OPERATING, SERVING = DOCS
 PAGES = [README, *DOCS]  # what is said of prefork as it is
 ALL = [page.text for page in PAGES]
-
-# The heading over a table of figures: its page, and the run and the load that it quotes. A run that is not kept yet has
-# its heading already, and no table.
-QUOTES = {
-    "## A real run": (README, "demo", "nap"),
-    "## Beside other stream servers": (COMPARISONS, "peers-stream", "talkback"),
-    "## Beside other WSGI servers": (COMPARISONS, "peers-wsgi", "hello"),
-    "## Beside other ASGI servers": (COMPARISONS, "peers-asgi", "hello"),
-    "### WebSocket": (COMPARISONS, "peers-asgi", "websocket"),
-    "## At half load": (COMPARISONS, "half-load", "http"),
-    "### For WSGI": (COMPARISONS, "overhead-wsgi", "hello"),
-    "### For ASGI": (COMPARISONS, "overhead-asgi", "hello"),
-    "### accept, 3 clients": (LAB, "accept", "3 clients"),
-    "### accept, 256 clients": (LAB, "accept", "256 clients"),
-    "### workers-io": (LAB, "workers-io", "nap"),
-    "### workers-cpu": (LAB, "workers-cpu", "talkback"),
-    "### backlog": (LAB, "backlog", "nap"),
-}
-
-
-def written(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """A table as the pages write it."""
-    lines = [header, ("---",) * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-
 
 # --- what the code defines
 
@@ -242,22 +161,22 @@ def test_the_keys_of_a_plan_and_their_defaults() -> None:
 
 def test_the_verdicts() -> None:
     assert sorted(LAB.cells("## Verdicts")) == sorted(
-        {*(name for name, _ in loadtest.verdict._RULES), "OK", "LEFT-OUT"}
+        {*(name for name, _ in loadtest.analysis.verdict._RULES), "OK", "LEFT-OUT"}
     )
 
 
 def test_the_columns_of_the_lab() -> None:
-    assert LAB.cells("## What a row means") == [*loadtest.report._HEADERS[1:], "vs BASELINE"]
+    assert LAB.cells("## What a row means") == [*loadtest.report.model._HEADERS[1:], "vs BASELINE"]
 
 
 def test_the_columns_about_workers() -> None:
     rest = LAB.section("## What a row means").partition("Where a server has several workers")[2].splitlines()
     rows = [line for line in rest if line.startswith("| `")]
-    assert [line.split("|")[1].strip().strip("`") for line in rows] == list(loadtest.report.SHARING)
+    assert [line.split("|")[1].strip().strip("`") for line in rows] == list(loadtest.report.model.SHARING)
 
 
 def test_the_placeholders_of_a_command() -> None:
-    source = (ROOT / "loadtest" / "server.py").read_text("utf-8")
+    source = (ROOT / "loadtest" / "measure" / "server.py").read_text("utf-8")
     names = set(re.findall(r"\"(\w+)\"(?=: |\] = )", source[source.index("def _argv") : source.index("def __enter__")]))
     shown = re.findall(r"`\{(\w+)\}`", "\n".join(line.split("|")[1] for line in LAB.table("### Placeholders")[2:]))
     assert sorted(shown) == sorted(names)
@@ -297,7 +216,7 @@ def test_the_json_of_the_lab() -> None:
     rounds = [records.measured("one", 0, signals=records.signals(workers=workers)), records.measured("two", 0)]
     servers = tuple(Server(name=name, command="x {port}") for name in ("one", "two"))
     plan = Plan(name="p", servers=servers, loads=(Load(name="nap"),))
-    document = Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)).to_json()
+    document = json_document(Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)))
     found = {re.sub(r"(service_time|sharing)\..*", r"\1", place) for place in places(json.loads(json.dumps(document)))}
     found = {place.replace(".nap.", ".LOAD.") for place in found}
     found = {re.sub(r"(ratios|LOAD)\.(rate|p50|p99|cpu)", r"\1.METRIC", place) for place in found}
@@ -366,68 +285,11 @@ def test_every_test_that_is_named_exists() -> None:
     assert not sorted(name for name in named if f"def {name}(" not in sources)
 
 
-# --- the figures
-
-
-@functools.cache
-def read_run(name: str) -> Report:
-    store = Store.open(ROOT / "results" / name)
-    rounds = store.rounds()
-    return Report(plan=store.plan, rounds=rounds, comparison=compare(store.plan, rounds))
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_the_report_of_a_run_is_what_its_rounds_say(name: str) -> None:
-    report = read_run(name).render("github")
-    if (ROOT / "results" / name / "report.md").read_text("utf-8") != report:
-        pytest.fail(f"results/{name}/report.md is to be\n\n{report}", pytrace=False)
-
-
-@pytest.mark.parametrize("heading", QUOTES)
-def test_a_table_of_figures_is_what_its_run_says(heading: str) -> None:
-    """The page chooses the columns, of any of the report's tables; the rows are all there are."""
-    page, name, load = QUOTES[heading]
-    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.table(heading)]
-    if name not in RUNS:
-        assert not shown, f"{page.name}, {heading!r}: there is no results/{name}"
-        return
-    columns = shown[0][1:] if shown else ["requests/s", "p50", "p99", "CPU/request", "verdict"]
-    figures: dict[str, dict[str, str]] = {}
-    for part in read_run(name).tables(load):
-        for row in part.rows:
-            for title, cell in zip(part.headers[1:], row[1:], strict=True):
-                figures.setdefault(row[0].text, {}).setdefault(title, cell.text)
-    assert figures
-    unknown = set(columns) - {title for row in figures.values() for title in row}
-    assert not unknown, f"{heading}: the report of {name} has no column {unknown}"
-    rows = [(server, *(row.get(title, "-") for title in columns)) for server, row in figures.items()]
-    if shown[:1] + shown[2:] != [["configuration", *columns], *map(list, rows)]:
-        wanted = "\n".join(written(("configuration", *columns), rows))
-        pytest.fail(f"{page.name}, {heading!r}: replace its table by\n\n{wanted}\n", pytrace=False)
-
-
 def test_the_figure_in_the_prose_about_the_demo_is_that_of_its_report() -> None:
     figures = re.findall(r"[0-9.]+ ?%", README.section("## A real run"))
     report = (DEMO / "report.md").read_text("utf-8")
     assert figures
     assert not [figure for figure in figures if figure.replace(" ", "") not in report]
-
-
-def test_the_results_name_no_path_of_the_machine_they_come_from() -> None:
-    documents = [json.loads(path.read_bytes()) for name in RUNS for path in (ROOT / "results" / name).rglob("*.json")]
-    assert documents
-    words = {word for text in set(texts(documents)) for word in re.split(r"[\s=:,'\"]+", text)}
-    asked = {load.path for name in RUNS for load in Store.open(ROOT / "results" / name).plan.loads}
-    assert not [word for word in words - asked if word.startswith(("/", "~")) and not word.startswith("//")]
-
-
-def texts(data: Any) -> Iterator[str]:
-    """Every text in a JSON document."""
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict | list):
-        for item in data.values() if isinstance(data, dict) else data:
-            yield from texts(item)
 
 
 # --- the examples and the prose
@@ -448,6 +310,7 @@ def file_name(code: str) -> str:
     return code.partition("\n")[0].removeprefix("# ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "shell"), examples())
 def test_the_applications_of_the_pages_answer_as_they_say(serve: Serve, tmp_path: Path, code: str, shell: str) -> None:
     (tmp_path / file_name(code)).write_text(code)
@@ -463,6 +326,7 @@ def test_the_applications_of_the_pages_answer_as_they_say(serve: Serve, tmp_path
         assert exchange(server.address, line.encode() + b"\n", half_close=True) == answer.encode()
 
 
+@pytest.mark.slow
 def test_the_websocket_of_the_page_says_back_what_comes(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text(SERVING.blocks("## Serve ASGI")[1])
     server = serve("greet.py:app", "--workers", "1", cwd=tmp_path)
@@ -472,6 +336,7 @@ def test_the_websocket_of_the_page_says_back_what_comes(serve: Serve, tmp_path: 
             assert socket.recv(timeout=10) == message
 
 
+@pytest.mark.slow
 def test_the_script_of_the_page_serves(serve: Serve, tmp_path: Path) -> None:
     (code,) = (body for body in SERVING.blocks("## From Python") if "prefork.serve(" in body)
     assert "127.0.0.1:1935" in code
@@ -480,6 +345,7 @@ def test_the_script_of_the_page_serves(serve: Serve, tmp_path: Path) -> None:
     assert exchange(server.address, b"good morning\n", half_close=True) == b"GOOD MORNING\n"
 
 
+@pytest.mark.slow
 def test_the_hooks_of_the_page_are_hooks(serve: Serve, tmp_path: Path) -> None:
     (code,) = SERVING.blocks("### Hooks")
     (tmp_path / file_name(code)).write_text(code)

@@ -1,57 +1,62 @@
-"""WORKER. How an asyncio worker comes by its connections.
+"""WORKER. How an asyncio worker accepts connections.
 
-CarefulDoor: entrance.py decides when to take what. On listeners that are everybody's its epoll stands in the loop's, so
-a connection wakes every worker that is not off; what keeps them even is the mean (balance.py).
+LoopAcceptor decides itself when to accept and how many, as all engines do (engines/accept.py). Its epoll is registered
+in the event loop, so a new connection on a shared listener wakes every worker that accepts; a worker that holds more
+than the average does not accept for a while.
 
-QuickDoor: listeners of this worker's own (--accept per-worker), so uvloop's way of accepting will do, which is cheaper
-(measured: 11 of 47 us a connection). But libuv does not know how many are wanted, and where there is no descriptor for
-a connection it takes those that wait and closes them. So the careful door stands in for it well before either limit:
-a quarter of all descriptors, of thousands, is more than an application opens between two looks.
+UvloopAcceptor lets uvloop accept, which is cheaper (measured: 11 of 47 us a connection), where the listeners are this
+worker's own (--accept per-worker). But uvloop knows no --max-connections, and if the process has no descriptor left, it
+closes the connections that wait. So it accepts only while both are plentiful; else a LoopAcceptor takes over.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import resource
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Any
 
 from prefork.core.listener import Listener
 from prefork.engines.accept import Balance, Entrance
-from prefork.engines.aio.connections import Crowd
+from prefork.engines.aio.connections import ConnectionSet
 from prefork.engines.context import Station
 from prefork.engines.error_log import Complaints
 from prefork.engines.timers import NEVER
 
-_LOOK_S = 0.2
-_BETWEEN = 8  # connections that libuv may take from a listener until a turn ends and the crowd is counted: seen are 3
-_SCARCE, _PLENTY = 0.75, 0.5  # of what is allowed: more than that, and the careful door opens; less, and it shuts
-_SOME = 64  # connections more, and it is looked again
-_FEWEST_FDS = 4096  # with less there is never plenty
+_CHECK_S = 0.2
+# uvloop may take so many connections of a listener before the turn ends and they are counted; 3 were seen.
+_TURN_MOST = 8
+# Shares of the connections and of the descriptors that are allowed. From 0.75 in use on, our own acceptor takes over;
+# below 0.5, uvloop accepts again. The last quarter of the descriptors, thousands, is more than an application opens
+# between two checks.
+_SCARCE = 0.75
+_PLENTY = 0.5
+_STEP = 64  # connections more than at the last check make the next one
+_FEWEST_FDS = 4096  # with fewer descriptors, they are never plentiful
 
 Admit = Callable[[int, Any, Listener], None]
-Factory = Callable[[Listener], Callable[[], asyncio.BaseProtocol]]
 
 
-class CarefulDoor:
-    """WORKER. `admit(descriptor, sockaddr, listener)` gets each connection."""
+class LoopAcceptor:
+    """WORKER. Calls `admit(descriptor, sockaddr, listener)` for each connection."""
 
     def __init__(
         self,
         station: Station,
         loop: asyncio.AbstractEventLoop,
         *,
-        crowd: Crowd,
+        connections: ConnectionSet,
         balance: Balance,
         complaints: Complaints,
         admit: Admit,
     ) -> None:
         self._loop = loop
         self._balance = balance
-        self._pass_on = admit
+        self._admit = admit
         self._epoll = select.epoll()
         self._timer: asyncio.TimerHandle | None = None
         self._entrance = Entrance(
@@ -59,47 +64,48 @@ class CarefulDoor:
             epoll=self._epoll,
             balance=balance,
             complaints=complaints,
-            admit=self._admit,
-            room=crowd.room,
-            held=crowd.held,
+            admit=self._count_and_admit,
+            room=connections.room,
+            held=connections.held,
         )
         self._handlers = self._entrance.handlers()
 
     def open(self) -> None:
         """Begin to accept."""
         self._entrance.open()
-        self._loop.add_reader(self._epoll.fileno(), self._look)
+        self._loop.add_reader(self._epoll.fileno(), self._on_readable)
 
-    def shut(self) -> None:
-        """Take nothing any more."""
+    def close(self) -> None:
+        """Stop accepting; the listeners stay open."""
         self._loop.remove_reader(self._epoll.fileno())
         self._entrance.shut()
         self._arm()
 
-    def heed(self, held: int) -> None:
-        """Somebody came or went: there may be room again, long before it is time to look.
+    def on_change(self, held: int) -> None:
+        """Accept again at once if a connection that has ended makes room.
 
-        All loops wake for a connection, and the fastest would take nearly all. So who is ahead stays off for its time.
+        On a shared listener every loop wakes for a connection, and the fastest one would take nearly all. So a worker
+        that is ahead of the others waits for its time.
         """
         if self._entrance.look_ns != NEVER and (not self._balance.ahead(held) or self._entrance.waits()):
             self._tend()
 
     def drain(self) -> bool:
-        """Take what the kernel has accepted for a server that stops; False if that has to be tried again."""
+        """Accept what waits in the kernel when the server stops; return False if that has to be tried again."""
         return self._entrance.drain()
 
-    def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
+    def _count_and_admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
         self._balance.took()
-        self._pass_on(fd, sockaddr, listener)
+        self._admit(fd, sockaddr, listener)
 
-    def _look(self) -> None:
+    def _on_readable(self) -> None:
         now_ns = monotonic_ns()
         for fd, _mask in self._epoll.poll(0):
             self._handlers[fd](fd, now_ns)
         self._arm()
 
     def _arm(self) -> None:
-        """Be there when the entrance wants to look again."""
+        """Set the timer for when the entrance has to look again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -112,99 +118,126 @@ class CarefulDoor:
         self._arm()
 
 
-class QuickDoor:
-    """WORKER. `factory(listener)` gives the loop what makes a protocol for a connection. It must never raise."""
+class UvloopAcceptor:
+    """WORKER. `protocol(listener)` makes the protocol for a connection; it must not raise.
+
+    At any time either uvloop accepts (`_servers`) or `own` does. The change from one to the other is one synchronous
+    step: uvloop's create_server() does not suspend when it is given a socket, so there is no task that a stop could
+    cancel halfway. No connection can be lost between the two, as those that come meanwhile wait in the kernel's queue.
+    """
 
     def __init__(
         self,
         station: Station,
         loop: asyncio.AbstractEventLoop,
         *,
-        crowd: Crowd,
-        careful: CarefulDoor,
-        factory: Factory,
+        connections: ConnectionSet,
+        own: LoopAcceptor,
+        protocol: Callable[[Listener], asyncio.BaseProtocol],
     ) -> None:
         self._loop = loop
         self._listeners = station.listeners
         self._backlog = station.config.backlog
-        self._most = station.config.max_connections - _BETWEEN * len(station.listeners)
-        self._crowd = crowd
+        self._most = station.config.max_connections - _TURN_MOST * len(station.listeners)
+        self._connections = connections
         self._log = station.log
-        self._careful = careful
-        self._factory = factory
-        self._servers: list[asyncio.Server] = []  # none: the careful door is open
-        self._changing: asyncio.Task[None] | None = None
+        self._own = own
+        self._protocol = protocol
+        self._servers: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
         self._most_fds = 0
-        self._enough = 0.0  # connections, from which on it is time to look again
+        self._check_at = 0.0  # connections
+        # A loop runs what it accepts in the context of who began to accept. That must not be an application's task.
+        self._context = contextvars.copy_context()
 
     def open(self) -> None:
         """Begin to accept."""
-        self._careful.open()
-        self._look()
+        self._own.open()
+        self._check()
 
-    def shut(self) -> None:
-        """Take nothing any more."""
+    def close(self) -> None:
+        """Stop accepting; the listeners stay open."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._changing is not None:
-            self._changing.cancel()
-        self._close()
-        self._careful.shut()
+        self._close_servers()
+        self._own.close()
 
     def drain(self) -> bool:
-        """Take what the kernel has accepted for a server that stops; False if that has to be tried again."""
-        return self._careful.drain()
+        """Accept what waits in the kernel when the server stops; return False if that has to be tried again."""
+        return self._own.drain()
 
-    def _look(self) -> None:
-        """Look from time to time, as descriptors come and go without connections."""
-        self._most_fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._consider()
-        self._timer = self._loop.call_later(_LOOK_S, self._look)
-
-    def heed(self, held: int) -> None:
-        """Somebody came or went."""
+    def on_change(self, held: int) -> None:
+        """Choose again who accepts, if so many connections came or went that it matters."""
         if not self._servers:
-            self._careful.heed(held)
-            self._consider()
-        elif held >= self._enough:
-            self._consider()
+            self._own.on_change(held)
+            self._choose()
+        elif held >= self._check_at:
+            self._choose()
 
-    def _consider(self) -> None:
-        """Change to the other door if it is time."""
+    def _check(self) -> None:
+        """Choose again from time to time: descriptors come and go without connections, and uvloop may fail."""
+        self._most_fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if any(_has_failed(server) for server in self._servers):
+            self._context.run(self._use_own)
+        self._choose()
+        self._timer = self._loop.call_later(_CHECK_S, self._check)
+
+    def _choose(self) -> None:
         if self._servers:
             if not self._plenty(_SCARCE):
-                self._log.debug("accepting with care", connections=self._crowd.held(), descriptors=self._most_fds)
-                self._close()
-                self._careful.open()
-        elif (self._changing is None or self._changing.done()) and self._plenty(_PLENTY):
-            self._changing = self._loop.create_task(self._quicken())
+                self._log.debug("accepting with care", connections=self._connections.held(), descriptors=self._most_fds)
+                self._context.run(self._use_own)
+        elif self._plenty(_PLENTY):
+            self._context.run(self._use_uvloop)
 
-    async def _quicken(self) -> None:
-        if not self._plenty(_PLENTY):
-            return  # many have come since it was decided
-        self._careful.shut()
+    def _use_own(self) -> None:
+        self._close_servers()
+        self._own.open()
+
+    def _use_uvloop(self) -> None:
+        self._own.close()
         try:
             for listener in self._listeners:
-                # Its own copy, as the loop closes what it was given; and the backlog, or the loop would set another.
-                copy = listener.copy()
-                server = await self._loop.create_server(self._factory(listener), sock=copy, backlog=self._backlog)
-                self._servers.append(server)
+                self._servers.append(self._listen(listener))
         except OSError:  # no descriptor for the copy, or for the loop
-            self._close()
-            self._careful.open()
+            self._use_own()
 
-    def _close(self) -> None:
+    def _listen(self, listener: Listener) -> asyncio.Server:
+        """Let uvloop accept on a copy of the listener, as it closes what it is given. Raises OSError."""
+        connections, protocol = self._connections, self._protocol
+
+        def arrive() -> asyncio.BaseProtocol:
+            made = protocol(listener)
+            connections.arriving += 1
+            return made
+
+        copy = listener.copy()
+        # Without the backlog, the loop would set another one.
+        starting = self._loop.create_server(arrive, sock=copy, backlog=self._backlog)
+        try:
+            starting.send(None)
+        except StopIteration as finished:
+            server: asyncio.Server = finished.value
+            return server
+        except OSError:
+            copy.close()
+            raise
+        starting.close()
+        copy.close()
+        raise OSError("create_server() has suspended")
+
+    def _close_servers(self) -> None:
         for server in self._servers:
             server.close()
         self._servers.clear()
 
     def _plenty(self, share: float) -> bool:
-        """Whether less than this share of the connections, and of the descriptors, is in use."""
-        held, most = self._crowd.held(), share * self._most
+        """Return whether less than this share of the connections, and of the descriptors, is in use."""
+        held = self._connections.held()
+        most = share * self._most
         if held >= most or self._most_fds < _FEWEST_FDS:
             return False
-        self._enough = min(held + _SOME, most)
+        self._check_at = min(held + _STEP, most)
         try:
             lowest_free = os.dup(self._listeners[0].sock.fileno())
         except OSError:
@@ -213,4 +246,10 @@ class QuickDoor:
         return lowest_free < share * self._most_fds
 
 
-Door = CarefulDoor | QuickDoor
+def _has_failed(server: asyncio.Server) -> bool:
+    """Return whether uvloop has closed a server by itself. It does so at an error of accept(), and says nothing."""
+    sockets: Sequence[Any] = server.sockets  # None for one of uvloop's that is closed
+    return any(sock is None or sock.fileno() < 0 for sock in sockets)
+
+
+Acceptor = LoopAcceptor | UvloopAcceptor

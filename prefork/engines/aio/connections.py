@@ -1,92 +1,101 @@
-"""WORKER. The connections of an asyncio worker: how many it holds, and whether there is room for one more.
+"""WORKER. The connections of an asyncio worker: how many are open, and whether one more may come.
 
-Who comes or goes is noted in a set, and told to the others once a turn (measured: 3 of 38 us a connection less). Only
-where workers share a listener, a newcomer is told at once, as the others' next decision depends on it.
+The set changes at once; the scoreboard and the acceptor hear of it at the end of the loop's turn (measured: 3 of 38 us
+a connection less). Only where workers share a listener, a new connection is published at once, as the decision of the
+other workers depends on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from prefork.engines.accept import Balance
-from prefork.engines.aio.heartbeat import Pulse
+from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.context import Station
+from prefork.engines.linger import unread
 from prefork.status.scoreboard import ACCEPTED, HELD
 
 
-class Member(Protocol):
-    """Whatever stands for a connection."""
+class ConnectionLike(Protocol):
+    """The object that represents a connection in the set: a protocol of ours, or a transport."""
 
     def abort(self) -> None:
-        """Cut it."""
+        """Close the connection at once; unsent bytes are lost."""
 
 
-class Crowd:
-    """WORKER. `changed(held)` is called after a turn in which somebody came or went.
+class ConnectionSet:
+    """WORKER. `on_change(held)` is called after a turn of the loop in which connections came or went.
 
-    `arriving` are taken from the kernel, and will join in a moment. `able` is False once no more are taken.
+    `arriving` counts connections that were accepted and have no protocol yet. `accepting` is False once the worker
+    takes no new ones.
     """
 
-    def __init__(self, station: Station, balance: Balance, pulse: Pulse) -> None:
+    def __init__(self, station: Station, balance: Balance, heartbeat: Heartbeat) -> None:
         self._cells = station.rows[0].cells
         self._most = station.config.max_connections
         self._balance = balance
-        self._pulse = pulse
-        self._told = 0  # the number that the others know
+        self._heartbeat = heartbeat
+        self._published = 0  # the number that the other workers know
         self._emptied: asyncio.Event | None = None
         self._joined = 0  # in this turn
         self._shared = any(listener.slot is None for listener in station.listeners)
         self.arriving = 0
-        self.members: set[Member] = set()
-        self.changed: Callable[[int], None] = nothing
-        self.able = True
-        pulse.tocks.append(self._tell)
+        self.members: set[ConnectionLike] = set()
+        self.on_change: Callable[[int], None] = ignore
+        self.accepting = True
+        heartbeat.on_sleep.append(self._end_turn)
 
     def room(self) -> bool:
-        """Whether one more may come."""
+        """Return whether --max-connections allows one more."""
         return self.held() < self._most
 
     def held(self) -> int:
-        """How many there are."""
+        """Return the number of connections, those that arrive included."""
         return len(self.members) + self.arriving
 
-    def lose(self) -> None:
-        """One that was taken will not join."""
-        self.arriving -= 1
-        if not self._pulse.on:
-            self._pulse.begin()
+    def arrive(self) -> None:
+        """Count a connection that was accepted; `join` or `lose` follows."""
+        self.arriving += 1
+        self.publish()
 
-    def join(self, member: Member) -> None:
-        """A connection begins to be served."""
-        if not self._pulse.on:
-            self._pulse.begin()
+    def lose(self) -> None:
+        """Forget an arriving connection: it has ended before a protocol got it."""
+        self.arriving -= 1
+        if not self._heartbeat.awake:
+            self._heartbeat.wake()
+
+    def join(self, member: ConnectionLike) -> None:
+        """Add a connection that a protocol begins to serve."""
+        if not self._heartbeat.awake:
+            self._heartbeat.wake()
         if self.arriving:
             self.arriving -= 1
         self._joined += 1
         self.members.add(member)
 
-    def leave(self, member: Member) -> None:
-        """It has ended."""
-        if not self._pulse.on:
-            self._pulse.begin()
+    def leave(self, member: ConnectionLike) -> None:
+        """Remove a connection that has ended."""
+        if not self._heartbeat.awake:
+            self._heartbeat.wake()
         self.members.discard(member)
 
-    def replace(self, member: Member, successor: Member) -> None:
-        """Something else stands for the connection now."""
+    def replace(self, member: ConnectionLike, successor: ConnectionLike) -> None:
+        """Let another object represent the connection from now on."""
         self.members.discard(member)
         self.members.add(successor)
 
-    def announce(self) -> None:
-        """Tell the scoreboard and the other workers."""
+    def publish(self) -> None:
+        """Write the number to the scoreboard, for the other workers as well."""
         held = len(self.members) + self.arriving
-        self._told = self._cells[HELD] = held
+        self._published = held
+        self._cells[HELD] = held
         if self._shared:
-            self._balance.publish(held, able=self.able and held < self._most)
+            self._balance.publish(held, able=self.accepting and held < self._most)
 
-    async def gone(self, timeout_s: float) -> bool:
-        """Wait until all have left, and nobody arrives any more; False if that has not come by then."""
+    async def wait_empty(self, timeout_s: float) -> bool:
+        """Wait until no connection is left; return False if that takes longer than the timeout."""
         if self.held():
             self._emptied = asyncio.Event()
             try:
@@ -95,22 +104,31 @@ class Crowd:
                 return False
         return True
 
-    def cut(self) -> None:
-        """Cut who is still there."""
+    def abort_all(self) -> None:
+        """Close every connection at once."""
         for member in list(self.members):
             member.abort()
 
-    def _tell(self) -> None:
+    def _end_turn(self) -> None:
         if self._joined:
             self._cells[ACCEPTED] += self._joined
             self._joined = 0
         held = len(self.members) + self.arriving
-        if held != self._told:
-            self.announce()
-            self.changed(held)
+        if held != self._published:
+            self.publish()
+            self.on_change(held)
         if self._emptied is not None and not held:
             self._emptied.set()
 
 
-def nothing(_held: int) -> None:
-    """What there is to be done when nobody wants to know who comes or goes."""
+def ignore(_held: int) -> None:
+    """Do nothing: the `on_change` of a worker that does not accept."""
+
+
+def has_unread_input(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the kernel holds bytes of the client that the transport has not read."""
+    sock: Any = transport.get_extra_info("socket")
+    try:
+        return bool(unread(sock))
+    except OSError:
+        return False  # the client has left

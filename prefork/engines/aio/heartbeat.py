@@ -1,11 +1,12 @@
-"""WORKER. The pulse of an asyncio worker: what its loop tells the scoreboard, once a turn and once a beat.
+"""WORKER. What the loop of an asyncio worker writes to the scoreboard: once a turn of the loop, and once a heartbeat.
 
-Nothing of asyncio says when a loop enters or leaves epoll_wait. So whoever is called because something has come in
-begins the turn, if nobody has, and the turn ends with a callback behind those that are ready by then: there the
-counters are flushed, and the worker counts as waiting again.
+asyncio does not report when a loop enters or leaves epoll_wait. So the first I/O callback of a turn calls `wake`, which
+schedules the end of the turn behind all callbacks that are ready by then. There the counters are flushed, and the
+worker counts as waiting again.
 
-The beat is a timer. A loop whose last beat is --timeout ago is blocked by a callback, and the master judges it as it
-judges a handler that hangs. At each beat the oldest work in hand is noted, for people who ask what a worker does.
+The heartbeat is a timer. A loop whose last heartbeat is older than --timeout is blocked by a callback, and the master
+treats it like a handler that hangs. Each heartbeat also notes the oldest work in progress, for `status` and death
+reports.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from prefork.engines.accept import Balance
 from prefork.engines.context import Station
 from prefork.status.scoreboard import BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HEARTBEAT, SINCE, heartbeat_s
 
-_NOBODY = 0, b""
+_NO_WORK = 0, b""
 
-Oldest = Callable[[], tuple[int, bytes]]
+OldestWork = Callable[[], tuple[int, bytes]]
 
 
-class Pulse:
-    """WORKER. `on`: a turn has begun. `bytes_in`, `bytes_out`: of this turn.
+class Heartbeat:
+    """WORKER. `awake`: a turn has begun. `bytes_in`, `bytes_out`: bytes received and sent in this turn.
 
-    `ticks` are called when a turn begins, `tocks` when it ends, `beats` with each beat; `oldest` says since when (ns,
-    0 = not) the oldest work is in hand, and its mark for the scoreboard.
+    The callbacks in `on_wake` are called when a turn begins, in `on_sleep` when it ends, in `on_beat` with each
+    heartbeat. `oldest` returns when the oldest work in progress began (ns, 0 = there is none) and its mark for the
+    scoreboard.
     """
 
     def __init__(self, station: Station, loop: asyncio.AbstractEventLoop, balance: Balance) -> None:
@@ -42,22 +44,22 @@ class Pulse:
         most = station.config.max_requests
         self._most = most and most + random.randint(0, station.config.max_requests_jitter)  # noqa: S311
         self._began_ns = 0
-        self.ticks: list[Callable[[], None]] = []
-        self.tocks: list[Callable[[], None]] = []
-        self.beats: list[Callable[[], None]] = []
-        self.oldest: Oldest = _nobody
-        self.on = False
+        self.on_wake: list[Callable[[], None]] = []
+        self.on_sleep: list[Callable[[], None]] = []
+        self.on_beat: list[Callable[[], None]] = []
+        self.oldest: OldestWork = _no_work
+        self.awake = False
         self.bytes_in = 0
         self.bytes_out = 0
 
-    def begin(self) -> None:
-        """Something has come in. Call it only if not `on`."""
-        self.on = True
+    def wake(self) -> None:
+        """Begin a turn. Call it only if not `awake`."""
+        self.awake = True
         if self._balance is not None:
             self._balance.woke()
-        self._call_soon(self._end)
-        for tick in self.ticks:
-            tick()
+        self._call_soon(self._sleep)
+        for callback in self.on_wake:
+            callback()
 
     def start(self) -> None:
         """Begin to beat."""
@@ -65,18 +67,19 @@ class Pulse:
         self._beat()
 
     def stop(self) -> None:
-        """The loop ends: what comes now is not its fault."""
+        """Stop beating: the loop is about to end, and must not count as blocked."""
         self._flush()
         self._period_s = 0.0
         self._cells[BUSY_NS] = thread_time_ns() - self._began_ns
-        self._cells[HEARTBEAT] = self._cells[SINCE] = 0
+        self._cells[HEARTBEAT] = 0
+        self._cells[SINCE] = 0
 
-    def _end(self) -> None:
-        self.on = False
+    def _sleep(self) -> None:
+        self.awake = False
         if self.bytes_in or self.bytes_out or self._most:
             self._flush()
-        for tock in self.tocks:
-            tock()
+        for callback in self.on_sleep:
+            callback()
         if self._balance is not None:
             self._balance.sleeps()
 
@@ -96,7 +99,7 @@ class Pulse:
         if not self._period_s:
             return
         self._loop.call_later(self._period_s, self._beat)  # first: a fault below must not look like a blocked loop
-        self._flush()  # what was sent without that anything came
+        self._flush()  # what was sent in turns that no input had begun
         cells = self._cells
         cells[HEARTBEAT] = monotonic_ns()
         cells[BUSY_NS] = thread_time_ns() - self._began_ns  # of an event loop: what its thread has used of a processor
@@ -104,9 +107,9 @@ class Pulse:
         if since_ns:
             self._row.note(mark)
         cells[SINCE] = since_ns
-        for beat in self.beats:
-            beat()
+        for callback in self.on_beat:
+            callback()
 
 
-def _nobody() -> tuple[int, bytes]:
-    return _NOBODY
+def _no_work() -> tuple[int, bytes]:
+    return _NO_WORK

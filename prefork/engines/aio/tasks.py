@@ -16,7 +16,7 @@ _KINDS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "
 
 
 def stack_of(task: asyncio.Task[Any]) -> str:
-    """What a task awaits, the innermost call last. Of the task that runs now, only where it began."""
+    """Return what a task awaits, the innermost call last. Of the running task, only where it began."""
     frames = list(_frames(task.get_coro()))
     return "".join(traceback.StackSummary.extract(iter(frames)).format())
 
@@ -27,10 +27,10 @@ def tasks_of(
     *,
     without: Set[asyncio.Task[Any]] = frozenset(),
 ) -> tuple[list[tuple[str, str]], str]:
-    """The titles and stacks of the loop's tasks, and whom that serves which runs now.
+    """Return the titles and stacks of the loop's tasks, and whom the running task serves.
 
-    Asked by a signal handler: the set of all tasks may change while it is copied, and then only known ones are told.
-    `names`: whom they serve, the oldest first.
+    A signal handler calls this: the set of all tasks may change while it is copied, and then only those in `names` are
+    listed. `names`: whom each task serves, the oldest first.
     """
     try:
         everything = asyncio.all_tasks(loop)

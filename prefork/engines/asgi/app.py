@@ -1,61 +1,83 @@
-"""WORKER. How requests are told to an ASGI application, and what is counted of them."""
+"""WORKER. The ASGI application: its scopes, its calls, and what is counted of them."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.engines.aio.waiting import Timekeeper
-from prefork.engines.asgi.phases import Parting
-from prefork.engines.asgi.websocket import WebSocketConnection
-from prefork.engines.http_context import HttpSite
-from prefork.engines.peer import Peer
+from prefork.engines.http_context import HttpContext
+from prefork.engines.peer import Peer, PeerFactory
+from prefork.engines.request_log import RequestLog, count_unit
 from prefork.http.forwarded import UNIX, find_origin
-from prefork.http.limits import Refusal
 from prefork.http.response import error_response
-from prefork.http.scope import Scope, Scopes, for_connection, for_listener, of_websocket, see_through
-from prefork.http.websocket_handshake import handshake, refuse
-from prefork.status.histogram import array_index
-from prefork.status.scoreboard import ABORTED, BEGAN, COMPLETED, ERRORS, GONE, HISTOGRAM, TIMED_OUT, TOOK_NS, mark
+from prefork.http.scope import Scope, Scopes, for_connection, for_listener, see_through
+from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, mark
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from prefork.core.listener import Listener
-    from prefork.engines.aio.service import Premises
-    from prefork.engines.aio.waiting import Expiring
-    from prefork.engines.asgi.connection import HttpConnection
-    from prefork.engines.asgi.request import Exchange
+    from prefork.engines.aio.service import LoopContext
+    from prefork.http.asgi import AsgiResponse
     from prefork.http.head import Request
+    from prefork.http.limits import Refusal
 
 AsgiPeer = Peer[Scopes]
 
 
-class AsgiSite(HttpSite[Scopes]):
-    """WORKER. `state`: what the lifespan has put there, for every request. `running`: calls of the application.
+class Call(Protocol):
+    """A call of the application for a request or a WebSocket. `began_ns`: when that has come (CLOCK_MONOTONIC)."""
 
-    `retire_code`: why a WebSocket is closed, once the worker retires.
+    began_ns: int
+
+    @property
+    def text(self) -> str:
+        """The client's address and what it asks for."""
+
+    def retire(self) -> None:
+        """End as soon as the protocol allows: the worker retires."""
+
+    def cut(self) -> None:
+        """Give the client up: the graceful timeout is over."""
+
+
+class RequestCall(Call, Protocol):
+    """A call for a request."""
+
+    peer: AsgiPeer
+    request: Request
+    response: AsgiResponse
+
+
+class AsgiApp(HttpContext):
+    """WORKER. The application, and what all its connections share.
+
+    `state`: what the lifespan has put there, for every request. `requests`, `sockets`: the calls that have not
+    returned, in the order of their beginnings. `retire_code`: why WebSockets are closed, 0 until the worker retires.
     """
 
-    def __init__(self, premises: Premises) -> None:
-        station = premises.station
-        super().__init__(station, premises.complaints)
-        self.app = station.app.target
+    def __init__(self, context: LoopContext) -> None:
+        station = context.station
+        super().__init__(station.config)
+        self.log = RequestLog(station, context.complaints, self.trusted)
+        self.peers = PeerFactory(self.trusted, self.view)
+        self._complaints = context.complaints
+        self.target = station.app.target
         self.secure = station.terms.tls is not None
-        self.crowd = premises.crowd
-        self.pulse = premises.pulse
-        self.loop = premises.loop
-        self.timekeeper: Timekeeper[Expiring] = Timekeeper(premises.loop)
+        self.connections = context.connections
+        self.heartbeat = context.heartbeat
+        self.loop = context.loop
+        self.timers = context.timers
         self.state: Scope = {}
-        self.running: dict[Exchange, asyncio.Task[None]] = {}  # in the order of their beginnings
-        self.sockets: dict[WebSocketConnection, asyncio.Task[None]] = {}  # calls for a WebSocket, each
+        self.requests: dict[RequestCall, asyncio.Task[None]] = {}
+        self.sockets: dict[Call, asyncio.Task[None]] = {}
         self.retire_code = 0
         self.max_message = station.config.ws_max_message
         self.pings = station.config.ws_ping_s > 0
-        self.look_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
-        self._row = station.rows[0]
+        self.check_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
+        self.row = station.rows[0]
         self._cells = station.rows[0].cells
         scheme = "https" if self.secure else "http"
         self._scopes = {
@@ -63,121 +85,80 @@ class AsgiSite(HttpSite[Scopes]):
             for listener in station.listeners
         }
 
-    def told(self, listener: Listener, address: str, port: int) -> Scopes:
-        """The scopes of a connection's requests."""
+    def view(self, listener: Listener, address: str, port: int) -> Scopes:
+        """Return what makes the scopes of a connection's requests."""
         client = None if address == UNIX else (address, port)
         return Scopes(for_connection(self._scopes[listener], client))
 
     def see_through(self, peer: AsgiPeer, request: Request, scope: Scope) -> None:
-        """Put the client in the place of the trusted proxies that stand before it."""
+        """Replace the address of a trusted proxy by that of the client behind it."""
         see_through(scope, find_origin(request.fields, peer.address, peer.port, self.trusted))
 
     def task(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Call the application soon. The loop's task factory is the application's, and may begin here and now."""
+        """Return a task that will call the application. Not made by the loop, as its task factory may start it here."""
         return asyncio.Task(call, loop=self.loop)
 
-    def begins(self, exchange: Exchange) -> None:
-        """The application is to be called: whoever it serves is to be named if this is the end of the worker."""
-        row, peer, request = self._row, exchange.peer, exchange.request
+    def begin(self, call: RequestCall) -> None:
+        """Note a request before the application is called: the report names it if the worker dies now."""
+        row, peer, request = self.row, call.peer, call.request
         if request.target is not peer.target or request.method is not peer.method:
-            peer.asks(request)
+            peer.set_request(request)
         row.memory[row.latest_place] = peer.mark
-        self._cells[BEGAN] = exchange.began_ns
+        self._cells[BEGAN] = call.began_ns
 
-    def ends(self, exchange: Exchange) -> None:
-        """Its call has returned."""
-        del self.running[exchange]
-        if self._cells[BEGAN] == exchange.began_ns:
+    def end(self, call: RequestCall) -> None:
+        """Forget a call that has returned."""
+        del self.requests[call]
+        if self._cells[BEGAN] == call.began_ns:
             self._cells[BEGAN] = 0
 
-    def count(self, exchange: Exchange) -> int:
-        """An exchange is complete; to be called before its last bytes leave. Returns the time, in ns."""
-        cells = self._cells
-        now_ns = monotonic_ns()
-        took_ns = now_ns - exchange.began_ns
-        response = exchange.response
-        if response.error is None:
-            cells[COMPLETED] += 1
-        else:
-            cells[ERRORS] += 1
-            cells[ABORTED] += response.aborted
-        cells[HISTOGRAM + array_index(took_ns)] += 1
-        cells[TOOK_NS] += took_ns
-        if took_ns >= self.slow_ns:
-            self._slowly(exchange, took_ns)
-        if self.logs_access or response.error is not None:
-            self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, response.error)
-        return now_ns
+    def abandon(self, call: RequestCall) -> None:
+        """Log a request whose client has left before the response was complete."""
+        took_ns = monotonic_ns() - call.began_ns
+        self.log.abandon(self.row, call.peer, call.request, call.response, took_ns, None)
 
-    def lost(self, exchange: Exchange | None = None, *, late: bool = False) -> None:
-        """A client has left before its response was complete, or was `late` to read it."""
-        self._cells[TIMED_OUT if late else GONE] += 1
-        if exchange is None:
-            return
-        response, took_ns = exchange.response, monotonic_ns() - exchange.began_ns
-        if took_ns >= self.slow_ns:
-            self._slowly(exchange, took_ns)
-        if self.logs_access:
-            self.tell(exchange.peer, exchange.request, response.status, response.sent, took_ns, None)
+    def refuse(self, peer: AsgiPeer, refusal: Refusal) -> bytes:
+        """Count and log what is not served, and return the whole response to it."""
+        response = error_response(refusal.status, self.stamp)
+        self.log.refuse(peer, refusal, response)
+        return response
 
-    def _slowly(self, exchange: Exchange, took_ns: int) -> None:
-        if not exchange.response.streams_events:
-            self._row.slowly(took_ns, mark(exchange.text))
-
-    def blame(self, error: BaseException, peer: AsgiPeer, *, gone: bool = False) -> None:
-        """The application failed where no response can tell. `gone`: after its client had left, which may be why."""
+    def report_failure(self, error: BaseException, peer: AsgiPeer, *, gone: bool = False) -> None:
+        """Log an exception that no response can tell. `gone`: the client had left before, which may be the cause."""
         if gone:
             event = "handler failed after its client had left"
             self._complaints.note(event, ours=False, peer=peer.text, error=repr(error))
         else:
             self._complaints.add(error, peer.text)
 
-    def upgrade(self, connection: HttpConnection, transport: Any, request: Request, rest: bytes) -> None:
-        """A request asks for a WebSocket: hand its connection over."""
-        peer = connection.peer
-        opening = handshake(request)
-        if isinstance(opening, Refusal):
-            self.refuse(peer, opening)
-            connection.write(refuse(opening, self.stamp))
-            Parting(self, transport, connection, linger=True)
-            return
-        socket = WebSocketConnection(self, transport, peer, request, opening, rest)
-        transport.set_protocol(socket)
-        self.crowd.replace(connection, socket)
-        scope = peer.told.of(request, self.state)
-        if peer.trusted:
-            self.see_through(peer, request, scope)
-        scope = of_websocket(scope, opening.subprotocols)
-        self._cells[BEGAN] = 0  # a unit of work is the handshake only; but it is to be known who came last
-        self._row.memory[self._row.latest_place] = mark(socket.text)
-        self.sockets[socket] = self.task(socket.run(scope))
+    def begin_socket(self, call: Call) -> None:
+        """Note a WebSocket as the last that came. Its unit of work is the handshake only, so none is in progress."""
+        self._cells[BEGAN] = 0
+        self.row.memory[self.row.latest_place] = mark(call.text)
 
-    def count_opening(self, began_ns: int, outcome: int = COMPLETED) -> None:
-        """A WebSocket's handshake was answered; that is its unit of work, as the rest may last for days."""
-        took_ns = monotonic_ns() - began_ns
-        self._cells[outcome] += 1
-        self._cells[HISTOGRAM + array_index(took_ns)] += 1
-        self._cells[TOOK_NS] += took_ns
+    def count_handshake(self, began_ns: int, outcome: int = COMPLETED) -> None:
+        """Count the answer to a handshake, a WebSocket's unit of work: the rest may last for days."""
+        count_unit(self.row, outcome, monotonic_ns() - began_ns)
 
     def deny(self, status: int, began_ns: int) -> bytes:
-        """The whole response to a handshake that comes to nothing."""
-        self.count_opening(began_ns, ERRORS if status >= 500 else COMPLETED)
+        """Count a handshake that fails, and return the whole response to it."""
+        self.count_handshake(began_ns, ERRORS if status >= 500 else COMPLETED)
         return error_response(status, self.stamp)
 
-    def tell_socket(self, peer: AsgiPeer, request: Request, status: int, sent: int, began_ns: int) -> None:
-        """A WebSocket has ended: its line in the access log."""
-        self.tell(peer, request, status, sent, monotonic_ns() - began_ns, None)
+    def log_socket(self, peer: AsgiPeer, request: Request, status: int, sent: int, began_ns: int) -> None:
+        """Write the line of a WebSocket that has ended to the access log."""
+        self.log.write(peer, request, status, sent, monotonic_ns() - began_ns, None)
 
     async def pause(self) -> None:
-        """Let the loop look after the others, and hear who has left: an application never waits while there is room."""
-        if not self.pulse.on:
-            self.pulse.begin()
+        """Let the loop handle its other connections. An application that never has to wait must not block them."""
+        if not self.heartbeat.awake:
+            self.heartbeat.wake()
         await asyncio.sleep(0)
 
     def oldest(self) -> tuple[int, bytes]:
-        """Since when the oldest exchange is in hand, and what it is."""
-        for exchange in self.running:
-            return exchange.began_ns, mark(exchange.text)
+        """Return when the oldest request began that is in progress, and its mark."""
+        for call in self.requests:
+            return call.began_ns, mark(call.text)
         return 0, b""
 
 

@@ -1,8 +1,8 @@
 """WORKER. One request of an ASGI application and its response: the `receive` and `send` that the application awaits.
 
-The request's body comes in pieces as the client sends them; the client is not read from while many of them wait. When
-the client has left, `receive` gives http.disconnect and `send` raises ClientDisconnected, an OSError; the application
-is never cancelled for that. What it does after its response is complete is its own affair.
+The request's body comes in pieces as the client sends them. When the client has left, `receive` returns
+http.disconnect and `send` raises ClientDisconnected, an OSError; the application is not cancelled. It may go on after
+its response is complete, for as long as it likes.
 """
 
 from __future__ import annotations
@@ -10,31 +10,54 @@ from __future__ import annotations
 import asyncio
 import os
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.engines.aio.waiting import Bell
+from prefork.engines.aio.waiting import Notify
 from prefork.engines.asgi.phases import TURN_BYTES
-from prefork.http.asgi_response import AsgiResponse, Message
+from prefork.http.asgi import AsgiResponse, Message
 from prefork.http.response import ResponseError
 
 if TYPE_CHECKING:
-    from prefork.engines.asgi.connection import HttpConnection
+    from prefork.engines.asgi.app import AsgiApp, AsgiPeer
     from prefork.http.head import Request
     from prefork.http.scope import Scope
 
 
-# --- A request's body on its way to an ASGI application, piece by piece as the client sends it.
+_FILE_BYTES = 262144  # read of a file at a time
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Connection(Protocol):
+    """What a cycle needs of its connection (connection.py). `paused`: the client has to read before more is sent."""
+
+    paused: bool
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+
+    async def drained(self) -> None:
+        """Wait until the client has read enough. Raises ClientDisconnected if it has left."""
+
+    def flow(self) -> None:
+        """Read from the client or stop reading, after the application has taken some of the body."""
+
+    def finished(self, cycle: RequestResponseCycle, now_ns: int) -> None:
+        """Go on with the next request, or close: the response is complete, or has failed."""
+
+    def abort(self) -> None:
+        """Close the connection at once."""
 
 
 class RequestBody:
-    """WORKER. `open`: more of it is to come. `buffered`: bytes that the application has not taken; `received`: in all.
+    """WORKER. A request's body, piece by piece as the client sends it.
 
+    `open`: the end has not come. `buffered`: bytes that the application has not taken; `received`: bytes in all.
     `continues`: the client waits for 100 Continue before it sends any.
     """
 
     __slots__ = ("_news", "_pieces", "_taken", "began_ns", "buffered", "continues", "open", "received")
 
-    def __init__(self, news: Bell, *, continues: bool) -> None:
+    def __init__(self, news: Notify, *, continues: bool) -> None:
         self._news = news
         self._pieces: list[bytes] = []
         self._taken = False
@@ -46,29 +69,29 @@ class RequestBody:
 
     @property
     def ready(self) -> bool:
-        """Whether there is something for the application: a piece, or the news that there are no more."""
+        """Whether `take` has something for the application: a piece, or the end."""
         return bool(self._pieces) or not (self.open or self._taken)
 
     @property
     def taken(self) -> bool:
-        """Whether the application has all of it."""
+        """Whether the application has taken the end."""
         return self._taken
 
     def feed(self, data: bytes) -> None:
-        """A piece has come."""
+        """Add a piece."""
         self._pieces.append(data)
         self.buffered += len(data)
         self.received += len(data)
         self.continues = False
-        self._news.ring()
+        self._news.set()
 
     def end(self) -> None:
-        """It is complete."""
+        """Mark the body as complete."""
         self.open = False
-        self._news.ring()
+        self._news.set()
 
     def take(self) -> bytes:
-        """All that has come and was not taken yet."""
+        """Return all pieces that were not taken yet."""
         data = b"".join(self._pieces)
         self._pieces.clear()
         self.buffered = 0
@@ -76,56 +99,62 @@ class RequestBody:
         return data
 
 
-_FILE_BYTES = 262144  # read of a file at a time
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
 class ClientDisconnected(OSError):  # noqa: N818 - as ASGI calls it
     """Raised by `send` when the client has left."""
 
 
-class Exchange:
-    """WORKER. `body`: None for a request without one."""
+class RequestResponseCycle:
+    """WORKER. One call of the application. `body`: None for a request without one."""
 
     __slots__ = (
-        "_connection", "_news", "_scope", "_site", "_told", "began_ns", "body", "gone", "hung_up", "peer", "request",
+        "_app",
+        "_body_told",
+        "_connection",
+        "_news",
+        "_scope",
+        "began_ns",
+        "body",
+        "gone",
+        "hung_up",
+        "peer",
+        "request",
         "response",
-    )  # fmt: skip
+    )
 
-    def __init__(self, connection: HttpConnection, request: Request, scope: Scope) -> None:
+    def __init__(self, app: AsgiApp, connection: Connection, peer: AsgiPeer, request: Request, scope: Scope) -> None:
+        self._app = app
         self._connection = connection
-        self._site = connection.site
         self._scope = scope
-        self._told = False  # that there is no body
-        self._news: Bell | None = None  # for who waits in `receive`
+        self._body_told = False  # `receive` has said that there is no body
+        self._news: Notify | None = None  # wakes `receive`
         self.body: RequestBody | None = None
         if not request.complete:
-            self._news = Bell()
+            self._news = Notify()
             self.body = RequestBody(self._news, continues=request.expects_continue)
         self.request = request
-        self.peer = connection.peer
+        self.peer = peer
         self.response = AsgiResponse(request)
         self.began_ns = monotonic_ns()
-        self.hung_up = False  # the client sends no more, or the worker retires and this would never end
+        self.hung_up = False  # the client sends no more, or the worker retires and the response has no end
         self.gone = False  # the connection is closed
 
     @property
     def text(self) -> str:
-        """Whose request it is, and which: for people."""
+        """The client's address, the method and the target."""
         return f"{self.peer.text} {self.request.method} {self.request.target.decode('ascii')}"
 
     async def run(self) -> None:
         """Call the application. It is all in one coroutine, as a request's task has no other."""
-        site = self._site
-        site.begins(self)
+        app = self._app
+        app.begin(self)
         try:
-            await site.app(self._scope, self.receive, self.send)
+            await app.target(self._scope, self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - the border of the application
             self._failed(error)
         else:
             if not self.response.done and not self.gone:
                 await self._returned()
-        site.ends(self)
+        app.end(self)
 
     async def receive(self) -> dict[str, Any]:
         """ASGI: the next piece of the body, or that the client has left."""
@@ -140,8 +169,8 @@ class Exchange:
                 data = body.take()
                 self._connection.flow()
                 return {"type": "http.request", "body": data, "more_body": body.open}
-        elif body is None and not self._told:
-            self._told = True
+        elif body is None and not self._body_told:
+            self._body_told = True
             return {"type": "http.request", "body": b"", "more_body": False}
         while not self.hung_up and not self.response.done:
             await self._wait()
@@ -160,21 +189,21 @@ class Exchange:
             return
         if self.body is not None and self.body.open and not response.begun:
             response.keep_alive = False  # the rest of the body may never come, or never be read
-        data = response.take(message, self._site.stamp)
+        data = response.take(message, self._app.stamp)
         if response.done:
-            now_ns = self._site.count(self)
+            now_ns = self._finish()
             if data:
                 connection.write(data)
             connection.finished(self, now_ns)
             if self._news is not None:
-                self._news.ring()
+                self._news.set()
             return
         if data:
             connection.write(data)
-        if self._site.retire_code and response.streams_events:
+        if self._app.retire_code and response.streams_events:
             self.hang_up()
-        if connection.paused or self._site.pulse.bytes_out > TURN_BYTES:
-            await self._rest()
+        if connection.paused or self._app.heartbeat.bytes_out > TURN_BYTES:
+            await self._wait_for_room()
 
     @property
     def body_open(self) -> bool:
@@ -182,26 +211,26 @@ class Exchange:
         return self.body is not None and self.body.open
 
     def hang_up(self) -> None:
-        """The client sends no more: whoever waits for it to leave is told so."""
+        """Let `receive` return http.disconnect from now on."""
         self.hung_up = True
         if self._news is not None:
-            self._news.ring()
+            self._news.set()
 
-    def lose(self) -> None:
-        """The connection is closed."""
+    def cut(self) -> None:
+        """Note that the connection is closed, or no longer this request's."""
         self.gone = True
         self.hang_up()
 
     def retire(self) -> None:
-        """The worker retires: this is the connection's last response, and an endless one ends if it listens."""
+        """Make this the connection's last response: the worker retires. A stream of events ends if it listens."""
         if not self.response.begun:
             self.response.keep_alive = False
         elif self.response.streams_events:
             self.hang_up()
 
     async def _send_file(self, path: str) -> None:
-        """The extension http.response.pathsend: the body is a file's content."""
-        loop = self._site.loop
+        """Send a file as the body (the extension http.response.pathsend)."""
+        loop = self._app.loop
         with await loop.run_in_executor(None, open, path, "rb") as file:
             left, more = os.fstat(file.fileno()).st_size, True
             if left:
@@ -209,7 +238,7 @@ class Exchange:
             else:
                 left = _FILE_BYTES << 40  # empty, or like those of /proc: its size says nothing
             if self.request.method == "HEAD":
-                left = 0  # its length is all that is told
+                left = 0  # only its length is sent
             while more:
                 data = await loop.run_in_executor(None, file.read, min(left, _FILE_BYTES))
                 left -= len(data)
@@ -217,47 +246,54 @@ class Exchange:
                 await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _returned(self) -> None:
-        """The application has returned with its response incomplete, as it may if it was told that the client left."""
+        """Handle an incomplete response: an error, unless `receive` had said that the client has left."""
         if not self.hung_up:
             what = "before its response was complete" if self.response.status else "without a response"
             self._failed(ResponseError(f"the application returned {what}"))
         elif self.response.begun and self.response.streams_events:
-            await self.send({"type": "http.response.body"})  # it was the worker who wanted it to end
+            await self.send({"type": "http.response.body"})  # the worker retires; the client is still there
         else:
             self._connection.abort()
 
+    def _finish(self) -> int:
+        """Count and log the complete response, before its last bytes leave. Returns the time (CLOCK_MONOTONIC ns)."""
+        app = self._app
+        now_ns = monotonic_ns()
+        app.log.finish(app.row, self.peer, self.request, self.response, now_ns - self.began_ns)
+        return now_ns
+
     def _failed(self, error: BaseException) -> None:
-        """The application raised, or did not do what it has to."""
+        """Handle an exception of the application, or a break of ASGI's rules."""
         response = self.response
         if response.done or self.gone:
-            # Nobody reads it any more; but say it, unless it is just that.
+            # No response can tell it any more. Log it, unless the client's leaving is the cause.
             if not (self.gone and tells_of_leaving(error)):
-                self._site.blame(error, self.peer, gone=self.gone)
+                self._app.report_failure(error, self.peer, gone=self.gone)
             return
-        data = response.fail(self._site.stamp)
+        data = response.fail(self._app.stamp)
         response.error = error
-        now_ns = self._site.count(self)
+        now_ns = self._finish()
         if data:
             self._connection.write(data)
         self._connection.finished(self, now_ns)
 
-    async def _rest(self) -> None:
-        """Enough is written for now."""
+    async def _wait_for_room(self) -> None:
+        """Wait after much was written: for the client to read, or for a turn of the loop."""
         if self._connection.paused:
             await self._connection.drained()
         else:
-            await self._site.pause()
+            await self._app.pause()
             if self.gone:
                 raise ClientDisconnected("the client has left")
 
     async def _wait(self) -> None:
         if self._news is None:
-            self._news = Bell()
-        await self._news.heard()
+            self._news = Notify()
+        await self._news.wait()
 
 
 def tells_of_leaving(error: BaseException | None) -> bool:
-    """Whether it is what an application made of ClientDisconnected, or of being cut."""
+    """Return whether an application's exception comes from ClientDisconnected, or from its cancellation."""
     while error is not None:
         if isinstance(error, (OSError, asyncio.CancelledError)):
             return True

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator, Mapping
+from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from prefork.core.log import Log
 from prefork.engines.aio.tasks import stack_of
-from prefork.engines.asgi.app import AsgiSite
+from prefork.engines.asgi.app import AsgiApp
 from prefork.engines.asgi.connection import HttpConnection
+from prefork.engines.asgi.phases import PreHttp
 from prefork.engines.timers import NEVER
 from prefork.errors import BootError
 from prefork.http.websocket_close import GOING_AWAY, SERVICE_RESTART
 
 if TYPE_CHECKING:
     from prefork.core.listener import Listener
-    from prefork.engines.aio.service import Premises
-    from prefork.engines.asgi.app import AsgiPeer
-    from prefork.engines.asgi.request import Exchange
+    from prefork.engines.aio.service import LoopContext
+    from prefork.engines.asgi.app import AsgiPeer, RequestCall
     from prefork.runtime.master_link import MasterLink
 
 
-# --- The lifespan of an ASGI application: it is told when the worker begins to serve, and when it has ended.
-#
-# An application need not know of it: an exception on its scope means that. Only lifespan.startup.failed keeps a worker
-# from serving.
-
-
-_STARTUP, _SHUTDOWN = "lifespan.startup", "lifespan.shutdown"
+_STARTUP = "lifespan.startup"
+_SHUTDOWN = "lifespan.shutdown"
 
 
 class Lifespan:
-    """WORKER. `state` is the application's: what it puts there, each request gets."""
+    """WORKER. The application's startup and shutdown. What it puts into `state`, each request gets.
+
+    An application need not support it: an exception that it raises for the scope means that it does not. Only
+    lifespan.startup.failed keeps a worker from serving.
+    """
 
     def __init__(self, app: Any, name: str, log: Log, state: dict[str, Any]) -> None:
         self._app = app
@@ -43,36 +44,36 @@ class Lifespan:
         self._orders: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._answered = asyncio.Event()
-        self._over = asyncio.Event()  # it has returned, or asks for an order behind the last one
+        self._over = asyncio.Event()  # it has returned, or waits for an order behind the last one
         self._failure: str | None = None
-        self._asked = False  # it has asked for the first order: it knows of lifespans
+        self._asked = False  # it has waited for the first order, so it supports lifespans
         self._last = False  # it was given the last one
         self._stopping = False
 
     async def start(self) -> None:
-        """Have it start up. Raises BootError if it says that it cannot."""
+        """Let the application start up. Raises BootError if it says that it cannot."""
         self._task = asyncio.get_running_loop().create_task(self._run())
-        await self._tell(_STARTUP)
+        await self._order(_STARTUP)
         if self._failure is not None:
             lines = self._failure.splitlines()
             what = f": {lines[-1]}" if lines else ""
             raise BootError(f"{self._name!r} says that it cannot start{what}", self._failure if len(lines) > 1 else "")
 
     async def stop(self, timeout_s: float) -> None:
-        """Have it shut down, for at most so long."""
+        """Let the application shut down, within the timeout."""
         if self._task is None or self._task.done():
             return
         self._stopping = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._tell(_SHUTDOWN)
+                await self._order(_SHUTDOWN)
                 await self._over.wait()  # what is wrapped around the application may have its own things to close
         except TimeoutError:
             self._log.warning("lifespan cut", app=self._name, after=f"{timeout_s:.1f}s")
         if self._failure is not None:
             self._log.error("lifespan shutdown failed", app=self._name, reason=self._failure)
 
-    async def _tell(self, order: str) -> None:
+    async def _order(self, order: str) -> None:
         self._answered.clear()
         self._orders.put_nowait(order)
         await self._answered.wait()
@@ -83,10 +84,10 @@ class Lifespan:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:  # noqa: BLE001 - the border of the application
             if self._stopping and isinstance(error, asyncio.CancelledError):
-                pass  # there was no more to do, or it was cut, which is told
+                pass  # it had nothing more to do, or was cut, which `stop` logs
             elif not self._asked:
                 self._log.debug("no lifespan", app=self._name, error=repr(error))
-            elif "\n" not in (self._failure or "").strip():  # else it has told its traceback itself
+            elif "\n" not in (self._failure or "").strip():  # else it has sent its traceback
                 self._log.warning("lifespan given up", app=self._name, exc=error)
         self._answered.set()
         self._over.set()
@@ -108,92 +109,105 @@ class Lifespan:
         self._answered.set()
 
 
-# --- Which requests of an event loop are slow, and what they await: looked at with each beat.
-#
-# They are told to the master, which writes the slow log (slow_log.py): one a beat with its stack, of the others how
-# many. Streams of events are meant to last. Those of coroutine handlers: see streams.py.
-
-
 class SlowTasks:
-    """WORKER. `running`: the calls of the application, in the order of their beginnings."""
+    """WORKER. Finds slow requests and what they await, with each heartbeat, for the master's slow log.
 
-    def __init__(self, running: Mapping[Exchange, asyncio.Task[None]], slow_ns: int, life: MasterLink) -> None:
-        self._running = running
+    Of each heartbeat, one request is reported with its stack, and the number of the others. Streams of events are left
+    out: they are meant to last. `requests`: the calls that have not returned, the oldest first.
+    """
+
+    def __init__(self, requests: Mapping[RequestCall, asyncio.Task[None]], slow_ns: int, life: MasterLink) -> None:
+        self._requests = requests
         self._slow_ns = slow_ns
         self._life = life
         self._until_ns = 0  # what began before was judged
 
     def look(self) -> None:
-        """Tell the master who has become slow."""
+        """Tell the master which requests have become slow."""
         now_ns = monotonic_ns()
         since_ns, self._until_ns = self._until_ns, now_ns - self._slow_ns
-        found = [(exchange, task) for exchange, task in self._old() if exchange.began_ns > since_ns]
+        found = [(call, task) for call, task in self._old() if call.began_ns > since_ns]
         if found:
-            exchange, task = found[0]
-            elapsed_s = (now_ns - exchange.began_ns) / 1e9
-            self._life.slow(exchange.text, elapsed_s, stack_of(task), also=len(found) - 1)
+            call, task = found[0]
+            elapsed_s = (now_ns - call.began_ns) / 1e9
+            self._life.slow(call.text, elapsed_s, stack_of(task), also=len(found) - 1)
 
-    def _old(self) -> Iterator[tuple[Exchange, asyncio.Task[None]]]:
-        for exchange, task in self._running.items():
-            if exchange.began_ns > self._until_ns:
+    def _old(self) -> Iterator[tuple[RequestCall, asyncio.Task[None]]]:
+        for call, task in self._requests.items():
+            if call.began_ns > self._until_ns:
                 return
-            if not exchange.response.done and not exchange.response.streams_events:
-                yield exchange, task
+            if not call.response.done and not call.response.streams_events:
+                yield call, task
 
 
 class AsgiService:
     """WORKER. Serves kind `asgi`."""
 
-    def __init__(self, premises: Premises) -> None:
-        station = premises.station
-        self.site = AsgiSite(premises)
-        self._crowd = premises.crowd
-        self._lifespan = Lifespan(station.app.target, station.app.name, station.log, self.site.state)
-        premises.pulse.ticks.append(self.site.tick)
-        premises.pulse.oldest = self.site.oldest
-        if self.site.slow_ns < NEVER:
-            premises.pulse.beats.append(SlowTasks(self.site.running, self.site.slow_ns, station.life).look)
+    takes_proxy_header = True
 
-    def protocol(self, listener: Listener, peer: AsgiPeer | None = None) -> asyncio.BaseProtocol:
-        """What serves the next connection."""
-        return HttpConnection(self.site, listener, peer)
+    def __init__(self, context: LoopContext) -> None:
+        station = context.station
+        self._context = context
+        self._app = AsgiApp(context)
+        self._proxied = station.config.proxy_protocol
+        self._lifespan = Lifespan(station.app.target, station.app.name, station.log, self._app.state)
+        context.heartbeat.on_wake.append(self._app.tick)
+        context.heartbeat.oldest = self._app.oldest
+        if self._app.log.slow_ns < NEVER:
+            context.heartbeat.on_beat.append(SlowTasks(self._app.requests, self._app.log.slow_ns, station.life).look)
+
+    def accept(self, sock: socket.socket, listener: Listener, sockaddr: Any, queue_ms: int | None) -> None:
+        """Serve a connection that was accepted."""
+        app = self._app
+        peer = app.peers.of(listener, sockaddr)
+        peer.queue_ms = queue_ms
+        if self._proxied and not peer.trusted:
+            app.log.connection_failed(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
+            app.connections.lose()
+            sock.close()
+        elif self._proxied or app.secure:
+            PreHttp(app, sock, peer, listener, proxied=self._proxied, adopt=self._adopt)
+        else:
+            self._adopt(sock, listener, peer)
+
+    def protocol(self, listener: Listener) -> asyncio.BaseProtocol:
+        """Return the protocol for a connection that the loop itself has accepted."""
+        return HttpConnection(self._app, listener)
 
     async def begin(self) -> None:
         """Let the application start up. Raises BootError."""
         await self._lifespan.start()
 
     def retire(self, *, stopping: bool) -> None:
-        """Every response is its connection's last one from here on; WebSockets are closed."""
-        site = self.site
-        site.draining = True
-        site.retire_code = GOING_AWAY if stopping else SERVICE_RESTART
-        for exchange in site.running:
-            exchange.retire()
-        for socket in list(site.sockets):
-            socket.retire()
-        for member in list(self._crowd.members):
+        """Make every response its connection's last one, and close WebSockets."""
+        app = self._app
+        app.drain()
+        app.retire_code = GOING_AWAY if stopping else SERVICE_RESTART
+        for call in [*app.requests, *app.sockets]:
+            call.retire()
+        for member in list(app.connections.members):
             if isinstance(member, HttpConnection):
                 member.retire()
 
     @property
     def busy(self) -> int:
-        """Calls of the application that have not returned."""
-        return len(self.site.running) + len(self.site.sockets)
+        """The number of calls that have not returned."""
+        return len(self._app.requests) + len(self._app.sockets)
 
     def names(self) -> dict[asyncio.Task[None], str]:
-        """Which task serves whom."""
-        names = {task: exchange.text for exchange, task in self.site.running.items()}
-        return names | {task: socket.text for socket, task in self.site.sockets.items()}
+        """Return which task serves whom."""
+        names = {task: call.text for call, task in self._app.requests.items()}
+        return names | {task: call.text for call, task in self._app.sockets.items()}
 
     def cut(self) -> None:
         """Cancel the calls of the application."""
-        for exchange, task in list(self.site.running.items()):
-            exchange.lose()
-            task.cancel()
-        for socket, task in list(self.site.sockets.items()):
-            socket.cut()
+        for call, task in [*self._app.requests.items(), *self._app.sockets.items()]:
+            call.cut()
             task.cancel()
 
     async def end(self, timeout_s: float) -> None:
         """Let the application shut down."""
         await self._lifespan.stop(timeout_s)
+
+    def _adopt(self, sock: socket.socket, listener: Listener, peer: AsgiPeer) -> None:
+        self._context.adopt(sock, partial(HttpConnection, self._app, listener, peer))

@@ -27,13 +27,14 @@ from prefork.core.address import format_sockaddr
 from prefork.core.listener import ACCEPT_WAIT_S, Listener, timeval
 from prefork.engines.context import Station
 from prefork.engines.error_log import Complaints
+from prefork.engines.linger import close
 from prefork.engines.peer import note_wait
+from prefork.engines.request_log import count_unit
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPEN, QUEUE_EMPTY, BootError, LineTooLong
-from prefork.runtime.connection import Connection, HandlerSocket, close
+from prefork.runtime.connection import Connection, HandlerSocket
 from prefork.runtime.loader import App
-from prefork.status.histogram import array_index
-from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, HISTOGRAM, SINCE, Row
+from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, SINCE, Row
 
 # --- Taking connections from the listeners that all workers share, for engines that block.
 #
@@ -194,19 +195,12 @@ class BlockingEngine:
         cells = row.cells
         cells[SINCE] = monotonic_ns()
         cells[HELD] = 1
-        before_ns = cells[BUSY_NS]
         cells[ACCEPTED] += 1
         peer = format_sockaddr(family, sockaddr)
         row.serve(peer)
         sock = _socket.socket(family, _socket.SOCK_STREAM, 0, fd)
         note_wait(sock, family, cells)
         self._handle(sock, sockaddr, peer, row)
-        busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
-        cells[HISTOGRAM + array_index(busy_ns - before_ns)] += 1
-        if busy_ns - before_ns >= self._slow_ns:
-            row.slowly(busy_ns - before_ns)
-        cells[BUSY_NS] = busy_ns
-        cells[SINCE] = 0
         cells[HELD] = 0
         if self._most and not self._asked_to_leave:
             self._count_requests()
@@ -218,39 +212,52 @@ class BlockingEngine:
             self._life.enough("max-requests")
 
     def _handle_stream(self, sock: _socket.socket, _sockaddr: Any, peer: str, row: Row) -> None:
+        before_ns = row.cells[BUSY_NS]
         conn = Connection(sock, peer, row.cells, self._idle_s)
+        error = None
         try:
             self._app.target(conn)
-        except BaseException as error:  # noqa: BLE001 - the handler border
-            self._account(conn.fate, row, error)
-        else:
-            self._account(conn.fate, row)
+        except BaseException as raised:  # noqa: BLE001 - the handler border
+            error = raised
+        self._count(row, conn.fate, error, before_ns)
         close(sock)
 
     def _handle_request(self, sock: _socket.socket, sockaddr: Any, _peer: str, row: Row) -> None:
+        before_ns = row.cells[BUSY_NS]
         request = HandlerSocket.adopt(sock, row.cells, self._idle_s)
+        error = None
         try:
             self._app.target(request, sockaddr, self._server)
-        except BaseException as error:  # noqa: BLE001 - the handler border
-            self._account(request.fate, row, error)
-        else:
-            self._account(request.fate, row)
+        except BaseException as raised:  # noqa: BLE001 - the handler border
+            error = raised
+        self._count(row, request.fate, error, before_ns)
         if request.fileno() >= 0:  # else the handler closed it itself
             # A bare socket again: files made by makefile() and not closed would delay close().
             family, kind, proto = int(request.family), int(request.type), request.proto
             try:
                 close(_socket.socket(family, kind, proto, request.detach()))
-            except OSError as error:
-                if error.errno not in NOT_OPEN:
+            except OSError as failed:
+                if failed.errno not in NOT_OPEN:
                     raise
 
-    def _account(self, fate: int, row: Row, error: BaseException | None = None) -> None:
-        """Count what became of the connection in one counter, before its end reaches the client."""
+    def _count(self, row: Row, fate: int, error: BaseException | None, before_ns: int) -> None:
+        """Count the connection, before its end reaches the client. `before_ns`: the row's busy time at its beginning.
+
+        The clock of the handler stops here, so that a close that lingers is not its time.
+        """
+        cells = row.cells
+        busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
+        cells[SINCE] = 0
+        cells[BUSY_NS] = busy_ns
         if error is None or (fate and isinstance(error, (OSError, LineTooLong))):
-            row.cells[fate or COMPLETED] += 1
+            outcome = fate or COMPLETED
         else:
-            row.cells[ERRORS] += 1
+            outcome = ERRORS
             self._complaints.add(error, row.peer)
+        took_ns = busy_ns - before_ns
+        count_unit(row, outcome, took_ns)
+        if took_ns >= self._slow_ns:
+            row.slowly(took_ns)
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in ACCEPT_PAUSE:

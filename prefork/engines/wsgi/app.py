@@ -1,4 +1,4 @@
-"""WORKER. How requests are told to a WSGI application, and what is counted of them."""
+"""WORKER. The WSGI application: its environ, its calls, its `wsgi.errors`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, TextIO, cast
 
 from prefork.core.log import Outlet
-from prefork.engines.http_context import HttpSite
 from prefork.engines.peer import Peer
 from prefork.http.environ import Environ, Environs, for_connection, for_listener
 from prefork.http.forwarded import UNIX, find_origin
 from prefork.http.wsgi import WsgiCall
-from prefork.status.histogram import array_index
-from prefork.status.scoreboard import ABORTED, BUSY_NS, COMPLETED, ERRORS, HISTOGRAM, SINCE, Row
+from prefork.status.scoreboard import BUSY_NS, SINCE, Row
 
 if TYPE_CHECKING:
     from prefork.core.listener import Listener
     from prefork.engines.context import Station
-    from prefork.engines.error_log import Complaints
+    from prefork.engines.http_context import HttpContext
+    from prefork.engines.request_log import RequestLog
     from prefork.http.body import BodyBuffer, FilePart
     from prefork.http.head import Request
 
@@ -51,19 +50,20 @@ class ErrorStream(io.TextIOBase):
 WsgiPeer = Peer[Environs]
 
 
-class WsgiSite(HttpSite[Environs]):
-    """WORKER. Times are ns. `row`: of the loop, if the application runs in it. `busy_ns`: spent there, in all."""
+class WsgiApp:
+    """WORKER. The application as the loop and the threads of its pool call it. `busy_ns`: spent in it, in all."""
 
-    def __init__(self, station: Station, complaints: Complaints) -> None:
-        super().__init__(station, complaints)
+    def __init__(self, station: Station, context: HttpContext, log: RequestLog) -> None:
         self._app = station.app.target
-        self.row = station.rows[0] if station.config.threads == 1 else None
-        self.busy_ns = 0
+        self._context = context
+        self._log = log
+        self._in_loop = station.config.threads == 1  # then the loop writes the busy time, once a turn
         self._sendfile = station.terms.tls is None
+        self.busy_ns = 0
         errors = ErrorStream(station.log.handler.fd)
         self._environs = {listener: _environ(listener, station, errors) for listener in station.listeners}
 
-    def told(self, listener: Listener, address: str, port: int) -> Environs:
+    def view(self, listener: Listener, address: str, port: int) -> Environs:
         """The environs of a connection's requests."""
         return Environs(for_connection(self._environs[listener], "" if address == UNIX else address, port or ""))
 
@@ -72,19 +72,16 @@ class WsgiSite(HttpSite[Environs]):
         environ = peer.told.of(request, body)
         if peer.trusted:
             self._see_through(peer, request, environ)
-        call = WsgiCall(self._app, environ, request, self.stamp, body, self._sendfile)
-        if self.draining:
+        call = WsgiCall(self._app, environ, request, self._context.stamp, body, self._sendfile)
+        if self._context.draining:
             call.keep_alive = False
         return call
 
-    def run(self, peer: WsgiPeer, call: WsgiCall, row: Row) -> bytes | FilePart:
-        """Let the application go on until it has something to send, on the row of the thread that does it.
-
-        What is done is counted before its last bytes leave.
-        """
+    def run(self, row: Row, peer: WsgiPeer, call: WsgiCall) -> bytes | FilePart:
+        """Let the application go on until it has something to send, on the row of the thread that does it."""
         cells, request = row.cells, call.request
         if request.target is not peer.target or request.method is not peer.method:
-            peer.asks(request)
+            peer.set_request(request)
         row.memory[row.place] = peer.mark  # without a call: 0.1 us less
         cells[SINCE] = began_ns = monotonic_ns()
         part = call.step()
@@ -93,24 +90,14 @@ class WsgiSite(HttpSite[Environs]):
         self.busy_ns += took_ns
         call.busy_ns += took_ns
         if call.done:
-            busy_ns = call.busy_ns
-            if self.row is None:  # else the loop tells it, once a turn
-                cells[BUSY_NS] += busy_ns
-            cells[HISTOGRAM + array_index(busy_ns)] += 1
-            if busy_ns >= self.slow_ns:
-                row.slowly(busy_ns)
-            if call.error is None:
-                cells[COMPLETED] += 1
-            else:
-                cells[ERRORS] += 1
-                cells[ABORTED] += call.aborted
-            if call.error is not None or self.logs_access:
-                self.tell(peer, request, call.status, call.sent, busy_ns, call.error)
+            if not self._in_loop:
+                cells[BUSY_NS] += call.busy_ns
+            self._log.finish(row, peer, request, call, call.busy_ns)
         return part
 
-    def abandon(self, peer: WsgiPeer, call: WsgiCall, row: Row) -> bytes:
+    def abandon(self, row: Row, peer: WsgiPeer, call: WsgiCall) -> None:
         """The client left before the response was complete: let the application close it."""
-        peer.asks(call.request)
+        peer.set_request(call.request)
         row.note(peer.mark)
         row.cells[SINCE] = began_ns = monotonic_ns()
         call.close()
@@ -118,14 +105,11 @@ class WsgiSite(HttpSite[Environs]):
         row.cells[SINCE] = 0
         self.busy_ns += took_ns
         call.busy_ns += took_ns
-        if call.busy_ns >= self.slow_ns:
-            row.slowly(call.busy_ns)
-        self.tell(peer, call.request, call.status, call.sent, call.busy_ns, call.error)
-        return b""
+        self._log.abandon(row, peer, call.request, call, call.busy_ns, call.error)
 
     def _see_through(self, peer: WsgiPeer, request: Request, environ: Environ) -> None:
         """Put the client in the place of the trusted proxies that stand before it."""
-        origin = find_origin(request.fields, peer.address, peer.port, self.trusted)
+        origin = find_origin(request.fields, peer.address, peer.port, self._context.trusted)
         if origin.address != peer.address:
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = origin.address, str(origin.port or "")
         if origin.scheme:

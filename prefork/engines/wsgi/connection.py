@@ -1,4 +1,4 @@
-"""WORKER. One client of the reactor: bytes in, requests in order, responses out, each wait with its deadline.
+"""WORKER. An HTTP connection of the epoll loop: bytes in, requests in order, responses out, a deadline for each wait.
 
     IDLE -> HEAD -> (BODY) -> BUSY -> (WRITING) -> IDLE ...          -> CLOSED
 
@@ -7,7 +7,7 @@ application run, so that a slow client costs memory and never a thread. BUSY whi
 while the client reads: the response's next part is asked for when the last one is with the kernel.
 
 Requests that come while another is answered wait in `_incoming`, and the socket is not read meanwhile: the kernel
-holds the rest. How long a body or a response may take grows with what has moved of it (HttpSite.deadline_ns).
+holds the rest. How long a body or a response may take grows with what has moved of it (HttpContext.deadline_ns).
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from __future__ import annotations
 import os
 import select
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from prefork.engines.linger import LingeringClose, reset_at_close, unread
 from prefork.engines.timers import NEVER
-from prefork.engines.wsgi.phases import Farewell, reset_at_close
+from prefork.engines.wsgi.phases import Host
 from prefork.errors import CLIENT_GONE, PlainHttpError
 from prefork.http.body import FilePart
 from prefork.http.head import Request
 from prefork.http.limits import Refusal
 from prefork.http.request_queue import Incoming, Whole
-from prefork.runtime.connection import unread
+from prefork.http.response import error_response
 
 if TYPE_CHECKING:
     from prefork.engines.wsgi.app import WsgiPeer
-    from prefork.engines.wsgi.loop import Reactor
     from prefork.http.wsgi import WsgiCall
     from prefork.status.scoreboard import Row
-
-
-# --- What the socket did not take at once: the rest of some bytes, or a part of a file.
 
 
 _FILE_BYTES = 1 << 20  # of a file in one turn of the loop
 
 
-class Outgoing:
-    """WORKER. One part of a response. `left` bytes are still to be sent, `moved` were, `since_ns` it is under way."""
+class PendingWrite:
+    """WORKER. What the socket did not take at once of a response: the rest of some bytes, or a part of a file.
+
+    `left`: bytes still to be sent; `moved`: bytes sent; `since_ns`: when it began.
+    """
 
     __slots__ = ("_data", "_fd", "_offset", "_sock", "left", "moved", "since_ns")
 
@@ -83,34 +83,45 @@ _CHUNK = 16384  # bytes of one recv()
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class HttpClient:
-    """WORKER. One connection. `deadline_ns`, `watched_ns`, `entry`: for deadlines.Deadlines, on the reactor's clock."""
+class ConnectionHost(Host, Protocol):
+    """What an HTTP connection uses of its loop, beside what every phase does."""
+
+    def go_on_later(self, connection: HttpConnection, /) -> None:
+        """Call its `go_on` in the next turn, when the others have had theirs."""
+
+    def hand_out(self, connection: HttpConnection, /) -> None:
+        """Have a thread call its `run`, and call its `resume` with the result."""
+
+
+class HttpConnection:
+    """WORKER. A phase of a connection (phases.py) on the loop's clock."""
 
     __slots__ = (
-        "_call", "_incoming", "_mask", "_out", "_reactor", "_since_ns", "_site", "_sock",
+        "_app", "_call", "_context", "_incoming", "_loop", "_mask", "_out", "_since_ns", "_sock",
         "deadline_ns", "entry", "fd", "peer", "state", "watched_ns",
     )  # fmt: skip
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, peer: WsgiPeer) -> None:
-        self._reactor = reactor
-        self._site = reactor.site
+    def __init__(self, loop: ConnectionHost, sock: socket.socket, peer: WsgiPeer) -> None:
+        self._loop = loop
+        self._app = loop.app
+        self._context = context = loop.context
         self._sock = sock
         self.fd = sock.fileno()
         self.peer = peer
         self.state = IDLE
-        self._incoming = Incoming(reactor.site.limits, reactor.site.fields)
+        self._incoming = Incoming(context.limits, context.fields)
         self._call: WsgiCall | None = None
-        self._out: Outgoing | None = None  # what the socket did not take yet
+        self._out: PendingWrite | None = None  # what the socket did not take yet
         self._since_ns = 0  # when the body that is arriving began
         self._mask: int = select.EPOLLIN
-        self.deadline_ns = reactor.now_ns + reactor.site.header_ns
+        self.deadline_ns = loop.now_ns + context.header_ns
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
 
     def ready(self, mask: int) -> None:
-        """Its socket has something to say."""
+        """Epoll has reported these events: read, unless a request is being answered."""
         if self.state > BODY:
-            self._ready_later(mask)
+            self._ready_while_answering(mask)
             return
         try:
             data = self._sock.recv(_CHUNK)
@@ -119,19 +130,19 @@ class HttpClient:
         except OSError as error:
             self._lost(error)
             return
-        self._reactor.bytes_in += len(data)
+        self._loop.bytes_in += len(data)
         try:
             whole = self._incoming.feed(data)
         except OSError as error:  # no room on the disk for its body
-            self._site.complain(error, self.peer)
+            self._loop.log.connection_failed(error, self.peer)
             whole = Refusal(503, f"the body cannot be kept: {error.strerror}"), None
         if whole:
-            self._begin(whole)
+            self._answer(whole)
         else:
             self._await()
 
-    def _ready_later(self, mask: int) -> None:
-        """Not for input, which is not wanted now."""
+    def _ready_while_answering(self, mask: int) -> None:
+        """Input is not wanted now; the client's leaving is noticed, and that it has read."""
         if mask & (select.EPOLLHUP | select.EPOLLERR) and self.state != CLOSED:
             self._lost()
         elif self.state == WRITING:
@@ -140,26 +151,28 @@ class HttpClient:
             self._watch(0)
 
     def go_on(self) -> None:
-        """Its turn again: the next part of the response, or the next request."""
+        """In the next turn: ask for the next part of the response, or answer the next request."""
         if self._call is None and self.state != CLOSED:
-            self._begin(self._incoming.take())
+            self._answer(self._incoming.take())
+        elif self.state != CLOSED:
+            self._advance()
         else:
-            self._step()
+            self._close_call()
 
     def expire(self) -> None:
-        """Its deadline has passed."""
+        """The deadline has passed."""
         if self.state == WRITING:
-            self._site.late()
+            self._loop.log.count_late()
         if self.state in (HEAD, BODY):
             late = "head" if self.state == HEAD else "body"
-            self._begin((Refusal(408, f"its {late} did not come in time"), None))
+            self._answer((Refusal(408, f"its {late} did not come in time"), None))
         elif self.state != BUSY:
             self.close()
 
-    def hurry(self) -> None:
+    def retire(self) -> None:
         """The worker retires: wait no longer for a first request than for a next one, and let responses say it."""
         if self.state == IDLE:
-            self._until(min(self.deadline_ns, self._reactor.now_ns + self._site.keep_alive_ns))
+            self._until(min(self.deadline_ns, self._loop.now_ns + self._context.keep_alive_ns))
         elif self._call is not None and not self._call.status:
             self._call.keep_alive = False
 
@@ -171,17 +184,17 @@ class HttpClient:
         if incoming.ended:
             self.close()
         elif incoming.reading is not None:
-            if incoming.continues and not self._say_continue():
+            if incoming.continues and not self._send_continue():
                 return
             if self.state != BODY:
                 self.state = BODY
-                self._since_ns = self._reactor.now_ns
-            self._until(self._site.deadline_ns(self._since_ns, incoming.received, self._reactor.now_ns))
+                self._since_ns = self._loop.now_ns
+            self._until(self._context.deadline_ns(self._since_ns, incoming.received, self._loop.now_ns))
         elif self.state != HEAD and incoming.in_head:
             self.state = HEAD
-            self._until(self._reactor.now_ns + self._site.header_ns)
+            self._until(self._loop.now_ns + self._context.header_ns)
 
-    def _say_continue(self) -> bool:
+    def _send_continue(self) -> bool:
         self._incoming.continues = False
         try:
             self._sock.send(_CONTINUE)
@@ -191,43 +204,55 @@ class HttpClient:
 
     # --- the application
 
-    def _begin(self, whole: Whole) -> None:
-        """Answer a request."""
+    def _answer(self, whole: Whole) -> None:
+        """Begin the response to a request."""
         request, body = whole
         self.state, self.deadline_ns = BUSY, NEVER
         if type(request) is Request:
-            self._call = self._site.call(self.peer, request, body)
-            self._step()
+            self._call = self._app.call(self.peer, request, body)
+            self._advance()
         else:
             assert type(request) is Refusal
             self._call = None
-            self._send(self._site.refuse(self.peer, request))
+            response = error_response(request.status, self._context.stamp)
+            self._loop.log.refuse(self.peer, request, response)
+            self._send(response)
 
-    def _step(self) -> None:
-        """Have the application go on: here, or on a thread of the pool."""
-        if (row := self._site.row) is not None:
-            self.stepped(self.step(row))
-        else:
-            self._reactor.hand_out(self)
-
-    def step(self, row: Row) -> bytes | FilePart:
-        """Run the application until it has something to send."""
+    def _advance(self) -> None:
+        """Have the application give the next part of its response: here, or on a thread of the pool."""
         assert self._call is not None
-        act = self._site.run if self.state != CLOSED else self._site.abandon  # the client may have left meanwhile
-        return act(self.peer, self._call, row)
+        row = self._loop.row
+        if row is None:
+            self._loop.hand_out(self)
+            return
+        part = self._app.run(row, self.peer, self._call)
+        self.state = WRITING
+        self._send(part)
 
-    def stepped(self, part: bytes | FilePart) -> None:
-        """In the loop: here is what `step` gave."""
+    def run(self, row: Row) -> bytes | FilePart:
+        """On a thread of the pool: what `_advance` does in the loop. The client may have left meanwhile."""
+        assert self._call is not None
+        if self.state != CLOSED:
+            return self._app.run(row, self.peer, self._call)
+        self._app.abandon(row, self.peer, self._call)
+        return b""
+
+    def resume(self, part: bytes | FilePart) -> None:
+        """In the loop: send what `run` gave."""
         if self.state == CLOSED:
-            self._end_call()
+            self._close_call()
             return
         self.state = WRITING
         self._send(part)
 
-    def _end_call(self) -> None:
+    def _close_call(self) -> None:
         """Let the application close the response that nobody reads to its end."""
-        if self._call is not None and not self._call.done:
-            self._step()
+        if self._call is None or self._call.done:
+            return
+        if self._loop.row is None:
+            self._loop.hand_out(self)
+        else:
+            self._app.abandon(self._loop.row, self.peer, self._call)
 
     # --- bytes out
 
@@ -241,12 +266,12 @@ class HttpClient:
             except OSError as error:
                 self._lost(error)
                 return
-            self._reactor.bytes_out += sent
+            self._loop.bytes_out += sent
             if sent == len(part):
-                self._sent_all()
+                self._after_sending()
                 return
             part = part[sent:]
-        self._out = Outgoing(self._sock, part, self._reactor.now_ns)
+        self._out = PendingWrite(self._sock, part, self._loop.now_ns)
         self.state = WRITING
         self._watch(select.EPOLLOUT)
         self._flush()
@@ -255,32 +280,32 @@ class HttpClient:
         """The client may have read some: send on."""
         assert self._out is not None
         try:
-            self._reactor.bytes_out += self._out.flush()
+            self._loop.bytes_out += self._out.flush()
         except OSError as error:
             self._lost(error)
             return
         if self._out.left:
-            self._until(self._site.deadline_ns(self._out.since_ns, self._out.moved, self._reactor.now_ns))
+            self._until(self._context.deadline_ns(self._out.since_ns, self._out.moved, self._loop.now_ns))
         else:
             self._out = None
-            self._sent_all()
+            self._after_sending()
 
-    def _sent_all(self) -> None:
-        """All that there was is with the kernel: go on with this response, with the next request, or end."""
+    def _after_sending(self) -> None:
+        """The kernel has all that there was: go on with this response, with the next request, or end."""
         call, incoming = self._call, self._incoming
         if call is None or (call.done and not call.keep_alive):
-            self._finish(call)
+            self._end(call)
             return
         if call.done:
             self._call = None
         if not call.done or incoming.waiting:
             self.state, self.deadline_ns = BUSY, NEVER
-            self._reactor.again(self)
+            self._loop.go_on_later(self)
             return
         self.state = IDLE
-        self.deadline_ns = deadline_ns = self._reactor.now_ns + self._site.keep_alive_ns
+        self.deadline_ns = deadline_ns = self._loop.now_ns + self._context.keep_alive_ns
         if deadline_ns < self.watched_ns:
-            self._reactor.deadlines.watch(self)
+            self._loop.deadlines.watch(self)
         if self._mask != select.EPOLLIN:
             self._watch(select.EPOLLIN)
         if not incoming.quiet:
@@ -288,7 +313,7 @@ class HttpClient:
 
     # --- the end
 
-    def _finish(self, call: WsgiCall | None) -> None:
+    def _end(self, call: WsgiCall | None) -> None:
         """The last response is with the kernel, or as much of it as there will be."""
         try:
             if call and call.aborted and not call.framed:
@@ -299,29 +324,29 @@ class HttpClient:
         if self._incoming.ended or not more or (call and call.aborted):
             self.close()
         else:
-            self._part()
+            self._linger()
 
-    def _part(self) -> None:
+    def _linger(self) -> None:
         """Close, but so that the client can read its last response, whatever it still sends."""
         try:
-            farewell = Farewell(self._reactor, self._sock, self.peer)
+            lingering = LingeringClose(self._sock, self._loop.now_ns, self._loop.forget)
         except OSError:
             self.close()  # reset meanwhile: nobody reads it
             return
         self.state, self.deadline_ns = CLOSED, NEVER
         self._incoming.close()
         self._watch(select.EPOLLIN)
-        self._reactor.hold(farewell)
+        self._loop.hold(lingering)
 
     def _lost(self, error: OSError | None = None) -> None:
         """The client left in the midst of something, or is treated as if it had."""
         if isinstance(error, PlainHttpError):
-            self._part()
+            self._linger()
             return
         if error is not None and error.errno not in CLIENT_GONE:
-            self._site.complain(error, self.peer)
+            self._loop.log.connection_failed(error, self.peer)
         if self.state != IDLE:
-            self._reactor.lost()
+            self._loop.log.count_gone()
         self.close()
 
     def close(self) -> None:
@@ -329,17 +354,17 @@ class HttpClient:
         running, self.state = self.state == BUSY, CLOSED
         self._incoming.close()
         self._out = None
-        self._reactor.forget(self)
+        self._loop.forget(self)
         self._sock.close()
         if not running:
-            self._end_call()
+            self._close_call()
 
     def _watch(self, mask: int) -> None:
         if mask != self._mask:
             self._mask = mask
-            self._reactor.watch(self, mask)
+            self._loop.watch(self, mask)
 
     def _until(self, deadline_ns: int) -> None:
         self.deadline_ns = deadline_ns
         if deadline_ns < self.watched_ns:
-            self._reactor.deadlines.watch(self)
+            self._loop.deadlines.watch(self)

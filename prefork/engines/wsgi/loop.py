@@ -1,4 +1,4 @@
-"""WORKER. The reactor: one epoll loop that holds every HTTP client of the worker; the application runs between.
+"""WORKER. The WSGI engine: one epoll loop that holds every HTTP connection of the worker; the application runs between.
 
 A turn: wait; signals, results, new connections; what clients sent; those that have had their turn; deadlines.
 With one thread the application runs inline, in the turn. With more it runs on a pool's threads, and its results come
@@ -25,15 +25,15 @@ from prefork.core.listener import Listener
 from prefork.engines.accept import Balance, Entrance
 from prefork.engines.context import Station
 from prefork.engines.error_log import Complaints
-from prefork.engines.peer import note_wait
+from prefork.engines.http_context import HttpContext
+from prefork.engines.peer import PeerFactory, note_wait
+from prefork.engines.request_log import RequestLog
 from prefork.engines.timers import NEVER, Deadlines
-from prefork.engines.wsgi.app import WsgiPeer, WsgiSite
-from prefork.engines.wsgi.connection import HttpClient
-from prefork.engines.wsgi.phases import Farewell, Preface
+from prefork.engines.wsgi.app import WsgiApp, WsgiPeer
+from prefork.engines.wsgi.connection import HttpConnection
+from prefork.engines.wsgi.phases import Phase, PreHttp
 from prefork.engines.wsgi.thread_pool import Pool
-from prefork.status.scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, GONE, HELD
-
-Client = HttpClient | Preface | Farewell  # what stands for a connection
+from prefork.status.scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HELD
 
 _EVENTS = 256  # of one turn
 
@@ -55,13 +55,13 @@ class Reactor:
         self._epoll = select.epoll()
         self._complaints = Complaints(station.log)
         self._tls = station.terms.tls
-        self._has_preface = config.proxy_protocol
+        self._proxied = config.proxy_protocol
         # The type below socket.socket has all that is needed (measured: 2 us less for a connection), but not for TLS.
         self._socket: type[socket.socket] = socket.socket if self._tls else cast("type[socket.socket]", _socket.socket)
         self._balance = Balance(station.board, station.group, station.nudge)
-        self._clients: dict[int, Client] = {}
-        self._again: list[HttpClient] = []  # that go on in the next turn
-        self._pool: Pool[Any] | None = Pool(station.rows, self._failed) if config.threads > 1 else None
+        self._phases: dict[int, Phase] = {}
+        self._later: list[HttpConnection] = []  # that go on in the next turn
+        self._pool: Pool[HttpConnection] | None = Pool(station.rows, self._failed) if config.threads > 1 else None
         self._entrance = Entrance(
             station.listeners,
             epoll=self._epoll,
@@ -69,21 +69,25 @@ class Reactor:
             complaints=self._complaints,
             admit=self._admit,
             room=self._room,
-            held=self._clients.__len__,
+            held=self._phases.__len__,
         )
         self._handlers: dict[int, Callable[[int, int], None]] = self._entrance.handlers()
         self._drains = all(listener.owned for listener in station.listeners)  # the accept queue is ours alone
         self._until_s = 0.0  # when what is still in flight is cut
         self._most = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)  # noqa: S311
-        self.deadlines: Deadlines[Client] = Deadlines()
+        self.deadlines: Deadlines[Phase] = Deadlines()
         self.now_ns: int = monotonic_ns()
         self.bytes_in = self.bytes_out = 0  # of this turn
-        self.site: WsgiSite = WsgiSite(station, self._complaints)
+        self.row = None if self._pool else station.rows[0]
+        self.context = HttpContext(config)
+        self.log = RequestLog(station, self._complaints, self.context.trusted)
+        self.app = WsgiApp(station, self.context, self.log)
+        self.peers = PeerFactory(self.context.trusted, self.app.view)
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
         for fd in self._life.fds:
-            self._handlers[fd] = self._heed
+            self._handlers[fd] = self._handle_signals
             self._epoll.register(fd, select.EPOLLIN)
         if self._pool:
             self._handlers[self._pool.fd] = self._results
@@ -101,20 +105,20 @@ class Reactor:
         events = self._epoll.poll(wait_s, _EVENTS)
         self._balance.woke()
         now_ns = self.now_ns = self._clock_ns()
-        self.site.tick()
-        clients, ready = self._clients, []
+        self.context.tick()
+        phases, ready = self._phases, []
         for fd, mask in events:
-            client = clients.get(fd)
-            if client is not None:
-                ready.append((client, mask))
+            phase = phases.get(fd)
+            if phase is not None:
+                ready.append((phase, mask))
             elif handler := self._handlers.get(fd):
                 handler(fd, now_ns)
-        for client, mask in ready:
-            client.ready(mask)
-        if self._again:
-            again, self._again = self._again, []
-            for client in again:
-                client.go_on()
+        for phase, mask in ready:
+            phase.ready(mask)
+        if self._later:
+            later, self._later = self._later, []
+            for connection in later:
+                connection.go_on()
         if now_ns >= self.deadlines.next_ns():
             for late in self.deadlines.due(now_ns):
                 late.expire()
@@ -123,12 +127,12 @@ class Reactor:
         self._flush()
 
     def _clock_ns(self) -> int:
-        """The clients' clock. It stands still while the application runs in the loop."""
-        return monotonic_ns() - (0 if self._pool else self.site.busy_ns)
+        """Return the time on the clients' clock, which stands still while the application runs in the loop."""
+        return monotonic_ns() - (0 if self._pool else self.app.busy_ns)
 
     def _wait_s(self) -> float:
-        """How long nothing is due."""
-        if self._again:
+        """Return how long to wait for events: until the next deadline."""
+        if self._later:
             return 0.0
         until_ns = min(self.deadlines.next_ns(), self._entrance.look_ns)
         left_s = (until_ns - self._clock_ns()) / 1e9
@@ -141,8 +145,8 @@ class Reactor:
             cells[BYTES_IN] += self.bytes_in
             cells[BYTES_OUT] += self.bytes_out
             self.bytes_in = self.bytes_out = 0
-        if self.site.row is not None:
-            cells[BUSY_NS] = self.site.busy_ns
+        if self.row is not None:
+            cells[BUSY_NS] = self.app.busy_ns
         if self._most and sum(row.cells[COMPLETED] for row in self._rows) >= self._most:
             self._most = 0
             self._life.enough("max-requests")
@@ -157,100 +161,95 @@ class Reactor:
         sock.setblocking(False)
         queue_ms = note_wait(sock, family, self._cells)
         self._epoll.register(fd, select.EPOLLIN)
-        peer = self.site.peer(listener, sockaddr)
+        peer = self.peers.of(listener, sockaddr)
         peer.queue_ms = queue_ms
-        if not self._has_preface:
-            self.greet(sock, peer)
+        if not self._proxied:
+            self.start_http(sock, peer)
         elif peer.trusted:
-            self.hold(Preface(self, sock, peer, listener))
+            self.hold(PreHttp(self, sock, peer, listener))
         else:
-            self.site.complain(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
+            self.log.connection_failed(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
             sock.close()
         self._announce()
 
-    def greet(self, sock: socket.socket, peer: WsgiPeer) -> None:
+    def start_http(self, sock: socket.socket, peer: WsgiPeer) -> None:
         """From here on it is HTTP, under TLS if we have a certificate."""
         fd = sock.fileno()
-        if before := self._clients.pop(fd, None):
+        if before := self._phases.pop(fd, None):
             self.deadlines.forget(before)
         if self._tls:
             try:
                 sock = self._tls.wrap(sock)
             except OSError as error:  # the client left before it was accepted
-                self.site.complain(error, peer)
+                self.log.connection_failed(error, peer)
                 sock.close()
                 return
-        self.hold(HttpClient(self, sock, peer))
+        self.hold(HttpConnection(self, sock, peer))
 
-    def hold(self, client: Client) -> None:
-        """From here on this one stands for the connection."""
-        self._clients[client.fd] = client
-        self.deadlines.watch(client)
+    def hold(self, phase: Phase) -> None:
+        """Host this phase from now on, in the place of one that had its descriptor."""
+        self._phases[phase.fd] = phase
+        self.deadlines.watch(phase)
 
-    def forget(self, client: Client) -> None:
-        """The client is about to close its socket, which takes it out of the epoll."""
-        del self._clients[client.fd]
-        self.deadlines.forget(client)
+    def forget(self, phase: Phase) -> None:
+        """Host it no longer. Its socket is about to be closed, which takes it out of the epoll."""
+        del self._phases[phase.fd]
+        self.deadlines.forget(phase)
         self._announce()
 
-    def watch(self, client: HttpClient, mask: int) -> None:
-        """What to be told of the client's socket."""
-        self._epoll.modify(client.fd, mask)
+    def watch(self, phase: Phase, mask: int) -> None:
+        """Report these events of its descriptor from now on."""
+        self._epoll.modify(phase.fd, mask)
 
-    def again(self, client: HttpClient) -> None:
-        """The client goes on in the next turn, after the others have had theirs."""
-        self._again.append(client)
+    def go_on_later(self, connection: HttpConnection) -> None:
+        """Call its `go_on` in the next turn, when the others have had theirs."""
+        self._later.append(connection)
 
-    def hand_out(self, client: HttpClient) -> None:
-        """Have a thread of the pool do the next part of the client's response."""
+    def hand_out(self, connection: HttpConnection) -> None:
+        """Have a thread call its `run`, and call its `resume` with the result."""
         assert self._pool is not None
-        self._pool.put(client)
+        self._pool.put(connection)
         if self._pool.full:
             self._announce()
-
-    def lost(self) -> None:
-        """A client has left before its response was complete."""
-        self._cells[GONE] += 1
 
     def _results(self, _fd: int, _now_ns: int) -> None:
         assert self._pool is not None
         was_full = self._pool.full
-        for client, part in self._pool.take():
-            assert isinstance(client, HttpClient)
-            client.stepped(part)
+        for connection, part in self._pool.take():
+            connection.resume(part)
         if was_full:
             self._announce()
 
     def _room(self) -> bool:
-        return len(self._clients) < self._most_clients and not (self._pool and self._pool.full)
+        return len(self._phases) < self._most_clients and not (self._pool and self._pool.full)
 
     def _announce(self) -> None:
-        held = len(self._clients)
+        held = len(self._phases)
         self._cells[HELD] = held
-        self._balance.publish(held, able=not self.site.draining and self._room())
+        self._balance.publish(held, able=not self.context.draining and self._room())
 
     # --- the end
 
-    def _heed(self, fd: int, _now_ns: int) -> None:
+    def _handle_signals(self, fd: int, _now_ns: int) -> None:
         self._life.attend(fd)
 
     def _retire(self) -> None:
         """Take no more; let everyone have a last response that says so, for at most the graceful timeout."""
-        self.site.draining = True
+        self.context.drain()
         self._entrance.shut()
         self._announce()
         self._until_s = time.monotonic() + self._graceful_s
-        for client in list(self._clients.values()):
-            if isinstance(client, HttpClient):
-                client.hurry()
+        for phase in list(self._phases.values()):
+            if isinstance(phase, HttpConnection):
+                phase.retire()
         drained = not (self._drains and self._life.stopping)
         while time.monotonic() < self._until_s:
             drained = drained or self._entrance.drain()
-            if drained and not self._clients and not (self._pool and self._pool.busy):
+            if drained and not self._phases and not (self._pool and self._pool.busy):
                 return
             self._turn()
-        if self._clients:
-            self._log.warning("connections cut", count=len(self._clients), after=f"{self._graceful_s:g}s")
+        if self._phases:
+            self._log.warning("connections cut", count=len(self._phases), after=f"{self._graceful_s:g}s")
 
     def _failed(self, error: BaseException) -> None:
         self._log.error("engine failed", exc=error)

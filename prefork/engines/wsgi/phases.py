@@ -1,117 +1,110 @@
-"""WORKER. The end of a connection whose client may still be sending: read on, so that it can read its last response.
+"""WORKER. The phases of a connection in the epoll loop, and the one before HTTP: the PROXY header of a load balancer.
 
-close(2) with unread input sends a reset, and a reset makes the client's kernel throw away what it has not read yet.
-So the last response is followed by the end of our sending, and what still comes is read and thrown away, for a while
-(RFC 9112 9.6).
+The phases of a connection follow each other in the loop under one descriptor: PreHttp, HttpConnection (connection.py),
+LingeringClose (engines/linger.py).
 """
 
 from __future__ import annotations
 
-import socket
-import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.proxy_header import ProxyInput
-from prefork.engines.timers import NEVER
+from prefork.engines.timers import NEVER, Bounded
 from prefork.http.proxy_protocol import ProxyProtocolError
 
 if TYPE_CHECKING:
+    import socket
+
     from prefork.core.listener import Listener
-    from prefork.engines.wsgi.app import WsgiPeer
-    from prefork.engines.wsgi.loop import Reactor
+    from prefork.engines.http_context import HttpContext
+    from prefork.engines.peer import PeerFactory
+    from prefork.engines.request_log import RequestLog
+    from prefork.engines.timers import Deadlines
+    from prefork.engines.wsgi.app import WsgiApp, WsgiPeer
+    from prefork.http.environ import Environs
+    from prefork.status.scoreboard import Row
 
 
-# --- The beginning of a connection from a load balancer: its PROXY header, before TLS and before HTTP.
+class Phase(Bounded, Protocol):
+    """One phase of a connection. Its deadline is on the loop's clock."""
+
+    fd: int
+
+    def ready(self, mask: int, /) -> None:
+        """Epoll has reported these events of the descriptor."""
+
+    def expire(self) -> None:
+        """The deadline has passed."""
 
 
-class Preface:
-    """WORKER. Stands for a client until its header is complete. `deadline_ns` and so on as for HttpClient."""
+class Host(Protocol):
+    """What the phases use of their loop. `now_ns`: the time of this turn. `bytes_in`, `bytes_out`: counts of this turn.
 
-    __slots__ = ("_input", "_listener", "_reactor", "_sock", "deadline_ns", "entry", "fd", "peer", "watched_ns")
+    `row`: of the loop, if the application runs in it; None if it runs on threads.
+    """
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, peer: WsgiPeer, listener: Listener) -> None:
-        self._reactor = reactor
+    now_ns: int
+    bytes_in: int
+    bytes_out: int
+    row: Row | None
+    app: WsgiApp
+    context: HttpContext
+    log: RequestLog
+    peers: PeerFactory[Environs]
+    deadlines: Deadlines[Phase]
+
+    def start_http(self, sock: socket.socket, peer: WsgiPeer, /) -> None:
+        """Begin with HTTP on a connection, under TLS if there is a certificate."""
+
+    def hold(self, phase: Phase, /) -> None:
+        """Host this phase from now on."""
+
+    def forget(self, phase: Phase, /) -> None:
+        """Host it no longer; its descriptor is about to be closed."""
+
+    def watch(self, phase: Phase, mask: int, /) -> None:
+        """Report these events of its descriptor from now on."""
+
+
+class PreHttp:
+    """WORKER. The phase in which the PROXY header arrives."""
+
+    __slots__ = ("_input", "_listener", "_loop", "_peer", "_sock", "deadline_ns", "entry", "fd", "watched_ns")
+
+    def __init__(self, loop: Host, sock: socket.socket, peer: WsgiPeer, listener: Listener) -> None:
+        self._loop = loop
         self._sock = sock
         self._listener = listener
         self._input = ProxyInput(sock)
+        self._peer = peer
         self.fd = sock.fileno()
-        self.peer = peer
-        self.deadline_ns = reactor.now_ns + reactor.site.header_ns
+        self.deadline_ns = loop.now_ns + loop.context.header_ns
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
 
     def ready(self, _mask: int) -> None:
-        """Its socket has something to say."""
+        """Take what has come of the header; behind it is HTTP."""
         try:
             header = self._input.take()
         except BlockingIOError:
             return
         except (OSError, ProxyProtocolError) as error:
-            self._reactor.site.complain(error, self.peer)
+            self._loop.log.connection_failed(error, self._peer)
             self.close()
             return
         if header:
             source = header.source
-            peer = self._reactor.site.behind(source, self._listener) if source else self.peer
-            peer.queue_ms = self.peer.queue_ms
-            self._reactor.greet(self._sock, peer)
+            peer = self._loop.peers.behind(source, self._listener) if source else self._peer
+            peer.queue_ms = self._peer.queue_ms
+            self._loop.start_http(self._sock, peer)
         elif self._input.ended:
             self.close()
 
     def expire(self) -> None:
-        """Its deadline has passed."""
+        """The deadline has passed."""
         self.close()
 
     def close(self) -> None:
         """Close the connection."""
-        self._reactor.forget(self)
-        self._sock.close()
-
-
-_LINGER_NS = 2_000_000_000  # how long the client may take to read its response
-_LINGER_BYTES = 64 << 20  # and how much of what it sends is read
-_CHUNK = 65536  # bytes of one recv()
-
-
-def reset_at_close(sock: socket.socket) -> None:
-    """Let close() end the connection with a reset (socket(7), SO_LINGER). Raises OSError."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
-
-
-class Farewell:
-    """WORKER. Stands for a client that has been served. `deadline_ns` and so on as for HttpClient."""
-
-    __slots__ = ("_left", "_reactor", "_sock", "deadline_ns", "entry", "fd", "peer", "watched_ns")
-
-    def __init__(self, reactor: Reactor, sock: socket.socket, peer: WsgiPeer) -> None:
-        """Say that nothing more comes. Raises OSError if the client is gone already."""
-        self._reactor = reactor
-        self._sock = sock
-        self._left = _LINGER_BYTES
-        self.fd = sock.fileno()
-        self.peer = peer
-        self.deadline_ns = reactor.now_ns + _LINGER_NS
-        self.watched_ns = NEVER
-        self.entry: list[Any] | None = None
-        sock.shutdown(socket.SHUT_WR)
-
-    def ready(self, _mask: int) -> None:
-        """Its socket has something to say."""
-        try:
-            size = len(self._sock.recv(_CHUNK))
-        except BlockingIOError:
-            return
-        except OSError:
-            size = 0
-        self._left -= size
-        if not size or self._left < 0:
-            self.close()
-
-    def expire(self) -> None:
-        """Its deadline has passed."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._reactor.forget(self)
+        self._loop.forget(self)
         self._sock.close()

@@ -11,23 +11,23 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from prefork.errors import BootError
 from prefork.status.scoreboard import Row
 
-Result_co = TypeVar("Result_co", covariant=True)
-Result = TypeVar("Result")
+
+class Job(Protocol):
+    """What runs on a thread of the pool."""
+
+    def run(self, row: Row, /) -> Any:
+        """Run the next part, on the row of this thread. An exception ends the worker."""
 
 
-class Work(Protocol[Result_co]):
-    """Something to be done on a thread, on that thread's row."""
-
-    def step(self, row: Row) -> Result_co:
-        """Do the next part. Whatever it raises ends the worker."""
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
-class Pool(Generic[Result]):
+class Pool(Generic[AnyJob]):
     """WORKER. `fd` is readable when something is done; only the loop calls the methods."""
 
     def __init__(self, rows: Sequence[Row], failed: Callable[[BaseException], None]) -> None:
@@ -35,8 +35,8 @@ class Pool(Generic[Result]):
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._size = len(rows)
         self._failed = failed
-        self._waiting: queue.SimpleQueue[Work[Result]] = queue.SimpleQueue()
-        self._done: deque[tuple[Work[Result], Result]] = deque()
+        self._waiting: queue.SimpleQueue[AnyJob] = queue.SimpleQueue()
+        self._done: deque[tuple[AnyJob, Any]] = deque()
         self.busy = 0  # handed out and not back
         threads = [
             threading.Thread(target=self._serve, args=(row,), name=f"serve-{number}", daemon=True)
@@ -55,12 +55,12 @@ class Pool(Generic[Result]):
         """Whether new work would have to wait."""
         return self.busy >= self._size
 
-    def put(self, work: Work[Result]) -> None:
-        """Have the work's next part done."""
+    def put(self, job: AnyJob) -> None:
+        """Have a thread run the job."""
         self.busy += 1
-        self._waiting.put(work)
+        self._waiting.put(job)
 
-    def take(self) -> Iterator[tuple[Work[Result], Result]]:
+    def take(self) -> Iterator[tuple[AnyJob, Any]]:
         """What is done, each with its result; call it when `fd` is readable."""
         os.eventfd_read(self.fd)
         while self._done:
@@ -70,8 +70,8 @@ class Pool(Generic[Result]):
     def _serve(self, row: Row) -> None:
         try:
             while True:
-                work = self._waiting.get()
-                self._done.append((work, work.step(row)))
+                job = self._waiting.get()
+                self._done.append((job, job.run(row)))
                 os.eventfd_write(self.fd, 1)
         except BaseException as error:  # noqa: BLE001 - the worker border: our own fault, say it and let the master respawn
             self._failed(error)

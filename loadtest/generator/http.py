@@ -1,0 +1,267 @@
+"""HTTP/1.1 as a client: the link of the http scenario, and the parser of responses.
+
+The parser takes bytes and finds where a response ends, its status, and whether the connection stays open. It counts the
+bytes of a body and does not keep them. A body ends by Content-Length, by the last chunk, or, without either, by the end
+of the stream. A response to HEAD, and one with status 204 or 304, has no body, whatever it announces. Interim responses
+(100, 103) are skipped. What no server should send (a length that is no number, a chunk without its line end, bytes
+after the end) is a wrong reply; a lab has to notice it.
+
+The size of all heads and trailers of a response together is limited, and so is the line of a chunk. Only the deadline
+of the exchange limits a body.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from time import perf_counter_ns as clock
+from typing import TYPE_CHECKING
+
+from loadtest.generator.failure import CLOSED_EARLY, WRONG_LENGTH, WRONG_REPLY, ExchangeError
+from loadtest.generator.link import CHUNK, RepeatingLink
+
+if TYPE_CHECKING:
+    from loadtest.generator.link import EngineApi
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What makes a response a good one."""
+
+    statuses: frozenset[int] = frozenset(range(200, 300))
+    length: int | None = None  # of the body, in bytes; None: any that is framed properly
+    bodiless: bool = False  # it answers a HEAD, and has no body, whatever length it announces
+
+    def flaw(self, status: int, length: int) -> str:
+        """Return the cause why a complete response is a failure; empty when it is as expected."""
+        if status not in self.statuses:
+            return f"status {status}"
+        return WRONG_LENGTH if self.length not in (None, length) else ""
+
+
+class WebLink(RepeatingLink):
+    """Sends the request when the response to the one before is complete; connects when there is no connection."""
+
+    __slots__ = ("_expected", "_response")
+
+    def __init__(
+        self, engine: EngineApi, request: bytes, expected: Expectation | None = None, exchanges: int = 0
+    ) -> None:
+        super().__init__(engine, request, exchanges)
+        self._expected = expected or Expectation()
+        self._response: Response | None = None  # the one that has come in part
+
+    def begin(self) -> None:
+        """Start an exchange now; a connect that it needs is part of it, and so is a TLS handshake."""
+        self.sent_ns = clock()
+        if self.connection.fileno() < 0:
+            self._left = self._exchanges
+            self.connect()
+        else:
+            self.send()
+
+    def examine(self, data: bytes) -> None:
+        """Read a response that is not the usual one, or comes in pieces."""
+        if not self.sent_ns:
+            self.drop()  # the server closed an idle connection, or talks without having been asked
+            return
+        self._usual = None
+        self._size = CHUNK
+        in_one_piece = self._response is None
+        response = self._response = self._response or Response(bodiless=self._expected.bodiless)
+        try:
+            if data:
+                response.feed(data)
+            else:
+                response.end()
+        except ExchangeError as error:
+            self.fail(str(error))
+            return
+        if not response.complete:
+            self.engine.batch.received += len(data)
+            return
+        self._response = None
+        self._left -= 1
+        # An answer to a request that is not wholly sent: what is left of that would be taken for the next one.
+        keeps = response.keeps_alive and self._left and not self._rest
+        if flaw := self._expected.flaw(response.status, response.length):
+            self.fail(flaw, keep=bool(keeps))
+            return
+        self.note(len(data))
+        if in_one_piece and not self._rest:
+            self._usual = data
+            self._size = len(data) + 1
+            self._keeps = response.keeps_alive
+        if not keeps:
+            self._rest = b""
+            self.connection.close()
+        self.engine.freed.append(self)
+
+    def drop(self) -> None:
+        """Close the connection and forget the exchange."""
+        super().drop()
+        self._response = None
+
+
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
+_LENGTH = re.compile(rb"[0-9]{1,19}")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?")
+MOST_HEAD = 65536  # bytes of heads and trailers, or of a chunk's line
+_TO_THE_END = -1
+_BODILESS = (101, 204, 304)
+INTERIM = frozenset(range(100, 200)) - {101}
+"""Statuses that another response follows."""
+
+
+class Response:
+    """Parses one response: call `feed` with what was received until `complete` is true."""
+
+    def __init__(self, *, bodiless: bool = False) -> None:
+        """`bodiless`: the response answers a HEAD."""
+        self.status = 0
+        self.length = 0  # bytes of the body that have come
+        self.keeps_alive = False
+        self.complete = False
+        self._bodiless = bodiless
+        self._room = MOST_HEAD
+        self._state = self._head
+        self._buffer = b""  # what came and is not understood yet: a part of a line
+        self._left = 0  # bytes of the body, or of the chunk with its line end, still to come; or _TO_THE_END
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes. Returns whether the response is complete. Raises ExchangeError ("wrong reply")."""
+        self._buffer += data
+        while not self.complete and self._state():
+            pass
+        if self.complete and self._buffer:
+            raise ExchangeError(WRONG_REPLY)
+        return self.complete
+
+    def end(self) -> None:
+        """Handle the end of the stream. Raises ExchangeError ("closed early") unless the body ends there."""
+        if self._left != _TO_THE_END:
+            raise ExchangeError(CLOSED_EARLY)
+        self.complete = True
+
+    def _head(self) -> bool:
+        """Parse the head. Like every state, return whether it advanced, so that the next state can continue."""
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return self._incomplete()
+        minor, self.status, fields = read_head(self._take(end + 4))
+        if self.status not in INTERIM:
+            self._body(fields, minor)
+        return True
+
+    def _body(self, fields: dict[bytes, bytes], minor: int) -> None:
+        said = tokens(fields.get(b"connection", b""))
+        self.keeps_alive = b"close" not in said and (minor == 1 or b"keep-alive" in said)
+        coding = fields.get(b"transfer-encoding")
+        length = fields.get(b"content-length")
+        if self._bodiless or self.status in _BODILESS:
+            self.keeps_alive &= self.status != 101  # from there on it is not HTTP
+            self.complete = True
+        elif coding is not None:
+            if coding.lower() != b"chunked" or length is not None:
+                raise ExchangeError(WRONG_REPLY)
+            self._state = self._chunk_line
+        elif length is not None:
+            if not _LENGTH.fullmatch(length):
+                raise ExchangeError(WRONG_REPLY)
+            self._left = int(length)
+            self.complete = not self._left
+            self._state = self._sized
+        else:
+            self.keeps_alive = False
+            self._left = _TO_THE_END
+            self._state = self._endless
+
+    def _sized(self) -> bool:
+        self._left -= self._pass_over(self._left)
+        self.complete = not self._left
+        return False
+
+    def _endless(self) -> bool:
+        self._pass_over(len(self._buffer))
+        return False
+
+    def _pass_over(self, size: int) -> int:
+        """Drop up to `size` bytes of the body from the buffer, and count them."""
+        took = min(size, len(self._buffer))
+        self._buffer = self._buffer[took:]
+        self.length += took
+        return took
+
+    def _take(self, size: int) -> bytes:
+        """Take `size` bytes of a head or a trailer from the buffer, within their limit."""
+        taken = self._buffer[:size]
+        self._buffer = self._buffer[size:]
+        self._room -= size
+        if self._room < 0:
+            raise ExchangeError(WRONG_REPLY)
+        return taken
+
+    def _chunk_line(self) -> bool:
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            return self._incomplete()
+        match = _CHUNK.fullmatch(self._buffer[:end])
+        if match is None:
+            raise ExchangeError(WRONG_REPLY)
+        self._buffer = self._buffer[end + 2 :]
+        size = int(match[1], 16)
+        self._left = size + 2 if size else 0
+        self._state = self._chunk if size else self._trailer
+        return True
+
+    def _chunk(self) -> bool:
+        """Skip the chunk, and check its line end."""
+        self._left -= self._pass_over(self._left - 2)
+        if self._left > 2 or len(self._buffer) < 2:
+            return False
+        if not self._buffer.startswith(b"\r\n"):
+            raise ExchangeError(WRONG_REPLY)
+        self._buffer = self._buffer[2:]
+        self._left = 0
+        self._state = self._chunk_line
+        return True
+
+    def _trailer(self) -> bool:
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            return self._incomplete()
+        self._take(end + 2)
+        self.complete = end == 0
+        return True
+
+    def _incomplete(self) -> bool:
+        if len(self._buffer) > MOST_HEAD:
+            raise ExchangeError(WRONG_REPLY)
+        return False
+
+
+def read_head(head: bytes) -> tuple[int, int, dict[bytes, bytes]]:
+    """Parse a head with its empty line: minor version, status, fields. Raises ExchangeError."""
+    lines = head[:-4].split(b"\r\n")
+    match = _STATUS.fullmatch(lines[0])
+    if match is None:
+        raise ExchangeError(WRONG_REPLY)
+    return int(match[1]), int(match[2]), _fields(lines[1:])
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """Split a list in a field's value, in lower case."""
+    return [token.strip() for token in value.lower().split(b",")]
+
+
+def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
+    """Return the fields by their lower-case names; the values of a repeated field are joined by commas."""
+    found: dict[bytes, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        name = name.lower()
+        value = value.strip(b" \t")
+        if not colon or not name or name.strip(b" \t") != name:
+            raise ExchangeError(WRONG_REPLY)
+        found[name] = found[name] + b", " + value if name in found else value
+    return found

@@ -1,0 +1,1 @@
+"""Measuring: one round after the other, with the server, the load generator and the probes of each."""

@@ -1,0 +1,284 @@
+"""The server of a round: started on a free port, or run by somebody else (attach); waited for; stopped.
+
+A server is ready when it has answered one whole exchange of the load over a plain socket.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import ssl
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loadtest.generator.dialer import tls_context
+from loadtest.generator.failure import ExchangeError
+from loadtest.generator.http import Expectation, Response
+from loadtest.generator.lines import GREETING, PREFIX, numbered
+from loadtest.generator.websocket import OPCODES, Opening, WebSocketTalk
+from loadtest.measure.child import Child, ChildError
+from loadtest.plan import request
+from loadtest.plan.addresses import Address, endpoint
+from loadtest.plan.plan import OVER_HTTP, PlanError
+from loadtest.plan.request import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadtest.measure.child import Interrupt
+    from loadtest.plan.plan import Load, Plan, Server
+
+
+READY_S = 30.0  # from start to the first answered exchange
+STOP_S = 10.0
+INTERRUPTED_STOP_S = 1.0  # the round is lost anyway, and somebody waits
+_TRY_S = 2.0  # one attempt at an exchange
+_PAUSE_S = 0.02  # between attempts
+_PEERS = Path(__file__).parents[2] / ".venv-peers"  # `make peers` makes it, and .ready in it when it is done
+_CANNOT_RUN_HERE = 77  # the exit status by which a command says that this machine lacks what it needs
+
+
+class ServerError(Exception):
+    """The server did not start, or ended before it was asked to; the message has the end of its log."""
+
+
+class ServerMissingError(ServerError):
+    """The command says that it cannot run on this machine at all."""
+
+
+class RunningServer:
+    """A server to put load on. Leaving the context stops it, unless somebody else runs it.
+
+    `scratch` is a folder for its sockets: with a short path, as that of a socket has 107 bytes at most.
+    """
+
+    def __init__(
+        self, server: Server, *, folder: Path, log: Path, scratch: str, interrupt: Interrupt, cpus: Sequence[int] = ()
+    ) -> None:
+        self.base = folder
+        self.address = _where(server, folder, scratch)
+        self.notes: list[str] = []
+        self.control = f"{scratch}/control" if "{control}" in server.command else None  # where to ask for its status
+        self._interrupt = interrupt
+        self.child: Child | None = None
+        if not server.attach:
+            cwd = folder / server.cwd if server.cwd else folder.cwd()
+            try:
+                self.child = Child(
+                    self._argv(server.command), log=log, cwd=cwd, env={**os.environ, **server.env}, cpus=cpus
+                )
+            except ChildError as error:
+                raise ServerError(str(error)) from None
+
+    def _argv(self, command: str) -> list[str]:
+        where = self.address
+        values = {"address": str(where), "host": where.host, "port": str(where.port), "unix": where.path}
+        values["python"] = sys.executable
+        values |= {"control": self.control or "", "peers": str(_PEERS / "bin" / "python")}
+        if "{peers}" in command and not (_PEERS / ".ready").exists():
+            raise ServerMissingError("the peers are not installed; in a clone of the repository: make peers")
+        words = shlex.split(command)
+        for name, value in values.items():
+            words = [word.replace("{" + name + "}", value) for word in words]
+        return words
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child is None:
+            return
+        with self.child:
+            if not self.child.stop(INTERRUPTED_STOP_S if self._interrupt.came else STOP_S):
+                self.notes.append(f"the server did not end within {STOP_S:g} s of SIGTERM and was killed")
+
+    def wait_ready(self, load: Load) -> None:
+        """Wait until one whole exchange was answered. Raises ServerError once it is clear that none will be."""
+        deadline = time.monotonic() + READY_S
+        while True:
+            self._interrupt.check()
+            try:
+                exchange(load, self.address, self.base, _TRY_S)
+                return
+            except WrongReplyError as error:
+                raise ServerError(self._last_words(f"{self.address} {error}")) from None
+            except OSError as error:
+                reason = error.strerror or str(error)
+            if self.child is None:
+                raise ServerError(f"nobody answers at {self.address}: {reason}; start that server first")
+            if self.child.ended(_PAUSE_S):
+                self._raise_ended("before it was ready")
+            if time.monotonic() > deadline:
+                raise ServerError(self._last_words(f"not ready after {READY_S:g} s: {self.address}: {reason}"))
+
+    def local_port(self) -> int | None:
+        """Return the port to ask the kernel about; None without one, or when the server is on another machine."""
+        return self.address.port if self.address.port and (self.child or _is_here(self.address.host)) else None
+
+    def check_alive(self) -> None:
+        """Raise ServerError when the server has ended by itself."""
+        if self.child is not None and self.child.ended():
+            self._raise_ended("during the round")
+
+    def _raise_ended(self, when: str) -> None:
+        assert self.child is not None
+        if self.child.exit_code == _CANNOT_RUN_HERE:
+            raise ServerMissingError(self.child.tail(1) or "its command cannot run on this machine")
+        raise ServerError(self._last_words(f"the server {self.child.status()} {when}"))
+
+    def _last_words(self, message: str) -> str:
+        tail = self.child.tail() if self.child else ""
+        log = f"\n  it wrote nothing to {self.child.log}" if self.child else ""
+        return message + ("\n  " + tail.replace("\n", "\n  ") if tail else log)
+
+
+def _where(server: Server, folder: Path, scratch: str) -> Address:
+    """Return where the server listens, or shall listen. Paths that a user wrote start in `folder`."""
+    if not server.attach:
+        unix = "{unix}" in server.command
+        return Address(path=f"{scratch}/server") if unix else Address(host="127.0.0.1", port=free_port())
+    address = endpoint(server.attach)
+    return Address(path=str(folder.absolute() / address.path)) if address.path else address
+
+
+def _is_here(host: str) -> bool:
+    """Return whether the host is this machine: only its own addresses can be bound."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    """Return a port that is free now. If another process takes it before the server does, the round fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+_WORD = b"ready\n"
+
+
+class WrongReplyError(Exception):
+    """The server answered, but not as this load expects."""
+
+
+def check_files(plan: Plan, folder: Path) -> None:
+    """Read the files that the loads name; relative names start in `folder`. Raises PlanError."""
+    for load in plan.loads:
+        try:
+            _request(load, folder)
+            if load.scenario == "websocket":
+                _opening(load, "")
+            if load.tls:
+                _tls(load, folder)
+        except ValueError as error:
+            raise PlanError(f"load {load.name!r}: {error}") from None
+
+
+def exchange(load: Load, address: Address, folder: Path, timeout_s: float) -> None:
+    """Perform one whole exchange; relative names of the load's files start in `folder`.
+
+    Raises OSError while nobody answers, WrongReplyError when the answer is another.
+    """
+    family, where = address.resolve()
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(where)
+        if load.scenario not in OVER_HTTP:
+            _line(connection, load.scenario)
+            return
+        with _secured(connection, load, address, folder) if load.tls else connection as spoken:
+            if load.scenario == "websocket":
+                _message(spoken, load, address, timeout_s)
+            else:
+                _http(spoken, load, address, folder, timeout_s)
+
+
+def _line(connection: socket.socket, scenario: str) -> None:
+    with connection.makefile("rb") as reader:
+        connection.sendall(_WORD)  # before any greeting: a server of another protocol may wait for us to begin
+        expected = _WORD if scenario == "echo" else GREETING + PREFIX + _WORD
+        reply = reader.readline() if scenario == "echo" else reader.read()
+    if not reply:
+        raise ConnectionError("the connection was closed without an answer")
+    if reply != expected:
+        question = f"is {scenario} its scenario?"
+        raise WrongReplyError(f"answered {reply[:80]!r} where {expected!r} was expected; {question}")
+
+
+def _http(connection: socket.socket, load: Load, address: Address, folder: Path, timeout_s: float) -> None:
+    connection.sendall(_request(load, folder, keep_alive=False).encode(address.name))
+    response = Response(bodiless=load.method == "HEAD")
+    deadline = time.monotonic() + timeout_s
+    came = b""
+    try:
+        while not response.complete:
+            if not (data := connection.recv(65536)):
+                response.end()
+            came = came or data[:80]
+            response.feed(data)
+            if time.monotonic() > deadline:
+                raise TimeoutError("the answer does not end")
+    except ExchangeError as error:
+        if not came:
+            raise ConnectionError("the connection was closed without an answer") from None
+        raise WrongReplyError(f"answered {came!r}: {error}; is http its scenario?") from None
+    if flaw := Expectation(statuses=request.statuses(load.status), length=load.length).flaw(
+        response.status, response.length
+    ):
+        expected = load.status if load.length is None else f"{load.status} and a body of {load.length} bytes"
+        raise WrongReplyError(f"answered {load.method} {load.path} with {flaw}, not with status {expected}")
+
+
+def _message(connection: socket.socket, load: Load, address: Address, timeout_s: float) -> None:
+    payload = numbered(0, load.payload)[:-1]
+    talk = WebSocketTalk(connection, _opening(load, address.name), len(payload), time.monotonic() + timeout_s)
+    try:
+        talk.open()
+        talk.echo(OPCODES[load.message], payload)
+        talk.close()
+    except ExchangeError as error:
+        if not talk.began:
+            raise ConnectionError("the connection was closed without an answer") from None
+        raise WrongReplyError(
+            f"answered {talk.began!r}: {error}; does it echo WebSocket messages at {load.path}?"
+        ) from None
+
+
+def _secured(connection: socket.socket, load: Load, address: Address, folder: Path) -> ssl.SSLSocket:
+    try:
+        return _tls(load, folder).wrap_socket(connection, server_hostname=address.host)
+    except ssl.SSLCertVerificationError as error:
+        hint = "name a file of certificates to trust (--ca), or do not verify it (--insecure)"
+        raise WrongReplyError(f"has a certificate that is not trusted: {error.verify_message}; {hint}") from None
+    except ssl.SSLEOFError:
+        raise ConnectionError("the connection was closed in the TLS handshake") from None
+    except ssl.SSLError as error:
+        raise WrongReplyError(f"does not speak TLS: {error.reason}") from None
+
+
+def _request(load: Load, folder: Path, *, keep_alive: bool = True) -> Request:
+    return Request.made(
+        method=load.method,
+        path=load.path,
+        headers=load.headers,
+        body=request.body(load.body, folder),
+        payload=load.payload,
+        keep_alive=keep_alive,
+    )
+
+
+def _opening(load: Load, host: str) -> Opening:
+    return Opening.made(path=load.path, headers=load.headers, host=host)
+
+
+def _tls(load: Load, folder: Path) -> ssl.SSLContext:
+    return tls_context(insecure=load.insecure, ca=str(folder / load.ca) if load.ca else "")

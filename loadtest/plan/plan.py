@@ -1,0 +1,192 @@
+"""The plan of a run: which servers, under which load, in which order.
+
+A plan is plain data: it is made from a file (file.py) or from flags (cli.py), kept with the rounds of its run
+(store.py), and read back by reports. Every server runs every load. A cycle runs each configuration once; odd cycles
+run in reverse (A B, B A, ...), so that a drift of the machine falls on all alike. With `aa` the baseline runs a second
+time in every cycle under the name NAME': the difference of two identical things is the noise floor. With `until`
+further cycles follow (see analysis/inference.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+SCENARIOS = ("talkback", "echo", "nap", "http", "websocket")
+OVER_HTTP = ("http", "websocket")
+MESSAGES = ("text", "binary")
+ENGINES = ("fast", "readable")
+ARRIVALS = ("constant", "poisson")
+AA_MARK = "'"
+AA_MIN_ROUNDS = 6
+_MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s")  # between runs whose rounds lie in one folder
+
+
+class PlanError(Exception):
+    """A plan cannot be run; the message says where the mistake is and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A configuration to measure: a command line, or the address of a server that runs already."""
+
+    name: str
+    command: str = ""  # placeholders: {address} {host} {port} {python}; empty with attach
+    attach: str = ""  # HOST:PORT or unix:PATH
+    cwd: str = ""  # relative to the plan file's folder; empty: where the lab was started
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the clients do, and for how long."""
+
+    name: str
+    scenario: str = "talkback"
+    engine: str = "fast"  # of the generator: fast, or readable, with a locust user for each client
+    generators: int = 1  # its processes, which share the clients and the rate
+    connections: int = 64  # all clients together
+    rate_per_s: float = 0.0  # exchanges that come due, whatever the server does; 0: clients begin when they are done
+    arrivals: str = "constant"  # how the rate spreads them
+    max_in_flight: int = 10_000  # with a rate: under way or waiting for a connection; what comes due beyond is missed
+    duration_s: float = 5.0  # the measured window
+    warmup_s: float = 1.0  # before it, not counted
+    payload: int = 64  # bytes of a line or message, or of a request's body where its method wants one without a body
+    exchanges: int = 0  # on one connection before it closes; 0: 10 for echo, elsewhere as many as the server allows
+    # What follows is for http; path, headers and TLS for websocket, too.
+    method: str = "GET"
+    path: str = "/"
+    headers: tuple[str, ...] = ()  # each "Name: value"
+    body: str = ""  # text, or @FILE
+    keep_alive: bool = True  # else a connection for every request
+    status: str = "2xx"  # of a good response: 200, 2xx, or several with commas between
+    length: int | None = None  # of its body, in bytes
+    tls: bool = False
+    insecure: bool = False  # whether any certificate will do
+    ca: str = ""  # a file of certificates to trust, instead of the system's
+    message: str = "text"  # for websocket: text or binary
+
+    def __post_init__(self) -> None:
+        if self.rate_per_s and self.engine != "fast":
+            raise PlanError(f"load {self.name!r}: a rate needs the fast engine; leave out engine = {self.engine!r}")
+        if self.generators > self.connections:
+            raise PlanError(
+                f"load {self.name!r}: {self.connections} connections are too few for {self.generators} generators"
+            )
+        if self.tls and self.scenario not in OVER_HTTP:
+            raise PlanError(f"load {self.name!r}: tls is for scenario http or websocket; {self.scenario} has none")
+        if (self.insecure or self.ca) and not self.tls:
+            raise PlanError(f"load {self.name!r}: insecure and ca say how a certificate is verified; add tls")
+        if self.insecure and self.ca:
+            raise PlanError(f"load {self.name!r}: insecure takes any certificate; leave out ca, or insecure")
+
+    def describe(self) -> str:
+        """One line for the report."""
+        times = f"{self.duration_s:g} s after {self.warmup_s:g} s of warm-up"
+        rate = f", {self.rate_per_s:g}/s ({self.arrivals})" if self.rate_per_s else ""
+        engine = "" if self.engine == "fast" else f", {self.engine} engine"
+        engine += "" if self.generators == 1 else f", {self.generators} generators"
+        return f"{self.scenario}{self._request()}, {self.connections} connections{rate}, {times}{engine}"
+
+    def _request(self) -> str:
+        """Describe the request, where it differs from the defaults."""
+        if self.scenario not in OVER_HTTP:
+            return ""
+        tls = ", TLS" if self.tls else ""
+        if self.scenario == "websocket":
+            return f"{'' if self.path == '/' else f' {self.path}'}, {self.payload} bytes of {self.message}{tls}"
+        asked = "" if (self.method, self.path) == ("GET", "/") else f" {self.method} {self.path}"
+        return f"{asked}{tls}{'' if self.keep_alive else ', a connection per request'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """Which CPUs the server's processes may use, and which the load generator's."""
+
+    server: tuple[int, ...]
+    load: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return ":".join(",".join(map(str, cpus)) for cpus in (self.server, self.load))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One place in the order of a run: a server under a load, in a cycle."""
+
+    cycle: int
+    position: int
+    configuration: str  # the server's name, or NAME' for the baseline's second run
+    server: Server
+    load: Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Servers, loads and how to compare them."""
+
+    name: str
+    servers: tuple[Server, ...]
+    loads: tuple[Load, ...]
+    rounds: int = 6
+    pin: Pin | None = None
+    baseline: str = ""  # empty: the first server
+    aa: bool | None = None  # None: from six rounds or with `until`, when there is something to compare
+    until: float = 0.0  # go on until intervals reach this part of their ratio to either side; 0: no further cycles
+    within_s: float = 1800.0  # with `until`: begin no cycle that would last longer than this from the start of the run
+
+    def __post_init__(self) -> None:
+        names = [server.name for server in self.servers]
+        for kind, found in (("server", names), ("load", [load.name for load in self.loads])):
+            if not found:
+                raise PlanError(f"nothing to measure: name at least one {kind}")
+            for name in found:
+                if not name or name.endswith(AA_MARK):
+                    raise PlanError(f"{kind} {name!r}: a name has at least one letter and does not end with {AA_MARK}")
+                if found.count(name) > 1:
+                    raise PlanError(f"{kind} {name!r} is there twice; give each its own name")
+        most = max(load.generators for load in self.loads)
+        if self.pin and most > len(self.pin.load):
+            raise PlanError(f"{most} generators need a CPU each; pin {self.pin} gives the load {len(self.pin.load)}")
+        if self.until and len(names) == 1 and not self.aa:
+            raise PlanError("until is about a comparison: name a second server, or compare this one with itself (aa)")
+        unix = [server.name for server in self.servers if "{unix}" in server.command or server.attach[:5] == "unix:"]
+        secure = [load.name for load in self.loads if load.tls]
+        if unix and secure:
+            raise PlanError(f"load {secure[0]!r}: server {unix[0]!r} is on a Unix socket, where there is no TLS")
+        if self.baseline and self.baseline not in names:
+            raise PlanError(f"baseline {self.baseline!r} is not one of the servers: {', '.join(names)}")
+
+    @property
+    def reference(self) -> str:
+        """The name of the server that the others are compared with."""
+        return self.baseline or self.servers[0].name
+
+    @property
+    def runs_aa(self) -> bool:
+        """Whether every cycle runs the baseline twice."""
+        measurable = self.rounds >= AA_MIN_ROUNDS or self.until > 0
+        return self.aa if self.aa is not None else measurable and len(self.servers) > 1
+
+    def slots(self, cycles: Iterable[int] | None = None) -> Iterator[Slot]:
+        """Yield the slots of these cycles in their order; without cycles, of the first `rounds`."""
+        arms = [(server.name, server) for server in self.servers]
+        if self.runs_aa:
+            arms += [(name + AA_MARK, server) for name, server in arms if name == self.reference]
+        for cycle in range(self.rounds) if cycles is None else cycles:
+            order = [(name, server, load) for load in self.loads for name, server in arms]
+            if cycle % 2:
+                order.reverse()
+            for position, (name, server, load) in enumerate(order):
+                yield Slot(cycle=cycle, position=position, configuration=name, server=server, load=load)
+
+    def fingerprint(self) -> str:
+        """Equal for plans whose rounds may lie in one folder: their number may differ, what is measured may not."""
+        all_of_it = asdict(self) | {"baseline": self.reference}
+        same = {key: value for key, value in all_of_it.items() if key not in _MAY_DIFFER}
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,196 @@
+"""WORKER, ADMIN. The lingering close: the end of a connection whose client may still be sending.
+
+close(2) with unread input sends a reset, and a reset makes the client's kernel throw away what it has not read yet
+(RFC 1122 4.2.2.13), which may be all of its response. So the last byte is followed by the end of our sending, and what
+still comes is read and thrown away: until the client ends as well, but not for longer than LINGER_S from when the
+kernel had the response, and not more than LINGER_BYTES (RFC 9112 9.6). Then the connection is closed, whatever is left.
+
+A response that was cut must not look complete where the end of the connection is the end of the body. There the close
+is made a reset on purpose: SO_LINGER with a time of 0 (socket(7)).
+
+One policy, three drivers: `close` for a thread and its blocking socket, `LingeringClose` for an epoll loop,
+`LingeringTransport` for an asyncio transport. A transport under TLS needs none: its own close sends the end that TLS
+has, and reads on until the client's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefork.core.listener import timeval
+from prefork.engines.timers import NEVER
+from prefork.errors import NOT_OPEN
+
+if TYPE_CHECKING:
+    import _socket
+    import asyncio
+
+LINGER_S = 2.0  # the client's time to read its last response, while what it sends is read
+LINGER_BYTES = 64 << 20  # that are read of it at most
+_CHUNK = 65536  # bytes of one recv()
+_SO_MEMINFO = 55  # socket(7) has no entry; linux/sock_diag.h: the first word is the receive queue's memory
+
+
+def unread(sock: socket.socket | _socket.socket) -> int:
+    """Return how many bytes have come that nobody has read. Raises OSError if the client has reset the connection."""
+    # Memory of the receive queue, 0.3 us. It also counts a FIN, so only FIONREAD (1.0 us) is exact.
+    if not sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO):
+        return 0
+    return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
+
+
+def reset_at_close(sock: socket.socket) -> None:
+    """Let close() end the connection with a reset. Raises OSError."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+
+
+def discard(sock: socket.socket | _socket.socket, left: int) -> int:
+    """Throw away some of what the client still sends. Returns how much of `left` may still come, 0 = close now.
+
+    Raises BlockingIOError if nothing has come, and OSError if the client is gone.
+    """
+    size = len(sock.recv(_CHUNK))
+    return max(0, left - size) if size else 0
+
+
+# --- of a blocking socket
+
+
+def close(sock: _socket.socket) -> None:
+    """Close a blocking socket, lingering if there is unread input."""
+    try:
+        if unread(sock):
+            _linger(sock)
+    except OSError:
+        pass  # reset meanwhile, so nobody reads the response; or the client's time is over
+    try:
+        sock.close()
+    except OSError as error:
+        if error.errno not in NOT_OPEN:
+            raise
+
+
+def _linger(sock: _socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+    until_s, left = monotonic() + LINGER_S, LINGER_BYTES
+    while left and (wait_s := until_s - monotonic()) > 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(wait_s))
+        left = discard(sock, left)
+
+
+# --- of a non-blocking socket in an epoll loop
+
+
+class LingeringClose:
+    """WORKER. Stands for the client in an epoll loop. `now_ns` is the loop's clock; `forget(this)` precedes the close.
+
+    `deadline_ns`, `watched_ns` and `entry` are for engines/timers.py.
+    """
+
+    __slots__ = ("_forget", "_left", "_sock", "deadline_ns", "entry", "fd", "watched_ns")
+
+    def __init__(self, sock: socket.socket, now_ns: int, forget: Callable[[LingeringClose], None]) -> None:
+        """Send the end of our sending. Raises OSError if the client is gone already."""
+        self._sock = sock
+        self._forget = forget
+        self._left = LINGER_BYTES
+        self.fd = sock.fileno()
+        self.deadline_ns = now_ns + round(LINGER_S * 1e9)
+        self.watched_ns = NEVER
+        self.entry: list[Any] | None = None
+        sock.shutdown(socket.SHUT_WR)
+
+    def ready(self, _mask: int) -> None:
+        """The socket is readable."""
+        try:
+            self._left = discard(self._sock, self._left)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._left = 0
+        if not self._left:
+            self.close()
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._forget(self)
+        self._sock.close()
+
+
+# --- of an asyncio transport
+
+
+class Timers(Protocol):
+    """What calls `expire` when `deadline_ns` has passed (aio/waiting.py)."""
+
+    def watch(self, thing: Any, /) -> None:
+        """Begin to watch a deadline."""
+
+    def forget(self, thing: Any, /) -> None:
+        """Watch it no longer."""
+
+
+class LingeringTransport:
+    """WORKER. Ends a transport without TLS. Its methods are those of an asyncio.Protocol that are needed, so it can be
+    the transport's protocol (as a base class, beside asyncio.Protocol), or be called by one that stays.
+
+    The client's time begins when the transport has passed on the last byte. Before that, each `expire` asks
+    `unsent_ns(now_ns)` for the next deadline (CLOCK_MONOTONIC ns); one that is not later than now cuts the connection.
+    """
+
+    __slots__ = ("_left", "_timers", "_transport", "_unsent", "_unsent_ns", "deadline_ns", "entry", "watched_ns")
+
+    def __init__(self, transport: asyncio.Transport, timers: Timers, unsent_ns: Callable[[int], int]) -> None:
+        """Send the end of our sending behind what the transport holds, and read on."""
+        self._transport = transport
+        self._timers = timers
+        self._unsent_ns = unsent_ns
+        self._left = LINGER_BYTES
+        self.deadline_ns = monotonic_ns() + round(LINGER_S * 1e9)
+        self.watched_ns = NEVER
+        self.entry: list[Any] | None = None
+        with suppress(OSError):  # asyncio's own loop: the client has left
+            transport.write_eof()
+        transport.resume_reading()
+        self._unsent = transport.get_write_buffer_size() > 0
+        timers.watch(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._left -= len(data)
+        if self._left <= 0:
+            self._transport.abort()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._timers.forget(self)
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        now_ns = monotonic_ns()
+        if self._transport.get_write_buffer_size():
+            self.deadline_ns = self._unsent_ns(now_ns)
+        elif self._unsent:
+            self._unsent = False
+            self.deadline_ns = now_ns + round(LINGER_S * 1e9)
+        else:
+            self.deadline_ns = now_ns
+        if self.deadline_ns > now_ns:
+            self._timers.watch(self)
+        else:
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._transport.abort()

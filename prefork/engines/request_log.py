@@ -1,0 +1,143 @@
+"""WORKER. What is written down of a unit of work: counters and times on the scoreboard, and of HTTP the access log.
+
+A unit's time has one meaning for every kind of application: how long the application took, from its call until it had
+given the last piece of its response. A wait for the client to send or to read is left out where the engine sees it.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefork.core.log import Outlet
+from prefork.engines.timers import NEVER
+from prefork.http.access_log import AccessLog
+from prefork.http.forwarded import Trusted, find_origin
+from prefork.status.histogram import array_index
+from prefork.status.scoreboard import (
+    ABORTED,
+    COMPLETED,
+    ERRORS,
+    GONE,
+    HISTOGRAM,
+    REFUSED,
+    TIMED_OUT,
+    TOOK_NS,
+    Row,
+)
+
+if TYPE_CHECKING:
+    from prefork.engines.context import Station
+    from prefork.engines.error_log import Complaints
+    from prefork.engines.peer import Peer
+    from prefork.http.head import Request
+    from prefork.http.limits import Refusal
+
+
+def count_unit(row: Row, outcome: int, took_ns: int) -> None:
+    """Count a unit of work that is complete: call it before its last bytes leave. `outcome`: the counter's cell."""
+    cells = row.cells
+    cells[outcome] += 1
+    cells[HISTOGRAM + array_index(took_ns)] += 1
+    cells[TOOK_NS] += took_ns
+
+
+class Response(Protocol):
+    """What is to be known of an application's response."""
+
+    status: int
+    sent: int  # bytes of its body
+    error: BaseException | None
+    aborted: bool  # it failed when the client had a part already
+
+
+class RequestLog:
+    """WORKER. Of all requests of an event loop. Times are ns. `active`: there is an access log."""
+
+    def __init__(self, station: Station, complaints: Complaints, trusted: Trusted) -> None:
+        config = station.config
+        self._complaints = complaints
+        self._trusted = trusted
+        self._counters = station.rows[0].cells  # of the loop
+        self._access = AccessLog("json" if config.log_format == "json" else "combined")
+        self._access_out = Outlet(station.terms.access_log) if station.terms.access_log >= 0 else None
+        self.active = self._access_out is not None
+        self.slow_ns = round(config.slow_s * 1e9) or NEVER
+
+    def finish(self, row: Row, peer: Peer[Any], request: Request, response: Response, took_ns: int) -> None:
+        """Count a request whose response is complete, and log it. Call it before the response's last bytes leave.
+
+        `row`: of the thread that ran the application.
+        """
+        error = response.error
+        if error is None:
+            count_unit(row, COMPLETED, took_ns)
+        else:
+            count_unit(row, ERRORS, took_ns)
+            row.cells[ABORTED] += response.aborted
+        if took_ns >= self.slow_ns:
+            self._note_slow(row, peer, response, took_ns)
+        if error is not None or self.active:
+            self.write(peer, request, response.status, response.sent, took_ns, error)
+
+    def abandon(
+        self, row: Row, peer: Peer[Any], request: Request, response: Response, took_ns: int, error: BaseException | None
+    ) -> None:
+        """Log a request whose client left before the response was complete. `error`: of the application."""
+        if took_ns >= self.slow_ns:
+            self._note_slow(row, peer, response, took_ns)
+        self.write(peer, request, response.status, response.sent, took_ns, error)
+
+    def write(
+        self, peer: Peer[Any], request: Request, status: int, sent: int, took_ns: int, error: BaseException | None
+    ) -> None:
+        """Write the error, if there is one, and the line of the access log."""
+        if error is not None:
+            self._complaints.add(error, peer.text)
+        if not self.active:
+            return
+        client = peer.address
+        if peer.trusted:
+            client = find_origin(request.fields, client, peer.port, self._trusted).address
+        self._write(self._access.line(time(), client, request, status, sent, took_ns // 1000, _queue_ms(peer)))
+
+    def refuse(self, peer: Peer[Any], refusal: Refusal, response: bytes) -> None:
+        """Count and log a request that the server answers itself, with this response."""
+        self._counters[TIMED_OUT if refusal.status == 408 else REFUSED] += 1
+        self._complaints.note(
+            "request refused", ours=False, peer=peer.text, status=refusal.status, reason=refusal.reason
+        )
+        if self.active:
+            size = len(response.partition(b"\r\n\r\n")[2])
+            self._write(self._access.line(time(), peer.address, None, refusal.status, size, 0, _queue_ms(peer)))
+
+    def count_gone(self) -> None:
+        """Count a client that left in the midst of a request."""
+        self._counters[GONE] += 1
+
+    def count_late(self) -> None:
+        """Count a client that was too slow to send or to read, where no response can say so."""
+        self._counters[TIMED_OUT] += 1
+
+    def connection_failed(self, error: BaseException, peer: Peer[Any]) -> None:
+        """Log what went wrong on the way to a client."""
+        self._complaints.note("connection failed", ours=False, peer=peer.text, error=str(error))
+
+    @staticmethod
+    def _note_slow(row: Row, peer: Peer[Any], response: Response, took_ns: int) -> None:
+        # A stream of events (ASGI) lasts for as long as its client likes.
+        if not getattr(response, "streams_events", False):
+            row.slowly(took_ns, peer.mark)
+
+    def _write(self, line: bytes) -> None:
+        assert self._access_out is not None
+        try:
+            self._access_out.write(memoryview(line), patient=True)
+        except OSError as error:  # ENOSPC, EPIPE, EAGAIN: the log's trouble must not become the request's
+            self._complaints.note("access log line lost", reason=error.strerror)
+
+
+def _queue_ms(peer: Peer[Any]) -> int | None:
+    """How long the connection waited to be taken; it is told once."""
+    waited_ms, peer.queue_ms = peer.queue_ms, None
+    return waited_ms
