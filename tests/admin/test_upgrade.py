@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.process.test_upgrade import Line
+from tests.master.test_upgrade import Line
 from tests.support.admin import ADMIN, TITLE, address_of, admin_pid, figure, figures, status, title
 from tests.support.client import Outcome, attempt, exchange, talkback_reply
 from tests.support.processes import children

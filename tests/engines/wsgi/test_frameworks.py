@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.process.test_http_tls import FIRST, TLS
+from tests.engines.wsgi.test_tls import FIRST, TLS
 from tests.support.client import read_exactly
 from tests.support.server import APPS
 from tests.support.wait import eventually

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-CERTIFICATES = Path(__file__).resolve().parents[1] / "support" / "certificates"
+CERTIFICATES = Path(__file__).resolve().parents[2] / "support" / "certificates"
 FIRST, SECOND, LOCKED = (str(CERTIFICATES / f"{name}.pem") for name in ("first", "second", "locked"))
 TLS = ("--tls-cert", FIRST)
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.apps.web_asgi import HELLO
-from tests.process.test_asgi_http import LOOPS, marked
-from tests.process.test_asgi_websocket import SHAKE
-from tests.process.test_http_life import FAITHFUL, FRESH
-from tests.process.test_http_proxies import PROXIED, V1
-from tests.process.test_http_serving import ONE
-from tests.process.test_http_tls import TLS, trusting
+from tests.engines.asgi.test_http import LOOPS, marked
+from tests.engines.asgi.test_websocket import SHAKE
+from tests.engines.wsgi.test_life import FAITHFUL, FRESH
+from tests.engines.wsgi.test_proxies import PROXIED, V1
+from tests.engines.wsgi.test_serving import ONE
+from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import abort, dial, exchange, read_to_end
 from tests.support.load import Load
 from tests.support.processes import children

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.process.test_systemd import Manager
+from tests.master.test_systemd import Manager
 from tests.support.client import Hammer, Outcome, attempt, collect, crowd, dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import alive, children, open_fds
 from tests.support.server import APPS

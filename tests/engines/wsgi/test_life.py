@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.apps.web import BLOCK, HELLO
-from tests.process.test_http_tls import TLS, trusting
+from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import dial, read_to_end
 from tests.support.load import Crew, Load
 from tests.support.processes import alive, children, open_fds

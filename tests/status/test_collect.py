@@ -9,7 +9,7 @@ import pytest
 from prefork.config.config import resolve
 from prefork.status.collect import Collector
 from prefork.status.scoreboard import BUSY_NS, HEARTBEAT, HELD, SINCE, Scoreboard
-from tests.unit.test_server_state import state, worker
+from tests.status.test_server_state import state, worker
 
 SECOND = 1_000_000_000
 

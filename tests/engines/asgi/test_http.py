@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.apps.web_asgi import BLOCK, HELLO
-from tests.process.test_http_serving import CONTINUE, ON_ASYNCIO, ON_UVLOOP, ONE, silent
-from tests.process.test_http_slow_clients import rss_kib, wait_idle
+from tests.engines.wsgi.test_serving import CONTINUE, ON_ASYNCIO, ON_UVLOOP, ONE, silent
+from tests.engines.wsgi.test_slow_clients import rss_kib, wait_idle
 from tests.support.client import abort, dial, exchange, read_exactly, read_to_end
 from tests.support.control import Place
 from tests.support.load import Crew, Load

@@ -15,8 +15,8 @@ from prefork.status.collect import Collector, ServerSnapshot
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import ACCEPTED, COMPLETED, COUNTERS, Scoreboard
 from prefork.status.server_state import MasterState
+from tests.status.test_server_state import state, worker
 from tests.support.admin import counters, figure, parsed
-from tests.unit.test_server_state import state, worker
 
 
 def snapshot(of: MasterState | None = None, **flags: Any) -> ServerSnapshot:

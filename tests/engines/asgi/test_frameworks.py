@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.process.test_http_frameworks import SOURCE, STREAMED, visit
-from tests.process.test_http_serving import ONE
-from tests.process.test_http_tls import FIRST, TLS, trusting
+from tests.engines.wsgi.test_frameworks import SOURCE, STREAMED, visit
+from tests.engines.wsgi.test_serving import ONE
+from tests.engines.wsgi.test_tls import FIRST, TLS, trusting
 from tests.support.client import read_exactly
 from tests.support.server import APPS
 from tests.support.wait import eventually

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.process.test_systemd import Manager
+from tests.master.test_systemd import Manager
 from tests.support.admin import ADMIN, address_of, status, workers_of
 from tests.support.client import Hammer, Outcome, attempt, exchange, talkback_reply
 from tests.support.control import Place, finish

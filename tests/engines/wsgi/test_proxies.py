@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.apps.web import HELLO
-from tests.process.test_http_tls import TLS, trusting
+from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import abort, dial, read_to_end
 from tests.support.server import run
 from tests.support.wait import eventually

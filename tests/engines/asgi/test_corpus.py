@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.engines.wsgi.test_serving import ONE
 from tests.http.cases import read_cases
-from tests.process.test_http_serving import ONE
 from tests.support.client import dial, read_to_end
 from tests.support.server import APPS
 

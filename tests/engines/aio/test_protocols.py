@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-CERTIFICATE = Path(__file__).resolve().parents[1] / "support" / "certificates" / "first.pem"
+CERTIFICATE = Path(__file__).resolve().parents[2] / "support" / "certificates" / "first.pem"
 HI = talkback_reply(b"hi")
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])

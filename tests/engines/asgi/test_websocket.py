@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.apps.web_asgi import BLOCK, HELLO
+from tests.engines.asgi.test_http import LEAVING, LOOPS, marked
+from tests.engines.wsgi.test_proxies import PROXIED, TRUSTED, V1
+from tests.engines.wsgi.test_serving import ONE
+from tests.engines.wsgi.test_slow_clients import rss_kib, wait_idle
+from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.http.websocket_clients import frame
-from tests.process.test_asgi_http import LEAVING, LOOPS, marked
-from tests.process.test_http_proxies import PROXIED, TRUSTED, V1
-from tests.process.test_http_serving import ONE
-from tests.process.test_http_slow_clients import rss_kib, wait_idle
-from tests.process.test_http_tls import TLS, trusting
 from tests.support.client import abort, exchange, read_to_end
 from tests.support.control import Place
 from tests.support.sockets import Socket
