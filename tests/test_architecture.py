@@ -183,9 +183,7 @@ def test_imports_point_downwards() -> None:
     assert not bad, "\n".join(bad)
 
 
-@pytest.mark.parametrize(
-    "package", ["prefork", pytest.param("loadtest", marks=pytest.mark.xfail(reason="still has circles of types"))]
-)
+@pytest.mark.parametrize("package", ["prefork", "loadtest"])
 def test_there_are_no_import_cycles(package: str) -> None:
     graph: dict[str, set[str]] = {name: set() for name in MODULES if within(name, (package,))}
     for module, imported in found_imports():
