@@ -105,7 +105,7 @@ class LoopAcceptor:
         self._arm()
 
     def _arm(self) -> None:
-        """Set the timer for when the entrance has to look again."""
+        """Set the timer for when the listeners have to be looked at again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
