@@ -33,7 +33,7 @@ from loadtest.plan.file import LOAD_KEYS, PLAN_KEYS
 from loadtest.plan.plan import Load, Plan, Server
 from loadtest.report.json import document as json_document
 from loadtest.report.model import Report
-from prefork.admin.http import Answers
+from prefork.admin.process import Answers
 from prefork.config.options import OPTIONS
 from prefork.core.signals import TABLE
 from prefork.errors import PreforkError

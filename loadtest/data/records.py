@@ -54,7 +54,7 @@ class Second:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """What the load generator measured in one window (the file that users/recording.py writes)."""
+    """What the load generator measured in one window (the file that users/adapter.py writes)."""
 
     scenario: str
     connections: int

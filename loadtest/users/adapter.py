@@ -9,35 +9,349 @@ finer. Master and workers alike have to import it, since they must count by the 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import gc
 import inspect
+import json
 import logging
 import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
+import locust
 import locust.stats
+from gevent.event import Event
 from locust import argument_parser, events
 from locust.event import EventHook
 from locust.exception import StopTest
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import STATE_CLEANUP, STATE_MISSING, MasterRunner, WorkerRunner
 
-from loadtest.generator.crew import note
-from loadtest.generator.recorder import CONNECT
-from loadtest.users.options import engine_of
-from loadtest.users.recording import LocalRecording, MasterRecording, ResultWriter, WorkerRecording
+from loadtest.generator.account import SCHEMA, Account
+from loadtest.generator.crew import Crew, note, shares
+from loadtest.generator.failure import cause_of
+from loadtest.generator.recorder import CONNECT, Recorder
+from loadtest.users.options import engine_of, scenario_of
 
 if TYPE_CHECKING:
     from locust.env import Environment
     from locust.runners import Runner
     from locust.stats import RequestStats
 
+    from loadtest.generator.link import Batch
+    from prefork.status.histogram import Histogram
+
+
+# --- Records a run in the processes of locust: in the only one, or in the workers with a master; and writes the result.
+#
+# A run: test_start -> a Recorder listens to `request` and `batch` -> test_stopping closes the window -> locust drains
+# the users -> test_stop makes the account. Users that record in bulk fire the event `batch` instead of `request`, and
+# enter locust's statistics themselves.
+#
+# Several processes. A worker tells its master when it begins (_BEGAN), so that the master can place one that joins late
+# beside the others by its own clock: the clocks of several machines have nothing in common. When its users have ended a
+# worker sends locust's own statistics, then its account (_ACCOUNT).
+#
+# A master that quits gives its workers half a second and then stops listening, so exchanges that take longer to drain
+# would be lost. At test_stop it therefore asks every worker for its account (_ASK) and waits, as long as a drain may
+# take; the worker stops its users if that has not begun. A worker that locust misses gets no more than the grace: it is
+# dead, and what it measured is lost. The result names it.
+#
+# The end: the result document, and locust's exit code when nothing was measured that may be used.
+
 
 logger = logging.getLogger("loadtest")
+
+
+class LocalRecording:
+    """Records in the process that runs the users."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.runner = environment.runner
+        self.account: Account | None = None  # of the last run, once it has ended
+        self.started = False  # whether there was a run
+        self.running = False  # from the first spawn until the window closes
+        self.connections = 0  # clients of all users when the window closed
+        self._recorder: Recorder | None = None  # of this run, until its account is made
+        # Clocks at the first spawn, then the time spent until the window closed.
+        self._cpu_s = 0.0
+        self._wall_s = 0.0
+        environment.events.test_start.add_listener(self.on_start)
+        environment.events.test_stopping.add_listener(self.on_stopping)
+        environment.events.test_stop.add_listener(self.on_stop)
+
+    def on_start(self, **_: object) -> None:
+        """Number the users, and begin to record if a result file was asked for."""
+        self.started = True
+        self.running = True
+        self.account = None
+        options = self.environment.parsed_options
+        self.environment.shares = shares(options, self.runner.client_id)
+        gc.collect()  # of the run before; what was imported is frozen (adapter.py)
+        self._cpu_s = time.process_time()
+        self._wall_s = time.perf_counter()
+        if options.result:
+            times = {"warmup_s": options.warmup, "window_s": options.window}
+            self._recorder = Recorder(first_spawn_ns=time.perf_counter_ns(), **times)
+            self.environment.events.request.add_listener(self.on_request)
+            self.environment.events.batch.add_listener(self.on_batch)
+            self.environment.events.censored.add_listener(self.on_censored)
+
+    def on_request(self, request_type: str, response_time: float, exception: BaseException | None, **_: object) -> None:
+        """Record an exchange that has just ended; locust gives its length in ms."""
+        assert self._recorder is not None
+        end_ns = time.perf_counter_ns()
+        start_ns = end_ns - round(response_time * 1e6)
+        if exception is not None:
+            self._recorder.failed(start_ns, end_ns, cause_of(exception))
+        elif request_type != CONNECT:
+            self._recorder.completed(start_ns, end_ns)
+
+    def on_batch(self, batch: Batch, latency: Histogram, **_: object) -> None:
+        """Record a batch of exchanges that succeeded."""
+        assert self._recorder is not None
+        self._recorder.completed_batch(batch, latency)
+
+    def on_censored(self, start_ns: int, **_: object) -> None:
+        """Record an exchange that the end of the run cuts off now."""
+        assert self._recorder is not None
+        self._recorder.censored(start_ns, time.perf_counter_ns())
+
+    def on_stopping(self, **_: object) -> None:
+        """Close the window, before any user is asked to stop."""
+        if not self.running:
+            return
+        self.running = False
+        users = [greenlet.args[0] for greenlet in self.runner.user_greenlets]
+        self.connections = sum(getattr(user, "clients", 1) for user in users)
+        self._cpu_s = time.process_time() - self._cpu_s
+        self._wall_s = time.perf_counter() - self._wall_s
+        if self._recorder is not None:
+            self._recorder.close(time.perf_counter_ns())
+
+    def on_stop(self, **_: object) -> None:
+        """Make the account, now that all users have ended."""
+        if self._recorder is not None:
+            self.environment.events.request.remove_listener(self.on_request)
+            self.environment.events.batch.remove_listener(self.on_batch)
+            self.environment.events.censored.remove_listener(self.on_censored)
+            self.account = self._recorder.account(connections=self.connections, cpu_s=self._cpu_s, wall_s=self._wall_s)
+            self._recorder = None
+
+    def finish(self) -> Crew:
+        """End a run that still goes on; a further Ctrl-C cuts off exchanges in flight. Return what was measured."""
+        if self.running:
+            logger.info("waiting for the exchanges in flight; another Ctrl-C cuts them off")
+            try:
+                self.runner.stop()
+            except KeyboardInterrupt:
+                logger.warning("interrupted again: exchanges in flight are cut off")
+        if self.runner.state == STATE_CLEANUP:  # that stop was interrupted, or we are, in the stop of another greenlet
+            self.runner.user_greenlets.kill()
+            self.runner.stop()
+        return Crew(accounts={"local": self.account} if self.account else {})
+
+
+_BEGAN = "prefork-began"
+_ASK = "prefork-ask"
+_ACCOUNT = "prefork-account"
+_GRACE_S = 5.0  # beyond the drain, for an account to be made and sent
+_LOOK_S = 0.5  # between two looks at who is missing
+
+
+class WorkerRecording(LocalRecording):
+    """Records in a worker and reports to its master."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        environment.runner.register_message(_ASK, self.on_ask, concurrent=True)
+        environment.events.quitting.add_listener(self.on_quitting)
+        if hasattr(environment, "begun_early"):  # before we could listen (adapter.py)
+            self.on_start()
+
+    def on_start(self, **_: object) -> None:
+        """Begin to record, and tell the master."""
+        self.runner.send_message(_BEGAN)
+        super().on_start()
+
+    def on_ask(self, **_: object) -> None:
+        """Answer the master's question for the account: stop, which sends it; if already stopped, send it again."""
+        if self.running:
+            self.runner.stop()
+        elif self.runner.state != STATE_CLEANUP:
+            self.send()
+
+    def on_stop(self, **_: object) -> None:
+        """Make the account and send it."""
+        super().on_stop()
+        self.send()
+
+    def on_quitting(self, **_: object) -> None:
+        """Send the account before locust tells the master that this worker is gone."""
+        self.finish()
+
+    def send(self) -> None:
+        """Send locust's own statistics, then the account: when it arrives, the master has both."""
+        self.runner._send_stats()
+        self.runner.send_message(_ACCOUNT, self.account.to_message() if self.account else None)
+
+
+class MasterRecording:
+    """Collects the accounts of the workers."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.runner = environment.runner
+        self.started = False  # whether there was a run
+        self._start_s = 0.0  # of the run, by our clock
+        self._expected: dict[str, float] = {}  # the workers of this run -> when they began, in s after its start
+        self._reports: dict[str, Account | None] = {}  # theirs; None without a result file
+        self._came = Event()
+        environment.runner.register_message(_BEGAN, self.on_began)
+        environment.runner.register_message(_ACCOUNT, self.on_account)
+        environment.events.test_start.add_listener(self.on_start)
+        environment.events.test_stop.add_listener(self.on_stop)
+
+    def on_start(self, **_: object) -> None:
+        """Begin a run with the workers that are connected."""
+        self.started = True
+        self._start_s = time.monotonic()
+        self._reports.clear()
+        clients = self.runner.clients
+        self._expected = {client.id: 0.0 for client in clients.ready + clients.spawning + clients.running}
+
+    def on_began(self, msg: Any, **_: object) -> None:
+        """Note when a worker began (locust's Message), which may have joined late."""
+        self._expected[msg.node_id] = time.monotonic() - self._start_s
+
+    def on_account(self, msg: Any, **_: object) -> None:
+        """Keep the account of a worker (locust's Message)."""
+        self._reports[msg.node_id] = Account.from_message(msg.data) if msg.data else None
+        self._came.set()
+
+    def on_stop(self, **_: object) -> None:
+        """Ask all workers of this run for their accounts, and wait."""
+        asked_s = time.monotonic()
+        for worker in self._silent():
+            self.runner.send_message(_ASK, client_id=worker)
+        while silent := self._silent():
+            patience_s = _GRACE_S + (0 if all(map(self._missing, silent)) else self.environment.stop_timeout)
+            if time.monotonic() > asked_s + patience_s:
+                return
+            self._came.clear()
+            self._came.wait(_LOOK_S)
+
+    def finish(self) -> Crew:
+        """End a run that still goes on. Return what was measured, and the workers that sent no account."""
+        try:
+            self.runner.stop(send_stop_to_client=False)  # the question for the account stops them
+        except KeyboardInterrupt:
+            logger.warning("interrupted again: not waiting for the workers any longer")
+        accounts = {
+            worker: dataclasses.replace(account, began_s=self._expected.get(worker, 0.0))
+            for worker, account in self._reports.items()
+            if account
+        }
+        return Crew(accounts=accounts, lost=tuple(sorted(self._silent())))
+
+    def _silent(self) -> set[str]:
+        return set(self._expected) - set(self._reports)
+
+    def _missing(self, worker: str) -> bool:
+        return worker not in self.runner.clients or self.runner.clients[worker].state == STATE_MISSING
+
+
+NOTHING_MEASURED = 1
+"""The exit code."""
+
+
+class Source(Protocol):
+    """Where the result comes from: the local runner's side, or the master's."""
+
+    started: bool
+
+    def finish(self) -> Crew:
+        """End a run that still goes on, and return what was measured."""
+
+
+class ResultWriter:
+    """Writes the result and sets the exit code when locust quits, by itself, by Ctrl-C or by SIGTERM."""
+
+    def __init__(self, environment: Environment, source: Source) -> None:
+        self.environment = environment
+        self.source = source
+        self.alone = not isinstance(environment.runner, MasterRunner)
+        # locust calls these in reverse order: ours comes before its own, which ends the connection to the workers.
+        environment.events.quitting.add_listener(self.on_quitting)
+
+    def on_quitting(self, **_: object) -> None:
+        """Write the result of the last run, if there was one: a web page that nobody used is no failure."""
+        crew = self.source.finish()
+        if not self.source.started:
+            return
+        account = crew.account
+        flaws = [_loss(crew), self._emptiness(account), self._write(crew, account) if account else ""]
+        for flaw in filter(None, flaws):
+            logger.error(flaw)
+            self.environment.process_exit_code = self.environment.process_exit_code or NOTHING_MEASURED
+
+    def _emptiness(self, account: Account | None) -> str:
+        """Say why a run has no exchange; empty when it has some."""
+        if self.environment.stats.total.num_requests == 0:
+            why = "the run was too short, or the server does not answer"
+            why += "" if self.alone else "; the workers' logs may say more"
+            return f"no exchange ended on {self.environment.host}: {why}"
+        if account and not account.failures and not any(second.n for second in account.latencies):
+            warmup_s = self.environment.parsed_options.warmup
+            return f"no exchange began in the {account.duration_s:g} s that followed the warm-up of {warmup_s:g} s"
+        return ""
+
+    def _write(self, crew: Crew, account: Account) -> str:
+        """Write the result document in one step, so that a reader finds all of it or nothing.
+
+        Return what went wrong.
+        """
+        options = self.environment.parsed_options
+        path = Path(options.result)
+        classes = self.environment.user_classes
+        scenarios = {scenario_of(user_class, options) for user_class in classes}
+        engines = {engine_of(user_class) for user_class in classes}
+        document = {
+            "schema": SCHEMA,
+            "generator": {
+                "engine": "+".join(sorted(engines)),
+                "locust": locust.__version__,
+                "cpu_s": account.cpu_s,
+                "wall_s": account.wall_s,
+                "max_gap_s": None if account.gap_ns is None else account.gap_ns / 1e9,
+                **crew.to_result(),
+            },
+            "scenario": "+".join(sorted(scenarios)),
+            "address": self.environment.host,
+            "warmup_s": options.warmup,
+            **account.to_result(),
+        }
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            unfinished.write_text(json.dumps(document) + "\n")
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            return f"cannot write the result to {path}: {error.strerror}"
+        return ""
+
+
+def _loss(crew: Crew) -> str:
+    """Say which part of what was measured is missing; empty when nothing is."""
+    if not crew.lost:
+        return ""
+    count = f"{len(crew.lost)} of {len(crew.lost) + len(crew.accounts)} workers"
+    return f"{count} ended without telling what they measured, which is missing in the result: {', '.join(crew.lost)}"
+
 
 _READY_S = 30.0  # until a worker has been made
 _PR_SET_PDEATHSIG = 1

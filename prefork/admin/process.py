@@ -9,6 +9,7 @@ beside any number of idle connections.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import select
 import signal
@@ -16,16 +17,230 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import setproctitle
 
-from prefork.admin.http import AdminClient, Answers
 from prefork.core.listener import Listener
 from prefork.core.log import Log
 from prefork.core.privileges import Identity
 from prefork.core.process import ORPHANED, die_with_parent
 from prefork.core.signals import NOT_OURS, SignalInbox, ignore
+from prefork.engines.linger import LINGER_BYTES, LINGER_S, discard
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S
+from prefork.http.head import Request
+from prefork.http.limits import Limits, phrase
+from prefork.http.parser import RequestParser
+from prefork.http.response import error_response, stamp
+from prefork.status import prometheus
+from prefork.status.collect import Collector, ServerSnapshot
+from prefork.status.server_state import MasterState
+from prefork.status.snapshot import SharedSnapshot
+
+# --- One HTTP client: a request in, an answer out, the end. Nothing here blocks; every client has a deadline.
+
+
+# --- The answers: the server's health, its figures, and a page that shows them.
+#
+# All figures come from one snapshot, taken at most once in FRESH_S, however many clients ask. It is taken again if the
+# master has written a new state meanwhile: the rows of a worker that has died may belong to another one by then.
+
+FRESH_S = 0.1
+HUNG_S = 10.0  # the master has a heartbeat every second, and waits for nothing as long as this
+_TRIES = 20
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response, before it is written as HTTP."""
+
+    status: int
+    body: bytes
+    kind: str = "text/plain; charset=utf-8"
+    fields: tuple[tuple[str, str], ...] = ()
+
+
+class Answers:
+    """ADMIN. Answers requests from shared memory, and never waits for the master."""
+
+    def __init__(self, *, shared: SharedSnapshot, collector: Collector, page: bytes) -> None:
+        self._shared = shared
+        self._collector = collector
+        self._page = page
+        self._version = 0  # of `_state`
+        self._state: MasterState | None = None
+        self._snapshot: ServerSnapshot | None = None
+        self._stale_s = 0.0  # when to take another snapshot
+        self._texts: dict[str, bytes] = {}  # of the snapshot, by name
+        self._paths: dict[bytes, Callable[[], Answer]] = {
+            b"/": self._show,
+            b"/healthz": self._health,
+            b"/readyz": self._readiness,
+            b"/metrics": self._metrics,
+            b"/status.json": self._status,
+        }
+
+    def answer(self, method: str, path: bytes) -> Answer:
+        """The answer to a request."""
+        if method not in ("GET", "HEAD"):
+            return Answer(405, b"405 Method Not Allowed\n", fields=(("Allow", "GET, HEAD"),))
+        found = self._paths.get(path)
+        return found() if found else Answer(404, b"404 Not Found\n")
+
+    def tick(self, now_s: float) -> float:
+        """Note how busy every worker is, when it is time to; return when to call again (monotonic seconds)."""
+        return self._collector.tick(now_s, self._master_state().workers)
+
+    # --- the paths
+
+    def _show(self) -> Answer:
+        return Answer(200, self._page, "text/html; charset=utf-8", (("Content-Security-Policy", _POLICY),))
+
+    def _health(self) -> Answer:
+        silent_s = self._silent_s()
+        if silent_s < HUNG_S:
+            return Answer(200, b"ok\n")
+        return Answer(503, f"the master has not been heard of for {silent_s:.0f} s\n".encode())
+
+    def _readiness(self) -> Answer:
+        unready = self._master_state().unready
+        return Answer(503, f"{unready}\n".encode()) if unready else Answer(200, b"ready\n")
+
+    def _metrics(self) -> Answer:
+        alive = self._silent_s() < HUNG_S
+        text = self._text("metrics", lambda snapshot: prometheus.render(snapshot, alive=alive))
+        return Answer(200, text, prometheus.CONTENT_TYPE)
+
+    def _status(self) -> Answer:
+        return Answer(200, self._text("status", lambda snapshot: _json(snapshot.document)), "application/json")
+
+    # --- the state and the snapshot
+
+    def _silent_s(self) -> float:
+        return (time.monotonic_ns() - self._shared.heartbeat_ns) / 1e9
+
+    def _master_state(self) -> MasterState:
+        """The latest that the master has written."""
+        if self._state is None or self._shared.version != self._version:
+            self._version, text = self._shared.read()
+            self._state = MasterState.from_text(text)
+        return self._state
+
+    def _text(self, name: str, write: Callable[[ServerSnapshot], bytes]) -> bytes:
+        """A text about the server as it is now, or was at most FRESH_S ago."""
+        now_s = time.monotonic()
+        if self._snapshot is None or now_s >= self._stale_s or self._shared.version != self._version:
+            self._snapshot = self._take_snapshot() or self._snapshot
+            self._stale_s = now_s + FRESH_S
+            self._texts.clear()
+        assert self._snapshot is not None
+        if name not in self._texts:
+            self._texts[name] = write(self._snapshot)
+        return self._texts[name]
+
+    def _take_snapshot(self) -> ServerSnapshot | None:
+        """Take a snapshot during which the master wrote nothing; None if it always does, which cannot last."""
+        for _ in range(_TRIES):
+            snapshot = self._collector.snapshot(self._master_state())
+            if self._shared.version == self._version:
+                return snapshot
+        return None
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode() + b"\n"
+
+
+CLIENT_S = 5.0  # for the request, and again for the answer
+_CHUNK = 16384
+
+
+class AdminClient:
+    """ADMIN. One connection. `until_s`: its deadline; `interest`: the events to wait for; `over`: close it."""
+
+    def __init__(self, sock: socket.socket, now_s: float) -> None:
+        self.sock = sock
+        self.until_s = now_s + CLIENT_S
+        self.interest = select.EPOLLIN
+        self.over = False
+        self.asked = False  # its request was understood, or refused
+        self._parser = RequestParser(Limits())
+        self._unsent = b""
+        self._left = LINGER_BYTES
+        sock.setblocking(False)
+
+    def on_ready(self, answers: Answers, now_s: float) -> None:
+        """Read or write, as its socket is ready. Raises what goes wrong with an answer."""
+        try:
+            if self.interest == select.EPOLLOUT:
+                self._send(now_s)
+                return
+            if self.asked:
+                self._left = discard(self.sock, self._left)
+                self.over = not self._left
+                return
+            data = self.sock.recv(_CHUNK)
+            if not data:
+                self.over = True
+            elif events := self._parser.feed(data):
+                self._answer(events[0], answers, now_s)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.over = True  # it has gone
+
+    def fail(self, now_s: float) -> None:
+        """Answer with 500, after a fault of ours."""
+        self._say(error_response(500, stamp(time.time())), now_s)
+
+    def close(self) -> None:
+        """Close its socket."""
+        self.sock.close()
+
+    def _answer(self, event: object, answers: Answers, now_s: float) -> None:
+        self.asked = True
+        if isinstance(event, Request):
+            head = event.method == "HEAD"
+            self._say(_written(answers.answer(event.method, event.path), head=head), now_s)
+        else:
+            self._say(error_response(getattr(event, "status", 400), stamp(time.time())), now_s)
+
+    def _say(self, response: bytes, now_s: float) -> None:
+        self.asked = True
+        self._unsent = response
+        self.until_s = now_s + CLIENT_S
+        self.interest = select.EPOLLOUT
+        try:
+            self._send(now_s)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.over = True
+
+    def _send(self, now_s: float) -> None:
+        self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        if not self._unsent:
+            self.sock.shutdown(socket.SHUT_WR)
+            self.until_s = now_s + LINGER_S
+            self.interest = select.EPOLLIN
+
+
+def _written(answer: Answer, *, head: bool) -> bytes:
+    fields = [
+        ("Content-Type", answer.kind),
+        ("Content-Length", str(len(answer.body))),
+        ("Connection", "close"),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        *answer.fields,
+    ]
+    lines = [f"HTTP/1.1 {answer.status} {phrase(answer.status)}", *(f"{name}: {value}" for name, value in fields), ""]
+    return "\r\n".join(lines).encode("latin1") + stamp(time.time()) + (b"" if head else answer.body)
+
 
 CLIENTS_MOST = 64
 LEAVE = signal.SIGUSR2  # the master's order to stop; not TERM, which a service manager sends to every process

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefork.core import log
 from prefork.core.address import FORMS, Address
-from prefork.core.proc import usable_cpus
+from prefork.core.cgroup import usable_cpus
 from prefork.core.units import count, duration, network, positive_duration, size, switch, umask
 
 KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi")

@@ -1,21 +1,17 @@
-"""What /proc and the control group say of processes: memory, CPU time, and how many CPUs may be used."""
+"""What /proc says of a process: memory and CPU time. None where it has gone or /proc cannot be read.
+
+PSS, the proportional set size, is the one figure that adds up: a page that four workers share counts a quarter for
+each. The kernel walks every page for it (1-2 ms per 100 MB, and the process cannot map memory meanwhile), so
+`PssCache` asks at most once in PSS_EVERY_S for each process, only when somebody wants to know, and stops for this
+time when it has taken PSS_BUDGET_S. RSS is a counter, free to read, and never smaller than PSS.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-
-# --- Memory and CPU time of a process. None where the process has gone or /proc cannot be read.
-#
-# PSS, the proportional set size, is the one figure that adds up: a page that four workers share counts a quarter for
-# each. The kernel walks every page for it (1-2 ms per 100 MB, and the process cannot map memory meanwhile), so
-# `PssCache` asks at most once in PSS_EVERY_S for each process, only when somebody wants to know, and stops for this
-# time when it has taken PSS_BUDGET_S. RSS is a counter, free to read, and never smaller than PSS.
-
 
 PSS_EVERY_S = 10.0
 PSS_BUDGET_S = 0.05  # a call; who is left out is first next time
@@ -85,61 +81,3 @@ class PssCache:
 
     def _sampled_s(self, pid: int) -> float:
         return self._samples[pid][0] if pid in self._samples else float("-inf")
-
-
-# --- The CPUs that this process may use: the cgroup's CPU quota, else the affinity mask.
-
-
-_ROOT = Path("/sys/fs/cgroup")
-
-
-def usable_cpus() -> int:
-    """The count behind `--workers auto`, at least 1. A quota of 1.5 processors counts as 2."""
-    affinity = len(os.sched_getaffinity(0))
-    quota = cgroup_quota()
-    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
-
-
-def cgroup_quota(root: Path = _ROOT, membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Processors that the control group allows (cgroup v2 cpu.max, v1 cpu.cfs_*); the tightest of all ancestors.
-
-    None if there is no limit or it cannot be read.
-    """
-    quotas = [quota for folder in _folders(root, membership) if (quota := _folder_quota(folder)) is not None]
-    return min(quotas, default=None)
-
-
-def _folders(root: Path, membership: Path) -> list[Path]:
-    """The folders of this process's group and of its ancestors; in a container the root itself is the group."""
-    folders = [root, root / "cpu"]
-    try:
-        lines = os.fsdecode(membership.read_bytes()).split("\n")  # a group's name may hold anything but a line feed
-    except OSError:
-        return folders
-    for line in lines:
-        _id, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        group = (root / "cpu" if controllers else root) / path.lstrip("/")
-        folders += [folder for folder in (group, *group.parents) if folder.is_relative_to(root)]
-    return folders
-
-
-def _folder_quota(folder: Path) -> float | None:
-    for read in (_v2, _v1):
-        try:
-            return read(folder)
-        except (OSError, ValueError):
-            continue  # not this version, or no such controller here
-    return None
-
-
-def _v2(folder: Path) -> float | None:
-    quota, period = (folder / "cpu.max").read_text().split()
-    return None if quota == "max" else int(quota) / int(period)
-
-
-def _v1(folder: Path) -> float | None:
-    quota = int((folder / "cpu.cfs_quota_us").read_text())
-    return None if quota <= 0 else quota / int((folder / "cpu.cfs_period_us").read_text())

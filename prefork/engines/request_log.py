@@ -14,17 +14,7 @@ from prefork.engines.timers import NEVER
 from prefork.http.access_log import AccessLog
 from prefork.http.forwarded import Trusted, find_origin
 from prefork.status.histogram import array_index
-from prefork.status.scoreboard import (
-    ABORTED,
-    COMPLETED,
-    ERRORS,
-    GONE,
-    HISTOGRAM,
-    REFUSED,
-    TIMED_OUT,
-    TOOK_NS,
-    Row,
-)
+from prefork.status.scoreboard import ABORTED, COMPLETED, ERRORS, GONE, HISTOGRAM, REFUSED, TIMED_OUT, TOOK_NS, Row
 
 if TYPE_CHECKING:
     from prefork.engines.context import WorkerContext

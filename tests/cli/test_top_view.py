@@ -11,10 +11,24 @@ from typing import Any
 
 import pytest
 
+from prefork.cli.top.command import Keyboard, names
 from prefork.cli.top.interval import Document, Interval, Rates, between
-from prefork.cli.top.render import Queues, listeners, paint, sparkline
-from prefork.cli.top.terminal import Keyboard, names
-from prefork.cli.top.view import COLUMNS, HELP, SORTS, Line, Order, View, heading, rate, row, rows
+from prefork.cli.top.view import (
+    COLUMNS,
+    HELP,
+    SORTS,
+    Line,
+    Order,
+    Queues,
+    View,
+    heading,
+    listeners,
+    paint,
+    rate,
+    row,
+    rows,
+    sparkline,
+)
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 
 MS = 1_000_000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prefork.config.config import Config, Setting, resolve
 from prefork.config.options import OPTIONS
 from prefork.core.address import Address
-from prefork.core.proc import usable_cpus
+from prefork.core.cgroup import usable_cpus
 from prefork.errors import ConfigError
 
 BY_NAME = {option.name: option for option in OPTIONS}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.core import proc as cpus
-from prefork.core.proc import cgroup_quota, usable_cpus
+from prefork.core import cgroup
+from prefork.core.cgroup import cgroup_quota, usable_cpus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,14 +115,14 @@ def test_a_group_may_have_any_name(groups: Groups, name: str) -> None:
 def test_a_quota_is_rounded_up_and_bounded_by_the_affinity(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, cpus_: int
 ) -> None:
-    monkeypatch.setattr(cpus, "cgroup_quota", lambda: quota)
+    monkeypatch.setattr(cgroup, "cgroup_quota", lambda: quota)
     affinity = len(os.sched_getaffinity(0))
     assert usable_cpus() == min(cpus_ if quota else affinity, affinity)
 
 
 def test_the_affinity_mask_counts() -> None:
     script = (
-        "import os; from prefork.core.proc import usable_cpus\n"
+        "import os; from prefork.core.cgroup import usable_cpus\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "print(usable_cpus())"
     )

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from prefork.http.fields import FieldTable
 from prefork.http.head import Request
 from prefork.http.limits import Limits, Refusal
-from prefork.http.request_queue import Incoming
+from prefork.http.parser import Incoming
 
 if TYPE_CHECKING:
-    from prefork.http.request_queue import Whole
+    from prefork.http.parser import Whole
 
 GET = b"GET /%d HTTP/1.1\r\nHost: example.org\r\n\r\n"
 POST = b"POST /p HTTP/1.1\r\nHost: example.org\r\nContent-Length: 11\r\n\r\nhello world"

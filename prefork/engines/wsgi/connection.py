@@ -24,7 +24,7 @@ from prefork.errors import CLIENT_GONE, PlainHttpError
 from prefork.http.body import FilePart
 from prefork.http.head import CONTINUE, Request
 from prefork.http.limits import Refusal
-from prefork.http.request_queue import Incoming, Whole
+from prefork.http.parser import Incoming, Whole
 from prefork.http.response import error_response
 
 if TYPE_CHECKING:
