@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefork.engines import linger
-from prefork.engines.aio.waiting import Timekeeper
+from prefork.engines.aio.waiting import LoopTimers
 from prefork.engines.linger import LingeringTransport
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Goodbye(LingeringTransport, asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         transport.write(self.said)
-        LingeringTransport.__init__(self, transport, Timekeeper(asyncio.get_running_loop()), self.allow)
+        LingeringTransport.__init__(self, transport, LoopTimers(asyncio.get_running_loop()), self.allow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
