@@ -140,8 +140,6 @@ class AcceptBalance:
             pass  # another was faster
 
 
-Balance = AcceptBalance
-
 _MOST = 64  # connections taken in one turn; the loop's clients have their turn in between
 _PAUSE_NS = round(ACCEPT_PAUSE_S * 1e9)
 _EXCLUSIVELY = select.EPOLLIN | select.EPOLLEXCLUSIVE
@@ -161,7 +159,7 @@ class EpollAcceptor:
         *,
         epoll: select.epoll,
         balance: AcceptBalance,
-        complaints: RateLimitedLog,
+        errors: RateLimitedLog,
         admit: Admit,
         room: Callable[[], bool],
         held: Callable[[], int],
@@ -170,7 +168,7 @@ class EpollAcceptor:
         self._shared = any(listener.slot is None for listener in listeners)
         self._epoll = epoll
         self._balance = balance
-        self._complaints = complaints
+        self._errors = errors
         self._admit = admit
         self._room = room
         self._held = held
@@ -204,8 +202,6 @@ class EpollAcceptor:
             self._enter()
         elif now_ns >= self.look_ns:
             self.look_ns = now_ns + OFF_NS
-
-    tend = maintain
 
     def waits(self) -> bool:
         """Whether a connection waits at this moment."""
@@ -272,7 +268,7 @@ class EpollAcceptor:
         return self._room() and (not self._shared or self._balance.may_take(self._held()))
 
     def _pause(self, error: OSError, now_ns: int) -> None:
-        self._complaints.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
+        self._errors.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
         self._leave()
         self._paused = True
         self.look_ns = now_ns + _PAUSE_NS
@@ -289,6 +285,3 @@ class EpollAcceptor:
             self._open = False
             for fd in self._fds:
                 self._epoll.unregister(fd)
-
-
-Entrance = EpollAcceptor

@@ -32,9 +32,6 @@ class WorkerContext:
     log: Log
 
 
-Station = WorkerContext
-
-
 class Engine(Protocol):
     """How a worker serves."""
 

@@ -35,6 +35,3 @@ class RateLimitedLog:
             also = self._held_back.pop(event, 0)
         write = self._log.error if ours else self._log.warning
         write(event, exc=exc, also=also or None, **fields)
-
-
-Complaints = RateLimitedLog

@@ -21,10 +21,10 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.core.listener import Listener
-from prefork.engines.accept import Balance, Entrance
+from prefork.engines.accept import AcceptBalance, EpollAcceptor
 from prefork.engines.aio.connections import ConnectionSet
-from prefork.engines.context import Station
-from prefork.engines.error_log import Complaints
+from prefork.engines.context import WorkerContext
+from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.timers import NEVER
 
 _CHECK_S = 0.2
@@ -46,12 +46,12 @@ class LoopAcceptor:
 
     def __init__(
         self,
-        station: Station,
+        station: WorkerContext,
         loop: asyncio.AbstractEventLoop,
         *,
         connections: ConnectionSet,
-        balance: Balance,
-        complaints: Complaints,
+        balance: AcceptBalance,
+        errors: RateLimitedLog,
         admit: Admit,
     ) -> None:
         self._loop = loop
@@ -59,26 +59,26 @@ class LoopAcceptor:
         self._admit = admit
         self._epoll = select.epoll()
         self._timer: asyncio.TimerHandle | None = None
-        self._entrance = Entrance(
+        self._acceptor = EpollAcceptor(
             station.listeners,
             epoll=self._epoll,
             balance=balance,
-            complaints=complaints,
+            errors=errors,
             admit=self._count_and_admit,
             room=connections.room,
             held=connections.held,
         )
-        self._handlers = self._entrance.handlers()
+        self._handlers = self._acceptor.handlers()
 
     def open(self) -> None:
         """Begin to accept."""
-        self._entrance.open()
+        self._acceptor.open()
         self._loop.add_reader(self._epoll.fileno(), self._on_readable)
 
     def close(self) -> None:
         """Stop accepting; the listeners stay open."""
         self._loop.remove_reader(self._epoll.fileno())
-        self._entrance.shut()
+        self._acceptor.shut()
         self._arm()
 
     def on_change(self, held: int) -> None:
@@ -87,12 +87,12 @@ class LoopAcceptor:
         On a shared listener every loop wakes for a connection, and the fastest one would take nearly all. So a worker
         that is ahead of the others waits for its time.
         """
-        if self._entrance.look_ns != NEVER and (not self._balance.ahead(held) or self._entrance.waits()):
+        if self._acceptor.look_ns != NEVER and (not self._balance.ahead(held) or self._acceptor.waits()):
             self._tend()
 
     def drain(self) -> bool:
         """Accept what waits in the kernel when the server stops; return False if that has to be tried again."""
-        return self._entrance.drain()
+        return self._acceptor.drain()
 
     def _count_and_admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
         self._balance.took()
@@ -109,12 +109,12 @@ class LoopAcceptor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._entrance.look_ns != NEVER:
-            left_s = (self._entrance.look_ns - monotonic_ns()) / 1e9
+        if self._acceptor.look_ns != NEVER:
+            left_s = (self._acceptor.look_ns - monotonic_ns()) / 1e9
             self._timer = self._loop.call_later(max(0.0, left_s), self._tend)
 
     def _tend(self) -> None:
-        self._entrance.tend(monotonic_ns())
+        self._acceptor.maintain(monotonic_ns())
         self._arm()
 
 
@@ -128,7 +128,7 @@ class UvloopAcceptor:
 
     def __init__(
         self,
-        station: Station,
+        station: WorkerContext,
         loop: asyncio.AbstractEventLoop,
         *,
         connections: ConnectionSet,

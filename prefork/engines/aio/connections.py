@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from prefork.engines.accept import Balance
+from prefork.engines.accept import AcceptBalance
 from prefork.engines.aio.heartbeat import Heartbeat
-from prefork.engines.context import Station
+from prefork.engines.context import WorkerContext
 from prefork.engines.linger import unread
 from prefork.status.scoreboard import ACCEPTED, HELD
 
@@ -32,7 +32,7 @@ class ConnectionSet:
     takes no new ones.
     """
 
-    def __init__(self, station: Station, balance: Balance, heartbeat: Heartbeat) -> None:
+    def __init__(self, station: WorkerContext, balance: AcceptBalance, heartbeat: Heartbeat) -> None:
         self._cells = station.rows[0].cells
         self._most = station.config.max_connections
         self._balance = balance

@@ -17,15 +17,15 @@ import time
 from typing import Any
 
 from prefork.core.listener import Listener
-from prefork.engines.accept import Balance
+from prefork.engines.accept import AcceptBalance
 from prefork.engines.aio.accept import Acceptor, LoopAcceptor, UvloopAcceptor
 from prefork.engines.aio.connections import ConnectionSet, ignore
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.aio.service import LoopContext, Service
 from prefork.engines.aio.tasks import tasks_of
 from prefork.engines.aio.waiting import LoopTimers
-from prefork.engines.context import Station
-from prefork.engines.error_log import Complaints
+from prefork.engines.context import WorkerContext
+from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.peer import note_wait, peer_of
 from prefork.errors import BootError
 
@@ -46,14 +46,14 @@ class AioEngine:
 
     name = "aio"
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: WorkerContext) -> None:
         self._station = station
         self._life = station.life
         self._loop = _new_loop(station.config.loop)
         asyncio.set_event_loop(self._loop)
-        self._complaints = Complaints(station.log)
+        self._errors = RateLimitedLog(station.log)
         self._loop.set_exception_handler(self._on_unhandled)
-        balance = Balance(station.board, station.group, station.nudge)
+        balance = AcceptBalance(station.board, station.group, station.nudge)
         self._heartbeat = Heartbeat(station, self._loop, balance)
         self._connections = ConnectionSet(station, balance, self._heartbeat)
         self._service = self._new_service()
@@ -101,7 +101,7 @@ class AioEngine:
             connections=self._connections,
             heartbeat=self._heartbeat,
             timers=LoopTimers(self._loop),
-            complaints=self._complaints,
+            errors=self._errors,
             ssl={"ssl": tls.context, "ssl_handshake_timeout": config.header_timeout_s} if tls else {},
         )
         module, name = _SERVICES[app.kind]
@@ -110,14 +110,14 @@ class AioEngine:
             raise BootError(f"--proxy-protocol is for HTTP, but {config.app!r} is a {app.kind} handler; leave it out")
         return service
 
-    def _new_acceptor(self, balance: Balance) -> Acceptor:
+    def _new_acceptor(self, balance: AcceptBalance) -> Acceptor:
         station, config = self._station, self._station.config
         own = LoopAcceptor(
             station,
             self._loop,
             connections=self._connections,
             balance=balance,
-            complaints=self._complaints,
+            errors=self._errors,
             admit=self._admit,
         )
         # A PROXY header, and the first byte of TLS, are read from the socket before it becomes a transport.
@@ -139,9 +139,9 @@ class AioEngine:
         """Log an exception that nobody has caught, in the application or in a library that it uses."""
         error, transport = context.get("exception"), context.get("transport")
         if error is not None and transport is not None:  # in a protocol: the loop has closed its connection
-            self._complaints.add(error, peer_of(transport))
+            self._errors.add(error, peer_of(transport))
         elif not isinstance(error, ConnectionError) or isinstance(context.get("future"), asyncio.Task):
-            self._complaints.note("callback failed", exc=error, message=context.get("message"))
+            self._errors.note("callback failed", exc=error, message=context.get("message"))
 
     # --- the end
 

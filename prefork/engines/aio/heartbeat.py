@@ -12,12 +12,11 @@ reports.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from time import monotonic_ns, thread_time_ns
 
-from prefork.engines.accept import Balance
-from prefork.engines.context import Station
+from prefork.engines.accept import AcceptBalance
+from prefork.engines.context import WorkerContext, most_units
 from prefork.status.scoreboard import BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HEARTBEAT, SINCE, heartbeat_s
 
 _NO_WORK = 0, b""
@@ -33,7 +32,7 @@ class Heartbeat:
     scoreboard.
     """
 
-    def __init__(self, station: Station, loop: asyncio.AbstractEventLoop, balance: Balance) -> None:
+    def __init__(self, station: WorkerContext, loop: asyncio.AbstractEventLoop, balance: AcceptBalance) -> None:
         self._life = station.life
         self._row = station.rows[0]
         self._cells = station.rows[0].cells
@@ -41,8 +40,7 @@ class Heartbeat:
         self._call_soon = loop.call_soon
         self._balance = balance if any(listener.slot is None for listener in station.listeners) else None
         self._period_s = heartbeat_s(station.config.timeout_s, station.config.slow_s)
-        most = station.config.max_requests
-        self._most = most and most + random.randint(0, station.config.max_requests_jitter)  # noqa: S311
+        self._most = most_units(station.config)
         self._began_ns = 0
         self.on_wake: list[Callable[[], None]] = []
         self.on_sleep: list[Callable[[], None]] = []

@@ -38,7 +38,7 @@ class ProtocolService:
         self._row = context.station.rows[0]
         self._connections = context.connections
         self._heartbeat = context.heartbeat
-        self._complaints = context.complaints
+        self._errors = context.errors
         self._loop = context.loop
         self._classes: dict[type, type | None] = {}  # the application's -> our subclass, None if there is none
         # id() of a protocol -> the protocol (a reference keeps the id its own), its transport, when it began (ns).
@@ -106,7 +106,7 @@ class ProtocolService:
         held = self._held.get(id(protocol))
         if held is not None:
             _, transport, _ = held
-            self._complaints.add(error, peer_of(transport))
+            self._errors.add(error, peer_of(transport))
             transport.abort()
             self.ended(protocol, error)
 

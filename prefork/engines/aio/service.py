@@ -12,20 +12,20 @@ from prefork.core.listener import Listener
 from prefork.engines.aio.connections import ConnectionSet
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.aio.waiting import LoopTimers
-from prefork.engines.context import Station
-from prefork.engines.error_log import Complaints
+from prefork.engines.context import WorkerContext
+from prefork.engines.error_log import RateLimitedLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopContext:
     """WORKER. What every service of a loop is given. `ssl`: arguments for a transport, empty without TLS."""
 
-    station: Station
+    station: WorkerContext
     loop: asyncio.AbstractEventLoop
     connections: ConnectionSet
     heartbeat: Heartbeat
     timers: LoopTimers[Any]
-    complaints: Complaints
+    errors: RateLimitedLog
     ssl: dict[str, Any]
 
     def adopt(self, sock: socket.socket, factory: Callable[[], asyncio.BaseProtocol]) -> None:
@@ -34,7 +34,7 @@ class LoopContext:
 
     def _adoption_failed(self, error: BaseException) -> None:
         self.connections.lose()
-        self.complaints.note("connection failed", ours=False, error=str(error) or type(error).__name__)
+        self.errors.note("connection failed", ours=False, error=str(error) or type(error).__name__)
 
 
 class Service(Protocol):

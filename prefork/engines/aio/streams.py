@@ -209,7 +209,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         """Return as what a handler's exception is counted, the client's fault or the application's; log the latter."""
         fate = self._fate(error)
         if fate == ERRORS:
-            self._service.complaints.add(error, peer_of(writer.transport))
+            self._service.errors.add(error, peer_of(writer.transport))
         return fate
 
     def _fate(self, error: BaseException) -> int:
@@ -280,7 +280,7 @@ class StreamsService:
         self.connections = context.connections
         self.heartbeat = context.heartbeat
         self.timers = context.timers
-        self.complaints = context.complaints
+        self.errors = context.errors
         self.loop = context.loop
         self._idle_s = station.config.idle_timeout_s
         self._life = station.life

@@ -61,9 +61,9 @@ class AsgiApp(HttpContext):
     def __init__(self, context: LoopContext) -> None:
         station = context.station
         super().__init__(station.config)
-        self.log = RequestLog(station, context.complaints, self.trusted)
+        self.log = RequestLog(station, context.errors, self.trusted)
         self.peers = PeerFactory(self.trusted, self.view)
-        self._complaints = context.complaints
+        self._errors = context.errors
         self.target = station.app.target
         self.secure = station.terms.tls is not None
         self.connections = context.connections
@@ -127,9 +127,9 @@ class AsgiApp(HttpContext):
         """Log an exception that no response can tell. `gone`: the client had left before, which may be the cause."""
         if gone:
             event = "handler failed after its client had left"
-            self._complaints.note(event, ours=False, peer=peer.text, error=repr(error))
+            self._errors.note(event, ours=False, peer=peer.text, error=repr(error))
         else:
-            self._complaints.add(error, peer.text)
+            self._errors.add(error, peer.text)
 
     def begin_socket(self, call: Call) -> None:
         """Note a WebSocket as the last that came. Its unit of work is the handshake only, so none is in progress."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prefork.engines.aio.waiting import Notify
 from prefork.engines.asgi.phases import TURN_BYTES
 from prefork.http.asgi import AsgiResponse, Message
+from prefork.http.head import CONTINUE
 from prefork.http.response import ResponseError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 
 _FILE_BYTES = 262144  # read of a file at a time
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connection(Protocol):
@@ -162,7 +162,7 @@ class RequestResponseCycle:
         if body is not None and not body.taken:
             if body.continues and not self.response.begun and not self.gone:
                 body.continues = False
-                self._connection.write(_CONTINUE)
+                self._connection.write(CONTINUE)
             while not (body.ready or self.hung_up or self.response.done):
                 await self._wait()
             if body.ready:

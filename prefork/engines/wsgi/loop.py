@@ -62,7 +62,7 @@ class Reactor:
             worker.listeners,
             epoll=self._epoll,
             balance=self._balance,
-            complaints=self._errors,
+            errors=self._errors,
             admit=self._admit,
             room=self._room,
             held=self._phases.__len__,
