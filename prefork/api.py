@@ -23,7 +23,7 @@ import setproctitle
 from prefork.config.config import Config, Setting, configure, raw_of
 from prefork.config.options import OPTIONS
 from prefork.core.log import LogFile, open_log
-from prefork.core.privileges import Place, identity_of, move
+from prefork.core.privileges import WorkingDirectory, identity_of, move
 from prefork.core.signals import TABLE
 from prefork.errors import ConfigError
 from prefork.master.loop import Master
@@ -121,7 +121,7 @@ def _put_back() -> Iterator[None]:
     logging_before = logger.handlers[:], logger.level, logger.propagate
     handlers = {signum: signal.getsignal(signum) for signum in TABLE}
     wakeup_fd = signal.set_wakeup_fd(-1)
-    place, title = Place.current(), setproctitle.getproctitle()
+    place, title = WorkingDirectory.current(), setproctitle.getproctitle()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         yield

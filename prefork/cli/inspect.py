@@ -42,13 +42,13 @@ def check_app(config: Config) -> Finding:
     """Load and validate. Raises PreforkError, with the exit code that `prefork serve` would end with."""
     move(config.chdir, config.umask, config.sources)
     log = open_log(level=config.log_level, style=config.log_format)
-    terms = Inherited(
+    inherited = Inherited(
         hooks=load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"]),
         identity=identity_of(config.user, config.group, config.sources),
         tls=tls_of(config),
     )
     report, report_end = os.pipe2(os.O_CLOEXEC)
-    child = _Child(config=config, terms=terms, report=report_end, parent=os.getpid(), libc=ctypes.CDLL(None))
+    child = _Child(config=config, inherited=inherited, report=report_end, parent=os.getpid(), libc=ctypes.CDLL(None))
     pid = spawn(child.run)
     os.close(report_end)
     receiver = Receiver(report)
@@ -85,21 +85,21 @@ class _Child:
     """CHILD. Loads the app and tells what it is."""
 
     config: Config
-    terms: Inherited
+    inherited: Inherited
     report: int
     parent: int
     libc: ctypes.CDLL
 
     def run(self) -> int:
         sender = Sender(self.report)
-        if not self.terms.assume_identity(sender):
+        if not self.inherited.assume_identity(sender):
             return BootError.exit_code
         if not die_with_parent(self.parent, self.libc):
             return ORPHANED
         faulthandler.enable(file=self.report, all_threads=True)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         try:
-            app = self.terms.load(self.config.app, self.config.interface)
+            app = self.inherited.load(self.config.app, self.config.interface)
         except AppLoadError as error:
             sender.send(Kind.FAILED, code=error.exit_code, message=str(error), detail=error.detail[-32_000:])
             return error.exit_code

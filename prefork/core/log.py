@@ -30,7 +30,7 @@ from prefork.errors import ConfigError
 PATIENCE_S = 0.1  # a reader that lags a little is waited for, once; then lines are dropped until one fits again
 
 
-class Outlet:
+class LogWriter:
     """Where lines go. `write` raises OSError, BlockingIOError if there is no room."""
 
     def __init__(self, fd: int) -> None:
@@ -127,7 +127,7 @@ class LineHandler(logging.Handler):
     def __init__(self, fd: int, style: str) -> None:
         super().__init__()
         self.fd = fd
-        self._out = Outlet(fd)
+        self._out = LogWriter(fd)
         self.json = style == "json"
         self.identity: dict[str, Any] = {}
         self.dropped = 0

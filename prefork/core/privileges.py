@@ -99,14 +99,14 @@ def _number(text: str) -> int | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class WorkingDirectory:
     """Where a process stands: working folder ("" if there is none any more) and umask."""
 
     folder: str
     umask: int
 
     @classmethod
-    def current(cls) -> Place:
+    def current(cls) -> WorkingDirectory:
         """Where this process stands now. For a moment it has another umask, so call it with one thread.
 
         The folder is named as the shell names it, which may lead through a link that a deployment moves on.
@@ -130,12 +130,12 @@ class Place:
             os.chdir(self.folder)
 
 
-def move(folder: str, umask: int | None, sources: Mapping[str, str]) -> Place:
+def move(folder: str, umask: int | None, sources: Mapping[str, str]) -> WorkingDirectory:
     """Change to the folder ("" = stay) and set the umask (None = keep); return where the process stood before.
 
     Raises ConfigError if it cannot be entered.
     """
-    before = Place.current()
+    before = WorkingDirectory.current()
     if folder:
         try:
             os.chdir(folder)

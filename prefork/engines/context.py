@@ -27,8 +27,8 @@ class WorkerContext:
     board: Scoreboard
     group: int  # whose rows these are
     nudge: int  # eventfd that all workers share: a connection waits that its finder leaves to another
-    terms: Inherited
-    life: MasterLink
+    inherited: Inherited
+    link: MasterLink
     log: Log
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.core.log import Outlet
+from prefork.core.log import LogWriter
 from prefork.engines.timers import NEVER
 from prefork.http.access_log import AccessLog
 from prefork.http.forwarded import Trusted, find_origin
@@ -50,7 +50,7 @@ class RequestLog:
         self._trusted = trusted
         self._counters = worker.rows[0].cells  # of the loop
         self._access = AccessLog("json" if config.log_format == "json" else "combined")
-        self._access_out = Outlet(worker.terms.access_log) if worker.terms.access_log >= 0 else None
+        self._access_out = LogWriter(worker.inherited.access_log) if worker.inherited.access_log >= 0 else None
         self.active = self._access_out is not None
         self.slow_ns = round(config.slow_s * 1e9) or NEVER
 

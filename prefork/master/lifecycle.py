@@ -17,7 +17,7 @@ from prefork.control.server import Control
 from prefork.core.address import Address
 from prefork.core.listener import Listener, open_group, open_listener
 from prefork.core.log import Log
-from prefork.core.privileges import Place
+from prefork.core.privileges import WorkingDirectory
 from prefork.core.systemd import ACTIVATED, Notifier, activated
 from prefork.errors import BindError, ConfigError
 from prefork.master.admin_process import AdminHandle
@@ -111,7 +111,7 @@ class Lifecycle(Observer):
         control: Control,
         admin: AdminHandle,
         successor: Successor | None,
-        started_in: Place,
+        started_in: WorkingDirectory,
     ) -> None:
         self._config = config
         self._log = log

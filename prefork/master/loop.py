@@ -20,7 +20,7 @@ import setproctitle
 from prefork.config.config import Config
 from prefork.control.server import Control
 from prefork.core.log import Log
-from prefork.core.privileges import Place
+from prefork.core.privileges import WorkingDirectory
 from prefork.core.proc import pss_bytes, rss_bytes
 from prefork.core.process import Exit
 from prefork.core.signals import TABLE, SignalInbox
@@ -48,7 +48,7 @@ MEMORY_SAMPLES = 3  # in a row above the limit: a peak is no leak
 class Master:
     """MASTER. `run` serves until it is told to stop and returns the exit code."""
 
-    def __init__(self, config: Config, log: Log, resources: Resources, started_in: Place) -> None:
+    def __init__(self, config: Config, log: Log, resources: Resources, started_in: WorkingDirectory) -> None:
         self._config = config
         self._log = log
         self._resources = resources

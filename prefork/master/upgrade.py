@@ -30,7 +30,7 @@ from typing import Any
 from prefork.core.listener import Listener
 from prefork.core.log import Log
 from prefork.core.pidfile import PidFile
-from prefork.core.privileges import Place
+from prefork.core.privileges import WorkingDirectory
 from prefork.core.process import Exit, spawn
 from prefork.core.signals import TABLE
 from prefork.core.systemd import ACTIVATED, Notifier
@@ -171,7 +171,7 @@ class Upgrade:
 
     log: Log
     children: Children
-    started_in: Place
+    started_in: WorkingDirectory
     notifier: Notifier
     boot_timeout_s: float
     graceful_timeout_s: float

@@ -161,14 +161,14 @@ class MasterLink:
 
     @property
     def fds(self) -> tuple[int, int, int]:
-        """What an event loop watches for input: call `attend` with the one that has some, or an error."""
+        """What an event loop watches for input: call `on_readable` with the one that has some, or an error."""
         return self._inbox.fd, self._lifeline, self._sender.fd
 
     def listen(self) -> None:
         """An event loop runs: have its descriptors, not its own, be woken by signals."""
         self._inbox.listen()
 
-    def attend(self, fd: int) -> None:
+    def on_readable(self, fd: int) -> None:
         """One of `fds` is ready.
 
         The lifeline at the master's death. The sender, a pipe, when nobody holds its other end: the template died
@@ -176,7 +176,7 @@ class MasterLink:
         """
         if fd != self._inbox.fd:
             os._exit(ORPHANED)
-        self.heed()
+        self.handle_signals()
 
     def wait(self, timeout_s: float | None = None, also: int = -1) -> bool:
         """Wait for a signal, for the time, or for the descriptor `also`; return True if that one is readable."""
@@ -186,11 +186,11 @@ class MasterLink:
                 poll.register(fd, select.POLLIN)
         ready = {fd for fd, _events in poll.poll(None if timeout_s is None else min(timeout_s, 3600.0) * 1000)}
         for fd in ready - {also}:
-            self.attend(fd)
-        self.heed()
+            self.on_readable(fd)
+        self.handle_signals()
         return also in ready
 
-    def heed(self) -> None:
+    def handle_signals(self) -> None:
         """Act on the signals that have come."""
         came = self._inbox.take()
         if signal.SIGUSR1 in came:

@@ -77,7 +77,7 @@ class Worker:
         place = WorkerPlace(slot=self.slot, generation=self.generation, pid=pid)
         try:
             app = self.app or self.inherited.load(self.config.app, self.config.interface)
-            link.heed()
+            link.handle_signals()
             if link.told:
                 return 0  # told to stop while the app was loaded
             self.inherited.hooks.worker_started(place)
@@ -90,8 +90,8 @@ class Worker:
                 board=self.board,
                 group=self.group,
                 nudge=self.nudge,
-                terms=self.inherited,
-                life=link,
+                inherited=self.inherited,
+                link=link,
                 log=self.log,
             )
             engine_of(app.kind)(context).run()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.core.privileges import Place, identity_of, move
+from prefork.core.privileges import WorkingDirectory, identity_of, move
 from prefork.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ NOBODY = "os.geteuid() or (os.setresgid(54321, 54321, 54321), os.setresuid(54321
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def place() -> Iterator[WorkingDirectory]:
     """Where this process stands; put back afterwards."""
-    place = Place.current()
+    place = WorkingDirectory.current()
     yield place
     place.restore()
 
@@ -126,40 +126,44 @@ def test_who_one_is_already_needs_no_right() -> None:
     assert done.stdout == "None\n"
 
 
-def test_move_changes_folder_and_mask_and_tells_where_one_was(tmp_path: Path, place: Place) -> None:
+def test_move_changes_folder_and_mask_and_tells_where_one_was(tmp_path: Path, place: WorkingDirectory) -> None:
     assert move(str(tmp_path), 0o027, SOURCES) == place
     assert os.path.samefile(".", tmp_path)
-    assert Place.current().umask == 0o027
+    assert WorkingDirectory.current().umask == 0o027
     place.restore()
-    assert Place.current() == place
+    assert WorkingDirectory.current() == place
 
 
-def test_move_without_a_wish_changes_nothing(place: Place) -> None:
+def test_move_without_a_wish_changes_nothing(place: WorkingDirectory) -> None:
     assert move("", None, SOURCES) == place
-    assert Place.current() == place
+    assert WorkingDirectory.current() == place
 
 
 @pytest.mark.parametrize("folder", ["/no/such/folder", "/etc/passwd", "a\0b"])
-def test_a_folder_that_cannot_be_entered_is_named(place: Place, folder: str) -> None:
+def test_a_folder_that_cannot_be_entered_is_named(place: WorkingDirectory, folder: str) -> None:
     with pytest.raises(ConfigError, match=r"^--chdir: cannot change to "):
         move(folder, None, SOURCES)
-    assert Place.current() == place
+    assert WorkingDirectory.current() == place
 
 
-def test_a_folder_is_named_as_the_shell_names_it(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_named_as_the_shell_names_it(
+    tmp_path: Path, place: WorkingDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A deployment moves the link `current`; whoever starts again from there wants the new target."""
     (tmp_path / "release").mkdir()
     (tmp_path / "current").symlink_to("release")
     monkeypatch.chdir(tmp_path / "current")
     monkeypatch.setenv("PWD", f"{tmp_path}/current")
-    assert Place.current().folder == f"{tmp_path}/current"
+    assert WorkingDirectory.current().folder == f"{tmp_path}/current"
     monkeypatch.setenv("PWD", "/")
-    assert Place.current().folder == f"{tmp_path}/release"
+    assert WorkingDirectory.current().folder == f"{tmp_path}/release"
 
 
-def test_a_folder_that_was_removed_has_no_name(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_was_removed_has_no_name(
+    tmp_path: Path, place: WorkingDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert Place.current().folder == ""
+    assert WorkingDirectory.current().folder == ""

@@ -14,7 +14,7 @@ from prefork.core.address import Address
 from prefork.core.listener import open_group, open_listener
 from prefork.core.log import open_log
 from prefork.core.pidfile import PidFile
-from prefork.core.privileges import Place
+from prefork.core.privileges import WorkingDirectory
 from prefork.core.systemd import Notifier
 from prefork.master.children import Children
 from prefork.master.upgrade import VARIABLE, Successor, Upgrade
@@ -199,7 +199,7 @@ def upgrade() -> Upgrade:
     return Upgrade(
         log=open_log(),
         children=Children(),
-        started_in=Place.current(),
+        started_in=WorkingDirectory.current(),
         notifier=Notifier({}),
         boot_timeout_s=5.0,
         graceful_timeout_s=5.0,

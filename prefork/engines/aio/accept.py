@@ -46,7 +46,7 @@ class LoopAcceptor:
 
     def __init__(
         self,
-        station: WorkerContext,
+        worker: WorkerContext,
         loop: asyncio.AbstractEventLoop,
         *,
         connections: ConnectionSet,
@@ -60,7 +60,7 @@ class LoopAcceptor:
         self._epoll = select.epoll()
         self._timer: asyncio.TimerHandle | None = None
         self._acceptor = EpollAcceptor(
-            station.listeners,
+            worker.listeners,
             epoll=self._epoll,
             balance=balance,
             errors=errors,
@@ -128,7 +128,7 @@ class UvloopAcceptor:
 
     def __init__(
         self,
-        station: WorkerContext,
+        worker: WorkerContext,
         loop: asyncio.AbstractEventLoop,
         *,
         connections: ConnectionSet,
@@ -136,11 +136,11 @@ class UvloopAcceptor:
         protocol: Callable[[Listener], asyncio.BaseProtocol],
     ) -> None:
         self._loop = loop
-        self._listeners = station.listeners
-        self._backlog = station.config.backlog
-        self._most = station.config.max_connections - _TURN_MOST * len(station.listeners)
+        self._listeners = worker.listeners
+        self._backlog = worker.config.backlog
+        self._most = worker.config.max_connections - _TURN_MOST * len(worker.listeners)
         self._connections = connections
-        self._log = station.log
+        self._log = worker.log
         self._own = own
         self._protocol = protocol
         self._servers: list[asyncio.Server] = []

@@ -32,15 +32,15 @@ class ConnectionSet:
     takes no new ones.
     """
 
-    def __init__(self, station: WorkerContext, balance: AcceptBalance, heartbeat: Heartbeat) -> None:
-        self._cells = station.rows[0].cells
-        self._most = station.config.max_connections
+    def __init__(self, worker: WorkerContext, balance: AcceptBalance, heartbeat: Heartbeat) -> None:
+        self._cells = worker.rows[0].cells
+        self._most = worker.config.max_connections
         self._balance = balance
         self._heartbeat = heartbeat
         self._published = 0  # the number that the other workers know
         self._emptied: asyncio.Event | None = None
         self._joined = 0  # in this turn
-        self._shared = any(listener.slot is None for listener in station.listeners)
+        self._shared = any(listener.slot is None for listener in worker.listeners)
         self.arriving = 0
         self.members: set[ConnectionLike] = set()
         self.on_change: Callable[[int], None] = ignore

@@ -46,19 +46,19 @@ class AioEngine:
 
     name = "aio"
 
-    def __init__(self, station: WorkerContext) -> None:
-        self._station = station
-        self._life = station.life
-        self._loop = _new_loop(station.config.loop)
+    def __init__(self, worker: WorkerContext) -> None:
+        self._worker = worker
+        self._link = worker.link
+        self._loop = _new_loop(worker.config.loop)
         asyncio.set_event_loop(self._loop)
-        self._errors = RateLimitedLog(station.log)
+        self._errors = RateLimitedLog(worker.log)
         self._loop.set_exception_handler(self._on_unhandled)
-        balance = AcceptBalance(station.board, station.group, station.nudge)
-        self._heartbeat = Heartbeat(station, self._loop, balance)
-        self._connections = ConnectionSet(station, balance, self._heartbeat)
+        balance = AcceptBalance(worker.board, worker.group, worker.nudge)
+        self._heartbeat = Heartbeat(worker, self._loop, balance)
+        self._connections = ConnectionSet(worker, balance, self._heartbeat)
         self._service = self._new_service()
         self._acceptor = self._new_acceptor(balance)
-        self._drains = all(listener.owned for listener in station.listeners)  # the accept queue is ours alone
+        self._drains = all(listener.owned for listener in worker.listeners)  # the accept queue is ours alone
         self._retiring = asyncio.Event()
 
     def run(self) -> None:
@@ -66,10 +66,10 @@ class AioEngine:
         self._loop.run_until_complete(self._run())
 
     async def _run(self) -> None:
-        self._life.listen()
+        self._link.listen()
         own: set[Any] = set()  # tasks of the engine, which task lists leave out
-        self._life.tasks = lambda: tasks_of(self._loop, self._service.names(), without=own)
-        for fd in self._life.fds:
+        self._link.tasks = lambda: tasks_of(self._loop, self._service.names(), without=own)
+        for fd in self._link.fds:
             self._loop.add_reader(fd, self._on_master, fd)
         starting = self._loop.create_task(self._service.begin())
         retiring = self._loop.create_task(self._retiring.wait())
@@ -78,14 +78,14 @@ class AioEngine:
         if not starting.done():
             return  # told to stop while the application started up
         await starting
-        self._life.ready(self._station.app.kind, self.name)  # before the first connection, which may end the process
+        self._link.ready(self._worker.app.kind, self.name)  # before the first connection, which may end the process
         self._heartbeat.on_beat.append(self._check_signals)
         self._heartbeat.start()
         self._acceptor.open()
         self._connections.on_change = self._acceptor.on_change
         self._connections.publish()
         await retiring
-        until_s = time.monotonic() + self._station.config.graceful_timeout_s
+        until_s = time.monotonic() + self._worker.config.graceful_timeout_s
         await self._retire(until_s)
         left_s = until_s - time.monotonic()
         await self._service.end(max(left_s, min(_CUT_S, left_s + _LAST_S - _LEAST_S), _LEAST_S))
@@ -93,10 +93,10 @@ class AioEngine:
         self._heartbeat.stop()
 
     def _new_service(self) -> Service:
-        station = self._station
-        config, app, tls = station.config, station.app, station.terms.tls
+        worker = self._worker
+        config, app, tls = worker.config, worker.app, worker.inherited.tls
         context = LoopContext(
-            station=station,
+            worker=worker,
             loop=self._loop,
             connections=self._connections,
             heartbeat=self._heartbeat,
@@ -111,9 +111,9 @@ class AioEngine:
         return service
 
     def _new_acceptor(self, balance: AcceptBalance) -> Acceptor:
-        station, config = self._station, self._station.config
+        worker, config = self._worker, self._worker.config
         own = LoopAcceptor(
-            station,
+            worker,
             self._loop,
             connections=self._connections,
             balance=balance,
@@ -121,17 +121,17 @@ class AioEngine:
             admit=self._admit,
         )
         # A PROXY header, and the first byte of TLS, are read from the socket before it becomes a transport.
-        if config.accept != "per-worker" or config.loop != "uvloop" or config.proxy_protocol or station.terms.tls:
+        if config.accept != "per-worker" or config.loop != "uvloop" or config.proxy_protocol or worker.inherited.tls:
             return own
         return UvloopAcceptor(
-            station, self._loop, connections=self._connections, own=own, protocol=self._service.protocol
+            worker, self._loop, connections=self._connections, own=own, protocol=self._service.protocol
         )
 
     def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
         family = listener.sock.family
         sock = socket.socket(family, socket.SOCK_STREAM, 0, fd)
         sock.setblocking(False)
-        queue_ms = note_wait(sock, family, self._station.rows[0].cells)
+        queue_ms = note_wait(sock, family, self._worker.rows[0].cells)
         self._connections.arrive()
         self._service.accept(sock, listener, sockaddr, queue_ms)
 
@@ -146,13 +146,13 @@ class AioEngine:
     # --- the end
 
     def _on_master(self, fd: int) -> None:
-        self._life.attend(fd)
+        self._link.on_readable(fd)
         self._check_signals()
 
     def _check_signals(self) -> None:
         """Also with each heartbeat: signals do not wake us if the application has given the loop signal handlers."""
-        self._life.heed()
-        if self._life.retiring:
+        self._link.handle_signals()
+        if self._link.retiring:
             self._retiring.set()
 
     async def _retire(self, until_s: float) -> None:
@@ -162,8 +162,8 @@ class AioEngine:
         connections.on_change = ignore
         self._acceptor.close()
         connections.publish()
-        service.retire(stopping=self._life.stopping)
-        if self._drains and self._life.stopping:
+        service.retire(stopping=self._link.stopping)
+        if self._drains and self._link.stopping:
             while not self._acceptor.drain() and time.monotonic() < until_s:
                 await asyncio.sleep(_AGAIN_S)
         empty = await connections.wait_empty(max(0.0, until_s - time.monotonic()))
@@ -171,8 +171,8 @@ class AioEngine:
             await asyncio.sleep(_AGAIN_S)  # what applications still do after their responses
         if not empty or service.busy:
             count = max(connections.held(), service.busy)
-            after = f"{self._station.config.graceful_timeout_s:g}s"
-            self._station.log.warning("connections cut", count=count, after=after)
+            after = f"{self._worker.config.graceful_timeout_s:g}s"
+            self._worker.log.warning("connections cut", count=count, after=after)
             service.cut()
             connections.abort_all()
             await connections.wait_empty(_CUT_S)

@@ -32,15 +32,15 @@ class Heartbeat:
     scoreboard.
     """
 
-    def __init__(self, station: WorkerContext, loop: asyncio.AbstractEventLoop, balance: AcceptBalance) -> None:
-        self._life = station.life
-        self._row = station.rows[0]
-        self._cells = station.rows[0].cells
+    def __init__(self, worker: WorkerContext, loop: asyncio.AbstractEventLoop, balance: AcceptBalance) -> None:
+        self._link = worker.link
+        self._row = worker.rows[0]
+        self._cells = worker.rows[0].cells
         self._loop = loop
         self._call_soon = loop.call_soon
-        self._balance = balance if any(listener.slot is None for listener in station.listeners) else None
-        self._period_s = heartbeat_s(station.config.timeout_s, station.config.slow_s)
-        self._most = most_units(station.config)
+        self._balance = balance if any(listener.slot is None for listener in worker.listeners) else None
+        self._period_s = heartbeat_s(worker.config.timeout_s, worker.config.slow_s)
+        self._most = most_units(worker.config)
         self._began_ns = 0
         self.on_wake: list[Callable[[], None]] = []
         self.on_sleep: list[Callable[[], None]] = []
@@ -91,7 +91,7 @@ class Heartbeat:
             self.bytes_out = 0
         if self._most and cells[COMPLETED] >= self._most:
             self._most = 0
-            self._life.enough("max-requests")
+            self._link.enough("max-requests")
 
     def _beat(self) -> None:
         if not self._period_s:

@@ -34,8 +34,8 @@ class ProtocolService:
 
     def __init__(self, context: LoopContext) -> None:
         self._context = context
-        self._target = context.station.app.target
-        self._row = context.station.rows[0]
+        self._target = context.worker.app.target
+        self._row = context.worker.rows[0]
         self._connections = context.connections
         self._heartbeat = context.heartbeat
         self._errors = context.errors

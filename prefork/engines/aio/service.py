@@ -20,7 +20,7 @@ from prefork.engines.error_log import RateLimitedLog
 class LoopContext:
     """WORKER. What every service of a loop is given. `ssl`: arguments for a transport, empty without TLS."""
 
-    station: WorkerContext
+    worker: WorkerContext
     loop: asyncio.AbstractEventLoop
     connections: ConnectionSet
     heartbeat: Heartbeat

@@ -272,19 +272,19 @@ class StreamsService:
     takes_proxy_header = False
 
     def __init__(self, context: LoopContext) -> None:
-        station = context.station
+        worker = context.worker
         self._context = context
-        self.handle = station.app.target
-        self.row = station.rows[0]
-        self.cells = station.rows[0].cells
+        self.handle = worker.app.target
+        self.row = worker.rows[0]
+        self.cells = worker.rows[0].cells
         self.connections = context.connections
         self.heartbeat = context.heartbeat
         self.timers = context.timers
         self.errors = context.errors
         self.loop = context.loop
-        self._idle_s = station.config.idle_timeout_s
-        self._life = station.life
-        self._slow_ns = round(station.config.slow_s * 1e9)
+        self._idle_s = worker.config.idle_timeout_s
+        self._link = worker.link
+        self._slow_ns = round(worker.config.slow_s * 1e9)
         context.heartbeat.oldest = self._oldest
         if self._slow_ns:
             context.heartbeat.on_beat.append(self._report_slow)
@@ -332,7 +332,7 @@ class StreamsService:
         if found:
             connection, took_ns = max(found, key=lambda each: each[1])
             assert connection.task is not None  # it works
-            self._life.slow(connection.text, took_ns / 1e9, stack_of(connection.task), also=len(found) - 1)
+            self._link.slow(connection.text, took_ns / 1e9, stack_of(connection.task), also=len(found) - 1)
 
     def _oldest(self) -> tuple[int, bytes]:
         """Return when the oldest handler began that does not wait for its client, and its mark."""

@@ -59,13 +59,13 @@ class AsgiApp(HttpContext):
     """
 
     def __init__(self, context: LoopContext) -> None:
-        station = context.station
-        super().__init__(station.config)
-        self.log = RequestLog(station, context.errors, self.trusted)
+        worker = context.worker
+        super().__init__(worker.config)
+        self.log = RequestLog(worker, context.errors, self.trusted)
         self.peers = PeerFactory(self.trusted, self.view)
         self._errors = context.errors
-        self.target = station.app.target
-        self.secure = station.terms.tls is not None
+        self.target = worker.app.target
+        self.secure = worker.inherited.tls is not None
         self.connections = context.connections
         self.heartbeat = context.heartbeat
         self.loop = context.loop
@@ -74,15 +74,15 @@ class AsgiApp(HttpContext):
         self.requests: dict[RequestCall, asyncio.Task[None]] = {}
         self.sockets: dict[Call, asyncio.Task[None]] = {}
         self.retire_code = 0
-        self.max_message = station.config.ws_max_message
-        self.pings = station.config.ws_ping_s > 0
-        self.check_ns = round((station.config.ws_ping_s or station.config.idle_timeout_s) * 1e9)
-        self.row = station.rows[0]
-        self._cells = station.rows[0].cells
+        self.max_message = worker.config.ws_max_message
+        self.pings = worker.config.ws_ping_s > 0
+        self.check_ns = round((worker.config.ws_ping_s or worker.config.idle_timeout_s) * 1e9)
+        self.row = worker.rows[0]
+        self._cells = worker.rows[0].cells
         scheme = "https" if self.secure else "http"
         self._scopes = {
-            listener: for_listener(server=_server(listener), scheme=scheme, root_path=station.config.root_path)
-            for listener in station.listeners
+            listener: for_listener(server=_server(listener), scheme=scheme, root_path=worker.config.root_path)
+            for listener in worker.listeners
         }
 
     def view(self, listener: Listener, address: str, port: int) -> Scopes:

@@ -116,10 +116,10 @@ class SlowTasks:
     out: they are meant to last. `requests`: the calls that have not returned, the oldest first.
     """
 
-    def __init__(self, requests: Mapping[RequestCall, asyncio.Task[None]], slow_ns: int, life: MasterLink) -> None:
+    def __init__(self, requests: Mapping[RequestCall, asyncio.Task[None]], slow_ns: int, link: MasterLink) -> None:
         self._requests = requests
         self._slow_ns = slow_ns
-        self._life = life
+        self._link = link
         self._until_ns = 0  # what began before was judged
 
     def look(self) -> None:
@@ -130,7 +130,7 @@ class SlowTasks:
         if found:
             call, task = found[0]
             elapsed_s = (now_ns - call.began_ns) / 1e9
-            self._life.slow(call.text, elapsed_s, stack_of(task), also=len(found) - 1)
+            self._link.slow(call.text, elapsed_s, stack_of(task), also=len(found) - 1)
 
     def _old(self) -> Iterator[tuple[RequestCall, asyncio.Task[None]]]:
         for call, task in self._requests.items():
@@ -146,15 +146,15 @@ class AsgiService:
     takes_proxy_header = True
 
     def __init__(self, context: LoopContext) -> None:
-        station = context.station
+        worker = context.worker
         self._context = context
         self._app = AsgiApp(context)
-        self._proxied = station.config.proxy_protocol
-        self._lifespan = Lifespan(station.app.target, station.app.name, station.log, self._app.state)
+        self._proxied = worker.config.proxy_protocol
+        self._lifespan = Lifespan(worker.app.target, worker.app.name, worker.log, self._app.state)
         context.heartbeat.on_wake.append(self._app.tick)
         context.heartbeat.oldest = self._app.oldest
         if self._app.log.slow_ns < NEVER:
-            context.heartbeat.on_beat.append(SlowTasks(self._app.requests, self._app.log.slow_ns, station.life).look)
+            context.heartbeat.on_beat.append(SlowTasks(self._app.requests, self._app.log.slow_ns, worker.link).look)
 
     def accept(self, sock: socket.socket, listener: Listener, sockaddr: Any, queue_ms: int | None) -> None:
         """Serve a connection that was accepted."""

@@ -104,8 +104,8 @@ class BlockingEngine:
 
     def __init__(self, worker: WorkerContext) -> None:
         app, config = worker.app, worker.config
-        if worker.terms.tls or config.proxy_protocol:
-            what = "--tls-cert" if worker.terms.tls else "--proxy-protocol"
+        if worker.inherited.tls or config.proxy_protocol:
+            what = "--tls-cert" if worker.inherited.tls else "--proxy-protocol"
             raise BootError(f"{what} is for HTTP, but {config.app!r} is a {app.kind} handler; leave it out")
         self._app = app
         self._config = config
@@ -114,7 +114,7 @@ class BlockingEngine:
         self._idle_s = config.idle_timeout_s
         self._slow_ns = round(config.slow_s * 1e9) or NEVER
         self._drains = all(listener.owned for listener in self._listeners)  # the accept queue is ours alone
-        self._life = worker.life
+        self._link = worker.link
         self._log = worker.log
         self._errors = RateLimitedLog(worker.log)
         self._go = threading.Event()  # the master knows that this worker is ready
@@ -145,17 +145,17 @@ class BlockingEngine:
             raise BootError(
                 f"cannot start {len(threads)} threads: {error} (ulimit -u, or the control group's pids)"
             ) from None
-        self._life.ready(self._app.kind, self.name)  # before the first handler, which may end the process
+        self._link.ready(self._app.kind, self.name)  # before the first handler, which may end the process
         self._go.set()
-        while not self._life.retiring:
-            self._life.wait()
+        while not self._link.retiring:
+            self._link.wait()
         self._finish(len(threads))
 
     def _finish(self, left: int) -> None:
         """Wait for the threads, at most for the graceful timeout."""
         until = time.monotonic() + self._config.graceful_timeout_s
         while left and (wait_s := until - time.monotonic()) > 0:
-            if self._life.wait(wait_s, also=self._left):
+            if self._link.wait(wait_s, also=self._left):
                 left -= os.eventfd_read(self._left)
         cut = sum(row.cells[HELD] for row in self._rows)
         if cut:
@@ -171,8 +171,8 @@ class BlockingEngine:
         os.eventfd_write(self._left, 1)
 
     def _serve(self, row: Row, acceptor: Acceptor) -> None:
-        life = self._life
-        while not life.retiring:
+        link = self._link
+        while not link.retiring:
             try:
                 fd, sockaddr = acceptor.take()
             except OSError as error:
@@ -180,7 +180,7 @@ class BlockingEngine:
                 acceptor.ran_out()
                 continue
             self._serve_one(fd, sockaddr, acceptor.family, row)
-        while self._drains and life.stopping:
+        while self._drains and link.stopping:
             try:
                 fd, sockaddr = acceptor.take_queued()
             except BlockingIOError:
@@ -208,7 +208,7 @@ class BlockingEngine:
         """Ask to be replaced after --max-requests; the worker serves on until its successor is ready."""
         if sum(row.cells[COMPLETED] for row in self._rows) >= self._most:
             self._asked_to_leave = True
-            self._life.enough("max-requests")
+            self._link.enough("max-requests")
 
     def _handle_stream(self, sock: _socket.socket, _sockaddr: Any, peer: str, row: Row) -> None:
         before_ns = row.cells[BUSY_NS]
@@ -262,7 +262,7 @@ class BlockingEngine:
         if error.errno in ACCEPT_PAUSE:
             self._errors.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
             time.sleep(ACCEPT_PAUSE_S)
-        elif error.errno not in ACCEPT_IGNORED and not (self._life.stopping and error.errno in QUEUE_EMPTY):
+        elif error.errno not in ACCEPT_IGNORED and not (self._link.stopping and error.errno in QUEUE_EMPTY):
             raise error
 
 

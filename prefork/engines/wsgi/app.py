@@ -7,7 +7,7 @@ import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, TextIO, cast
 
-from prefork.core.log import Outlet
+from prefork.core.log import LogWriter
 from prefork.engines.peer import Peer
 from prefork.http.environ import Environ, Environs, for_connection, for_listener
 from prefork.http.forwarded import UNIX, find_origin
@@ -30,7 +30,7 @@ class ErrorStream(io.TextIOBase):
     """WORKER. Takes any text. What cannot be written is dropped: the log's trouble must not become the request's."""
 
     def __init__(self, fd: int) -> None:
-        self._out = Outlet(fd)
+        self._out = LogWriter(fd)
 
     def writable(self) -> bool:
         """Say yes."""
@@ -58,7 +58,7 @@ class WsgiApp:
         self._context = context
         self._log = log
         self._in_loop = worker.config.threads == 1  # then the loop writes the busy time, once a turn
-        self._sendfile = worker.terms.tls is None
+        self._sendfile = worker.inherited.tls is None
         self.busy_ns = 0
         errors = ErrorStream(worker.log.handler.fd)
         self._environs = {listener: _environ(listener, worker, errors) for listener in worker.listeners}
@@ -127,7 +127,7 @@ def _environ(listener: Listener, worker: WorkerContext, errors: ErrorStream) -> 
     return for_listener(
         name=address[0],
         port=address[1],
-        scheme="https" if worker.terms.tls else "http",
+        scheme="https" if worker.inherited.tls else "http",
         errors=cast("TextIO", errors),
         multithread=config.threads > 1,
         multiprocess=config.workers > 1,

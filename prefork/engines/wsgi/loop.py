@@ -116,11 +116,11 @@ class Reactor:
         self._worker = (
             worker  # with 30 attributes and fewer, Python finds each of them at once (measured: 4 % a request)
         )
-        self._life = worker.life
+        self._link = worker.link
         self._cells = worker.rows[0].cells  # counters of the loop itself; the pool's threads write their own
         self._epoll = select.epoll()
         self._errors = RateLimitedLog(worker.log)
-        self._tls = worker.terms.tls
+        self._tls = worker.inherited.tls
         # The type below socket.socket has all that is needed (measured: 2 us less for a connection), but not for TLS.
         self._socket: type[socket.socket] = socket.socket if self._tls else cast("type[socket.socket]", _socket.socket)
         self._balance = AcceptBalance(worker.board, worker.group, worker.nudge)
@@ -151,18 +151,18 @@ class Reactor:
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
-        for fd in self._life.fds:
+        for fd in self._link.fds:
             self._handlers[fd] = self._handle_signals
             self._epoll.register(fd, select.EPOLLIN)
         if self._pool:
             self._handlers[self._pool.fd] = self._results
             self._epoll.register(self._pool.fd, select.EPOLLIN)
-        self._life.ready(
+        self._link.ready(
             self._worker.app.kind, self.name
         )  # before the first call of the application, which may end the process
         self._acceptor.open()
         self._announce()
-        while not self._life.retiring:
+        while not self._link.retiring:
             self._turn()
         self._retire()
 
@@ -216,7 +216,7 @@ class Reactor:
             cells[BUSY_NS] = self.app.busy_ns
         if self._most and sum(row.cells[COMPLETED] for row in self._worker.rows) >= self._most:
             self._most = 0
-            self._life.enough("max-requests")
+            self._link.enough("max-requests")
 
     # --- connections
 
@@ -298,7 +298,7 @@ class Reactor:
     # --- the end
 
     def _handle_signals(self, fd: int, _now_ns: int) -> None:
-        self._life.attend(fd)
+        self._link.on_readable(fd)
 
     def _retire(self) -> None:
         """Take no more; let everyone have a last response that says so, for at most the graceful timeout."""
@@ -310,7 +310,7 @@ class Reactor:
         for phase in list(self._phases.values()):
             if isinstance(phase, HttpConnection):
                 phase.retire()
-        drained = not (self._drains and self._life.stopping)
+        drained = not (self._drains and self._link.stopping)
         while time.monotonic() < self._until_s:
             drained = drained or self._acceptor.drain()
             if drained and not self._phases and not (self._pool and self._pool.busy):
