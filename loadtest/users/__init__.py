@@ -6,6 +6,7 @@ locust, which monkey-patches the process: nothing but a locustfile may import it
 
 from __future__ import annotations
 
+from loadtest.users import adapter, options, web
 from loadtest.users.fast import FastUser
 from loadtest.users.stream import EchoUser, TalkbackUser, WebSocketUser
 from loadtest.users.web import WebUser

@@ -30,8 +30,7 @@ from locust.event import EventHook
 from locust.exception import StopTest
 from locust.runners import STATE_CLEANUP, STATE_MISSING, MasterRunner, WorkerRunner
 
-from loadtest.generator.account import SCHEMA, Account
-from loadtest.generator.crew import Crew, note, shares
+from loadtest.generator.account import SCHEMA, Account, Crew, note, shares
 from loadtest.generator.failure import cause_of
 from loadtest.generator.recorder import CONNECT, Recorder
 from loadtest.users.options import engine_of, scenario_of

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.generator.account import Account, seconds_of
-from loadtest.generator.crew import Crew
+from loadtest.generator.account import Account, Crew, seconds_of
 from loadtest.generator.link import Batch
 from loadtest.generator.recorder import Recorder
 from prefork.status.histogram import Histogram

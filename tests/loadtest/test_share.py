@@ -8,7 +8,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.generator.crew import Share, note, shares
+from loadtest.generator.account import Share, note, shares
 
 
 @given(whole=st.integers(0, 10_000), users=st.integers(1, 40))
