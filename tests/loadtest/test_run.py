@@ -102,7 +102,7 @@ def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
     assert not [line for line in servers_left() if str(lab.folder) in line]
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_run_by_schedule_shows_both_clocks(lab: Lab) -> None:
     done = lab.run("--server", GOOD, *QUICK, "--rate", "100", "--arrivals", "poisson")
     assert done.returncode == 0, done.stderr

@@ -139,6 +139,7 @@ def test_a_loop_that_is_blocked_shows_where_and_for_whom(serve: Serve) -> None:
         assert browser.response().status == 200
 
 
+@pytest.mark.timing
 def test_lines_are_one_a_second_for_the_whole_server(serve: Serve) -> None:
     server = serve(WEB, "--workers", "2", "--threads", "4", *SLOW)
     began_s = time.monotonic()

@@ -381,7 +381,8 @@ def test_a_broken_version_changes_nothing(start: Start, app: AppWriter, tmp_path
     source, reason = BROKEN[kind]
     path = tmp_path / "pid"
     target = app(SAYS.format("good"))
-    line = start(target, "--workers", "2", "--boot-timeout", "3", "--pid", str(path))
+    patience = "8" if kind == "hangs" else "60"  # the good version that follows has to boot within it, too
+    line = start(target, "--workers", "2", "--boot-timeout", patience, "--pid", str(path))
     line.server.expect_traceback = True
     workers = line.server.worker_pids()
     with Hammer(line.server.address, clients=2, expected=b"good") as hammer:
