@@ -53,8 +53,8 @@ LAYER = {
     for number, layer in enumerate(layers)
     for package in layer
 }
-# A module with one importer is a chapter of that importer, unless it has a reason of its own: it is a command, a format,
-# a part of the master, the door of a package, or pure where its importer is not. No more than this many have one.
+# A module with one importer is a chapter of that importer, unless it has a reason of its own: it is a command, a format
+# or a part of the master, the door of a package, or pure where its importer is not. No more than this many have one.
 MOST_WITH_ONE_IMPORTER = 37
 # What decides, and what is not said so in its docstring.
 PURE = {"prefork.status.histogram", "prefork.master.roster", "prefork.master.policy"}
