@@ -201,7 +201,7 @@ def _merged(histograms: Iterable[Histogram]) -> Histogram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class ProcessAccounts:
     """The accounts of all processes of a run, by process name; empty without a result file."""
 
     accounts: Mapping[str, Account]

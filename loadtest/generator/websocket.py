@@ -50,14 +50,14 @@ _NO_CODE = 1005  # what a close frame without a code stands for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class Handshake:
     """The opening handshake of one client."""
 
     request: bytes
     accept: bytes  # what the server has to make of our key
 
     @classmethod
-    def made(cls, *, path: str, headers: Sequence[str], host: str) -> Opening:
+    def made(cls, *, path: str, headers: Sequence[str], host: str) -> Handshake:
         """Make the handshake for a path. Raises ValueError for a header that belongs to the handshake itself."""
         for line in headers:
             if (name := line.partition(":")[0]).lower() in _OURS:
@@ -190,7 +190,7 @@ class WebSocketLink(RepeatingLink):
 
     __slots__ = ("_came", "_expected", "_mask", "_message", "_messages", "_open", "_opening", "_reply", "connecting")
 
-    def __init__(self, engine: EngineApi, opening: Opening, opcode: int, payload: bytes, exchanges: int = 0) -> None:
+    def __init__(self, engine: EngineApi, opening: Handshake, opcode: int, payload: bytes, exchanges: int = 0) -> None:
         self._mask = secrets.token_bytes(4)
         self._message = frame(opcode, payload, self._mask)
         super().__init__(engine, self._message, exchanges)
@@ -307,7 +307,7 @@ class WebSocketTalk:
     """A client on a blocking socket: `open`, then `echo`. Both raise OSError, and ExchangeError for a wrong answer."""
 
     def __init__(
-        self, connection: socket.socket, opening: Opening, most: int, deadline_s: float = float("inf")
+        self, connection: socket.socket, opening: Handshake, most: int, deadline_s: float = float("inf")
     ) -> None:
         """`most`: the largest message in bytes; `deadline_s`: when to stop waiting, by the monotonic clock."""
         self.began = b""  # how the server's answer began

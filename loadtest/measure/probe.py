@@ -228,7 +228,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class StatusSample:
     """One answer: the counts of every worker, by pid."""
 
     at_ns: int
@@ -276,7 +276,7 @@ class StatusProbe:
         self._path = path
         self._period_s = min(_STATUS_PERIOD_S, window_s / _LOOKS)
         self._due_s = 0.0
-        self._looks: list[Look] = []
+        self._looks: list[StatusSample] = []
         self._trouble = ""
 
     def sample(self) -> None:
@@ -289,7 +289,7 @@ class StatusProbe:
         except StatusError as error:
             self._trouble = str(error)
             return
-        self._looks.append(Look(at_ns=time.monotonic_ns(), workers=workers))
+        self._looks.append(StatusSample(at_ns=time.monotonic_ns(), workers=workers))
 
     @property
     def notes(self) -> list[str]:

@@ -18,7 +18,7 @@ from loadtest.generator.dialer import tls_context
 from loadtest.generator.failure import ExchangeError
 from loadtest.generator.http import Expectation, Response
 from loadtest.generator.lines import GREETING, PREFIX, numbered
-from loadtest.generator.websocket import OPCODES, Opening, WebSocketTalk
+from loadtest.generator.websocket import OPCODES, Handshake, WebSocketTalk
 from loadtest.measure.child import Child, ChildError
 from loadtest.plan import request
 from loadtest.plan.addresses import Address, endpoint
@@ -276,8 +276,8 @@ def _request(load: Load, folder: Path, *, keep_alive: bool = True) -> Request:
     )
 
 
-def _opening(load: Load, host: str) -> Opening:
-    return Opening.made(path=load.path, headers=load.headers, host=host)
+def _opening(load: Load, host: str) -> Handshake:
+    return Handshake.made(path=load.path, headers=load.headers, host=host)
 
 
 def _tls(load: Load, folder: Path) -> ssl.SSLContext:

@@ -30,7 +30,7 @@ from locust.event import EventHook
 from locust.exception import StopTest
 from locust.runners import STATE_CLEANUP, STATE_MISSING, MasterRunner, WorkerRunner
 
-from loadtest.generator.account import SCHEMA, Account, Crew, note, shares
+from loadtest.generator.account import SCHEMA, Account, ProcessAccounts, note, shares
 from loadtest.generator.failure import cause_of
 from loadtest.generator.recorder import CONNECT, Recorder
 from loadtest.users.options import engine_of, scenario_of
@@ -141,7 +141,7 @@ class LocalRecording:
             self.account = self._recorder.account(connections=self.connections, cpu_s=self._cpu_s, wall_s=self._wall_s)
             self._recorder = None
 
-    def finish(self) -> Crew:
+    def finish(self) -> ProcessAccounts:
         """End a run that still goes on; a further Ctrl-C cuts off exchanges in flight. Return what was measured."""
         if self.running:
             logger.info("waiting for the exchanges in flight; another Ctrl-C cuts them off")
@@ -152,7 +152,7 @@ class LocalRecording:
         if self.runner.state == STATE_CLEANUP:  # that stop was interrupted, or we are, in the stop of another greenlet
             self.runner.user_greenlets.kill()
             self.runner.stop()
-        return Crew(accounts={"local": self.account} if self.account else {})
+        return ProcessAccounts(accounts={"local": self.account} if self.account else {})
 
 
 _BEGAN = "prefork-began"
@@ -244,7 +244,7 @@ class MasterRecording:
             self._came.clear()
             self._came.wait(_LOOK_S)
 
-    def finish(self) -> Crew:
+    def finish(self) -> ProcessAccounts:
         """End a run that still goes on. Return what was measured, and the workers that sent no account."""
         try:
             self.runner.stop(send_stop_to_client=False)  # the question for the account stops them
@@ -255,7 +255,7 @@ class MasterRecording:
             for worker, account in self._reports.items()
             if account
         }
-        return Crew(accounts=accounts, lost=tuple(sorted(self._silent())))
+        return ProcessAccounts(accounts=accounts, lost=tuple(sorted(self._silent())))
 
     def _silent(self) -> set[str]:
         return set(self._expected) - set(self._reports)
@@ -273,7 +273,7 @@ class Source(Protocol):
 
     started: bool
 
-    def finish(self) -> Crew:
+    def finish(self) -> ProcessAccounts:
         """End a run that still goes on, and return what was measured."""
 
 
@@ -309,7 +309,7 @@ class ResultWriter:
             return f"no exchange began in the {account.duration_s:g} s that followed the warm-up of {warmup_s:g} s"
         return ""
 
-    def _write(self, crew: Crew, account: Account) -> str:
+    def _write(self, crew: ProcessAccounts, account: Account) -> str:
         """Write the result document in one step, so that a reader finds all of it or nothing.
 
         Return what went wrong.
@@ -344,7 +344,7 @@ class ResultWriter:
         return ""
 
 
-def _loss(crew: Crew) -> str:
+def _loss(crew: ProcessAccounts) -> str:
     """Say which part of what was measured is missing; empty when nothing is."""
     if not crew.lost:
         return ""

@@ -74,7 +74,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         self.address, self.family, self.socket_address = target(self)
         self.share = next(environment.shares)
         self.clients = self.share.part(self.options.connections)
-        self.ledger = Ledger(environment.stats, self.request_type, self.name)
+        self.ledger = BatchedStatistics(environment.stats, self.request_type, self.name)
         self._hinted: set[str] = set()
         if not self.clients:
             raise StopTest(f"--connections {self.options.connections}: fewer than the {self.share.of} users")
@@ -86,7 +86,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
         with closing(get_original("select", "epoll")()) as poller:
             engine = self._engine(poller)
             try:
-                self._run(engine, GiveWay(poller.fileno()))
+                self._run(engine, LoopYield(poller.fileno()))
             finally:
                 engine.report()
                 self.ledger.show()
@@ -96,7 +96,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
                     link.drop()
         raise StopUser
 
-    def _run(self, engine: Engine, give_way: GiveWay) -> None:
+    def _run(self, engine: Engine, give_way: LoopYield) -> None:
         for idle_s in engine.run():
             give_way(idle_s)
             engine.patience_s = PATIENCE_S if self.environment.runner.user_count <= 1 else 0.0
@@ -171,7 +171,7 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
             logger.warning("%s: %s", cause, HINTS[cause])
 
 
-class GiveWay:
+class LoopYield:
     """Lets other greenlets run: for one iteration of gevent's loop, or until the epoll has events or time is up."""
 
     def __init__(self, fd: int) -> None:
@@ -218,7 +218,7 @@ _SHOW_S = 0.25
 _UNIT_NS = 10_000  # in which response times are counted at first: the finest step of locust's keys (fine_bucket)
 
 
-class Ledger:
+class BatchedStatistics:
     """Enters one user's exchanges into locust's statistics, in batches."""
 
     def __init__(self, stats: RequestStats, method: str, name: str) -> None:

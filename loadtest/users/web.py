@@ -20,7 +20,7 @@ from locust.exception import StopTest
 from loadtest.generator.dialer import tls_context
 from loadtest.generator.failure import CLOSED_EARLY, RESET, WRONG_REPLY, ExchangeError, cause_of
 from loadtest.generator.http import Expectation
-from loadtest.generator.websocket import OPCODES, Opening
+from loadtest.generator.websocket import OPCODES, Handshake
 from loadtest.plan import request
 from loadtest.plan.request import Request
 from loadtest.users.options import DEADLINE_S, target, whole
@@ -104,9 +104,9 @@ def expectation_of(options: argparse.Namespace) -> Expectation:
     return Expectation(statuses=request.statuses(options.status), length=length, bodiless=options.method == "HEAD")
 
 
-def opening_of(options: argparse.Namespace, host: str) -> Opening:
+def opening_of(options: argparse.Namespace, host: str) -> Handshake:
     """Return the opening handshake of a client. Raises ValueError for a header that it may not set."""
-    return Opening.made(path=options.path, headers=options.header, host=host)
+    return Handshake.made(path=options.path, headers=options.header, host=host)
 
 
 def tls_of(options: argparse.Namespace) -> ssl.SSLContext:

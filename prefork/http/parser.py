@@ -222,10 +222,10 @@ class RequestParser:
 # Every request that is handed out is complete, with its body, so that who answers it never waits for the client.
 
 
-Whole = tuple[Request | Refusal, BodyBuffer | None]
+CompleteRequest = tuple[Request | Refusal, BodyBuffer | None]
 
 
-class Incoming:
+class RequestQueue:
     """Bytes in, whole requests out.
 
     `reading`: the request whose body is arriving; `received`: bytes of that body so far. `continues`: its client
@@ -237,7 +237,7 @@ class Incoming:
 
     def __init__(self, limits: Limits, fields: FieldTable) -> None:
         self._parser = RequestParser(limits, fields)
-        self._whole: list[Whole] = []
+        self._whole: list[CompleteRequest] = []
         self._body: BodyBuffer | None = None
         self.reading: Request | None = None
         self.received = 0
@@ -245,7 +245,7 @@ class Incoming:
         self.ended = False
         self.quiet = True
 
-    def feed(self, data: bytes) -> Whole | None:
+    def feed(self, data: bytes) -> CompleteRequest | None:
         """Take what the client sent, b"" at its end; return the next whole request, if there is one now."""
         if not data:
             self.ended = True
@@ -260,7 +260,7 @@ class Incoming:
         self.quiet = not self.ended and self.reading is None and self._parser.idle
         return self._whole.pop(0) if self._whole else None
 
-    def take(self) -> Whole:
+    def take(self) -> CompleteRequest:
         """The next whole request, with its body if it has one, or the refusal that ends the connection."""
         return self._whole.pop(0)
 

@@ -44,7 +44,7 @@ _REFUSED = frozenset(
 )  # fmt: skip
 
 
-class Opening:
+class Handshake:
     """A handshake that is in order and waits for the application's word.
 
     `subprotocols`: what the client offers, the one it likes most first.
@@ -87,7 +87,7 @@ class Opening:
         return b"".join(lines), WebSocket(deflate=deflate, max_message_bytes=max_message_bytes)
 
 
-def handshake(request: Request, *, deflate: bool = True) -> Opening | Refusal:
+def handshake(request: Request, *, deflate: bool = True) -> Handshake | Refusal:
     """Judge a request whose `upgrade` is b"websocket". `deflate`: compress messages, if the client can."""
     fields: dict[bytes, list[bytes]] = {_KEY: [], _VERSION: [], _PROTOCOL: [], _EXTENSIONS: []}
     for name, value in request.fields:
@@ -109,7 +109,7 @@ def handshake(request: Request, *, deflate: bool = True) -> Opening | Refusal:
             agreed = websocket_deflate.negotiate(extensions.decode("latin1"))
         except ValueError as error:
             return Refusal(400, f"Sec-WebSocket-Extensions: {quoted(extensions)}: {error}")
-    return Opening(key, [item.decode("ascii") for item in subprotocols], agreed)
+    return Handshake(key, [item.decode("ascii") for item in subprotocols], agreed)
 
 
 def refuse(refusal: Refusal, stamp: bytes) -> bytes:

@@ -22,7 +22,7 @@ from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
 from prefork.http.websocket import WebSocket
-from prefork.http.websocket_handshake import Opening, handshake
+from prefork.http.websocket_handshake import Handshake, handshake
 
 STAMP = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nServer: prefork\r\n\r\n"
 Message: TypeAlias = str | bytes
@@ -53,7 +53,7 @@ def parsed(head: bytes) -> tuple[Request, bytes]:
 def opened(head: bytes, *, deflate: bool = True, subprotocol: str | None = None) -> tuple[bytes, WebSocket]:
     """Answer a handshake."""
     opening = handshake(parsed(head)[0], deflate=deflate)
-    assert isinstance(opening, Opening), opening
+    assert isinstance(opening, Handshake), opening
     return opening.accept(subprotocol, [], STAMP)
 
 

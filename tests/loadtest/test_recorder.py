@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.generator.account import Account, Crew, seconds_of
+from loadtest.generator.account import Account, ProcessAccounts, seconds_of
 from loadtest.generator.link import Batch
 from loadtest.generator.recorder import Recorder
 from prefork.status.histogram import Histogram
@@ -215,7 +215,7 @@ def test_windows_some_milliseconds_apart_are_one() -> None:
 
 
 def test_a_crew_tells_each_process_and_who_is_lost() -> None:
-    crew = Crew(accounts={"one": there_from(0, 2), "two": there_from(1, 2)}, lost=("three",))
+    crew = ProcessAccounts(accounts={"one": there_from(0, 2), "two": there_from(1, 2)}, lost=("three",))
     told = crew.to_result()
     assert [(found["name"], found["completed"], found["duration_s"]) for found in told["processes"]] == [
         ("one", 20, 2.0),
@@ -224,4 +224,4 @@ def test_a_crew_tells_each_process_and_who_is_lost() -> None:
     assert told["lost"] == ["three"]
     assert crew.account is not None
     assert crew.account.to_result()["completed"] == 30
-    assert Crew(accounts={}).account is None
+    assert ProcessAccounts(accounts={}).account is None

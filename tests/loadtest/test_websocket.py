@@ -24,8 +24,8 @@ from loadtest.generator.websocket import (
     PING,
     PONG,
     TEXT,
+    Handshake,
     Messages,
-    Opening,
     close_cause,
     frame,
 )
@@ -33,7 +33,7 @@ from loadtest.generator.websocket import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-OPENING = Opening.made(path="/chat?room=1", headers=("X-One: 1", "Sec-WebSocket-Protocol: chat"), host="h:80")
+OPENING = Handshake.made(path="/chat?room=1", headers=("X-One: 1", "Sec-WebSocket-Protocol: chat"), host="h:80")
 KINDS = st.sampled_from([TEXT, BINARY])
 
 
@@ -57,13 +57,15 @@ def test_the_request_is_a_handshake_with_what_was_asked_for() -> None:
 
 
 def test_no_two_clients_have_one_key() -> None:
-    assert Opening.made(path="/", headers=(), host="h").accept != Opening.made(path="/", headers=(), host="h").accept
+    assert (
+        Handshake.made(path="/", headers=(), host="h").accept != Handshake.made(path="/", headers=(), host="h").accept
+    )
 
 
 @pytest.mark.parametrize("name", ["Upgrade", "sec-websocket-key", "Sec-WebSocket-Extensions"])
 def test_what_is_the_handshakes_own_cannot_be_set(name: str) -> None:
     with pytest.raises(ValueError, match=f"header {name} cannot be set for websocket"):
-        Opening.made(path="/", headers=(f"{name}: x",), host="h")
+        Handshake.made(path="/", headers=(f"{name}: x",), host="h")
 
 
 def test_a_server_of_a_library_agrees() -> None:

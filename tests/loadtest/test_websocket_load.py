@@ -17,7 +17,7 @@ from websockets.asyncio.server import ServerConnection
 
 from loadtest.generator.dialer import Dialer, tls_context
 from loadtest.generator.link import OpenModel, constant
-from loadtest.generator.websocket import BINARY, CLOSE, PING, PONG, TEXT, Opening, WebSocketLink, frame
+from loadtest.generator.websocket import BINARY, CLOSE, PING, PONG, TEXT, Handshake, WebSocketLink, frame
 from loadtest.measure.server import WrongReplyError, check_files, exchange
 from loadtest.plan import addresses
 from loadtest.plan import file as planfile
@@ -45,7 +45,7 @@ SLOW = pytest.mark.slow
 CERTIFICATE = Path(__file__).with_name("certificate.pem")
 ROOT = Path(__file__).parents[2]
 HELLO = b"hello"
-OPENING = Opening.made(path="/chat?room=1", headers=("X-One: 1",), host="h:80")
+OPENING = Handshake.made(path="/chat?room=1", headers=("X-One: 1",), host="h:80")
 AGREED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
     + OPENING.accept

@@ -30,7 +30,7 @@ class LoopContext:
 
     def adopt(self, sock: socket.socket, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         """Make an accepted socket a transport of the loop, with the protocol that `factory` returns."""
-        Adoption(self.loop.connect_accepted_socket(factory, sock, **self.ssl), self._adoption_failed)
+        AcceptedSocket(self.loop.connect_accepted_socket(factory, sock, **self.ssl), self._adoption_failed)
 
     def _adoption_failed(self, error: BaseException) -> None:
         self.connections.lose()
@@ -70,7 +70,7 @@ class Service(Protocol):
         """Shut down, after the last connection."""
 
 
-class Adoption:
+class AcceptedSocket:
     """WORKER. Drives `loop.connect_accepted_socket` without a task (measured: 4 of 41 us a connection)."""
 
     __slots__ = ("_coroutine", "_failed")

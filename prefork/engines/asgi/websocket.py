@@ -28,7 +28,7 @@ from prefork.http.websocket_close import ABNORMAL, INTERNAL_ERROR, NORMAL, Close
 if TYPE_CHECKING:
     from prefork.engines.asgi.app import AsgiApp, AsgiPeer
     from prefork.http.head import Request
-    from prefork.http.websocket_handshake import Opening
+    from prefork.http.websocket_handshake import Handshake
 
 
 # The messages, and their bytes, that wait for the application before the client has to wait.
@@ -37,7 +37,7 @@ _MOST_BYTES = 65536
 _CLOSE_NS = 2_000_000_000  # for the client's Close
 
 
-class SocketInbox:
+class ReceiveQueue:
     """WORKER. Messages that the application has not taken, and how the WebSocket ended.
 
     `news` is set with each message, and at the end. `closed`: how it ended, None until then; the first reason counts.
@@ -120,7 +120,7 @@ class WebSocketConnection(asyncio.Protocol):
     )
 
     def __init__(
-        self, app: AsgiApp, transport: Any, peer: AsgiPeer, request: Request, opening: Opening, rest: bytes
+        self, app: AsgiApp, transport: Any, peer: AsgiPeer, request: Request, opening: Handshake, rest: bytes
     ) -> None:
         """Take over a connection; `rest`: what came behind the handshake's request."""
         self._app = app
@@ -129,7 +129,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._request = request
         self._opening = opening
         self._rest = rest
-        self._inbox = SocketInbox()
+        self._inbox = ReceiveQueue()
         self._ws: WebSocket | None = None  # once the application has accepted
         self._response: AsgiResponse | None = None  # a denial of the application's own
         self._ending = False  # a Close was sent or has come, or there will be no WebSocket

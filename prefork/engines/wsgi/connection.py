@@ -24,7 +24,7 @@ from prefork.errors import CLIENT_GONE, PlainHttpError
 from prefork.http.body import FilePart
 from prefork.http.head import CONTINUE, Request
 from prefork.http.limits import Refusal
-from prefork.http.parser import Incoming, Whole
+from prefork.http.parser import CompleteRequest, RequestQueue
 from prefork.http.response import error_response
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class HttpConnection:
         self.fd = sock.fileno()
         self.peer = peer
         self.state = IDLE
-        self._incoming = Incoming(context.limits, context.fields)
+        self._incoming = RequestQueue(context.limits, context.fields)
         self._call: WsgiCall | None = None
         self._out: PendingWrite | None = None  # what the socket did not take yet
         self._since_ns = 0  # when the body that is arriving began
@@ -203,7 +203,7 @@ class HttpConnection:
 
     # --- the application
 
-    def _answer(self, whole: Whole) -> None:
+    def _answer(self, whole: CompleteRequest) -> None:
         """Begin the response to a request."""
         request, body = whole
         self.state, self.deadline_ns = BUSY, NEVER

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtest.data import provenance
-from loadtest.generator.websocket import CLOSE, NORMAL, TEXT, Opening, frame
+from loadtest.generator.websocket import CLOSE, NORMAL, TEXT, Handshake, frame
 from prefork.core.proc import pss_bytes, rss_bytes
 from tests.support.client import dial, read_exactly
 from tests.support.processes import open_fds
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 APP = f"{ROOT / 'loadtest' / 'peers' / 'asgi_app.py'}:app"
-OPENING = Opening.made(path="/ws", headers=(), host="test")
+OPENING = Handshake.made(path="/ws", headers=(), host="test")
 MASK = b"\1\2\3\4"
 MOST_BYTES_EACH = 20_000
 SPARE_FILES = 100

@@ -16,7 +16,7 @@ import pytest
 from tests.apps.web import BLOCK, HELLO
 from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import dial, read_to_end
-from tests.support.load import Crew, Load
+from tests.support.load import Load, Crew
 from tests.support.processes import alive, children, open_fds
 from tests.support.server import RunningServer
 from tests.support.wait import eventually
@@ -213,7 +213,11 @@ def test_a_stop_waits_for_bodies_and_readers_that_are_on_their_way(serve: Serve)
 
 def test_a_stop_under_load_loses_nobody(serve: Serve) -> None:
     server = serve(WEB, *TWO)
-    with Load(server.address, Crew(clients=6, posts=1, leaves=True), Crew(clients=6, posts=50, leaves=True)) as load:
+    with Load(
+        server.address,
+        Crew(clients=6, posts=1, leaves=True),
+        Crew(clients=6, posts=50, leaves=True),
+    ) as load:
         load.wait_more(200)
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0

@@ -15,7 +15,7 @@ from prefork.http.limits import Refusal
 from prefork.http.response import ResponseError
 from prefork.http.websocket import WebSocket
 from prefork.http.websocket_deflate import negotiate
-from prefork.http.websocket_handshake import Opening, handshake, refuse
+from prefork.http.websocket_handshake import Handshake, handshake, refuse
 from tests.http.websocket_clients import STAMP, parsed
 
 START = b"GET /chat HTTP/1.1\r\nHost: example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -23,13 +23,13 @@ KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 VERSION = b"Sec-WebSocket-Version: 13\r\n"
 
 
-def judged(*lines: bytes, deflate: bool = True) -> Opening | Refusal:
+def judged(*lines: bytes, deflate: bool = True) -> Handshake | Refusal:
     return handshake(parsed(START + b"".join(lines) + b"\r\n")[0], deflate=deflate)
 
 
-def opening(*lines: bytes, deflate: bool = True) -> Opening:
+def opening(*lines: bytes, deflate: bool = True) -> Handshake:
     found = judged(KEY, VERSION, *lines, deflate=deflate)
-    assert isinstance(found, Opening), found
+    assert isinstance(found, Handshake), found
     return found
 
 
@@ -53,7 +53,7 @@ def test_the_answer_is_that_of_the_rfc() -> None:
 def test_what_follows_the_handshake_belongs_to_the_session() -> None:
     request, rest = parsed(START + KEY + VERSION + b"\r\n" + b"\x81\x81\x00\x00\x00\x00x")
     found = handshake(request)
-    assert isinstance(found, Opening)
+    assert isinstance(found, Handshake)
     assert found.accept(None, [], STAMP)[1].feed(rest) == ["x"]
 
 

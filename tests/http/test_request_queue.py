@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from prefork.http.fields import FieldTable
 from prefork.http.head import Request
 from prefork.http.limits import Limits, Refusal
-from prefork.http.parser import Incoming
+from prefork.http.parser import RequestQueue
 
 if TYPE_CHECKING:
-    from prefork.http.parser import Whole
+    from prefork.http.parser import CompleteRequest
 
 GET = b"GET /%d HTTP/1.1\r\nHost: example.org\r\n\r\n"
 POST = b"POST /p HTTP/1.1\r\nHost: example.org\r\nContent-Length: 11\r\n\r\nhello world"
@@ -23,11 +23,11 @@ CHUNKED = (
 )
 
 
-def incoming() -> Incoming:
-    return Incoming(Limits(), FieldTable())
+def incoming() -> RequestQueue:
+    return RequestQueue(Limits(), FieldTable())
 
 
-def drain(found: Incoming, first: Whole | None) -> list[Whole]:
+def drain(found: RequestQueue, first: CompleteRequest | None) -> list[CompleteRequest]:
     all_ = [first] if first else []
     while found.waiting:
         all_.append(found.take())
