@@ -150,7 +150,7 @@ Admit = Callable[[int, Any, Listener], None]
 class EpollAcceptor:
     """WORKER. `admit(descriptor, sockaddr, listener)` gets each connection; `held()` says how many there are.
 
-    `look_ns` is when the loop has to call `maintain`, on its own clock.
+    `check_ns` is when the loop has to call `maintain`, on its own clock.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class EpollAcceptor:
         self._open = False
         self._paused = False
         self._queued = list(self._listeners.values())  # that may still have a queue when the server stops
-        self.look_ns = NEVER
+        self.check_ns = NEVER
 
     def handlers(self) -> dict[int, Callable[[int, int], None]]:
         """What to call with (descriptor, now_ns) when one of these is readable."""
@@ -192,25 +192,25 @@ class EpollAcceptor:
         self._enter()
 
     def maintain(self, now_ns: int) -> None:
-        """Open again if the reason to stay off is gone. Call it in each turn while `look_ns` is not NEVER."""
-        if self._paused and now_ns < self.look_ns:
+        """Open again if the reason to stay off is gone. Call it in each turn while `check_ns` is not NEVER."""
+        if self._paused and now_ns < self.check_ns:
             return
         self._paused = False
-        if self._shared and now_ns >= self.look_ns and self._room():
+        if self._shared and now_ns >= self.check_ns and self._room():
             self._balance.check(self._held(), now_ns, waits=self.waits())
         if self._wanted():
             self._enter()
-        elif now_ns >= self.look_ns:
-            self.look_ns = now_ns + OFF_NS
+        elif now_ns >= self.check_ns:
+            self.check_ns = now_ns + OFF_NS
 
     def waits(self) -> bool:
         """Whether a connection waits at this moment."""
         return bool(self._look.poll(0))
 
-    def shut(self) -> None:
+    def stop_accepting(self) -> None:
         """Take nothing any more."""
         self._leave()
-        self.look_ns = NEVER
+        self.check_ns = NEVER
 
     def drain(self) -> bool:
         """Take what the kernel has accepted for a server that stops; False if that has to be tried again."""
@@ -248,7 +248,7 @@ class EpollAcceptor:
                     raise
         if not self._wanted():
             self._leave()
-            self.look_ns = now_ns + OFF_NS
+            self.check_ns = now_ns + OFF_NS
             if self._shared and self.waits():
                 self._balance.nudge()
         elif self._shared:
@@ -271,10 +271,10 @@ class EpollAcceptor:
         self._errors.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
         self._leave()
         self._paused = True
-        self.look_ns = now_ns + _PAUSE_NS
+        self.check_ns = now_ns + _PAUSE_NS
 
     def _enter(self) -> None:
-        self.look_ns = NEVER
+        self.check_ns = NEVER
         if not self._open:
             self._open = True
             for fd in self._fds:

@@ -50,22 +50,22 @@ AppView = TypeVar("AppView")
 
 
 class Peer(Generic[AppView]):
-    """WORKER. The other end of an HTTP connection. `text` is for people, `told` is what the application sees of it.
+    """WORKER. The other end of an HTTP connection. `text` is for people, `app_view` is what the application sees of it.
 
     `address` is `unix:` on a Unix socket. `trusted`: what it says of others is believed. `queue_ms`: how long the
     connection waited to be taken, until that is logged with its first request; None if it is not known. `mark`: what
     the scoreboard is to say of its request, with that `method` and `target`.
     """
 
-    __slots__ = ("_lead", "address", "mark", "method", "port", "queue_ms", "target", "text", "told", "trusted")
+    __slots__ = ("_lead", "address", "app_view", "mark", "method", "port", "queue_ms", "target", "text", "trusted")
 
-    def __init__(self, text: str, address: str, port: int, told: AppView, *, trusted: bool) -> None:
+    def __init__(self, text: str, address: str, port: int, app_view: AppView, *, trusted: bool) -> None:
         self.text = text
         self._lead = lead(text)
         self.method, self.target, self.mark = "", b"", b""
         self.address = address
         self.port = port
-        self.told = told
+        self.app_view = app_view
         self.trusted = trusted
         self.queue_ms: int | None = None
 

@@ -109,7 +109,7 @@ _STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
 
 class MasterLink:
-    """WORKER. `told`: the master's TERM has come."""
+    """WORKER. `told_to_retire`: the master's TERM has come."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class MasterLink:
         self._inbox = SignalInbox([signal.SIGTERM, signal.SIGUSR1])
         # What an event loop adds to the stacks of the threads: those of its tasks, and whom the one serves that runs.
         self.tasks: Callable[[], tuple[list[tuple[str, str]], str]] = _no_tasks
-        self.told = False
+        self.told_to_retire = False
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for signum in NOT_OURS:
             ignore(signum)
@@ -139,7 +139,7 @@ class MasterLink:
     @property
     def retiring(self) -> bool:
         """True if this worker is to finish what is in flight and leave."""
-        return self.told or self.stopping
+        return self.told_to_retire or self.stopping
 
     @property
     def stopping(self) -> bool:
@@ -195,8 +195,8 @@ class MasterLink:
         came = self._inbox.take()
         if signal.SIGUSR1 in came:
             self._reopen()
-        if signal.SIGTERM in came and not self.told:
-            self.told = True
+        if signal.SIGTERM in came and not self.told_to_retire:
+            self.told_to_retire = True
             self._title("draining")
 
     def slow(self, serving: str, elapsed_s: float, stack: str, *, also: int) -> None:

@@ -78,7 +78,7 @@ class Worker:
         try:
             app = self.app or self.inherited.load(self.config.app, self.config.interface)
             link.handle_signals()
-            if link.told:
+            if link.told_to_retire:
                 return 0  # told to stop while the app was loaded
             self.inherited.hooks.worker_started(place)
             listeners = own_share(self.listeners, self.slot, everything=link.stopping)

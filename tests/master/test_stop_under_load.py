@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.client import Outcome
-from tests.support.load import Load, Crew
+from tests.support.load import Crew, Load
 
 if TYPE_CHECKING:
     from tests.conftest import Serve

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.client import exchange
-from tests.support.load import Load, Crew, fresh
+from tests.support.load import Crew, Load, fresh
 from tests.support.processes import children, stat
 from tests.support.story import events
 from tests.support.wait import eventually

@@ -78,7 +78,7 @@ class LoopAcceptor:
     def close(self) -> None:
         """Stop accepting; the listeners stay open."""
         self._loop.remove_reader(self._epoll.fileno())
-        self._acceptor.shut()
+        self._acceptor.stop_accepting()
         self._arm()
 
     def on_change(self, held: int) -> None:
@@ -87,7 +87,7 @@ class LoopAcceptor:
         On a shared listener every loop wakes for a connection, and the fastest one would take nearly all. So a worker
         that is ahead of the others waits for its time.
         """
-        if self._acceptor.look_ns != NEVER and (not self._balance.ahead(held) or self._acceptor.waits()):
+        if self._acceptor.check_ns != NEVER and (not self._balance.ahead(held) or self._acceptor.waits()):
             self._tend()
 
     def drain(self) -> bool:
@@ -109,8 +109,8 @@ class LoopAcceptor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._acceptor.look_ns != NEVER:
-            left_s = (self._acceptor.look_ns - monotonic_ns()) / 1e9
+        if self._acceptor.check_ns != NEVER:
+            left_s = (self._acceptor.check_ns - monotonic_ns()) / 1e9
             self._timer = self._loop.call_later(max(0.0, left_s), self._tend)
 
     def _tend(self) -> None:

@@ -172,7 +172,7 @@ class HttpConnection(asyncio.Protocol):
         if not hasattr(self, "peer"):
             self.peer = app.peers.of(self._listener, transport.get_extra_info("peername") or ("", 0))  # or it has left
         if app.secure:
-            self.peer.told.secure(tls_facts(transport))
+            self.peer.app_view.secure(tls_facts(transport))
         app.connections.join(self)
         self._until(monotonic_ns() + app.header_ns)
 
@@ -288,7 +288,7 @@ class HttpConnection(asyncio.Protocol):
         app = self._app
         peer = self.peer
         self.deadline_ns = NEVER
-        scope = peer.told.of(request, app.state)
+        scope = peer.app_view.of(request, app.state)
         if peer.trusted:
             app.see_through(peer, request, scope)
         cycle = RequestResponseCycle(app, self, peer, request, scope)
@@ -354,7 +354,7 @@ class HttpConnection(asyncio.Protocol):
         socket = WebSocketConnection(app, self._transport, peer, request, opening, rest)
         self._transport.set_protocol(socket)
         app.connections.replace(self, socket)
-        scope = peer.told.of(request, app.state)
+        scope = peer.app_view.of(request, app.state)
         if peer.trusted:
             app.see_through(peer, request, scope)
         app.begin_socket(socket)

@@ -69,7 +69,7 @@ class WsgiApp:
 
     def call(self, peer: WsgiPeer, request: Request, body: BodyBuffer | None) -> WsgiCall:
         """The application's answer to one request, not begun yet."""
-        environ = peer.told.of(request, body)
+        environ = peer.app_view.of(request, body)
         if peer.trusted:
             self._see_through(peer, request, environ)
         call = WsgiCall(self._app, environ, request, self._context.stamp, body, self._sendfile)

@@ -189,7 +189,7 @@ class Reactor:
         if now_ns >= self.deadlines.next_ns():
             for late in self.deadlines.due(now_ns):
                 late.expire()
-        if self._acceptor.look_ns != NEVER:
+        if self._acceptor.check_ns != NEVER:
             self._acceptor.maintain(now_ns)
         self._flush()
 
@@ -201,7 +201,7 @@ class Reactor:
         """Return how long to wait for events: until the next deadline."""
         if self._later:
             return 0.0
-        until_ns = min(self.deadlines.next_ns(), self._acceptor.look_ns)
+        until_ns = min(self.deadlines.next_ns(), self._acceptor.check_ns)
         left_s = (until_ns - self._clock_ns()) / 1e9
         return max(0.0, min(left_s, self._until_s - time.monotonic() if self._until_s else 3600.0))
 
@@ -303,7 +303,7 @@ class Reactor:
     def _retire(self) -> None:
         """Take no more; let everyone have a last response that says so, for at most the graceful timeout."""
         self.context.drain()
-        self._acceptor.shut()
+        self._acceptor.stop_accepting()
         self._announce()
         graceful_s = self._worker.config.graceful_timeout_s
         self._until_s = time.monotonic() + graceful_s

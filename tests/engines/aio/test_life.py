@@ -21,7 +21,7 @@ from tests.support.client import (
     talkback_reply,
 )
 from tests.support.control import Place
-from tests.support.load import Load, Crew, faithful, fresh
+from tests.support.load import Crew, Load, faithful, fresh
 from tests.support.processes import session_members
 from tests.support.server import APPS
 from tests.support.wait import eventually

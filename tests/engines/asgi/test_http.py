@@ -17,7 +17,7 @@ from tests.engines.wsgi.test_serving import CONTINUE, ON_ASYNCIO, ON_UVLOOP, ONE
 from tests.engines.wsgi.test_slow_clients import rss_kib, wait_idle
 from tests.support.client import abort, dial, exchange, read_exactly, read_to_end
 from tests.support.control import Place
-from tests.support.load import Load, Crew
+from tests.support.load import Crew, Load
 from tests.support.wait import eventually
 from tests.support.web import ASGI, Browser, fetch, request
 

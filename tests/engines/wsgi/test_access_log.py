@@ -12,7 +12,7 @@ import pytest
 
 from tests.apps.web import BLOCK, HELLO
 from tests.support.client import exchange, read_exactly
-from tests.support.load import Load, Crew
+from tests.support.load import Crew, Load
 from tests.support.processes import open_fds
 from tests.support.server import run
 from tests.support.wait import eventually

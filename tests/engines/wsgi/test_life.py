@@ -16,7 +16,7 @@ import pytest
 from tests.apps.web import BLOCK, HELLO
 from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import dial, read_to_end
-from tests.support.load import Load, Crew
+from tests.support.load import Crew, Load
 from tests.support.processes import alive, children, open_fds
 from tests.support.server import RunningServer
 from tests.support.wait import eventually
