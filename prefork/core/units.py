@@ -28,11 +28,6 @@ def count(text: str, *, least: int = 1, most: int = COUNT_MOST) -> int:
     return number
 
 
-def count_or_none(text: str) -> int | None:
-    """A whole number from 0 up; 0 is no limit."""
-    return count(text, least=0) or None
-
-
 def duration(text: str) -> float:
     """Seconds of `30`, `30s`, `500ms`, `2m`, `1h`."""
     if not (match := _DURATION.fullmatch(text.strip())):

@@ -46,7 +46,7 @@ GONE = 8  # connections whose client left while it was being served
 BYTES_IN = 9
 BYTES_OUT = 10
 BUSY_NS = 11  # time inside units of work; of an event loop, what its thread has used of a processor
-TOOK_NS = 12  # sum of what the histogram counts, where that is not BUSY_NS
+TOOK_NS = 12  # sum of what the histogram counts
 HEARTBEAT = 13  # when an asyncio loop last had a turn (ns), 0 = there is none
 REFUSED = 14  # requests that the server answered itself, with 4xx or 5xx
 TIMED_OUT = 15  # requests or responses of which the rest did not come, or was not read, in time
@@ -151,7 +151,7 @@ class Scoreboard:
         merged = Histogram(ARRAY_DIGITS)
         for thread in range(self.threads):
             cells = self.row(group, thread).cells
-            merged.merge(Histogram.from_array(cells[HISTOGRAM:], sum_ns=cells[TOOK_NS] or cells[BUSY_NS]))
+            merged.merge(Histogram.from_array(cells[HISTOGRAM:], sum_ns=cells[TOOK_NS]))
         return merged
 
     def queue_waits(self, group: int) -> list[int]:

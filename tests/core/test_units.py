@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.core.units import count, count_or_none, duration, positive_duration, size, switch, umask
+from prefork.core.units import count, duration, positive_duration, size, switch, umask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PARSERS = (count, count_or_none, duration, positive_duration, size)
+PARSERS = (count, duration, positive_duration, size)
 NOT_PLAIN = (
     "", " ", "-1", "+1", "1_000", "1e3", "0x10", "1,5", "nan", "inf", "infinity", "four", "1 2", "1\n2",
     "\u0663",  # an Arabic-Indic three, which int() reads
@@ -42,7 +42,7 @@ def test_digits_of_other_scripts_signs_and_underscores_are_refused(parse: Callab
 
 @given(number=st.integers(1, 999_999_999))
 def test_a_count_is_read_as_written(number: int) -> None:
-    assert count(str(number)) == count_or_none(str(number)) == number
+    assert count(str(number)) == number
 
 
 def test_a_count_has_a_least_value() -> None:
@@ -53,16 +53,10 @@ def test_a_count_has_a_least_value() -> None:
         count("2", least=3)
 
 
-def test_zero_is_no_limit() -> None:
-    assert count_or_none("0") is None
-    assert count_or_none("000") is None
-
-
-@pytest.mark.parametrize("parse", [count, count_or_none])
-def test_a_count_that_is_too_large_is_not_called_something_else(parse: Callable[[str], object]) -> None:
+def test_a_count_that_is_too_large_is_not_called_something_else() -> None:
     """4294967296 is a whole number: the sentence must say that it is too large."""
     with pytest.raises(ValueError, match=r"'4294967296' is too (large|big)"):
-        parse("4294967296")
+        count("4294967296")
 
 
 @given(ms=st.integers(0, 2400))
