@@ -215,8 +215,9 @@ def test_a_server_that_never_starts_ends_the_wait(tmp_path: Path, monkeypatch: p
 # --- what looking again and again costs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [CALM, USUAL, ROUGH], ids=["calm", "usual", "rough"])
-@pytest.mark.parametrize("until", [0.01, pytest.param(0.03, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("until", [0.01, 0.03])
 def test_stopping_when_it_is_narrow_claims_hardly_more(machine: Machine, until: float) -> None:
     """1,000 simulated sessions of 6 to 30 cycles, seeded: 1 in 100 claims with the noise floor, 5 to 10 without."""
     chance = random.Random(7)
