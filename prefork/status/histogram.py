@@ -157,16 +157,6 @@ class Histogram:
             seen += count
         return found + [seen] * (len(limits_ns) - len(found))
 
-    def quantile_interval(self, q: float) -> tuple[int, int] | None:
-        """The 95 % interval in ns of the quantile `q` by order statistics; None if n is too small (see `estimable`).
-
-        It describes one run whose samples are independent; runs vary more among themselves than this tells.
-        """
-        if not estimable(q, self.n):
-            return None
-        low, high = self._at_ranks(list(_interval_ranks(q, self.n)))
-        return low, high
-
     def to_json(self) -> dict[str, object]:
         """A dict for `json.dumps`: digits, n, sum_ns, min_ns, max_ns, and `buckets` as sorted [index, count] pairs."""
         return {
@@ -251,31 +241,6 @@ def _whole(document: Mapping[str, object], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"not a histogram: {key!r} is {value!r}, not a whole number from 0")
     return value
-
-
-def _interval_ranks(q: float, n: int) -> tuple[int, int]:
-    """Ranks low < high of n samples between which the quantile `q` lies with at least 95 % confidence.
-
-    The number of samples below the quantile is binomial. Small variances are summed exactly; from 1,000 on the normal
-    approximation is off by less than one rank, so one is added on each side.
-    """
-    mean, variance = n * q, n * q * (1 - q)
-    reach = math.sqrt(variance)
-    if variance > 1000:
-        return math.floor(mean - 1.96 * reach) - 1, math.ceil(mean + 1.96 * reach) + 2
-    odds = math.log(q) - math.log1p(-q)
-    start = max(0, math.floor(mean - 8 * reach) - 8)  # what lies further out weighs less than 10^-12
-    chance = math.lgamma(n + 1) - math.lgamma(start + 1) - math.lgamma(n - start + 1)
-    chance += start * math.log(q) + (n - start) * math.log1p(-q)
-    below, k, low = 0.0, start, 1
-    while True:
-        below += math.exp(chance)  # the chance that at most k samples are below the quantile
-        if below <= 0.025:
-            low = k + 1
-        if below >= 0.975 or k == n - 1:
-            return low, k + 1
-        chance += odds + math.log(n - k) - math.log(k + 1)
-        k += 1
 
 
 # --- How long connections waited to be taken, from the counts of the scoreboard (scoreboard.queue_bucket). Pure.
