@@ -15,8 +15,10 @@ come to its end is "unfinished".
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +104,7 @@ def _request(said: dict[str, object]) -> Seen:
     )
 
 
-def read_cases(kind: str) -> list[Case]:
-    """The cases of one folder, by name."""
+@functools.cache
+def read_cases(kind: str) -> Sequence[Case]:
+    """Read the cases of one folder, in the order of their names."""
     return [read_case(path) for path in sorted((FOLDER / kind).glob("*.http"))]
