@@ -289,11 +289,11 @@ class ResultWriter:
 
     def on_quitting(self, **_: object) -> None:
         """Write the result of the last run, if there was one: a web page that nobody used is no failure."""
-        crew = self.source.finish()
+        processes = self.source.finish()
         if not self.source.started:
             return
-        account = crew.account
-        flaws = [_loss(crew), self._emptiness(account), self._write(crew, account) if account else ""]
+        account = processes.account
+        flaws = [_loss(processes), self._emptiness(account), self._write(processes, account) if account else ""]
         for flaw in filter(None, flaws):
             logger.error(flaw)
             self.environment.process_exit_code = self.environment.process_exit_code or NOTHING_MEASURED
@@ -309,7 +309,7 @@ class ResultWriter:
             return f"no exchange began in the {account.duration_s:g} s that followed the warm-up of {warmup_s:g} s"
         return ""
 
-    def _write(self, crew: ProcessAccounts, account: Account) -> str:
+    def _write(self, processes: ProcessAccounts, account: Account) -> str:
         """Write the result document in one step, so that a reader finds all of it or nothing.
 
         Return what went wrong.
@@ -327,7 +327,7 @@ class ResultWriter:
                 "cpu_s": account.cpu_s,
                 "wall_s": account.wall_s,
                 "max_gap_s": None if account.gap_ns is None else account.gap_ns / 1e9,
-                **crew.to_result(),
+                **processes.to_result(),
             },
             "scenario": "+".join(sorted(scenarios)),
             "address": self.environment.host,
@@ -344,12 +344,14 @@ class ResultWriter:
         return ""
 
 
-def _loss(crew: ProcessAccounts) -> str:
+def _loss(processes: ProcessAccounts) -> str:
     """Say which part of what was measured is missing; empty when nothing is."""
-    if not crew.lost:
+    if not processes.lost:
         return ""
-    count = f"{len(crew.lost)} of {len(crew.lost) + len(crew.accounts)} workers"
-    return f"{count} ended without telling what they measured, which is missing in the result: {', '.join(crew.lost)}"
+    count = f"{len(processes.lost)} of {len(processes.lost) + len(processes.accounts)} workers"
+    return (
+        f"{count} ended without telling what they measured, which is missing in the result: {', '.join(processes.lost)}"
+    )
 
 
 _READY_S = 30.0  # until a worker has been made

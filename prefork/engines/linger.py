@@ -8,7 +8,7 @@ kernel had the response, and not more than LINGER_BYTES (RFC 9112 9.6). Then the
 A response that was cut must not look complete where the end of the connection is the end of the body. There the close
 is made a reset on purpose: SO_LINGER with a time of 0 (socket(7)).
 
-One policy, three drivers: `close` for a thread and its blocking socket, `LingeringClose` for an epoll loop,
+One policy, three drivers: `close` for a thread and its blocking socket, `LingeringSocket` for an epoll loop,
 `LingeringTransport` for an asyncio transport. A transport under TLS needs none: its own close sends the end that TLS
 has, and reads on until the client's.
 """
@@ -88,7 +88,7 @@ def _linger(sock: _socket.socket) -> None:
 # --- of a non-blocking socket in an epoll loop
 
 
-class LingeringClose:
+class LingeringSocket:
     """WORKER. Stands for the client in an epoll loop. `now_ns` is the loop's clock; `forget(this)` precedes the close.
 
     `deadline_ns`, `watched_ns` and `entry` are for engines/timers.py.
@@ -96,7 +96,7 @@ class LingeringClose:
 
     __slots__ = ("_forget", "_left", "_sock", "deadline_ns", "entry", "fd", "watched_ns")
 
-    def __init__(self, sock: socket.socket, now_ns: int, forget: Callable[[LingeringClose], None]) -> None:
+    def __init__(self, sock: socket.socket, now_ns: int, forget: Callable[[LingeringSocket], None]) -> None:
         """Send the end of our sending. Raises OSError if the client is gone already."""
         self._sock = sock
         self._forget = forget

@@ -26,7 +26,7 @@ from prefork.master.history import History
 from prefork.master.observer import Observer
 from prefork.master.policy import Policy
 from prefork.master.resources import Resources
-from prefork.master.upgrade import Successor, Taken, Upgrade
+from prefork.master.upgrade import Successor, SuccessorReady, Upgrade
 from prefork.master.workers import Workers
 from prefork.status.scoreboard import STOPPING
 
@@ -206,8 +206,8 @@ class Lifecycle(Observer):
         now_s = time.monotonic()
         if self._successor and self._successor.granted():
             self._take_over(self._successor)
-        if taken := self.upgrade.step(now_s):
-            self._hand_over(taken)
+        if ready := self.upgrade.step(now_s):
+            self._hand_over(ready)
         if now_s >= self._policy.leaves_s:
             self.stop("--lame-duck is over")
         return min(self.upgrade.wake_s, self.notifier.tick(now_s), self._policy.leaves_s)
@@ -254,18 +254,18 @@ class Lifecycle(Observer):
         except OSError as error:  # no process, memory or descriptor left: whatever it is, it is no reason to stop
             self._log.error("upgrade failed", reason=f"cannot fork: {error.strerror}", serving="the old version")
 
-    def _hand_over(self, taken: Taken) -> None:
+    def _hand_over(self, ready: SuccessorReady) -> None:
         """The new master is ready: give it what it took, keep what it has no use for, and stop."""
         self._close_to_operators()  # first: the new one may make its control socket at the same place
         if not self.upgrade.grant():
             self._open_to_operators()
             return
         for listener in list(self._listeners):
-            if listener.sock.fileno() in taken.fds:
+            if listener.sock.fileno() in ready.fds:
                 self._listeners.remove(listener)
                 listener.close()
-        self._admin.hand_over(taken.fds)
-        if self._resources.pidfile is not None and self._resources.pidfile.fd in taken.fds:
+        self._admin.hand_over(ready.fds)
+        if self._resources.pidfile is not None and self._resources.pidfile.fd in ready.fds:
             self._resources.hand_over_pidfile()
         self.stop("upgrade")
 

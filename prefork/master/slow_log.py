@@ -36,7 +36,7 @@ _ENDED = "it ended before its stack was taken"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class StackRequest:
     """A worker that has been asked for its stacks, for the sake of one unit of work, or of its loop."""
 
     worker: WorkerHandle
@@ -61,7 +61,7 @@ class SlowLog(Observer):
     ask: Callable[[WorkerHandle], None]
     _wake_s: float = 0.0
     _seen: dict[tuple[int, int], int] = field(default_factory=dict)  # by pid and thread: the last one that was slow
-    _asked: Asked | None = None
+    _request: StackRequest | None = None
     _next_s: float = 0.0  # when a line may be written again
     _also: int = 0  # units that were slow and got no line
 
@@ -81,8 +81,8 @@ class SlowLog(Observer):
         """Ask one slow worker for its stacks; return when to check again."""
         if not self.slow_s or now_s < self._wake_s:
             return self._wake_s if self.slow_s else _NEVER
-        if self._asked and now_s >= self._asked.until_s:
-            self._report(self._asked, now_s, reason=_MUTE)
+        if self._request and now_s >= self._request.until_s:
+            self._report(self._request, now_s, reason=_MUTE)
         wakes = [now_s + max(self.slow_s, _LEAST_S)]
         live = set()
         for worker in self.roster:
@@ -90,8 +90,8 @@ class SlowLog(Observer):
                 wakes += [self._check_work(worker, work, now_s) for work in self.board.work(worker.group)]
             live.add(worker.pid)
         self._seen = {key: began_ns for key, began_ns in self._seen.items() if key[0] in live}
-        if self._asked:
-            wakes.append(self._asked.until_s)
+        if self._request:
+            wakes.append(self._request.until_s)
         self._wake_s = min(wakes)
         return self._wake_s
 
@@ -111,7 +111,7 @@ class SlowLog(Observer):
         if self._full(now_s):
             self._also += 1
         else:
-            self._asked = Asked(worker=worker, work=work, until_s=now_s + _STACKS_WAIT_S)
+            self._request = StackRequest(worker=worker, work=work, until_s=now_s + _STACKS_WAIT_S)
             self.ask(worker)
         return _NEVER
 
@@ -132,35 +132,41 @@ class SlowLog(Observer):
                     elapsed=f"{said['elapsed_s']:.2f}s",
                     detail=application(said["stack"]),
                 )
-        elif message.kind == Kind.STACKS and self._asked and message.worker is self._asked.worker:
-            asked = self._asked
-            cells = self.board.row(asked.worker.group, asked.work.thread).cells
-            if cells[HEARTBEAT if asked.work.heartbeat_ns else SINCE] != asked.began_ns:
-                self._report(asked, now_s, reason=_ENDED)
+        elif message.kind == Kind.STACKS and self._request and message.worker is self._request.worker:
+            request = self._request
+            cells = self.board.row(request.worker.group, request.work.thread).cells
+            if cells[HEARTBEAT if request.work.heartbeat_ns else SINCE] != request.began_ns:
+                self._report(request, now_s, reason=_ENDED)
                 return
             text = said["text"]
-            stack = thread(text, f"serve-{asked.work.thread}") or thread(text, "MainThread") or text
-            self._report(asked, now_s, current=said.get("current"), stack=application(stack))
+            stack = thread(text, f"serve-{request.work.thread}") or thread(text, "MainThread") or text
+            self._report(request, now_s, current=said.get("current"), stack=application(stack))
 
     def _report(
-        self, asked: Asked, now_s: float, *, reason: str | None = None, current: str | None = None, stack: str = ""
+        self,
+        request: StackRequest,
+        now_s: float,
+        *,
+        reason: str | None = None,
+        current: str | None = None,
+        stack: str = "",
     ) -> None:
         """Log what is known of a unit of work, or of a loop that stands still and its `current` request."""
-        self._asked = None
-        loop = asked.work.heartbeat_ns
+        self._request = None
+        loop = request.work.heartbeat_ns
         self._write(
             "event loop blocked" if loop else "slow request",
-            asked.worker,
+            request.worker,
             now_s,
-            serving=(current if loop else asked.work.text) or None,
-            elapsed=f"{now_s - asked.began_ns / 1e9:.2f}s",
+            serving=(current if loop else request.work.text) or None,
+            elapsed=f"{now_s - request.began_ns / 1e9:.2f}s",
             reason=reason,
             detail=stack,
         )
 
     def _full(self, now_s: float) -> bool:
         """True if the line of this second is taken."""
-        return self._asked is not None or now_s < self._next_s
+        return self._request is not None or now_s < self._next_s
 
     def _write(self, event: str, worker: WorkerHandle, now_s: float, **facts: str | None) -> None:
         self.log.warning(event, **worker.identity, also=self._also or None, **facts)

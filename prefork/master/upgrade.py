@@ -158,7 +158,7 @@ _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class SuccessorReady:
     """The new master is ready, and has these descriptors of ours in use."""
 
     pid: int
@@ -258,12 +258,12 @@ class Upgrade:
         """What is readable when the new master has sent a message."""
         return [self._channel.fileno()] if self._channel is not None else []
 
-    def step(self, now_s: float) -> Taken | None:
+    def step(self, now_s: float) -> SuccessorReady | None:
         """Read the new master's message, and keep its deadlines. Returns what to hand over, when it is ready."""
         message = self._read_message()
         if message and not self._reason:
             if message["ready"]:
-                return Taken(self.successor or 0, frozenset(message["took"]))
+                return SuccessorReady(self.successor or 0, frozenset(message["took"]))
             self._reason = str(message["reason"])
         if self.running and now_s >= self._until_s:
             if self._reason:

@@ -17,7 +17,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.engines.linger import LingeringClose, reset_at_close, unread
+from prefork.engines.linger import LingeringSocket, reset_at_close, unread
 from prefork.engines.timers import NEVER
 from prefork.engines.wsgi.phases import Host
 from prefork.errors import CLIENT_GONE, PlainHttpError
@@ -328,7 +328,7 @@ class HttpConnection:
     def _linger(self) -> None:
         """Close, but so that the client can read its last response, whatever it still sends."""
         try:
-            lingering = LingeringClose(self._sock, self._loop.now_ns, self._loop.forget)
+            lingering = LingeringSocket(self._sock, self._loop.now_ns, self._loop.forget)
         except OSError:
             self.close()  # reset meanwhile: nobody reads it
             return

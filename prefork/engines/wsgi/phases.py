@@ -1,7 +1,7 @@
 """WORKER. The phases of a connection in the epoll loop, and the one before HTTP: the PROXY header of a load balancer.
 
 The phases of a connection follow each other in the loop under one descriptor: PreHttp, HttpConnection (connection.py),
-LingeringClose (engines/linger.py).
+LingeringSocket (engines/linger.py).
 """
 
 from __future__ import annotations
