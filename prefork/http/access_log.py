@@ -70,8 +70,15 @@ def _combined(
     if (who + what + referer + agent).translate(None, _SAFE):  # one look at all four
         who, what, referer, agent = (_UNSAFE.sub(_escape, text) for text in (who, what, referer, agent))
     return b'%b - - [%b] "%b" %d %d "%b" "%b" %d\n' % (
-        who, time.encode("ascii"), what, status, sent, referer, agent, duration_us,
-    )  # fmt: skip
+        who,
+        time.encode("ascii"),
+        what,
+        status,
+        sent,
+        referer,
+        agent,
+        duration_us,
+    )
 
 
 def _json(

@@ -52,9 +52,21 @@ class Request:
     """
 
     __slots__ = (
-        "authority", "chunked", "complete", "content_length", "expects_continue", "fields", "keep_alive", "method",
-        "minor", "path", "plain", "query", "target", "upgrade",
-    )  # fmt: skip
+        "authority",
+        "chunked",
+        "complete",
+        "content_length",
+        "expects_continue",
+        "fields",
+        "keep_alive",
+        "method",
+        "minor",
+        "path",
+        "plain",
+        "query",
+        "target",
+        "upgrade",
+    )
     fields: list[Field]  # set once the head is complete
 
     def __init__(self, method: str, target: bytes, path: bytes, query: bytes, authority: bytes, minor: int) -> None:

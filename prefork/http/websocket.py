@@ -110,9 +110,19 @@ class WebSocket:
     """
 
     __slots__ = (
-        "_begun", "_deflate", "_legal", "_max", "_message", "_need", "_rest", "_room", "_unmask", "_unpacked", "owed",
+        "_begun",
+        "_deflate",
+        "_legal",
+        "_max",
+        "_message",
+        "_need",
+        "_rest",
+        "_room",
+        "_unmask",
+        "_unpacked",
+        "owed",
         "state",
-    )  # fmt: skip
+    )
 
     def __init__(self, *, deflate: Deflate | None = None, max_message_bytes: int = MOST_MESSAGE) -> None:
         self.state = OPEN

@@ -39,9 +39,19 @@ _HEAD = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: 
 _MEANING: Final = {b"date": DATE, b"server": SERVER}
 # The handshake's own fields, and what no 101 may have (RFC 9110 7.8, 8.6).
 _REFUSED = frozenset(
-    {b"connection", b"upgrade", b"content-length", b"transfer-encoding", b"trailer", b"keep-alive",
-     b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-protocol", b"sec-websocket-version"}
-)  # fmt: skip
+    {
+        b"connection",
+        b"upgrade",
+        b"content-length",
+        b"transfer-encoding",
+        b"trailer",
+        b"keep-alive",
+        b"sec-websocket-accept",
+        b"sec-websocket-extensions",
+        b"sec-websocket-protocol",
+        b"sec-websocket-version",
+    }
+)
 
 
 class Handshake:

@@ -96,9 +96,22 @@ class HttpConnection:
     """WORKER. A phase of a connection (phases.py) on the loop's clock."""
 
     __slots__ = (
-        "_app", "_call", "_context", "_incoming", "_loop", "_mask", "_out", "_since_ns", "_sock",
-        "deadline_ns", "entry", "fd", "peer", "state", "watched_ns",
-    )  # fmt: skip
+        "_app",
+        "_call",
+        "_context",
+        "_incoming",
+        "_loop",
+        "_mask",
+        "_out",
+        "_since_ns",
+        "_sock",
+        "deadline_ns",
+        "entry",
+        "fd",
+        "peer",
+        "state",
+        "watched_ns",
+    )
 
     def __init__(self, loop: ConnectionHost, sock: socket.socket, peer: WsgiPeer) -> None:
         self._loop = loop
