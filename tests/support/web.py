@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.support.server import RunningServer
 
 WEB = f"{APPS / 'web.py'}:app"
-ASGI = f"{APPS / 'web_asgi.py'}:app"  # the same deeds
+ASGI = f"{APPS / 'web_asgi.py'}:app"  # which answers alike: see tests/apps/routes.py
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) ([ -~]*)")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\t -~\x80-\xff]*)")
 

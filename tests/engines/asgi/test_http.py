@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web_asgi import BLOCK, HELLO
+from tests.apps.routes import BLOCK, HELLO
 from tests.engines.wsgi.test_serving import CONTINUE, ON_ASYNCIO, ON_UVLOOP, ONE, silent
 from tests.engines.wsgi.test_slow_clients import rss_kib, wait_idle
 from tests.support.client import abort, dial, exchange, read_exactly, read_to_end
@@ -375,7 +375,7 @@ def test_a_blocked_loop_is_seen_and_its_neighbours_go_on(serve: Serve) -> None:
         with pytest.raises((EOFError, ConnectionResetError)):
             stuck.response()
         server.wait_log("worker hung ")
-        server.wait_log(r"web_asgi\.py.*\bblock\b")
+        server.wait_log(r"routes\.py.*\bblock\b")
         eventually(lambda: len(server.worker_pids() - before) == 1, within_s=30)
         load.wait_more(20)
     assert sum(load.failed.values()) <= 2, "at most those that the stuck worker had taken"

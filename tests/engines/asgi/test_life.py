@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web_asgi import HELLO
+from tests.apps.routes import HELLO
 from tests.engines.asgi.test_http import LOOPS, marked
 from tests.engines.asgi.test_websocket import SHAKE
 from tests.engines.wsgi.test_life import FAITHFUL, FRESH

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web_asgi import BLOCK, HELLO
+from tests.apps.routes import BLOCK, HELLO
 from tests.engines.asgi.test_http import LEAVING, LOOPS, marked
 from tests.engines.wsgi.test_proxies import PROXIED, TRUSTED, V1
 from tests.engines.wsgi.test_serving import ONE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import BLOCK, HELLO
+from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import exchange, read_exactly
 from tests.support.load import Crew, Load
 from tests.support.processes import open_fds

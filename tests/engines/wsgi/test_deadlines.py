@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import HELLO
+from tests.apps.routes import HELLO
 from tests.support.client import dial, read_to_end
 from tests.support.processes import open_fds
 from tests.support.wait import eventually

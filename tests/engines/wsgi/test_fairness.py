@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import HELLO
+from tests.apps.routes import HELLO
 from tests.support.client import dial, read_to_end
 from tests.support.web import WEB, Browser, fetch, request
 

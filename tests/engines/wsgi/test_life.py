@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import BLOCK, HELLO
+from tests.apps.routes import BLOCK, HELLO
 from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import dial, read_to_end
 from tests.support.load import Crew, Load
@@ -282,7 +282,7 @@ def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(serve: Serve, t
         assert 0.9 < time.monotonic() - began_s < 15
     server.wait_log(rf"{host}:{port}\b")
     server.wait_log(r"worker=0 gen=1 pid=\d+.*SIGKILL")
-    server.wait_log(rf"web\.py.*\b{'spin_forever' if deed == '/spin' else 'work'}\b")
+    server.wait_log(rf"routes\.py.*\b{'spin_forever' if deed == '/spin' else 'block'}\b")
     server.wait_workers(1, without=before)
     assert fetch(server).body == HELLO
 

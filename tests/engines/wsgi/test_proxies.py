@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import HELLO
+from tests.apps.routes import HELLO
 from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import abort, dial, read_to_end
 from tests.support.server import run

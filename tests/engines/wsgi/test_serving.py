@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import BLOCK, HELLO
+from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import abort, exchange, read_exactly, read_to_end
 from tests.support.wait import eventually
 from tests.support.web import ASGI, WEB, Browser, fetch, request

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.apps.web import HELLO
+from tests.apps.routes import HELLO
 from tests.support.processes import open_fds, stat
 from tests.support.wait import eventually
 from tests.support.web import WEB, Browser, request

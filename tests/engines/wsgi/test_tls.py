@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import BLOCK, HELLO
+from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import abort, dial, exchange, read_to_end
 from tests.support.server import APPS, run
 from tests.support.wait import eventually
