@@ -14,10 +14,10 @@ import pytest
 
 from tests.apps.routes import BLOCK, HELLO
 from tests.engines.wsgi.test_serving import CONTINUE, ON_ASYNCIO, ON_UVLOOP, ONE, silent
-from tests.engines.wsgi.test_slow_clients import rss_kib, wait_idle
 from tests.support.client import abort, dial, exchange, read_exactly, read_to_end
 from tests.support.control import Place
 from tests.support.load import Crew, Load
+from tests.support.processes import rss_kib, wait_idle
 from tests.support.wait import eventually
 from tests.support.web import ASGI, Browser, fetch, request
 

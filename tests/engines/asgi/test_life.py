@@ -18,14 +18,14 @@ import pytest
 from tests.apps.routes import HELLO
 from tests.engines.asgi.test_http import LOOPS, marked
 from tests.engines.asgi.test_websocket import SHAKE
+from tests.engines.test_proxies import PROXIED, V1
 from tests.engines.wsgi.test_life import FAITHFUL, FRESH
-from tests.engines.wsgi.test_proxies import PROXIED, V1
 from tests.engines.wsgi.test_serving import ONE
-from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import abort, dial, exchange, read_to_end
 from tests.support.load import Load
 from tests.support.processes import children
 from tests.support.sockets import Socket
+from tests.support.tls import TLS, trusting
 from tests.support.wait import eventually
 from tests.support.web import ASGI, Browser, fetch, request
 

@@ -13,14 +13,14 @@ import pytest
 
 from tests.apps.routes import BLOCK, HELLO
 from tests.engines.asgi.test_http import LEAVING, LOOPS, marked
-from tests.engines.wsgi.test_proxies import PROXIED, TRUSTED, V1
+from tests.engines.test_proxies import PROXIED, TRUSTED, V1
 from tests.engines.wsgi.test_serving import ONE
-from tests.engines.wsgi.test_slow_clients import rss_kib, wait_idle
-from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.http.websocket_clients import frame
 from tests.support.client import abort, exchange, read_to_end
 from tests.support.control import Place
+from tests.support.processes import rss_kib, wait_idle
 from tests.support.sockets import Socket
+from tests.support.tls import TLS, trusting
 from tests.support.wait import eventually
 from tests.support.web import ASGI, WEB, Browser, fetch, request
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engines.wsgi.test_tls import FIRST, TLS
 from tests.support.client import read_exactly
 from tests.support.server import APPS
+from tests.support.tls import FIRST, TLS
 from tests.support.wait import eventually
 from tests.support.web import Browser, request
 

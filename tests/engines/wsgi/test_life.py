@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.apps.routes import BLOCK, HELLO
-from tests.engines.wsgi.test_tls import TLS, trusting
 from tests.support.client import dial, read_to_end
 from tests.support.load import Crew, Load
 from tests.support.processes import alive, children, open_fds
 from tests.support.server import RunningServer
+from tests.support.tls import TLS, trusting
 from tests.support.wait import eventually
 from tests.support.web import WEB, Browser, fetch, request
 
