@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.engines.wsgi.test_frameworks import SOURCE, STREAMED, visit
-from tests.engines.wsgi.test_serving import ONE
 from tests.support.client import read_exactly
 from tests.support.server import APPS
 from tests.support.tls import FIRST, TLS, trusting
+from tests.support.twins import ONE
 from tests.support.wait import eventually
 from tests.support.web import Browser, fetch, request
 

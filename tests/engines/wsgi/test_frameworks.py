@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.client import read_exactly
 from tests.support.server import APPS
 from tests.support.tls import FIRST, TLS
-from tests.support.wait import eventually
-from tests.support.web import Browser, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,25 +135,3 @@ def test_a_site_under_tls(shared: Shared, tmp_path: Path) -> None:
     with requests.Session() as session:
         session.trust_env, session.verify = False, FIRST
         visit(session, f"https://localhost:{server.address.rpartition(':')[2]}", tmp_path / "file")
-
-
-@pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool")])
-def test_the_validator_has_nothing_to_say(serve: Serve, tmp_path: Path, threads: str) -> None:
-    """wsgiref's: it raises, and the client gets a 500, for what breaks PEP 3333; it prints a missing close()."""
-    server = serve(f"{APPS / 'web.py'}:validated", *ONE, "--threads", threads, "--interface", "wsgi")
-    with Browser(server) as browser:
-        for path in ("/", "/stream?3", "/write", "/204", "/nowhere", f"/file?{APPS / 'web.py'}", "/environ?a=b"):
-            assert browser.get(path).status in (200, 204, 404), path
-        browser.send(request("/", method="HEAD"))
-        assert browser.response(head=True).status == 200
-        assert browser.post("/length", b"x" * 100_000).body == b"100000"
-        browser.send(request("/length", method="POST", transfer_encoding="chunked") + b"3\r\nabc\r\n0\r\n\r\n")
-        assert browser.response().body == b"3"
-        browser.send(request(f"/endless?{tmp_path}/mark"))
-        read_exactly(browser.sock, 1 << 20)
-    eventually((tmp_path / "mark").exists, within_s=30)
-    with Browser(server) as browser:
-        browser.send(request("/stream?2", minor=0))
-        assert len(browser.response().body) == 2 << 16
-    assert "AssertionError" not in server.log
-    assert "garbage collected" not in server.log
