@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tests.conftest import Serve
     from tests.support.server import RunningServer
 
-
 pytestmark = pytest.mark.slow
 
 COMBINED = re.compile(

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tests.conftest import Serve, Shared
     from tests.support.server import RunningServer
 
-
 pytestmark = pytest.mark.slow
 
 LIMIT_S = 0.3

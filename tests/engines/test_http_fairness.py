@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
-
 pytestmark = pytest.mark.slow
 
 MOST_RATIO = 1.2

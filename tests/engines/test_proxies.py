@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tests.conftest import Serve, Shared
     from tests.support.server import RunningServer
 
-
 pytestmark = pytest.mark.slow
 
 TRUSTED = ("--trusted-proxies", "127.0.0.0/8", "--trusted-proxies", "10.0.0.0/8")

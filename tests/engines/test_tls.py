@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
-
 pytestmark = pytest.mark.slow
 
 
