@@ -1,4 +1,4 @@
-"""A small site in Bottle, with the same paths as those beside it (see tests/engines/wsgi/test_frameworks.py)."""
+"""A small site in Bottle, with the same paths as those beside it (see tests/engines/test_frameworks.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small site in Django, with the same paths as those beside it (see tests/engines/wsgi/test_frameworks.py).
+"""A small site in Django, with the same paths as those beside it (see tests/engines/test_frameworks.py).
 
 Settings, paths, views and the application are all here; static files are those beside it.
 """

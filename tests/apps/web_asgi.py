@@ -1,4 +1,4 @@
-"""The ASGI twin of web.py, and what only ASGI can: one path, one deed, its argument in the query; WebSockets, too."""
+"""The ASGI application of the tests: what routes.py answers, and what only ASGI can; WebSockets, too."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
-import time
 import traceback
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
+
+from tests.apps.asking import pass_gate as wait_at_gate
+from tests.apps.routes import BLOCK, READS, Answer, Request, answer, hello
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     Send = Callable[[dict[str, Any]], Awaitable[None]]
     Deed = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-HELLO = b"hello over HTTP\n"
-BLOCK = bytes(range(256)) * 256  # 64 KiB
 TEXT = [(b"content-type", b"text/plain")]
 EVENTS = [(b"content-type", b"text/event-stream")]
 
@@ -37,9 +37,45 @@ async def give(send: Send, body: bytes = b"", *, more: bool = False) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-async def answer(send: Send, body: bytes, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = TEXT) -> None:
-    await start(send, status, headers)
+async def give_all(send: Send, body: bytes, headers: Iterable[tuple[bytes, bytes]] = TEXT) -> None:
+    await start(send, 200, headers)
     await give(send, body)
+
+
+async def say(send: Send, said: Answer) -> None:
+    headers = [(name.lower().encode(), value.encode("latin1")) for name, value in said.headers]
+    await start(send, said.status, headers)
+    if said.file:
+        await send({"type": "http.response.pathsend", "path": said.file})
+    elif isinstance(said.pieces, list):
+        await give(send, b"".join(said.pieces))
+    else:
+        try:
+            for piece in said.pieces:
+                await give(send, piece, more=True)
+        except OSError:
+            said.pieces.close()  # type: ignore[attr-defined] # of Endless and of generators
+            raise
+        await give(send)
+
+
+async def greet(send: Send) -> None:
+    await say(send, hello())
+
+
+async def request_of(scope: Scope, receive: Receive) -> Request:
+    """Read the body as well, if the path's deed wants it."""
+    host = next((value.decode("latin1") for name, value in scope["headers"] if name == b"host"), "")
+    address, port = scope["client"] or ("", 0)
+    return Request(
+        method=scope["method"],
+        path=scope["path"],
+        query=scope["query_string"].decode("latin1"),
+        scheme=scope["scheme"],
+        host=host,
+        client=(address, str(port or "")),
+        body=await body_of(receive) if scope["path"] in READS else b"",
+    )
 
 
 async def body_of(receive: Receive) -> bytes:
@@ -59,18 +95,10 @@ def note(scope: Scope, text: str) -> None:
         file.write(text + "\n")
 
 
-async def hello(_: Scope, receive: Receive, send: Send) -> None:
-    await answer(send, HELLO, headers=[*TEXT, (b"content-length", b"%d" % len(HELLO))])
-
-
 async def show_scope(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer what the application is told, as JSON."""
     text = json.dumps(scope, default=lambda value: value.decode("latin1"))
-    await answer(send, text.encode(), headers=[(b"content-type", b"application/json")])
-
-
-async def say_back(_: Scope, receive: Receive, send: Send) -> None:
-    await answer(send, await body_of(receive))
+    await give_all(send, text.encode(), headers=[(b"content-type", b"application/json")])
 
 
 async def say_back_at_once(_: Scope, receive: Receive, send: Send) -> None:
@@ -83,100 +111,15 @@ async def say_back_at_once(_: Scope, receive: Receive, send: Send) -> None:
         await give(send, message.get("body", b""), more=more)
 
 
-async def measure(_: Scope, receive: Receive, send: Send) -> None:
-    total, more = 0, True
-    while more:
-        message = await receive()
-        assert message["type"] == "http.request", message
-        total += len(message["body"])
-        more = message["more_body"]
-    await answer(send, b"%d" % total)
-
-
-async def be_big(scope: Scope, receive: Receive, send: Send) -> None:
-    await answer(send, BLOCK * int(argument(scope)))
-
-
-async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-    await start(send)
-    for _ in range(int(argument(scope))):
-        await give(send, BLOCK, more=True)
-    await give(send)
-
-
-async def send_file(scope: Scope, receive: Receive, send: Send) -> None:
-    await start(send)
-    await send({"type": "http.response.pathsend", "path": argument(scope)})
-
-
-async def never_end(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stream until the client leaves; the query names a file for the mark."""
-    await start(send)
-    try:
-        while True:
-            await give(send, BLOCK, more=True)
-    except OSError:
-        note(scope, "closed")
-        raise
-
-
-async def fail(_: Scope, receive: Receive, send: Send) -> None:
-    raise RuntimeError("a secret of the application")
-
-
-async def fail_late(_: Scope, receive: Receive, send: Send) -> None:
-    await start(send)
-    await give(send, BLOCK, more=True)
-    raise RuntimeError("a secret of the application")
-
-
-async def promise(scope: Scope, receive: Receive, send: Send) -> None:
-    await answer(send, b"0123456789", headers=[(b"content-length", scope["query_string"])])
-
-
-async def split(scope: Scope, receive: Receive, send: Send) -> None:
-    said = unquote_to_bytes(scope["query_string"])
-    await answer(send, b"", headers=[(b"x-said", said), (b"content-length", b"0")])
-
-
-async def be_silent(_: Scope, receive: Receive, send: Send) -> None:
-    await answer(send, b"", 204, ())
-
-
 async def pass_gate(scope: Scope, receive: Receive, send: Send) -> None:
     """Stand at the test's gate (tests/support/gate.py) until it opens, then greet."""
     await wait_at_gate()
-    await hello(scope, receive, send)
-
-
-async def wait_at_gate() -> None:
-    host, _, port = os.environ["GATE_ADDRESS"].rpartition(":")
-    try:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        await reader.read(1)
-        writer.close()
-    except ConnectionError:
-        pass  # open
+    await greet(send)
 
 
 async def work(scope: Scope, receive: Receive, send: Send) -> None:
     await asyncio.sleep(float(argument(scope)))
-    await hello(scope, receive, send)
-
-
-async def block(scope: Scope, receive: Receive, send: Send) -> None:
-    """Keep the whole loop waiting."""
-    time.sleep(float(argument(scope)))
-    await hello(scope, receive, send)
-
-
-async def spin_forever(_: Scope, receive: Receive, send: Send) -> None:
-    while True:
-        pass
-
-
-async def say_pid(_: Scope, receive: Receive, send: Send) -> None:
-    await answer(send, b"%d" % os.getpid())
+    await greet(send)
 
 
 async def watch(scope: Scope, receive: Receive, send: Send) -> None:
@@ -196,7 +139,7 @@ async def watch(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def outlive(scope: Scope, receive: Receive, send: Send) -> None:
     """Go on after the response, as background tasks do."""
-    await hello(scope, receive, send)
+    await greet(send)
     assert (await receive())["type"] == "http.request"
     note(scope, (await receive())["type"])
     await asyncio.sleep(0.2)
@@ -210,7 +153,7 @@ async def outlive_client(scope: Scope, receive: Receive, send: Send) -> None:
         pass
     await asyncio.sleep(0.2)
     note(scope, "done")
-    await hello(scope, receive, send)
+    await greet(send)
 
 
 async def listen_late(_: Scope, receive: Receive, send: Send) -> None:
@@ -228,7 +171,7 @@ async def answer_too_late(scope: Scope, receive: Receive, send: Send) -> None:
     note(scope, "begun")
     await wait_to_leave(receive)
     with contextlib.suppress(OSError):
-        await hello(scope, receive, send)
+        await greet(send)
     note(scope, "answered")
 
 
@@ -242,7 +185,7 @@ async def return_midway(_: Scope, receive: Receive, send: Send) -> None:
 
 
 async def say_too_much(_: Scope, receive: Receive, send: Send) -> None:
-    await hello(_, receive, send)
+    await greet(send)
     await give(send, b"more")
 
 
@@ -254,7 +197,7 @@ async def trail(_: Scope, receive: Receive, send: Send) -> None:
 
 async def hint(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload", b"</b.js>; rel=preload"]})
-    await hello(scope, receive, send)
+    await greet(send)
 
 
 async def tick(scope: Scope, receive: Receive, send: Send) -> None:
@@ -278,7 +221,7 @@ async def keep_state(scope: Scope, receive: Receive, send: Send) -> None:
     """Count in a state of the request's own, and in one that is shared."""
     scope["state"]["own"] = scope["state"].get("own", 0) + 1
     scope["state"]["shared"].append(1)
-    await answer(send, b"%d %d" % (scope["state"]["own"], len(scope["state"]["shared"])))
+    await give_all(send, b"%d %d" % (scope["state"]["own"], len(scope["state"]["shared"])))
 
 
 async def be_slow_to_read(scope: Scope, receive: Receive, send: Send) -> None:
@@ -286,40 +229,14 @@ async def be_slow_to_read(scope: Scope, receive: Receive, send: Send) -> None:
     first = await receive()
     await wait_at_gate()
     rest = await body_of(receive) if first["more_body"] else b""
-    await answer(send, b"%d" % (len(first["body"]) + len(rest)))
-
-
-async def count_sent(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stream so many blocks, and note how many of them were taken each time."""
-    await start(send)
-    count, path = argument(scope).split(" ")
-    with open(path, "wb", buffering=0) as file:
-        for number in range(int(count)):
-            await give(send, BLOCK, more=True)
-            os.pwrite(file.fileno(), b"%9d" % (number + 1), 0)
-    await give(send)
+    await give_all(send, b"%d" % (len(first["body"]) + len(rest)))
 
 
 DEEDS: dict[str, Deed] = {
-    "/": hello,
     "/scope": show_scope,
-    "/echo": say_back,
     "/echo-at-once": say_back_at_once,
-    "/length": measure,
-    "/big": be_big,
-    "/stream": stream,
-    "/file": send_file,
-    "/endless": never_end,
-    "/raise": fail,
-    "/raise-late": fail_late,
-    "/promise": promise,
-    "/split": split,
-    "/204": be_silent,
     "/gate": pass_gate,
     "/work": work,
-    "/block": block,
-    "/spin": spin_forever,
-    "/pid": say_pid,
     "/watch": watch,
     "/outlive": outlive,
     "/outlive-client": outlive_client,
@@ -333,7 +250,6 @@ DEEDS: dict[str, Deed] = {
     "/tick": tick,
     "/state": keep_state,
     "/slow-to-read": be_slow_to_read,
-    "/count": count_sent,
 }
 
 
@@ -476,7 +392,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] in deeds:
         await deeds[scope["path"]](scope, receive, send)
     elif scope["type"] == "http":
-        await answer(send, b"no such deed\n", 404)
+        await say(send, answer(await request_of(scope, receive)))
     else:
         await send({"type": "websocket.close"})
 

@@ -48,7 +48,7 @@ def test_the_stack_of_a_slow_request_is_logged_while_it_runs(
         browser.get("/")
         browser.send(request("/gate?12"))
         line = server.wait_log(rf'slow request worker=0 .*serving="{host}:{port} GET /gate\?12" elapsed=0\.\d\ds')
-        server.wait_log(r"web\.py.* in pass_gate", after=line.end())
+        server.wait_log(r"routes\.py.* in pass_gate", after=line.end())
         assert "wsgi/loop.py" not in server.log, "what is ours is left out"
         gate.open()
         assert browser.response().status == 200

@@ -49,7 +49,7 @@ class Crew:
     """Clients that behave alike.
 
     `lines`: 0 is a talkback client, a new connection for every exchange; N is an echo client that sends N lines over
-    one connection and then leaves, having seen the end. `posts`: N is an HTTP client of `tests/apps/web.py` that posts
+    one connection and then leaves, having seen the end. `posts`: N is an HTTP client of tests/apps/routes.py that posts
     N times over one connection, or until it is told that the connection closes; it never sends a request twice.
     `leaves`: a client is gone for good after its first refusal.
     """

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.support.wait import eventually
 
 PROC = Path("/proc")
 GONE = b"ZX"
@@ -93,3 +96,28 @@ def open_fds(pid: int) -> dict[int, str]:
 def thread_count(pid: int) -> int:
     """Count the threads of a process."""
     return len(list((PROC / str(pid) / "task").iterdir()))
+
+
+def rss_kib(pid: int) -> int:
+    """Return what the process has in memory."""
+    return int((PROC / str(pid) / "status").read_text().partition("VmRSS:")[2].split()[0])
+
+
+def wait_idle(pid: int) -> None:
+    """Wait until a worker has done what it had to do: its clients' buffers are full.
+
+    It sleeps, with every thread, at each of some looks, and has not worked between them; who waits for the CPU is not
+    asleep.
+    """
+    used: deque[float] = deque(maxlen=8)
+
+    def idle() -> bool:
+        tasks = (PROC / str(pid) / "task").glob("*/stat")
+        if any(task.read_text().rpartition(") ")[2][0] != "S" for task in tasks):
+            used.clear()
+        found = stat(pid)
+        assert found
+        used.append(found.cpu_s)
+        return len(used) == used.maxlen and used[0] == used[-1]
+
+    eventually(idle, within_s=60, what="an idle worker")

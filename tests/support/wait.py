@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -23,3 +24,8 @@ def eventually(look: Callable[[], T], *, within_s: float, what: str = "") -> T:
         if late:
             raise AssertionError(f"not within {within_s:g} s: {what or look}; last seen: {seen!r}")
         time.sleep(INTERVAL_S)
+
+
+def marked(path: Path, lines: list[str]) -> None:
+    """Wait until an application has noted these lines, and no others, in a file."""
+    eventually(lambda: path.exists() and path.read_text().splitlines() == lines, within_s=30, what=f"{lines} in {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from tests.support.server import RunningServer
 
 WEB = f"{APPS / 'web.py'}:app"
-ASGI = f"{APPS / 'web_asgi.py'}:app"  # the same deeds
+ASGI = f"{APPS / 'web_asgi.py'}:app"  # which answers alike: see tests/apps/routes.py
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) ([ -~]*)")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\t -~\x80-\xff]*)")
 
@@ -162,3 +164,8 @@ def fetch(
     """Ask for one path over a connection of its own."""
     with Browser(server, tls=tls) as browser:
         return browser.get(path, **fields)
+
+
+def silent(browser: Browser) -> bool:
+    """Whether nothing has come from the server. What it had to say before this is known to be here."""
+    return not select.select([browser.sock], [], [], 0)[0]

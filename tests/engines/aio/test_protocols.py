@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support.client import abort, dial, exchange, read_exactly, read_to_end, talkback_reply
 from tests.support.server import APPS, run
+from tests.support.tls import TLS, trusting
 
 if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve, Shared
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-CERTIFICATE = Path(__file__).resolve().parents[2] / "support" / "certificates" / "first.pem"
 HI = talkback_reply(b"hi")
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 DOORS = pytest.mark.parametrize("accept", ["shared", "per-worker"])
@@ -187,8 +186,8 @@ def test_the_graceful_timeout_cuts_protocols(serve: Serve, loop: str) -> None:
 @LOOPS
 @DOORS
 def test_tls(serve: Serve, loop: str, accept: str) -> None:
-    server = serve(protocol("Talk"), *ONE, "--tls-cert", str(CERTIFICATE), "--loop", loop, "--accept", accept)
-    context = ssl.create_default_context(cafile=str(CERTIFICATE))
+    server = serve(protocol("Talk"), *ONE, *TLS, "--loop", loop, "--accept", accept)
+    context = trusting()
     for _ in range(3):
         with context.wrap_socket(dial(server.address), server_hostname="127.0.0.1") as client:
             client.sendall(b"hi\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import ssl
 import sys
 import threading
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.support.client import (
 )
 from tests.support.control import Place
 from tests.support.server import APPS, run
+from tests.support.tls import TLS, trusting
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-CERTIFICATE = Path(__file__).resolve().parents[2] / "support" / "certificates" / "first.pem"
 HI = talkback_reply(b"hi")
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 ONE = ("--workers", "1")
@@ -284,8 +283,8 @@ def test_a_worker_hears_its_master_also_when_the_application_handles_signals(ser
 
 @LOOPS
 def test_tls(serve: Serve, loop: str) -> None:
-    server = serve(coroutine("facts"), *ONE, "--tls-cert", str(CERTIFICATE), "--loop", loop)
-    context = ssl.create_default_context(cafile=str(CERTIFICATE))
+    server = serve(coroutine("facts"), *ONE, *TLS, "--loop", loop)
+    context = trusting()
     for _ in range(3):
         with context.wrap_socket(dial(server.address), server_hostname="127.0.0.1") as client:
             client.sendall(b"secret\n")

@@ -1,27 +1,23 @@
-"""Real ASGI frameworks behind the server and real client libraries before it: what people will run."""
+"""What ASGI's frameworks have of their own: lifespans, work in the background, WebSockets, streams of events.
+
+Their sites as a client sees them, beside those of WSGI, are in the module of that name in the folder above.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import signal
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines.wsgi.test_frameworks import SOURCE, STREAMED, visit
-from tests.engines.wsgi.test_serving import ONE
-from tests.engines.wsgi.test_tls import FIRST, TLS, trusting
+from tests.engines.test_frameworks import STREAMED, way_of
 from tests.support.client import read_exactly
-from tests.support.server import APPS
 from tests.support.wait import eventually
 from tests.support.web import Browser, fetch, request
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Serve, Shared
     from tests.support.server import RunningServer
 
@@ -29,82 +25,27 @@ httpx = pytest.importorskip("httpx")
 websockets = pytest.importorskip("websockets")
 
 pytestmark = pytest.mark.slow
-SITES = {"starlette": "site", "fastapi": "site", "quart": "site", "litestar": "site", "django": "asgi_site"}
 WITH_SOCKETS = ("starlette", "fastapi", "quart", "litestar")
-
-
-def site_of(framework: str) -> str:
-    pytest.importorskip(framework)
-    return f"{APPS / f'site_{framework}.py'}:{SITES[framework]}"
-
-
-@pytest.fixture(params=SITES)
-def server(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
-    return shared(site_of(request.param), *ONE)
 
 
 @pytest.fixture(params=WITH_SOCKETS)
 def chatty(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
-    return shared(site_of(request.param), *ONE)
+    return shared(*way_of(request.param))
 
 
 @pytest.fixture
 def starlette(shared: Shared) -> RunningServer:
-    return shared(site_of("starlette"), *ONE)
+    return shared(*way_of("starlette"))
 
 
-def test_a_site_as_its_clients_see_it(server: RunningServer, tmp_path: Path) -> None:
-    with httpx.Client() as client:
-        visit(client, f"http://{server.address}", tmp_path / "file")
-
-
-@pytest.mark.parametrize("framework", ["starlette", "django"])
-def test_a_site_on_asyncios_own_loop_and_under_tls(shared: Shared, tmp_path: Path, framework: str) -> None:
-    server = shared(site_of(framework), *ONE, "--loop", "asyncio", *TLS)
-    with httpx.Client(verify=trusting()) as client:
-        visit(client, f"https://localhost:{server.address.rpartition(':')[2]}", tmp_path / "file")
-
-
-@pytest.mark.parametrize("framework", SITES)
-def test_an_error_gives_nothing_away(serve: Serve, framework: str) -> None:
-    server = serve(site_of(framework), *ONE, expect_traceback=True)
-    for _ in range(2):
-        answer = httpx.get(f"http://{server.address}/fail", timeout=10)
-        assert answer.status_code == 500
-        assert "secret" not in answer.text
-    assert httpx.get(f"http://{server.address}/").text == "hello you"
-
-
-@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_curl(shared: Shared, tmp_path: Path, tls: bool) -> None:
-    """Including an upload for which it asks to continue."""
-    server = shared(site_of("starlette"), *ONE, *(TLS if tls else ()))
-    upload = tmp_path / "upload"
-    upload.write_bytes(b"u" * 3_000_000)
-    port = server.address.rpartition(":")[2]
-    base = f"https://localhost:{port}" if tls else f"http://{server.address}"
-    curl = ["curl", "-sS", "--http1.1", "--cacert", FIRST, "--fail", "--max-time", "20", "--expect100-timeout", "15"]
-    done = subprocess.run(
-        [*curl, "-F", f"file=@{upload}", f"{base}/upload", "--next", *curl[1:], f"{base}/stream"],
-        capture_output=True,
-        check=True,
-    )
-    assert done.stdout == b"upload 3000000" + STREAMED
-
-
-def test_djangos_static_files_and_streams(shared: Shared) -> None:
-    server = shared(site_of("django"), *ONE)
+def test_djangos_asynchronous_streams(shared: Shared) -> None:
+    server = shared(*way_of("django-asgi"))
     with httpx.Client(base_url=f"http://{server.address}") as client:
-        answer = client.get("/static/web.py")
-        assert answer.content == SOURCE
-        since = {"If-Modified-Since": answer.headers["Last-Modified"]}
-        assert client.get("/static/web.py", headers=since).status_code == 304
         assert client.get("/astream", headers={"Accept-Encoding": "identity"}).content == STREAMED
 
 
 def test_fastapis_lifespan(serve: Serve) -> None:
-    server = serve(site_of("fastapi"), *ONE)
+    server = serve(*way_of("fastapi"))
     assert httpx.get(f"http://{server.address}/").text == "hello you"
     assert server.stop() == 0
     assert "fastapi begins" in server.log
@@ -133,7 +74,7 @@ def test_websockets(chatty: RunningServer, compression: str | None) -> None:
 
 @pytest.mark.parametrize("framework", WITH_SOCKETS)
 def test_a_websocket_is_closed_by_a_reload_and_the_framework_makes_no_noise(serve: Serve, framework: str) -> None:
-    server = serve(site_of(framework), *ONE)
+    server = serve(*way_of(framework))
 
     async def talk() -> int:
         async with websockets.connect(f"ws://{server.address}/chat", proxy=None) as ws:
@@ -150,7 +91,7 @@ def test_a_websocket_is_closed_by_a_reload_and_the_framework_makes_no_noise(serv
 
 
 def test_events_end_with_the_worker(serve: Serve) -> None:
-    server = serve(site_of("starlette"), *ONE)
+    server = serve(*way_of("starlette"))
     with httpx.stream("GET", f"http://{server.address}/tick") as answer:
         lines = answer.iter_lines()
         assert [next(lines) for _ in range(3)] == ["data: 0", "", "data: 1"]
@@ -169,11 +110,3 @@ def test_a_client_that_leaves_a_stream_makes_no_noise(starlette: RunningServer, 
             read_exactly(browser.sock, 200)
     assert fetch(starlette).body == b"hello you"
     assert "Traceback" not in starlette.log
-
-
-def test_a_client_that_leaves_its_upload_makes_no_noise(server: RunningServer) -> None:
-    for path in ("/json", "/form"):
-        with Browser(server) as browser:
-            browser.send(request(path, method="POST", content_type="application/json", content_length="1000") + b"{")
-    assert fetch(server).body == b"hello you"
-    assert "Traceback" not in server.log

@@ -1,10 +1,12 @@
-"""Start, reload, stop and death of ASGI workers: the application's lifespan, and clients of every kind meanwhile."""
+"""Start, reload, stop and death of ASGI workers: the application's lifespan, WebSockets and streams of events.
+
+What a client sees of WSGI and ASGI alike is in the modules of the folder above.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
 import signal
 import socket
 import ssl
@@ -15,18 +17,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web_asgi import HELLO
-from tests.engines.asgi.test_http import LOOPS, marked
+from tests.apps.routes import HELLO
 from tests.engines.asgi.test_websocket import SHAKE
-from tests.engines.wsgi.test_life import FAITHFUL, FRESH
-from tests.engines.wsgi.test_proxies import PROXIED, V1
-from tests.engines.wsgi.test_serving import ONE
-from tests.engines.wsgi.test_tls import TLS, trusting
-from tests.support.client import abort, dial, exchange, read_to_end
+from tests.engines.test_http_life import FAITHFUL, FRESH, TWO
+from tests.support.client import abort
 from tests.support.load import Load
-from tests.support.processes import children
 from tests.support.sockets import Socket
-from tests.support.wait import eventually
+from tests.support.tls import TLS, trusting
+from tests.support.twins import LOOPS, ONE, Way
+from tests.support.wait import eventually, marked
 from tests.support.web import ASGI, Browser, fetch, request
 
 if TYPE_CHECKING:
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
     from tests.support.server import RunningServer
 
 pytestmark = pytest.mark.slow
-
-TWO = ("--workers", "2", "--keep-alive", "2")
-
 
 # --- the lifespan
 
@@ -165,58 +161,6 @@ def test_a_reload_whose_application_cannot_start_is_abandoned(serve: Serve, tmp_
 # --- stop
 
 
-def test_a_stop_answers_whom_it_has_let_in(serve: Serve, gate: Gate) -> None:
-    """In the application, waiting for a first request, in the midst of a body, and in the kernel's queue."""
-    server = serve(ASGI, *ONE, "--keep-alive", "300ms", env=gate.env)
-    with contextlib.ExitStack() as stack:
-
-        def connect() -> Browser:
-            return stack.enter_context(Browser(server))
-
-        inside, body, queued = connect(), connect(), []
-        inside.send(request("/gate"))
-        gate.wait_entered(1)
-        body.send(request("/echo", method="POST", content_length="6") + b"abc")
-        fetch(server)
-        blocks = connect()
-        blocks.send(request("/block?0.5"))
-        for _ in range(50):
-            queued.append(connect())
-            queued[-1].send(request())
-        server.signal(signal.SIGTERM)
-        server.wait_log("stopping")
-        body.send(b"def")
-        gate.open()
-        assert inside.response().body == blocks.response().body == HELLO
-        assert body.response().body == b"abcdef"
-        for browser in queued:
-            assert browser.response().body == HELLO
-            assert browser.ended()
-    assert server.wait_exit() == 0
-
-
-def test_a_stop_answers_those_who_are_still_in_their_handshake(serve: Serve) -> None:
-    server = serve(ASGI, *ONE, *TLS)
-    context, found = trusting(), list[bytes]()
-
-    def shake(plain: socket.socket) -> None:
-        with plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
-            sock.sendall(request(connection="close"))
-            found.append(read_to_end(sock)[-len(HELLO) :])
-
-    with Browser(server, tls=context) as blocks:
-        blocks.send(request("/block?0.5"))
-        threads = [threading.Thread(target=shake, args=(dial(server.address),)) for _ in range(10)]
-        server.signal(signal.SIGTERM)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(15)
-        assert blocks.response().body == HELLO
-    assert found == [HELLO] * 10
-    assert server.wait_exit() == 0
-
-
 def test_events_end_when_the_worker_does(serve: Serve) -> None:
     """Those that listen; and also those that begin only now."""
     server = serve(ASGI, *ONE, "--keep-alive", "500ms")
@@ -262,15 +206,13 @@ def test_who_has_left_a_handshake_that_nobody_answers_is_cut_as_well(
     assert mark.read_text() == "shut down after 0\n"
 
 
-def test_a_call_that_waits_is_cut_as_well(serve: Serve) -> None:
-    server = serve(ASGI, *ONE, "--graceful-timeout", "300ms")
-    with Browser(server) as waits, Browser(server) as shakes:
-        waits.send(request("/work?60"))
-        shakes.send(request("/work?60", **SHAKE))
-        fetch(server)
+def test_a_handshake_that_waits_is_refused_in_the_end(serve: Serve, gate: Gate) -> None:
+    server = serve(ASGI, *ONE, "--graceful-timeout", "300ms", env=gate.env)
+    with Browser(server) as browser:
+        browser.send(request("/gate", **SHAKE))
+        gate.wait_entered(1)
         server.signal(signal.SIGTERM)
-        with pytest.raises((EOFError, ConnectionResetError)):
-            waits.response()
+        assert browser.response().status == 503
     assert server.wait_exit(within_s=15) == 0
 
 
@@ -384,32 +326,15 @@ def test_a_hundred_reloads_under_all_kinds_of_clients_lose_nothing(serve: Serve)
 # --- around HTTP
 
 
-@pytest.fixture(params=LOOPS)
-def secure(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
-    """One worker under TLS."""
-    return shared(*request.param, *TLS)
+# --- a client that leaves
 
 
-def test_tls(secure: RunningServer) -> None:
-    body = bytes(range(256)) * 8192
-    with Browser(secure, tls=trusting()) as browser:
-        said = browser.get("/scope").body
-        assert b'"scheme": "https"' in said
-        assert b'"tls_version": 772' in said
-        assert browser.post("/echo", body).body == body
-        assert len(browser.get("/stream?100").body) == 100 << 16
-        browser.send(request() * 300)
-        assert all(browser.response().body == HELLO for _ in range(300))
-    answer = exchange(secure.address, request(method="POST", body=bytes(300_000)))
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"https://" in answer
-
-
+@pytest.mark.parametrize("way", LOOPS)
 @pytest.mark.parametrize("leave", [abort, socket.socket.close, ssl.SSLSocket.unwrap], ids=["reset", "close", "bye"])
 def test_a_client_that_leaves_under_tls_makes_no_noise(
-    secure: RunningServer, tmp_path: Path, leave: Callable[[socket.socket], object]
+    shared: Shared, tmp_path: Path, way: Way, leave: Callable[[socket.socket], object]
 ) -> None:
-    mark = tmp_path / "mark"
+    secure, mark = shared(*way, *ONE, *TLS), tmp_path / "mark"
     with Browser(secure, tls=trusting()) as browser:
         browser.send(request(f"/too-late?{mark}"))
         marked(mark, ["begun"])
@@ -419,40 +344,3 @@ def test_a_client_that_leaves_under_tls_makes_no_noise(
     assert fetch(secure, tls=trusting()).body == HELLO
     assert "eof_received" not in secure.log
     assert "handler failed" not in secure.log
-
-
-def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> None:
-    server = serve(ASGI, *ONE, *TLS, "--header-timeout", "400ms")
-    half = [dial(server.address) for _ in range(50)]
-    for number, sock in enumerate(half):
-        sock.sendall(b"\x16\x03\x01\x02\x00" if number % 2 else b"")
-    foreign = dial(server.address)
-    foreign.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-    assert fetch(server, tls=trusting()).body == HELLO
-    for sock in [*half, foreign]:
-        with contextlib.suppress(ConnectionResetError):
-            read_to_end(sock)
-        sock.close()
-    assert fetch(server, tls=trusting()).body == HELLO
-
-
-def test_the_proxys_header_before_tls(serve: Serve) -> None:
-    server = serve(ASGI, *ONE, *TLS, *PROXIED)
-    with dial(server.address) as plain:
-        plain.sendall(V1)
-        with trusting().wrap_socket(plain, server_hostname="localhost") as sock:
-            sock.sendall(request("/scope", connection="close"))
-            said = read_to_end(sock)
-    assert b'"client": ["192.0.2.7", 5555]' in said
-    assert b'"scheme": "https"' in said
-
-
-def test_the_death_of_a_worker_is_mended(serve: Serve) -> None:
-    server = serve(ASGI, *TWO)
-    with Load(server.address, FAITHFUL, FRESH) as load:
-        load.wait_more(50)
-        before = children(server.pid)
-        os.kill(min(before), signal.SIGKILL)
-        eventually(lambda: len(children(server.pid) - before) == 1, within_s=30)
-        load.wait_more(50)
-    assert sum(load.failed.values()) <= 6, load.failed

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web_asgi import BLOCK, HELLO
-from tests.engines.asgi.test_http import LEAVING, LOOPS, marked
-from tests.engines.wsgi.test_proxies import PROXIED, TRUSTED, V1
-from tests.engines.wsgi.test_serving import ONE
-from tests.engines.wsgi.test_slow_clients import rss_kib, wait_idle
-from tests.engines.wsgi.test_tls import TLS, trusting
+from tests.apps.routes import BLOCK, HELLO
+from tests.engines.test_proxies import PROXIED, TRUSTED, V1
 from tests.http.websocket_clients import frame
 from tests.support.client import abort, exchange, read_to_end
 from tests.support.control import Place
+from tests.support.processes import rss_kib, wait_idle
 from tests.support.sockets import Socket
-from tests.support.wait import eventually
+from tests.support.tls import TLS, trusting
+from tests.support.twins import LEAVING, LOOPS, ONE, Leave
+from tests.support.wait import eventually, marked
 from tests.support.web import ASGI, WEB, Browser, fetch, request
 
 if TYPE_CHECKING:
@@ -42,13 +41,13 @@ SHAKE = {
 @pytest.fixture(params=LOOPS)
 def server(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
     """One worker."""
-    return shared(*request.param, "--ws-max-message", "1m")
+    return shared(*request.param, *ONE, "--ws-max-message", "1m")
 
 
 @pytest.fixture(params=LOOPS)
 def wronged(serve: Serve, request: pytest.FixtureRequest) -> RunningServer:
     """The same, whose log may have tracebacks."""
-    return serve(*request.param, expect_traceback=True)
+    return serve(*request.param, *ONE, expect_traceback=True)
 
 
 # --- messages
@@ -143,23 +142,23 @@ def test_the_application_hears_why_it_ended(server: RunningServer, tmp_path: Pat
 
 
 @LEAVING
-def test_the_application_hears_that_its_client_is_gone(server: RunningServer, tmp_path: Path, leave: object) -> None:
+def test_the_application_hears_that_its_client_is_gone(server: RunningServer, tmp_path: Path, leave: Leave) -> None:
     mark = tmp_path / "mark"
     with Socket(server, f"/?{mark}") as ws:
         ws.send("hi")
         assert ws.receive() == "hi"
-        leave(ws.sock)  # type: ignore[operator] # one of two functions
+        leave(ws.sock)
         marked(mark, ["websocket.disconnect 1006"])
 
 
 @LEAVING
 def test_the_application_hears_that_its_client_leaves_the_handshake(
-    server: RunningServer, tmp_path: Path, leave: object
+    server: RunningServer, tmp_path: Path, leave: Leave
 ) -> None:
     mark = tmp_path / "mark"
     browser = Browser(server)
     browser.send(request(f"/hesitate?{mark}", **SHAKE))
-    leave(browser.sock)  # type: ignore[operator] # one of two functions
+    leave(browser.sock)
     marked(mark, ["websocket.disconnect 1006"])
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import HELLO
+from tests.apps.routes import HELLO
 from tests.support.client import dial, read_to_end
-from tests.support.web import WEB, Browser, fetch, request
+from tests.support.twins import BOTH, EACH_ENGINE, Way, units
+from tests.support.web import Browser, fetch, request
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
@@ -59,32 +60,33 @@ def share_evenly(server: RunningServer, how: object, count: int) -> None:
     raise AssertionError(f"busiest over least busy is above {MOST_RATIO} in each round: {rounds}")
 
 
+@BOTH
 @pytest.mark.timing
-def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve) -> None:
-    share_evenly(serve(WEB, "--workers", "4"), held, 400)
+def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve, way: Way) -> None:
+    share_evenly(serve(*way, "--workers", "4"), held, 400)
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("threads", ["1", "4"], ids=["inline", "pool"])
-def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, threads: str) -> None:
-    server = serve(WEB, "--workers", "4", "--threads", threads)
+@EACH_ENGINE
+def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, way: Way) -> None:
+    server = serve(*way, "--workers", "4")
     share_evenly(server, sequential, 2000)
     share_evenly(server, held, 400)
 
 
-@pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("2", id="pool")])
-def test_no_new_connection_waits_for_a_worker_in_a_long_request(serve: Serve, gate: Gate, threads: str) -> None:
+@EACH_ENGINE
+def test_no_new_connection_waits_for_a_worker_in_a_long_request(serve: Serve, gate: Gate, way: Way) -> None:
     """All but one worker are inside, one after the other; with threads, all threads of each."""
-    server = serve(WEB, "--workers", "3", "--threads", threads, env=gate.env)
+    server = serve(*way, "--workers", "3", env=gate.env)
     with contextlib.ExitStack() as stack:
-        for _ in range(2 * int(threads)):
+        for _ in range(2 * units(way)):
             inside = stack.enter_context(Browser(server))
-            inside.send(request("/gate"))
+            inside.send(request("/hold"))
             gate.wait_entered(1)
         workers = set[bytes]()
         for _ in range(100):
             workers.add(fetch(server, "/pid").body)  # who waits for one at the gate is never answered
-        if threads == "1":
+        if units(way) == 1:
             assert len(workers) == 1
         many = [stack.enter_context(Browser(server)) for _ in range(100)]
         for browser in many:
@@ -93,15 +95,15 @@ def test_no_new_connection_waits_for_a_worker_in_a_long_request(serve: Serve, ga
         gate.open()
 
 
-@pytest.mark.parametrize("threads", ["1", "2"], ids=["inline", "pool"])
-def test_with_a_worker_inside_nobody_new_waits_in_a_crowd(serve: Serve, gate: Gate, threads: str) -> None:
+@EACH_ENGINE
+def test_with_a_worker_inside_nobody_new_waits_in_a_crowd(serve: Serve, gate: Gate, way: Way) -> None:
     """Clients come one after the other and many at once; who waits for the one at the gate is never answered."""
-    server = serve(WEB, "--workers", "4", "--threads", threads, env=gate.env)
+    server = serve(*way, "--workers", "4", env=gate.env)
     answers: list[bytes] = []
     with contextlib.ExitStack() as stack:
-        for _ in range(int(threads)):
+        for _ in range(units(way)):
             inside = stack.enter_context(Browser(server))
-            inside.send(request("/gate"))
+            inside.send(request("/hold"))
             gate.wait_entered(1)
 
         def come() -> None:
@@ -122,7 +124,8 @@ def test_with_a_worker_inside_nobody_new_waits_in_a_crowd(serve: Serve, gate: Ga
         gate.open()
 
 
-def test_a_socket_for_each_worker(serve: Serve) -> None:
-    server = serve(WEB, "--workers", "3", "--accept", "per-worker")
+@BOTH
+def test_a_socket_for_each_worker(serve: Serve, way: Way) -> None:
+    server = serve(*way, "--workers", "3", "--accept", "per-worker")
     assert set(sequential(server, 60)) == server.worker_pids()
     assert sum(held(server, 30).values()) == 30

@@ -8,14 +8,13 @@ import resource
 import select
 import socket
 import time
-from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.apps.web import HELLO
-from tests.support.processes import open_fds, stat
+from tests.apps.routes import HELLO
+from tests.support.processes import open_fds, rss_kib, wait_idle
+from tests.support.twins import EACH_ENGINE, ONE, Way
 from tests.support.wait import eventually
 from tests.support.web import WEB, Browser, request
 
@@ -131,36 +130,12 @@ def probe(server: RunningServer, seconds: float, between: Callable[[], None] | N
     return Waits(took_ns[len(took_ns) // 2] / 1e6, took_ns[len(took_ns) * 99 // 100] / 1e6)
 
 
-def wait_idle(worker: int) -> None:
-    """Wait until the worker has done what it had to do: its clients' buffers are full.
-
-    It sleeps, with every thread, at each of some looks, and has not worked between them; who waits for the CPU is not
-    asleep.
-    """
-    used: deque[float] = deque(maxlen=8)
-
-    def idle() -> bool:
-        tasks = Path(f"/proc/{worker}/task").glob("*/stat")
-        if any(task.read_text().rpartition(") ")[2][0] != "S" for task in tasks):
-            used.clear()
-        used.append(cpu_s(worker))
-        return len(used) == used.maxlen and used[0] == used[-1]
-
-    eventually(idle, within_s=60, what="an idle worker")
-
-
-def cpu_s(pid: int) -> float:
-    """What the process has used of the processor."""
-    found = stat(pid)
-    assert found
-    return found.cpu_s
-
-
 def besiege(server: RunningServer, *, heads: int, bodies: int, readers: int, limit_s: float) -> None:
     """Serve somebody healthy amid such clients, then see each of them ended."""
     (worker,) = server.worker_pids()
-    before = len(open_fds(worker))
     usual = probe(server, limit_s / 2)
+    wait_idle(worker)
+    before = len(open_fds(worker))
     with (
         Crowd(server, heads, b"GET / HTTP/1.1\r\nHost: a\r\n") as slow_heads,
         Crowd(server, bodies, request("/length", method="POST", content_length="100000") + b"1") as slow_bodies,
@@ -190,25 +165,19 @@ def besiege(server: RunningServer, *, heads: int, bodies: int, readers: int, lim
     assert server.worker_pids() == {worker}
 
 
-@pytest.mark.parametrize("threads", ["1", "2"], ids=["inline", "pool"])
-def test_thirty_slow_clients_of_each_kind(serve: Serve, threads: str) -> None:
+@EACH_ENGINE
+def test_thirty_slow_clients_of_each_kind(serve: Serve, way: Way) -> None:
     limits = ("--header-timeout", "500ms", "--idle-timeout", "500ms")
-    server = serve(WEB, "--workers", "1", "--threads", threads, *limits)
+    server = serve(*way, *ONE, *limits)
     besiege(server, heads=30, bodies=30, readers=30, limit_s=0.5)
 
 
-@pytest.mark.parametrize("threads", ["1", "4"], ids=["inline", "pool"])
-def test_two_thousand_slow_heads_and_five_hundred_slow_readers(serve: Serve, threads: str) -> None:
+@EACH_ENGINE
+def test_two_thousand_slow_heads_and_five_hundred_slow_readers(serve: Serve, way: Way) -> None:
     limits = ("--header-timeout", "5", "--idle-timeout", "5", "--max-connections", "4000")
     with descriptors(3_500):
-        server = serve(WEB, "--workers", "1", "--threads", threads, *limits)
+        server = serve(*way, *ONE, *limits)
         besiege(server, heads=2_000, bodies=500, readers=500, limit_s=5)
-
-
-def rss_kib(pid: int) -> int:
-    """What the process has in memory."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def test_ten_thousand_idle_connections_cost_ten_kib_each_and_no_second_crowd_costs_more(serve: Serve) -> None:

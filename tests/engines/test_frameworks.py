@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engines.wsgi.test_tls import FIRST, TLS
-from tests.support.client import read_exactly
 from tests.support.server import APPS
-from tests.support.wait import eventually
-from tests.support.web import Browser, request
+from tests.support.tls import FIRST, TLS, trusting
+from tests.support.twins import ONE, Way
+from tests.support.web import Browser, fetch, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,26 +25,40 @@ pytestmark = pytest.mark.slow
 requests = pytest.importorskip("requests")
 httpx = pytest.importorskip("httpx")
 
-FRAMEWORKS = ("flask", "django", "bottle", "pyramid")
+ON_THREADS = ("--threads", "2")
+SITES: dict[str, Way] = {
+    "flask": ("site_flask.py:site", *ON_THREADS),
+    "django": ("site_django.py:site", *ON_THREADS),
+    "bottle": ("site_bottle.py:site", *ON_THREADS),
+    "pyramid": ("site_pyramid.py:site", *ON_THREADS),
+    "starlette": ("site_starlette.py:site",),
+    "fastapi": ("site_fastapi.py:site",),
+    "quart": ("site_quart.py:site",),
+    "litestar": ("site_litestar.py:site",),
+    "django-asgi": ("site_django.py:asgi_site",),
+}
 SOURCE = (APPS / "web.py").read_bytes()  # the file that each site serves
 STREAMED = b"".join(b"line %d\n" % number for number in range(10))
-ONE = ("--workers", "1")
 
 
-def app_of(framework: str) -> str:
-    pytest.importorskip(framework)
-    return f"{APPS / f'site_{framework}.py'}:site"
+def way_of(site: str) -> Way:
+    """Return the command line for one of the sites."""
+    pytest.importorskip(site.partition("-")[0])
+    name, *options = SITES[site]
+    return (str(APPS / name), *options, *ONE)
 
 
-@pytest.fixture(params=FRAMEWORKS)
+@pytest.fixture(params=SITES)
 def server(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
-    return shared(app_of(request.param), *ONE, "--threads", "2")
+    return shared(*way_of(request.param))
 
 
 @pytest.fixture(params=["requests", "httpx"])
 def client(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A session that keeps its connections."""
-    with requests.Session() if request.param == "requests" else httpx.Client() as session:
+    """A session that keeps its connections, and trusts the tests' certificate."""
+    with requests.Session() if request.param == "requests" else httpx.Client(verify=trusting()) as session:
+        if request.param == "requests":
+            session.trust_env, session.verify = False, FIRST
         yield session
 
 
@@ -72,6 +85,15 @@ def test_a_site_as_its_clients_see_it(server: RunningServer, client: Any, tmp_pa
     visit(client, f"http://{server.address}", tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("site", "options"),
+    [("flask", ()), ("starlette", ("--loop", "asyncio")), ("django-asgi", ("--loop", "asyncio"))],
+)
+def test_a_site_under_tls(shared: Shared, client: Any, tmp_path: Path, site: str, options: Way) -> None:
+    server = shared(*way_of(site), *options, *TLS)
+    visit(client, f"https://localhost:{server.address.rpartition(':')[2]}", tmp_path / "file")
+
+
 def test_a_body_in_chunks_of_a_client_that_streams(server: RunningServer, client: Any) -> None:
     def parts() -> Iterator[bytes]:
         yield b'{"x": "'
@@ -90,9 +112,9 @@ def test_a_stream_arrives_line_by_line(server: RunningServer) -> None:
         assert b"".join(line.encode() + b"\n" for line in answer.iter_lines()) == STREAMED
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_an_error_gives_nothing_away(serve: Serve, framework: str) -> None:
-    server = serve(app_of(framework), *ONE, expect_traceback=True)
+@pytest.mark.parametrize("site", SITES)
+def test_an_error_gives_nothing_away(serve: Serve, site: str) -> None:
+    server = serve(*way_of(site), expect_traceback=True)
     for _ in range(2):
         answer = requests.get(f"http://{server.address}/fail", timeout=10)
         assert answer.status_code == 500
@@ -100,8 +122,17 @@ def test_an_error_gives_nothing_away(serve: Serve, framework: str) -> None:
     assert requests.get(f"http://{server.address}/", timeout=10).text == "hello you"
 
 
-def test_djangos_static_files_and_what_its_middleware_makes_of_a_stream(shared: Shared) -> None:
-    server = shared(app_of("django"), *ONE, "--threads", "2")
+def test_a_client_that_leaves_its_upload_makes_no_noise(server: RunningServer) -> None:
+    for path in ("/json", "/form"):
+        with Browser(server) as browser:
+            browser.send(request(path, method="POST", content_type="application/json", content_length="1000") + b"{")
+    assert fetch(server).body == b"hello you"
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("site", ["django", "django-asgi"])
+def test_djangos_static_files_and_what_its_middleware_makes_of_a_stream(shared: Shared, site: str) -> None:
+    server = shared(*way_of(site))
     base = f"http://{server.address}"
     with requests.Session() as session:
         answer = session.get(f"{base}/static/web.py")
@@ -117,12 +148,17 @@ def test_djangos_static_files_and_what_its_middleware_makes_of_a_stream(shared: 
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_curl(server: RunningServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("site", "options"),
+    [*((site, ()) for site in SITES), ("flask", TLS), ("starlette", TLS)],
+)
+def test_curl(shared: Shared, tmp_path: Path, site: str, options: Way) -> None:
     """Including an upload for which it asks to continue."""
+    server = shared(*way_of(site), *options)
     upload = tmp_path / "upload"
     upload.write_bytes(b"u" * 3_000_000)
-    base = f"http://{server.address}"
-    curl = ["curl", "-sS", "--fail", "--max-time", "20", "--expect100-timeout", "15"]
+    base = f"https://localhost:{server.address.rpartition(':')[2]}" if options else f"http://{server.address}"
+    curl = ["curl", "-sS", "--http1.1", "--cacert", FIRST, "--fail", "--max-time", "20", "--expect100-timeout", "15"]
     done = subprocess.run(
         [*curl, "-F", f"file=@{upload}", f"{base}/upload", "--next", *curl[1:], f"{base}/stream"],
         capture_output=True,
@@ -131,32 +167,3 @@ def test_curl(server: RunningServer, tmp_path: Path) -> None:
     assert done.stdout == b"upload 3000000" + STREAMED
     done = subprocess.run([*curl, "-D", "-", "-o", "/dev/null", f"{base}/file"], capture_output=True, check=True)
     assert done.stdout.startswith(b"HTTP/1.1 200 OK\r\n")
-
-
-def test_a_site_under_tls(shared: Shared, tmp_path: Path) -> None:
-    server = shared(app_of("flask"), *ONE, *TLS)
-    with requests.Session() as session:
-        session.trust_env, session.verify = False, FIRST
-        visit(session, f"https://localhost:{server.address.rpartition(':')[2]}", tmp_path / "file")
-
-
-@pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool")])
-def test_the_validator_has_nothing_to_say(serve: Serve, tmp_path: Path, threads: str) -> None:
-    """wsgiref's: it raises, and the client gets a 500, for what breaks PEP 3333; it prints a missing close()."""
-    server = serve(f"{APPS / 'web.py'}:validated", *ONE, "--threads", threads, "--interface", "wsgi")
-    with Browser(server) as browser:
-        for path in ("/", "/stream?3", "/write", "/204", "/nowhere", f"/file?{APPS / 'web.py'}", "/environ?a=b"):
-            assert browser.get(path).status in (200, 204, 404), path
-        browser.send(request("/", method="HEAD"))
-        assert browser.response(head=True).status == 200
-        assert browser.post("/length", b"x" * 100_000).body == b"100000"
-        browser.send(request("/length", method="POST", transfer_encoding="chunked") + b"3\r\nabc\r\n0\r\n\r\n")
-        assert browser.response().body == b"3"
-        browser.send(request(f"/endless?{tmp_path}/mark"))
-        read_exactly(browser.sock, 1 << 20)
-    eventually((tmp_path / "mark").exists, within_s=30)
-    with Browser(server) as browser:
-        browser.send(request("/stream?2", minor=0))
-        assert len(browser.response().body) == 2 << 16
-    assert "AssertionError" not in server.log
-    assert "garbage collected" not in server.log

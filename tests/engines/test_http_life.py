@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import signal
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import BLOCK, HELLO
-from tests.engines.wsgi.test_tls import TLS, trusting
+from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import dial, read_to_end
 from tests.support.load import Crew, Load
 from tests.support.processes import alive, children, open_fds
 from tests.support.server import RunningServer
+from tests.support.tls import TLS, trusting
+from tests.support.twins import BOTH, EACH_ENGINE, EACH_WAY, ONE, Way, units
 from tests.support.wait import eventually
-from tests.support.web import WEB, Browser, fetch, request
+from tests.support.web import ASGI, WEB, Browser, fetch, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 TWO = ("--workers", "2", "--keep-alive", "2")
-THREADS = pytest.mark.parametrize("threads", ["1", "3"], ids=["inline", "pool"])
-INLINE_FIRST = pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool")])
-POOL_FIRST = pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool")])
 FAITHFUL, FRESH = Crew(clients=4, posts=1000, pause_s=0.005), Crew(clients=2, posts=1)
 SOON_S = 20.0
 
@@ -66,11 +64,11 @@ def connect() -> Iterator[Connect]:
 
 @pytest.mark.parametrize(
     "how",
-    [("--threads", "3"), (), ("--preload",)],
-    ids=["pool", "inline", "preload"],
+    [(WEB, "--threads", "3"), (WEB,), (WEB, "--preload"), (ASGI,)],
+    ids=["wsgi-threads", "wsgi", "wsgi-preload", "asgi"],
 )
-def test_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve, how: tuple[str, ...]) -> None:
-    server = serve(WEB, *TWO, *how)
+def test_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve, how: Way) -> None:
+    server = serve(*how, *TWO)
     with Load(server.address, FAITHFUL, FRESH) as load:
         for _ in range(2):
             load.wait_more(30)
@@ -90,8 +88,9 @@ def test_fifty_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serv
     assert not load.failed, load.failures
 
 
-def test_a_reload_under_tls_loses_nothing(serve: Serve) -> None:
-    server = serve(WEB, *TWO, *TLS)
+@BOTH
+def test_a_reload_under_tls_loses_nothing(serve: Serve, way: Way) -> None:
+    server = serve(*way, *TWO, *TLS)
     for turn in range(1, 4):
         with Browser(server, tls=trusting()) as browser:
             assert browser.get().body == HELLO
@@ -104,8 +103,9 @@ def test_a_reload_under_tls_loses_nothing(serve: Serve) -> None:
         server.wait_log("reloaded", count=turn, within_s=20)
 
 
-def test_an_idle_client_keeps_its_time_and_is_told_with_its_next_answer(serve: Serve) -> None:
-    server = serve(WEB, "--workers", "1", "--keep-alive", "1500ms", "--log-level", "debug")
+@BOTH
+def test_an_idle_client_keeps_its_time_and_is_told_with_its_next_answer(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, "--keep-alive", "1500ms", "--log-level", "debug")
     with Browser(server) as asks, Browser(server) as silent:
         assert asks.get().body == silent.get().body == HELLO
         began_s = time.monotonic()
@@ -119,9 +119,18 @@ def test_an_idle_client_keeps_its_time_and_is_told_with_its_next_answer(serve: S
     server.wait_log("reloaded")
 
 
-def test_a_broken_application_changes_nothing(serve: Serve, app: AppWriter) -> None:
-    source = "def handle(environ, start_response):\n    start_response('200 OK', [])\n    return [b'{}']\n"
-    server = serve(app(source.format("good")), *TWO, expect_traceback=True)
+BY_WSGI = "def handle(environ, start_response):\n    start_response('200 OK', [])\n    return [b'%s']\n"
+BY_ASGI = (
+    "async def handle(scope, receive, send):\n"
+    "    assert scope['type'] == 'http'\n"
+    "    await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+    "    await send({'type': 'http.response.body', 'body': b'%s'})\n"
+)
+
+
+@pytest.mark.parametrize("source", [BY_WSGI, BY_ASGI], ids=["wsgi", "asgi"])
+def test_a_broken_application_changes_nothing(serve: Serve, app: AppWriter, source: str) -> None:
+    server = serve(app(source % "good"), *TWO, expect_traceback=True)
     workers = server.worker_pids()
     app("import nothing_of_that_name")
     with Browser(server) as browser:
@@ -131,7 +140,7 @@ def test_a_broken_application_changes_nothing(serve: Serve, app: AppWriter) -> N
         answer = browser.get()
         assert (answer.body, answer.closes) == (b"good", False)
     assert server.worker_pids() == workers
-    app(source.format("new"))
+    app(source % "new")
     reload(server)
     assert fetch(server).body == b"new"
 
@@ -139,8 +148,9 @@ def test_a_broken_application_changes_nothing(serve: Serve, app: AppWriter) -> N
 # --- scale
 
 
-def test_a_worker_less_loses_nothing(serve: Serve) -> None:
-    server = serve(WEB, "--workers", "3", "--keep-alive", "2")
+@BOTH
+def test_a_worker_less_loses_nothing(serve: Serve, way: Way) -> None:
+    server = serve(*way, "--workers", "3", "--keep-alive", "2")
     with Load(server.address, FAITHFUL, FRESH) as load:
         for count, signum in ((2, signal.SIGTTOU), (1, signal.SIGTTOU), (2, signal.SIGTTIN), (1, signal.SIGTTOU)):
             load.wait_more(50)
@@ -153,35 +163,40 @@ def test_a_worker_less_loses_nothing(serve: Serve) -> None:
 # --- stop
 
 
-@INLINE_FIRST
-def test_a_stop_answers_whom_it_has_let_in(serve: Serve, gate: Gate, connect: Connect, threads: str) -> None:
-    """In the application, behind it in the worker, and in the kernel's queue."""
-    server = serve(WEB, "--workers", "1", "--threads", threads, "--keep-alive", "300ms", env=gate.env)
-    inside = connect(server, int(threads))
-    tell_all(inside, request("/gate"))
+@EACH_WAY
+def test_a_stop_answers_whom_it_has_let_in(serve: Serve, gate: Gate, connect: Connect, way: Way) -> None:
+    """In the midst of a body, in the application, and behind it in the worker and in the kernel's queue."""
+    server = serve(*way, *ONE, "--keep-alive", "300ms", env=gate.env)
+    (sends,) = connect(server, 1)
+    sends.send(request("/echo", method="POST", content_length="6") + b"abc")
+    fetch(server)
+    inside = connect(server, units(way))
+    tell_all(inside, request("/hold"))
     gate.wait_entered(len(inside))
     queued = connect(server, 100)
     tell_all(queued, request())
     server.signal(signal.SIGTERM)
     server.wait_log("SIGTERM")
+    sends.send(b"def")
     gate.open()
+    assert sends.response().body == b"abcdef"
     for browser in queued + inside:
         answer = browser.response()
         assert answer.body == HELLO
-        assert answer.closes or browser in inside
+        assert answer.closes or browser in inside or ASGI in way, "a loop of asyncio may hear of the stop a turn later"
         assert browser.ended()
     assert server.wait_exit() == 0
 
 
-@THREADS
+@EACH_ENGINE
 def test_a_stop_with_five_hundred_queued_requests_answers_them_all(
-    serve: Serve, gate: Gate, connect: Connect, threads: str
+    serve: Serve, gate: Gate, connect: Connect, way: Way
 ) -> None:
-    server = serve(WEB, "--workers", "2", "--threads", threads, env=gate.env)
+    server = serve(*way, "--workers", "2", env=gate.env)
     inside = []
-    for _ in range(2 * int(threads)):  # one after the other, so that none waits behind another
+    for _ in range(2 * units(way)):  # one after the other, so that none waits behind another
         inside += connect(server, 1)
-        inside[-1].send(request("/gate"))
+        inside[-1].send(request("/hold"))
         gate.wait_entered(1)
     queued = connect(server, 500)
     tell_all(queued, request("/echo", method="POST", body=b"queued"))
@@ -193,26 +208,52 @@ def test_a_stop_with_five_hundred_queued_requests_answers_them_all(
     assert server.wait_exit() == 0
 
 
-def test_a_stop_waits_for_bodies_and_readers_that_are_on_their_way(serve: Serve) -> None:
-    server = serve(WEB, "--workers", "1", "--keep-alive", "500ms")
-    with Browser(server) as sends, Browser(server) as reads, Browser(server) as pipelines:
-        sends.send(request("/echo", method="POST", content_length="6") + b"abc")
-        reads.send(request("/big?300"))
-        pipelines.send(request("/stream?200") + request())
-        for browser in (reads, pipelines):
-            eventually(lambda browser=browser: browser.sock.recv(1, socket.MSG_PEEK), within_s=15)
+@EACH_ENGINE
+def test_a_stop_answers_those_who_are_still_in_their_handshake(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, *TLS)
+    context, found = trusting(), list[bytes]()
+
+    def shake(plain: socket.socket) -> None:
+        with plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
+            sock.sendall(request(connection="close"))
+            found.append(read_to_end(sock)[-len(HELLO) :])
+
+    with Browser(server, tls=context) as blocks:
+        blocks.send(request("/block?0.5"))
+        threads = [threading.Thread(target=shake, args=(dial(server.address),)) for _ in range(10)]
         server.signal(signal.SIGTERM)
-        server.wait_log("SIGTERM")
-        sends.send(b"def")
-        answer = sends.response()
-        assert (answer.body, answer.closes) == (b"abcdef", True)
-        assert reads.response().body == BLOCK * 300
-        assert pipelines.response().body == BLOCK * 200
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(15)
+        assert blocks.response().body == HELLO
+    assert found == [HELLO] * 10
     assert server.wait_exit() == 0
 
 
-def test_a_stop_under_load_loses_nobody(serve: Serve) -> None:
-    server = serve(WEB, *TWO)
+@EACH_WAY
+def test_a_stop_waits_for_bodies_and_readers_that_are_on_their_way(serve: Serve, connect: Connect, way: Way) -> None:
+    server = serve(*way, *ONE, "--keep-alive", "500ms")
+    sends, reads, pipelines, other = connect(server, 4)
+    sends.send(request("/echo", method="POST", content_length="6") + b"abc")
+    reads.send(request("/big?300"))
+    pipelines.send(request("/stream?200") + request())
+    for browser in (reads, pipelines):
+        eventually(lambda browser=browser: browser.sock.recv(1, socket.MSG_PEEK), within_s=15)
+    server.signal(signal.SIGTERM)
+    while not other.get().closes:
+        pass  # the worker does not know yet
+    sends.send(b"def")
+    answer = sends.response()
+    assert (answer.body, answer.closes) == (b"abcdef", True)
+    assert reads.response().body == BLOCK * 300
+    assert pipelines.response().body == BLOCK * 200
+    assert server.wait_exit() == 0
+
+
+@EACH_ENGINE
+def test_a_stop_under_load_loses_nobody(serve: Serve, way: Way) -> None:
+    server = serve(*way, *TWO)
     with Load(
         server.address,
         Crew(clients=6, posts=1, leaves=True),
@@ -225,9 +266,9 @@ def test_a_stop_under_load_loses_nobody(serve: Serve) -> None:
     assert set(load.failed) <= {"refused"}, load.failed
 
 
-@POOL_FIRST
-def test_what_takes_longer_than_the_graceful_timeout_is_cut_and_logged(serve: Serve, gate: Gate, threads: str) -> None:
-    server = serve(WEB, "--workers", "1", "--threads", threads, "--graceful-timeout", "700ms", env=gate.env)
+@EACH_WAY
+def test_what_takes_longer_than_the_graceful_timeout_is_cut_and_logged(serve: Serve, gate: Gate, way: Way) -> None:
+    server = serve(*way, *ONE, "--graceful-timeout", "700ms", env=gate.env)
     with Browser(server) as browser:
         browser.send(request("/gate"))
         gate.wait_entered(1)
@@ -237,12 +278,13 @@ def test_what_takes_longer_than_the_graceful_timeout_is_cut_and_logged(serve: Se
             browser.response()
         assert 0.6 < time.monotonic() - began_s < 15
     assert server.wait_exit() == 0
-    # Inline, the loop itself is in the application, and only the master can end it.
-    assert ("killing worker" if threads == "1" else "connections cut count=1") in server.log
+    # With WSGI and one thread the loop itself is in the application, and only the master can end it.
+    assert ("killing worker" if way == (WEB,) else "connections cut count=1") in server.log
 
 
-def test_a_stop_at_once(serve: Serve) -> None:
-    server = serve(WEB, *TWO)
+@EACH_WAY
+def test_a_stop_at_once(serve: Serve, way: Way) -> None:
+    server = serve(*way, *TWO)
     with Browser(server) as browser:
         browser.get()
         began_s = time.monotonic()
@@ -253,9 +295,9 @@ def test_a_stop_at_once(serve: Serve) -> None:
 # --- death
 
 
-@POOL_FIRST
-def test_the_death_of_a_worker_costs_what_it_had_and_nothing_else(serve: Serve, threads: str) -> None:
-    server = serve(WEB, "--workers", "2", "--threads", threads)
+@EACH_ENGINE
+def test_the_death_of_a_worker_costs_what_it_had_and_nothing_else(serve: Serve, way: Way) -> None:
+    server = serve(*way, "--workers", "2")
     with Load(server.address, FAITHFUL, FRESH) as load:
         for _ in range(3):
             load.wait_more(50)
@@ -267,10 +309,12 @@ def test_the_death_of_a_worker_costs_what_it_had_and_nothing_else(serve: Serve, 
     assert set(load.failed) <= {"reset", "eof"}
 
 
-@POOL_FIRST
-@pytest.mark.parametrize("deed", ["/spin", "/work?60"])
-def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(serve: Serve, threads: str, deed: str) -> None:
-    server = serve(WEB, "--workers", "1", "--threads", threads, "--timeout", "1")
+@EACH_ENGINE
+@pytest.mark.parametrize(("deed", "function"), [("/spin", "spin_forever"), ("/block?60", "block")])
+def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(
+    serve: Serve, way: Way, deed: str, function: str
+) -> None:
+    server = serve(*way, *ONE, "--timeout", "1")
     before = server.worker_pids()
     with Browser(server) as idle, Browser(server) as stuck:
         idle.get()
@@ -282,14 +326,31 @@ def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(serve: Serve, t
         assert 0.9 < time.monotonic() - began_s < 15
     server.wait_log(rf"{host}:{port}\b")
     server.wait_log(r"worker=0 gen=1 pid=\d+.*SIGKILL")
-    server.wait_log(rf"web\.py.*\b{'spin_forever' if deed == '/spin' else 'work'}\b")
+    server.wait_log(rf"routes\.py.*\b{function}\b")
     server.wait_workers(1, without=before)
     assert fetch(server).body == HELLO
 
 
-def test_waiting_clients_are_no_stuck_requests(serve: Serve) -> None:
+@EACH_ENGINE
+def test_a_blocked_loop_is_seen_and_its_neighbours_go_on(serve: Serve, way: Way) -> None:
+    """With WSGI and threads it is one of these that is blocked."""
+    server = serve(*way, "--workers", "2", "--timeout", "1")
+    before = server.worker_pids()
+    with Load(server.address, Crew(clients=2, posts=1)) as load, Browser(server) as stuck:
+        load.wait_more(20)
+        stuck.send(request("/block?60"))
+        with pytest.raises((EOFError, ConnectionResetError)):
+            stuck.response()
+        server.wait_log("worker hung ")
+        eventually(lambda: len(server.worker_pids() - before) == 1, within_s=30)
+        load.wait_more(20)
+    assert sum(load.failed.values()) <= 2, "at most those that the stuck worker had taken"
+
+
+@EACH_ENGINE
+def test_waiting_clients_are_no_stuck_requests(serve: Serve, way: Way) -> None:
     """Heads, bodies and readers have limits of their own; --timeout is for the application."""
-    server = serve(WEB, "--workers", "1", "--timeout", "500ms")
+    server = serve(*way, *ONE, "--timeout", "500ms")
     before = server.worker_pids()
     with Browser(server) as head, Browser(server) as body, Browser(server) as reader, Browser(server) as idle:
         head.send(b"GET / HT")
@@ -311,7 +372,7 @@ def test_waiting_clients_are_no_stuck_requests(serve: Serve) -> None:
 
 
 @pytest.fixture
-def line(serve: Serve) -> object:
+def line(serve: Serve) -> Iterator[Callable[..., tuple[RunningServer, list[int]]]]:
     """A server whose last master is ended with the test."""
     masters: list[int] = []
 
@@ -327,8 +388,9 @@ def line(serve: Serve) -> object:
             eventually(lambda pid=pid: not alive(pid), within_s=20)
 
 
-def test_upgrades_under_load_lose_nothing(line: object) -> None:
-    server, masters = line(WEB, *TWO)
+@BOTH
+def test_upgrades_under_load_lose_nothing(line: Callable[..., tuple[RunningServer, list[int]]], way: Way) -> None:
+    server, masters = line(*way, *TWO)
     with Load(server.address, FAITHFUL, FRESH) as load:
         for _ in range(2):
             load.wait_more(100)
@@ -345,10 +407,10 @@ def test_upgrades_under_load_lose_nothing(line: object) -> None:
 # --- without descriptors
 
 
-@INLINE_FIRST
-def test_a_worker_without_descriptors_serves_those_it_has_and_later_the_others(serve: Serve, threads: str) -> None:
+@EACH_WAY
+def test_a_worker_without_descriptors_serves_those_it_has_and_later_the_others(serve: Serve, way: Way) -> None:
     """It says so, keeps no processor busy, and goes on when there are descriptors again."""
-    server = serve(WEB, "--workers", "1", "--threads", threads)
+    server = serve(*way, *ONE)
     (worker,) = server.worker_pids()
     with Browser(server) as browser:
         browser.get()
@@ -369,14 +431,12 @@ def test_a_worker_without_descriptors_serves_those_it_has_and_later_the_others(s
     assert server.worker_pids() == {worker}
 
 
-def test_the_workers_identity_is_told_by_its_environment(serve: Serve, app: AppWriter) -> None:
-    target = app(
-        "import json, os\n"
-        "def handle(environ, start_response):\n"
-        "    start_response('200 OK', [])\n"
-        "    return [json.dumps([os.environ['PREFORK_SLOT'], os.environ['PREFORK_GENERATION']]).encode()]\n"
-    )
-    server = serve(target, "--workers", "2")
-    assert {json.loads(fetch(server).body)[1] for _ in range(4)} == {"1"}
+# --- generation
+
+
+@BOTH
+def test_the_workers_generation_is_told_by_its_environment(serve: Serve, way: Way) -> None:
+    server = serve(*way, "--workers", "2")
+    assert {fetch(server, "/generation").body for _ in range(4)} == {b"1"}
     reload(server)
-    assert {json.loads(fetch(server).body)[1] for _ in range(4)} == {"2"}
+    assert {fetch(server, "/generation").body for _ in range(4)} == {b"2"}

@@ -1,52 +1,35 @@
-"""HTTP/1.1 over the wire: requests in order, bodies, every kind of response, clients that leave or are slow to read."""
+"""HTTP/1.1 over the wire: requests in order, bodies, every kind of response, limits, an application that does wrong."""
 
 from __future__ import annotations
 
 import json
-import select
 import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import BLOCK, HELLO
-from tests.support.client import abort, exchange, read_exactly, read_to_end
+from tests.apps.routes import BLOCK, HELLO
+from tests.support.client import exchange, read_exactly
+from tests.support.control import Place
+from tests.support.load import Crew, Load
+from tests.support.twins import BOTH, EACH_WAY, ONE, WAYS, Way
 from tests.support.wait import eventually
-from tests.support.web import ASGI, WEB, Browser, fetch, request
+from tests.support.web import CONTINUE, Browser, fetch, request, silent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Serve, Shared
-    from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
 pytestmark = pytest.mark.slow
 
-ONE = ("--workers", "1")
-INLINE = pytest.param((WEB, *ONE), id="inline")
-POOL = pytest.param((WEB, *ONE, "--threads", "4"), id="pool")
-ON_UVLOOP = pytest.param((ASGI, *ONE), id="asgi")
-ON_ASYNCIO = pytest.param((ASGI, *ONE, "--loop", "asyncio"), id="asgi-asyncio")
-HOW = [INLINE, POOL, ON_UVLOOP, ON_ASYNCIO]
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-
-@pytest.fixture(params=HOW)
+@pytest.fixture(params=WAYS)
 def server(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
-    """One worker, with a WSGI application in the loop or on threads, or with its ASGI twin."""
-    return shared(*request.param, "--max-body", "8m")
-
-
-@pytest.fixture(params=[INLINE, POOL])
-def wsgi(shared: Shared, request: pytest.FixtureRequest) -> RunningServer:
-    """The same without ASGI."""
-    return shared(*request.param, "--max-body", "8m")
-
-
-def silent(browser: Browser) -> bool:
-    """Whether nothing has come from the server. What it had to say before this is known to be here."""
-    return not select.select([browser.sock], [], [], 0)[0]
+    """One worker, in each way to serve."""
+    return shared(*request.param, *ONE, "--max-body", "8m")
 
 
 # --- requests
@@ -65,23 +48,14 @@ def test_get_head_and_post(server: RunningServer) -> None:
 
 
 @pytest.mark.smoke
-def test_what_the_application_is_told(wsgi: RunningServer) -> None:
-    with Browser(wsgi) as browser:
-        said = json.loads(browser.post("/environ?a=%20b", b"12345", content_type="text/x", x_many="1").body)
+def test_what_the_application_is_told(server: RunningServer) -> None:
+    with Browser(server) as browser:
+        said = json.loads(browser.post("/told?a=%20b", b"12345").body)
         host, port = browser.sock.getsockname()
-    expected = {
-        "REQUEST_METHOD": "POST", "PATH_INFO": "/environ", "QUERY_STRING": "a=%20b", "RAW_URI": "/environ?a=%20b",
-        "CONTENT_LENGTH": "5", "CONTENT_TYPE": "text/x", "HTTP_HOST": "test", "HTTP_X_MANY": "1", "SCRIPT_NAME": "",
-        "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "127.0.0.1", "REMOTE_ADDR": host, "REMOTE_PORT": str(port),
-        "SERVER_PORT": wsgi.address.rpartition(":")[2], "wsgi.url_scheme": "http", "wsgi.version": [1, 0],
-        "wsgi.multiprocess": False, "wsgi.run_once": False,
+    assert said == {
+        "method": "POST", "path": "/told", "query": "a=%20b", "scheme": "http", "host": "test",
+        "client": [host, str(port)], "body": "12345",
     }  # fmt: skip
-    assert {key: said.get(key) for key in expected} == expected
-
-
-def test_multithread_and_multiprocess_are_true_to_the_configuration(shared: Shared) -> None:
-    said = json.loads(fetch(shared(WEB, "--workers", "2", "--threads", "2"), "/environ").body)
-    assert (said["wsgi.multithread"], said["wsgi.multiprocess"]) == (True, True)
 
 
 @pytest.mark.smoke
@@ -102,20 +76,6 @@ def test_a_thousand_requests_in_one_go_are_answered_in_their_order(server: Runni
         assert [int(browser.response().body) for _ in numbers] == [*numbers]
 
 
-def test_a_client_with_thousands_of_requests_does_not_starve_another(server: RunningServer) -> None:
-    """The other one is answered while the first still has the most before it."""
-    with Browser(server) as greedy, Browser(server) as other:
-        greedy.sock.setblocking(False)
-        sent = 0
-        flood = request("/big?1") * 2000
-        try:
-            while sent < len(flood):
-                sent += greedy.sock.send(flood[sent:])
-        except BlockingIOError:
-            pass  # it reads none of the answers either
-        assert other.get().body == HELLO
-
-
 def test_http_1_0_closes_unless_asked_not_to(server: RunningServer) -> None:
     with Browser(server) as browser:
         browser.send(request(minor=0))
@@ -129,6 +89,7 @@ def test_http_1_0_closes_unless_asked_not_to(server: RunningServer) -> None:
         streamed = browser.response()  # which can only end with the connection
         assert streamed.closes
         assert streamed.body == BLOCK * 3
+    assert exchange(server.address, request("/stream?3", minor=0)).endswith(b"\r\n\r\n" + BLOCK * 3)
 
 
 @pytest.mark.smoke
@@ -166,14 +127,6 @@ def test_100_continue_is_not_said_to_http_1_0_nor_when_the_request_is_refused(se
         assert big.ended()
 
 
-def test_clients_that_leave_after_they_asked_to_continue_harm_nobody(server: RunningServer) -> None:
-    for _ in range(50):
-        browser = Browser(server)
-        browser.send(request("/echo", method="POST", expect="100-continue", content_length="2"))
-        abort(browser.sock)
-    assert fetch(server).body == HELLO
-
-
 def early_413(server: RunningServer, times: int) -> None:
     body = bytes(10_000_000)
     for _ in range(times):
@@ -187,8 +140,9 @@ def test_a_client_that_sends_too_much_reads_the_whole_413(server: RunningServer)
     early_413(server, 10)
 
 
-def test_a_thousand_clients_that_send_too_much_read_the_whole_413(shared: Shared) -> None:
-    early_413(shared(WEB, *ONE, "--max-body", "1m"), 1000)
+@BOTH
+def test_a_thousand_clients_that_send_too_much_read_the_whole_413(shared: Shared, way: Way) -> None:
+    early_413(shared(*way, *ONE, "--max-body", "1m"), 1000)
 
 
 def test_a_body_in_chunks_may_not_grow_over_the_limit(server: RunningServer) -> None:
@@ -223,33 +177,7 @@ def test_a_bad_request_is_refused_once_and_nothing_behind_it_is_read(
         assert browser.ended()
 
 
-def test_a_client_that_ends_its_side_first_gets_the_whole_answer(server: RunningServer) -> None:
-    with Browser(server) as browser:
-        browser.send(request("/stream?100") + request())
-        browser.sock.shutdown(socket.SHUT_WR)
-        assert browser.response().body == BLOCK * 100
-        assert browser.response().body == HELLO
-        assert browser.ended()
-
-
-def test_a_client_that_ends_in_the_midst_of_a_request_is_refused(server: RunningServer) -> None:
-    with Browser(server) as browser:
-        browser.send(request("/length", method="POST", content_length="10") + b"12345")
-        browser.sock.shutdown(socket.SHUT_WR)
-        assert browser.response().status == 400
-        assert browser.ended()
-
-
 # --- responses
-
-
-def test_a_large_response_waits_for_a_slow_reader_and_nobody_waits_for_him(server: RunningServer) -> None:
-    for path in ("/big?200", "/stream?200"):
-        with Browser(server) as slow:
-            slow.send(request(path))
-            eventually(lambda slow=slow: not silent(slow), within_s=15)
-            assert fetch(server).body == HELLO
-            assert slow.response().body == BLOCK * 200
 
 
 def test_a_file_is_sent_from_where_it_stands(server: RunningServer, tmp_path: Path) -> None:
@@ -267,34 +195,19 @@ def test_a_file_is_sent_from_where_it_stands(server: RunningServer, tmp_path: Pa
         assert browser.get().body == HELLO
 
 
-def test_written_blocks_come_before_returned_ones(wsgi: RunningServer) -> None:
-    with Browser(wsgi) as browser:
-        assert browser.get("/write").body == b"written, twice, and returned\n"
+def test_an_answer_without_a_body(server: RunningServer) -> None:
+    with Browser(server) as browser:
         assert browser.get("/204").status == 204
         assert browser.get().body == HELLO
-
-
-@pytest.mark.parametrize("leave", [abort, socket.socket.close], ids=["reset", "close"])
-def test_a_client_that_leaves_a_stream_has_it_closed_once(server: RunningServer, tmp_path: Path, leave: object) -> None:
-    mark = tmp_path / "closed"
-    browser = Browser(server)
-    browser.send(request(f"/endless?{mark}"))
-    read_exactly(browser.sock, 1 << 20)
-    leave(browser.sock)
-    eventually(mark.exists, within_s=30)
-    with Browser(server) as other:
-        for _ in range(20):
-            other.get()
-    assert mark.read_text() == "closed\n"
 
 
 # --- an application that does wrong
 
 
-@pytest.fixture(params=HOW)
+@pytest.fixture(params=WAYS)
 def wronged(serve: Serve, request: pytest.FixtureRequest) -> RunningServer:
     """A server whose log may have tracebacks."""
-    return serve(*request.param, expect_traceback=True)
+    return serve(*request.param, *ONE, expect_traceback=True)
 
 
 @pytest.mark.smoke
@@ -312,6 +225,15 @@ def test_exceptions_of_the_application_are_told_to_the_log_alone(wronged: Runnin
             browser.response()
     with pytest.raises(ConnectionResetError):  # HTTP/1.0 has no other way to know that this is not all
         exchange(wronged.address, request("/raise-late", minor=0))
+    assert fetch(wronged).body == HELLO
+
+
+def test_an_application_that_does_not_answer(wronged: RunningServer) -> None:
+    with Browser(wronged) as browser:
+        failed = browser.get("/return")
+        assert (failed.status, failed.closes) == (500, True)
+        assert browser.ended()
+    wronged.wait_log("without a response|did not call start_response")
     assert fetch(wronged).body == HELLO
 
 
@@ -338,38 +260,19 @@ def test_no_byte_leaves_of_a_header_that_would_split_the_response(wronged: Runni
     assert fetch(wronged, "/split?fine").fields["x-said"] == "fine"
 
 
-def test_what_is_written_to_wsgi_errors_is_in_the_log(wsgi: RunningServer) -> None:
-    fetch(wsgi, "/errors?something%20is%20wrong")
-    wsgi.wait_log("^something is wrong$")
+# --- listeners, limits, counts
 
 
-# --- listeners, threads, limits
+@BOTH
+def test_unix_sockets_and_several_listeners(serve: Serve, tmp_path: Path, way: Way) -> None:
+    server = serve(*way, *ONE, bind=["127.0.0.1:0", "[::1]:0", f"unix:{tmp_path}/s"])
+    told = [json.loads(fetch(address, "/told").body)["client"][0] for address in server.addresses]
+    assert told == ["127.0.0.1", "::1", ""]
 
 
-def test_unix_sockets_and_several_listeners(serve: Serve, tmp_path: Path) -> None:
-    server = serve(WEB, *ONE, bind=["127.0.0.1:0", "[::1]:0", f"unix:{tmp_path}/s"])
-    told = [json.loads(fetch(address, "/environ").body) for address in server.addresses]
-    assert [one["REMOTE_ADDR"] for one in told] == ["127.0.0.1", "::1", ""]
-    assert [one["SERVER_NAME"] for one in told] == ["127.0.0.1", "::1", "localhost"]
-    assert all(one["SERVER_PORT"].isdigit() for one in told)
-
-
-def test_threads_run_the_application_side_by_side_and_the_loop_inline(serve: Serve, gate: Gate) -> None:
-    server = serve(WEB, *ONE, "--threads", "3", env=gate.env)
-    held = [Browser(server) for _ in range(3)]
-    for browser in held:
-        browser.send(request("/gate"))
-    gate.wait_entered(3)
-    gate.open()
-    assert [browser.response().body for browser in held] == [HELLO] * 3
-    for browser in held:
-        browser.close()
-    inline = serve(WEB, *ONE, "--threads", "1")
-    assert len({fetch(inline, "/thread").body for _ in range(5)}) == 1
-
-
-def test_one_connection_more_than_a_worker_may_hold_waits_for_a_place(serve: Serve) -> None:
-    server = serve(WEB, *ONE, "--max-connections", "2")
+@EACH_WAY
+def test_one_connection_more_than_a_worker_may_hold_waits_for_a_place(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, "--max-connections", "2")
     first, second = Browser(server), Browser(server)
     assert first.get().status == second.get().status == 200
     with Browser(server) as third:
@@ -382,23 +285,34 @@ def test_one_connection_more_than_a_worker_may_hold_waits_for_a_place(serve: Ser
     second.close()
 
 
-def test_a_worker_is_replaced_after_max_requests_and_nobody_notices(serve: Serve) -> None:
+@EACH_WAY
+def test_a_worker_is_replaced_after_max_requests_and_nobody_notices(serve: Serve, way: Way) -> None:
     """Its successor comes first, so it may serve more than that."""
-    server = serve(WEB, "--workers", "2", "--max-requests", "10")
+    server = serve(*way, "--workers", "2", "--max-requests", "20")
     first, until_s = server.worker_pids(), time.monotonic() + 20
-    for _ in range(3):
-        with Browser(server) as browser:
-            while not browser.get("/pid").closes:
-                assert time.monotonic() < until_s
-            assert browser.ended()
-    server.wait_workers(2)
-    assert len(server.worker_pids() & first) < 2
+    with Load(server.address, Crew(clients=1, posts=1000), Crew(clients=1, posts=1)) as load:
+        for _ in range(3):
+            with Browser(server) as browser:
+                while not browser.get("/pid").closes:
+                    assert time.monotonic() < until_s
+                assert browser.ended()
+        eventually(lambda: not server.worker_pids() & first, within_s=20)
+        load.wait_more(20)
+    assert not load.failed, load.failures
     server.wait_log("cause=recycle", count=3)
 
 
-def test_everything_is_told_to_a_stuck_reader_of_a_closing_response(server: RunningServer) -> None:
-    """The client sends on after it asked to close: what it was answered must survive that."""
-    with Browser(server) as browser:
-        browser.send(request("/big?40", connection="close") + bytes(3_000_000))
-        answer = read_to_end(browser.sock)
-    assert answer.endswith(BLOCK * 40)
+@BOTH
+def test_the_servers_count_is_the_clients(serve: Serve, way: Way) -> None:
+    with Place() as place:
+        server = serve(*way, "--workers", "2", env=place.env, expect_traceback=True)
+        with Load(server.address, Crew(clients=3, posts=30), Crew(clients=2, posts=1)) as load:
+            load.wait_more(300)
+        assert not load.failed
+        for _ in range(3):
+            assert fetch(server, "/raise").status == 500
+        totals = eventually(
+            lambda: (found := place.status()["totals"]) and not found["connections"] and found,
+            within_s=30,
+        )
+        assert (totals["requests"], totals["errors"]) == (load.counts.total(), 3)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import HELLO
+from tests.apps.routes import HELLO
 from tests.support.client import dial, read_to_end
 from tests.support.processes import open_fds
+from tests.support.twins import EACH_WAY, ON_UVLOOP, ONE, WSGI, Way
 from tests.support.wait import eventually
-from tests.support.web import ASGI, WEB, Browser, fetch, request
+from tests.support.web import Browser, fetch, request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,17 +25,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-ONE = ("--workers", "1")
-TWINS = [pytest.param(WEB, id="wsgi"), pytest.param(ASGI, id="asgi")]
 LIMIT_S = 0.3
 LATE_S = 10.0  # for busy machines
 SHORT = ("--header-timeout", str(LIMIT_S), "--idle-timeout", str(LIMIT_S), "--keep-alive", "20")
 
 
-@pytest.fixture(params=TWINS)
-def web(request: pytest.FixtureRequest) -> str:
-    """The same application, as WSGI and as ASGI."""
-    return str(request.param)
+@pytest.fixture(params=[WSGI, ON_UVLOOP])
+def way(request: pytest.FixtureRequest) -> Way:
+    """The same application, over WSGI and over ASGI."""
+    return request.param  # type: ignore[no-any-return]
 
 
 def sockets(server: RunningServer) -> int:
@@ -72,8 +71,8 @@ def in_time(began_s: float) -> bool:
     return LIMIT_S - 0.05 <= time.monotonic() - began_s <= LIMIT_S + LATE_S
 
 
-def test_a_head_that_does_not_come_in_time_is_answered_408(shared: Shared, web: str) -> None:
-    server = shared(web, *ONE, *SHORT)
+def test_a_head_that_does_not_come_in_time_is_answered_408(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, *SHORT)
     with contextlib.ExitStack() as stack:
         began_s = time.monotonic()
         browsers = []
@@ -87,8 +86,8 @@ def test_a_head_that_does_not_come_in_time_is_answered_408(shared: Shared, web: 
             assert browser.ended()
 
 
-def test_a_byte_now_and_then_does_not_move_the_deadline_of_a_head(shared: Shared, web: str) -> None:
-    server = shared(web, *ONE, *SHORT)
+def test_a_byte_now_and_then_does_not_move_the_deadline_of_a_head(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, *SHORT)
     with Browser(server) as browser:
         began_s = time.monotonic()
         browser.send(b"GET /")
@@ -97,8 +96,8 @@ def test_a_byte_now_and_then_does_not_move_the_deadline_of_a_head(shared: Shared
         assert in_time(began_s)
 
 
-def test_the_second_head_of_a_connection_has_the_same_deadline(shared: Shared, web: str) -> None:
-    server = shared(web, *ONE, *SHORT)
+def test_the_second_head_of_a_connection_has_the_same_deadline(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, *SHORT)
     with Browser(server) as browser:
         browser.send(request() + b"GET")
         began_s = time.monotonic()
@@ -107,8 +106,8 @@ def test_the_second_head_of_a_connection_has_the_same_deadline(shared: Shared, w
         assert in_time(began_s)
 
 
-def test_a_body_that_does_not_come_in_time_is_answered_408(shared: Shared, web: str) -> None:
-    server = shared(web, *ONE, *SHORT)
+def test_a_body_that_does_not_come_in_time_is_answered_408(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, *SHORT)
     for head in (
         request("/length", method="POST", content_length="1000000"),
         request("/length", method="POST", transfer_encoding="chunked"),
@@ -122,16 +121,16 @@ def test_a_body_that_does_not_come_in_time_is_answered_408(shared: Shared, web: 
             assert browser.ended()
 
 
-def test_a_new_connection_that_says_nothing_is_closed_without_a_word(shared: Shared, web: str) -> None:
-    server = shared(web, *ONE, *SHORT)
+def test_a_new_connection_that_says_nothing_is_closed_without_a_word(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, *SHORT)
     with dial(server.address) as sock:
         began_s = time.monotonic()
         assert read_to_end(sock) == b""
         assert in_time(began_s)
 
 
-def test_a_connection_is_kept_for_the_next_request_and_no_longer(shared: Shared, web: str) -> None:
-    server = shared(web, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
+def test_a_connection_is_kept_for_the_next_request_and_no_longer(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
     with Browser(server) as browser:
         for _ in range(3):
             assert browser.get().body == HELLO
@@ -143,8 +142,8 @@ def test_a_connection_is_kept_for_the_next_request_and_no_longer(shared: Shared,
         assert in_time(began_s)
 
 
-def test_an_empty_line_does_not_keep_a_connection(shared: Shared, web: str) -> None:
-    server = shared(web, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
+def test_an_empty_line_does_not_keep_a_connection(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, "--keep-alive", str(LIMIT_S), "--header-timeout", "20")
     with Browser(server) as browser:
         browser.get()
         began_s = time.monotonic()
@@ -153,16 +152,16 @@ def test_an_empty_line_does_not_keep_a_connection(shared: Shared, web: str) -> N
         assert in_time(began_s)
 
 
-def test_no_keep_alive_is_said(shared: Shared, web: str) -> None:
-    server = shared(web, *ONE, "--keep-alive", "0")
+def test_no_keep_alive_is_said(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, "--keep-alive", "0")
     with Browser(server) as browser:
         assert browser.get().closes
         assert browser.ended()
 
 
-def test_the_application_may_take_longer_than_any_limit_of_its_client(shared: Shared, web: str) -> None:
+def test_the_application_may_take_longer_than_any_limit_of_its_client(shared: Shared, way: Way) -> None:
     """Also of others: in the loop, the clock of those who wait stands still meanwhile."""
-    server = shared(web, *ONE, *SHORT)
+    server = shared(*way, *ONE, *SHORT)
     with Browser(server) as browser, Browser(server) as other:
         other.send(b"GET / HT")
         fetch(server)
@@ -173,13 +172,9 @@ def test_the_application_may_take_longer_than_any_limit_of_its_client(shared: Sh
         assert other.response().body == HELLO
 
 
-@pytest.mark.parametrize(
-    "how",
-    [(WEB,), (WEB, "--threads", "2"), (ASGI,)],
-    ids=["inline", "pool", "asgi"],
-)
-def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, how: tuple[str, ...]) -> None:
-    server = serve(*how, *ONE, *SHORT)
+@EACH_WAY
+def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, way: Way) -> None:
+    server = serve(*way, *ONE, *SHORT)
     before = sockets(server)
     mark = tmp_path / "closed"
     with Browser(server) as stream, Browser(server) as big:
@@ -192,9 +187,9 @@ def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, how: t
     assert mark.read_text() == "closed\n"
 
 
-def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(serve: Serve, web: str) -> None:
+def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(serve: Serve, way: Way) -> None:
     limit_s = 1.0  # so long that no machine is too busy for one turn
-    server = serve(web, *ONE, "--idle-timeout", str(limit_s))
+    server = serve(*way, *ONE, "--idle-timeout", str(limit_s))
     with Browser(server) as browser:
         browser.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         browser.send(request("/big?300"))
@@ -208,9 +203,9 @@ def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(serve: Ser
             got += len(chunk)
 
 
-def test_who_does_not_leave_after_the_last_answer_is_left(serve: Serve, web: str) -> None:
+def test_who_does_not_leave_after_the_last_answer_is_left(serve: Serve, way: Way) -> None:
     """It was refused, has its answer, and sends on for ever."""
-    server = serve(web, *ONE, *SHORT)
+    server = serve(*way, *ONE, *SHORT)
     before = sockets(server)
     with Browser(server) as browser:
         browser.send(b"nonsense\r\n\r\n")

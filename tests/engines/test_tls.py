@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import BLOCK, HELLO
+from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import abort, dial, exchange, read_to_end
 from tests.support.server import APPS, run
+from tests.support.tls import FIRST, LOCKED, SECOND, TLS, trusting
+from tests.support.twins import BOTH, EACH_WAY, LOOPS, ONE, THREADS, WSGI, Way
 from tests.support.wait import eventually
 from tests.support.web import WEB, Browser, fetch, request
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Serve, Shared
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
 pytestmark = pytest.mark.slow
-
-CERTIFICATES = Path(__file__).resolve().parents[2] / "support" / "certificates"
-FIRST, SECOND, LOCKED = (str(CERTIFICATES / f"{name}.pem") for name in ("first", "second", "locked"))
-TLS = ("--tls-cert", FIRST)
-
-
-def trusting(*files: str) -> ssl.SSLContext:
-    """A client's context that trusts these certificates alone."""
-    context = ssl.create_default_context()
-    for file in files or (FIRST,):
-        context.load_verify_locations(file)
-    return context
 
 
 def name_shown(server: RunningServer) -> str:
@@ -46,27 +39,27 @@ def name_shown(server: RunningServer) -> str:
         return dict(pair for ((pair),) in shown["subject"])["commonName"]
 
 
-@pytest.mark.parametrize("threads", [pytest.param("1", id="inline"), pytest.param("3", id="pool")])
-def test_all_that_works_without_works_under_tls(shared: Shared, tmp_path: Path, threads: str) -> None:
-    server = shared(WEB, "--workers", "1", "--threads", threads, *TLS, "--max-body", "4m")
+@EACH_WAY
+def test_all_that_works_without_works_under_tls(shared: Shared, tmp_path: Path, way: Way) -> None:
+    server = shared(*way, *ONE, *TLS, "--max-body", "4m")
     (tmp_path / "file").write_bytes(BLOCK * 20)
     with Browser(server, tls=trusting()) as browser:
-        told = browser.get("/environ").body
-        assert b'"wsgi.url_scheme": "https"' in told
-        assert b'"HTTPS": "on"' in told
+        assert json.loads(browser.get("/told").body)["scheme"] == "https"
         assert browser.post("/echo", BLOCK * 33).body == BLOCK * 33
         assert browser.get("/stream?100").body == BLOCK * 100
         assert browser.get("/big?100").body == BLOCK * 100
         assert browser.get(f"/file?{tmp_path}/file").body == BLOCK * 20
         browser.send(request() * 500)
         assert all(browser.response().body == HELLO for _ in range(500))
-        browser.send(request("/length", method="POST", body=BLOCK * 70))
+        # asyncio's own loop closes at once, and its client can read the response, but not send on before it does.
+        with contextlib.suppress(ssl.SSLEOFError) if "asyncio" in way else contextlib.nullcontext():
+            browser.send(request("/length", method="POST", body=BLOCK * 70))
         assert browser.response().status == 413
 
 
-@pytest.mark.smoke
-def test_the_end_is_said_so_that_no_client_takes_it_for_a_cut(shared: Shared) -> None:
-    server = shared(WEB, "--workers", "1", *TLS)
+@pytest.mark.parametrize("way", [pytest.param(*WSGI.values, id="wsgi", marks=pytest.mark.smoke), THREADS, *LOOPS])
+def test_the_end_is_said_so_that_no_client_takes_it_for_a_cut(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, *TLS)
     context = trusting()
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     for minor, fields in ((1, {"connection": "close"}), (0, {})):
@@ -78,16 +71,18 @@ def test_the_end_is_said_so_that_no_client_takes_it_for_a_cut(shared: Shared) ->
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_curl(shared: Shared) -> None:
-    server = shared(WEB, "--workers", "1", *TLS)
+@BOTH
+def test_curl(shared: Shared, way: Way) -> None:
+    server = shared(*way, *ONE, *TLS)
     port = server.address.rpartition(":")[2]
     curl = ["curl", "-sS", "--max-time", "10", "--cacert", FIRST, "-d", "a body", f"https://localhost:{port}/echo"]
     assert subprocess.run(curl, capture_output=True, check=True).stdout == b"a body"
 
 
 @pytest.mark.parametrize("body", [b"", bytes(300_000)], ids=["get", "large-post"])
-def test_plain_http_is_told_what_is_spoken_here(shared: Shared, body: bytes) -> None:
-    server = shared(WEB, "--workers", "1", *TLS)
+@EACH_WAY
+def test_plain_http_is_told_what_is_spoken_here(shared: Shared, body: bytes, way: Way) -> None:
+    server = shared(*way, *ONE, *TLS)
     for _ in range(20):
         answer = exchange(server.address, request(method="POST", body=body))
         assert answer.startswith(b"HTTP/1.1 400 ")
@@ -95,8 +90,9 @@ def test_plain_http_is_told_what_is_spoken_here(shared: Shared, body: bytes) -> 
     assert fetch(server, tls=trusting()).body == HELLO
 
 
-def test_who_was_told_and_left_has_no_deadline_any_more(serve: Serve) -> None:
-    server = serve(WEB, "--workers", "1", *TLS, "--header-timeout", "300ms")
+@BOTH
+def test_who_was_told_and_left_has_no_deadline_any_more(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, *TLS, "--header-timeout", "300ms")
     workers = server.worker_pids()
     exchange(server.address, request())
     for _ in range(2):  # silent clients, whose deadlines come after that of the one before
@@ -106,12 +102,13 @@ def test_who_was_told_and_left_has_no_deadline_any_more(serve: Serve) -> None:
     assert server.worker_pids() == workers
 
 
-def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> None:
-    server = serve(WEB, "--workers", "1", *TLS, "--header-timeout", "400ms")
+@BOTH
+def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, *TLS, "--header-timeout", "400ms")
     began = time.monotonic()
     half = [dial(server.address) for _ in range(100)]
-    for sock in half:
-        sock.sendall(b"\x16\x03\x01\x02\x00")
+    for number, sock in enumerate(half):
+        sock.sendall(b"\x16\x03\x01\x02\x00" if number % 2 else b"")
     foreign = [dial(server.address) for _ in range(20)]
     for sock in foreign:
         sock.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
@@ -128,11 +125,12 @@ def test_slow_and_foreign_handshakes_are_ended_and_harm_nobody(serve: Serve) -> 
     assert fetch(server, tls=trusting()).body == HELLO
 
 
-def test_clients_that_leave_before_they_are_taken_harm_nobody(serve: Serve, gate: Gate) -> None:
-    server = serve(WEB, "--workers", "1", *TLS, env=gate.env)
+@BOTH
+def test_clients_that_leave_before_they_are_taken_harm_nobody(serve: Serve, gate: Gate, way: Way) -> None:
+    server = serve(*way, *ONE, *TLS, env=gate.env)
     workers = server.worker_pids()
     with Browser(server, tls=trusting()) as browser:
-        browser.send(request("/gate"))
+        browser.send(request("/hold"))
         gate.wait_entered(1)  # the loop is in the application
         for data in (b"", b"\x16\x03", request()):
             for leave in (abort, socket.socket.close):
@@ -150,8 +148,9 @@ def test_clients_that_leave_before_they_are_taken_harm_nobody(serve: Serve, gate
     "version",
     [pytest.param(ssl.TLSVersion.TLSv1_2, id="1.2"), pytest.param(ssl.TLSVersion.TLSv1_3, id="1.3")],
 )
-def test_what_one_worker_has_issued_another_resumes(serve: Serve, version: ssl.TLSVersion) -> None:
-    server = serve(WEB, "--workers", "3", *TLS)
+@BOTH
+def test_what_one_worker_has_issued_another_resumes(serve: Serve, version: ssl.TLSVersion, way: Way) -> None:
+    server = serve(*way, "--workers", "3", *TLS)
     context = trusting()
     context.minimum_version = context.maximum_version = version
     session, pairs = None, set[tuple[bytes, bytes]]()
@@ -171,10 +170,13 @@ def test_what_one_worker_has_issued_another_resumes(serve: Serve, version: ssl.T
     raise AssertionError(f"never served by all workers: {pairs}")
 
 
-def test_a_reload_renews_the_certificate_and_a_broken_one_changes_nothing(serve: Serve, tmp_path: Path) -> None:
+@BOTH
+def test_a_reload_renews_the_certificate_and_a_broken_one_changes_nothing(
+    serve: Serve, tmp_path: Path, way: Way
+) -> None:
     file = tmp_path / "site.pem"
     shutil.copy(FIRST, file)
-    server = serve(WEB, "--workers", "2", "--tls-cert", str(file), "--keep-alive", "1")
+    server = serve(*way, "--workers", "2", "--tls-cert", str(file), "--keep-alive", "1")
     assert name_shown(server) == "first"
     workers = server.worker_pids()
     file.write_text("no certificate")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines.wsgi.test_serving import ONE
 from tests.http.cases import read_cases
 from tests.support.client import dial, read_to_end
 from tests.support.server import APPS
+from tests.support.twins import ONE
 
 if TYPE_CHECKING:
     from tests.conftest import Shared

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apps.web import BLOCK, HELLO
+from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import exchange, read_exactly
 from tests.support.load import Crew, Load
 from tests.support.processes import open_fds
 from tests.support.server import run
+from tests.support.twins import BOTH, EACH_WAY, ONE, Way
 from tests.support.wait import eventually
-from tests.support.web import WEB, Browser, fetch, request
+from tests.support.web import ASGI, WEB, Browser, fetch, request
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-ONE = ("--workers", "1")
 COMBINED = re.compile(
     r'(\S+) - - \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d \+0000\] "([^"]*)" (\d{3}) (\d+) "([^"]*)" "([^"]*)" (\d+)'
 )
@@ -38,14 +38,10 @@ def lines_of(path: Path, count: int) -> list[str]:
     return lines
 
 
-@pytest.fixture(params=[pytest.param("1", id="inline"), pytest.param("3", id="pool")])
-def threads(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def test_the_combined_format(serve: Serve, tmp_path: Path, threads: str) -> None:
+@EACH_WAY
+def test_the_combined_format(serve: Serve, tmp_path: Path, way: Way) -> None:
     log = tmp_path / "access"
-    server = serve(WEB, *ONE, "--threads", threads, "--access-log", str(log), expect_traceback=True)
+    server = serve(*way, *ONE, "--access-log", str(log), expect_traceback=True)
     with Browser(server) as browser:
         browser.get("/?q=1", referer="http://x/", user_agent="test/1")
         browser.get("/stream?2")
@@ -67,9 +63,10 @@ def test_the_combined_format(serve: Serve, tmp_path: Path, threads: str) -> None
     assert 20_000 <= int(fields[3][7]) < 5_000_000, "microseconds in the application"
 
 
-def test_refused_requests_have_a_line_too(serve: Serve, tmp_path: Path) -> None:
+@BOTH
+def test_refused_requests_have_a_line_too(serve: Serve, tmp_path: Path, way: Way) -> None:
     log = tmp_path / "access"
-    server = serve(WEB, *ONE, "--access-log", str(log), "--max-body", "1k")
+    server = serve(*way, *ONE, "--access-log", str(log), "--max-body", "1k")
     answer = exchange(server.address, b"nonsense\r\n\r\n")
     exchange(server.address, request("/length", method="POST", body=bytes(2000)))
     bad, big = (COMBINED.fullmatch(line) for line in lines_of(log, 2))
@@ -79,9 +76,10 @@ def test_refused_requests_have_a_line_too(serve: Serve, tmp_path: Path) -> None:
     assert big[3] == "413"
 
 
-def test_json(serve: Serve, tmp_path: Path) -> None:
+@BOTH
+def test_json(serve: Serve, tmp_path: Path, way: Way) -> None:
     log = tmp_path / "access"
-    server = serve(WEB, *ONE, "--access-log", str(log), "--log-format", "json", ready=False)
+    server = serve(*way, *ONE, "--access-log", str(log), "--log-format", "json", ready=False)
     server.wait_log('"listening"')
     address = re.search(r'"address": "([^"]+)"', server.log)
     assert address
@@ -94,15 +92,19 @@ def test_json(serve: Serve, tmp_path: Path) -> None:
     assert told["referer"] is None
 
 
-def test_standard_output(serve: Serve) -> None:
-    server = serve(WEB, *ONE, "--access-log", "-")
+@BOTH
+def test_standard_output(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, "--access-log", "-")
     fetch(server, "/pid")
     server.wait_log(r'"GET /pid HTTP/1\.1" 200 ')
 
 
-def test_nothing_that_a_client_sends_can_begin_a_line_or_colour_a_terminal(serve: Serve, tmp_path: Path) -> None:
+@BOTH
+def test_nothing_that_a_client_sends_can_begin_a_line_or_colour_a_terminal(
+    serve: Serve, tmp_path: Path, way: Way
+) -> None:
     log = tmp_path / "access"
-    server = serve(WEB, *ONE, "--access-log", str(log))
+    server = serve(*way, *ONE, "--access-log", str(log))
     with Browser(server) as browser:
         browser.send(b'GET /"%0a?" HTTP/1.1\r\nHost: a\r\nUser-Agent: x" "\xff\\\r\nReferer: "\t\r\n\r\n')
         browser.response()
@@ -120,16 +122,12 @@ def holders(server: RunningServer, path: Path) -> set[int]:
 
 @pytest.mark.parametrize(
     "how",
-    [
-        (),
-        ("--preload",),
-        ("--threads", "3"),
-    ],
-    ids=["plain", "preload", "pool"],
+    [(WEB,), (WEB, "--preload"), (WEB, "--threads", "3"), (ASGI,)],
+    ids=["wsgi", "wsgi-preload", "wsgi-threads", "asgi"],
 )
-def test_a_rotation_under_load_loses_no_line(serve: Serve, tmp_path: Path, how: tuple[str, ...]) -> None:
+def test_a_rotation_under_load_loses_no_line(serve: Serve, tmp_path: Path, how: Way) -> None:
     log = tmp_path / "access"
-    server = serve(WEB, "--workers", "2", "--access-log", str(log), *how)
+    server = serve(*how, "--workers", "2", "--access-log", str(log))
     everyone = holders(server, log)
     assert server.worker_pids() < everyone | server.worker_pids()
     with Load(server.address, Crew(clients=3, posts=20)) as load:
@@ -145,17 +143,19 @@ def test_a_rotation_under_load_loses_no_line(serve: Serve, tmp_path: Path, how: 
     assert all(COMBINED.fullmatch(line) for line in lines)
 
 
-def test_a_full_disk_or_a_stuck_reader_of_the_log_fails_no_request(serve: Serve) -> None:
-    server = serve(WEB, *ONE, "--access-log", "/dev/full")
+@BOTH
+def test_a_full_disk_or_a_stuck_reader_of_the_log_fails_no_request(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, "--access-log", "/dev/full")
     with Browser(server) as browser:
         for _ in range(100):
             assert browser.get().body == HELLO
     server.wait_log("access log line lost")
 
 
-def test_a_client_that_leaves_a_stream_has_its_line(serve: Serve, tmp_path: Path, threads: str) -> None:
+@EACH_WAY
+def test_a_client_that_leaves_a_stream_has_its_line(serve: Serve, tmp_path: Path, way: Way) -> None:
     log = tmp_path / "access"
-    server = serve(WEB, *ONE, "--threads", threads, "--access-log", str(log))
+    server = serve(*way, *ONE, "--access-log", str(log))
     with Browser(server) as browser:
         browser.send(request(f"/endless?{tmp_path}/mark"))
         read_exactly(browser.sock, 1 << 20)
