@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 import tests.support.examples  # noqa: F401  # its profiles
+from tests.support.control import Place
 from tests.support.gate import Gate
 from tests.support.server import ROOT, RunningServer
 
@@ -124,6 +125,13 @@ def shared(request: pytest.FixtureRequest, module_servers: dict[tuple[str, ...],
     yield get
     for server, pids in used.items():
         assert server.worker_pids() == pids, "a worker has died or was replaced"
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """A place of its own for a server's control socket, and `prefork` commands that find it there."""
+    with Place() as made:
+        yield made
 
 
 @pytest.fixture

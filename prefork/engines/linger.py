@@ -9,8 +9,8 @@ A response that was cut must not look complete where the end of the connection i
 is made a reset on purpose: SO_LINGER with a time of 0 (socket(7)).
 
 One policy, three drivers: `close` for a thread and its blocking socket, `LingeringSocket` for an epoll loop,
-`LingeringTransport` for an asyncio transport. A transport under TLS needs none: its own close sends the end that TLS
-has, and reads on until the client's.
+`LingeringTransport` for an asyncio transport. A transport under TLS cannot end its sending alone. If the client knows
+where the response ends, it is read on all the same; else its own close has to do, which sends the end that TLS has.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LINGER_S = 2.0  # the client's time to read its last response, while what it sends is read
 LINGER_BYTES = 64 << 20  # that are read of it at most
+_LOOK_NS = round(LINGER_S * 1e9 / 8)  # how often a transport is asked whether the kernel has the response
 _CHUNK = 65536  # bytes of one recv()
 _SO_MEMINFO = 55  # socket(7) has no entry; linux/sock_diag.h: the first word is the receive queue's memory
 
@@ -142,14 +143,25 @@ class Timers(Protocol):
 
 
 class LingeringTransport:
-    """WORKER. Ends a transport without TLS. Its methods are those of an asyncio.Protocol that are needed, so it can be
+    """WORKER. Ends a transport. Its methods are those of an asyncio.Protocol that are needed, so it can be
     the transport's protocol (as a base class, beside asyncio.Protocol), or be called by one that stays.
 
-    The client's time begins when the transport has passed on the last byte. Before that, each `expire` asks
-    `unsent_ns(now_ns)` for the next deadline (CLOCK_MONOTONIC ns); one that is not later than now cuts the connection.
+    The client's time begins when the transport has passed on the last byte. Until then `unsent_ns(now_ns)` says up to
+    when (CLOCK_MONOTONIC ns) the client has time to read, and is asked again then; an answer that is not later than now
+    cuts the connection.
     """
 
-    __slots__ = ("_left", "_timers", "_transport", "_unsent", "_unsent_ns", "deadline_ns", "entry", "watched_ns")
+    __slots__ = (
+        "_left",
+        "_timers",
+        "_transport",
+        "_unsent",
+        "_unsent_ns",
+        "_until_ns",
+        "deadline_ns",
+        "entry",
+        "watched_ns",
+    )
 
     def __init__(self, transport: asyncio.Transport, timers: Timers, unsent_ns: Callable[[int], int]) -> None:
         """Send the end of our sending behind what the transport holds, and read on."""
@@ -157,13 +169,15 @@ class LingeringTransport:
         self._timers = timers
         self._unsent_ns = unsent_ns
         self._left = LINGER_BYTES
-        self.deadline_ns = monotonic_ns() + round(LINGER_S * 1e9)
+        self._until_ns = 0  # the client's time to read what the transport holds
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
-        with suppress(OSError):  # asyncio's own loop: the client has left
-            transport.write_eof()
+        if transport.can_write_eof():
+            with suppress(OSError):  # asyncio's own loop: the client has left
+                transport.write_eof()
         transport.resume_reading()
         self._unsent = transport.get_write_buffer_size() > 0
+        self.deadline_ns = monotonic_ns() + (_LOOK_NS if self._unsent else round(LINGER_S * 1e9))
         timers.watch(self)
 
     def data_received(self, data: bytes) -> None:
@@ -180,7 +194,9 @@ class LingeringTransport:
         """The deadline has passed."""
         now_ns = monotonic_ns()
         if self._transport.get_write_buffer_size():
-            self.deadline_ns = self._unsent_ns(now_ns)
+            if self._until_ns <= now_ns:
+                self._until_ns = self._unsent_ns(now_ns)
+            self.deadline_ns = min(self._until_ns, now_ns + _LOOK_NS)
         elif self._unsent:
             self._unsent = False
             self.deadline_ns = now_ns + round(LINGER_S * 1e9)

@@ -1,7 +1,8 @@
 """WORKER. What is written down of a unit of work: counters and times on the scoreboard, and of HTTP the access log.
 
 A unit's time has one meaning for every kind of application: how long the application took, from its call until it had
-given the last piece of its response. A wait for the client to send or to read is left out where the engine sees it.
+given the last piece of its response, less its waits for the client to send or to read. Only of an asyncio.Protocol are
+these not known: the time is that of its connection.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ _BUSY = (
 )
 _TOOK = (
     "of how long the application took for one unit: from its call until it had given the last piece of its response. "
-    "Waits for the client to send or to read are left out of stream handlers that block and of WSGI; of asyncio all "
-    "that is awaited is in it, as nobody can tell what for. Waiting in the queue is not in it. To 1 %."
+    "Waits for the client to send or to read, and waits in a queue, are not in it. For an asyncio.Protocol, whose "
+    "waits are not known, it is how long the connection lasted. To 1 %."
 )
 
 

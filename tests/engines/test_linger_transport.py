@@ -109,6 +109,26 @@ def test_the_time_begins_when_all_has_been_sent(monkeypatch: pytest.MonkeyPatch)
     run(scenario())
 
 
+def test_a_client_that_has_read_all_is_not_held_for_the_time_that_it_had_to_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linger, "LINGER_S", 0.05)
+    asked = asyncio.Event()
+
+    def go_on(now_ns: int) -> int:
+        asked.set()
+        return now_ns + 60_000_000_000  # --idle-timeout
+
+    async def scenario() -> None:
+        client, protocol = await goodbye(b"y" * 3_000_000, go_on)
+        with client:
+            await asked.wait()
+            assert await asyncio.to_thread(read_to_end, client) == b"y" * 3_000_000
+            await protocol.lost.wait()  # within LIMIT_S
+
+    run(scenario())
+
+
 def test_a_client_that_reads_too_little_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linger, "LINGER_S", 0.05)
 

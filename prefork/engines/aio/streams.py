@@ -47,7 +47,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     _paused: bool
 
     def __init__(self, service: StreamsService, peer_mark: bytes) -> None:
-        self._reader = asyncio.StreamReader(_LIMIT, service.loop)
+        self._reader = _Reader(_LIMIT, service.loop)
         super().__init__(self._reader, service.handle, service.loop)
         self._service = service
         self._heartbeat = service.heartbeat
@@ -183,18 +183,19 @@ class StreamConnection(asyncio.StreamReaderProtocol):
             return transport.get_write_buffer_size()
         return self._reader._waiter  # type: ignore[attr-defined]
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: _Reader, writer: _Writer) -> None:
         service, cells = self._service, self._service.cells
         fate = COMPLETED
         row = service.row
         row.memory[row.latest_place] = self._mark  # named in the report if the worker dies now
+        self.since_ns = monotonic_ns()  # not before: other connections of the loop may come first
         cells[BEGAN] = self.since_ns
         try:
             await service.handle(reader, writer)
         except BaseException as error:  # noqa: BLE001 - the handler border
             fate = self._judge(error, writer)
         outcome = IDLE_CLOSED if self._silent and fate != ERRORS else fate
-        count_unit(row, outcome, monotonic_ns() - self.since_ns)
+        count_unit(row, outcome, monotonic_ns() - self.since_ns - reader.waited_ns - writer.waited_ns)
         self._serving = None
         if cells[BEGAN] == self.since_ns:
             cells[BEGAN] = 0
@@ -227,11 +228,32 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         return ERRORS
 
 
+class _Reader(asyncio.StreamReader):
+    """WORKER. Counts how long the handler waited for the client to send. All its methods wait in `_wait_for_data`."""
+
+    waited_ns = 0
+
+    async def _wait_for_data(self, func_name: str) -> None:
+        began_ns = monotonic_ns()
+        await super()._wait_for_data(func_name)  # type: ignore[misc]
+        self.waited_ns += monotonic_ns() - began_ns
+
+
 class _Writer(asyncio.StreamWriter):
-    """WORKER. Counts the bytes written, and lingers at the close if need be."""
+    """WORKER. Counts the bytes written and the waits for the client to read, and lingers at the close if need be."""
 
     _protocol: StreamConnection
     heartbeat: Heartbeat
+    waited_ns = 0
+
+    async def drain(self) -> None:
+        """See asyncio.StreamWriter."""
+        if not self._protocol._paused:
+            await super().drain()
+            return
+        began_ns = monotonic_ns()
+        await super().drain()
+        self.waited_ns += monotonic_ns() - began_ns
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See asyncio.StreamWriter."""

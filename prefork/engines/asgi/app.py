@@ -28,9 +28,9 @@ AsgiPeer = Peer[Scopes]
 
 
 class Call(Protocol):
-    """A call of the application for a request or a WebSocket. `began_ns`: when that has come (CLOCK_MONOTONIC)."""
+    """A call of the application for a request or a WebSocket. `began_ns`: when it began (CLOCK_MONOTONIC)."""
 
-    began_ns: int
+    began_ns: int  # 0: the loop has not come to it yet
 
     @property
     def text(self) -> str:
@@ -114,7 +114,7 @@ class AsgiApp(HttpContext):
 
     def abandon(self, call: RequestCall) -> None:
         """Log a request whose client has left before the response was complete."""
-        took_ns = monotonic_ns() - call.began_ns
+        took_ns = monotonic_ns() - call.began_ns if call.began_ns else 0
         self.log.abandon(self.row, call.peer, call.request, call.response, took_ns, None)
 
     def refuse(self, peer: AsgiPeer, refusal: Refusal) -> bytes:

@@ -12,7 +12,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from prefork.core.tls import PLAIN_HTTP
-from prefork.engines.linger import LINGER_S, LingeringTransport, reset_at_close
+from prefork.engines.linger import LINGER_BYTES, LINGER_S, LingeringTransport, discard, reset_at_close
 from prefork.engines.proxy_header import ProxyInput
 from prefork.engines.timers import NEVER
 from prefork.http.proxy_protocol import ProxyProtocolError
@@ -142,10 +142,9 @@ class FlushingClose(asyncio.Protocol):
 def close_after_response(app: AsgiApp, transport: Any, connection: ConnectionLike, *, linger: bool) -> None:
     """Close a connection when the client has read its last response. `linger`: it may still be sending.
 
-    A transport under TLS cannot send the end of our sending alone; its own close reads on.
+    Under TLS as well: asyncio's own close of such a transport resets the connection when data comes behind it.
     """
-    lingers = linger and transport.can_write_eof()
-    closing = LingeringClose(app, transport) if lingers else FlushingClose(app, transport)
+    closing = LingeringClose(app, transport) if linger else FlushingClose(app, transport)
     app.connections.replace(connection, closing)
     transport.set_protocol(closing)
 
@@ -172,10 +171,10 @@ class PreHttp:
     __slots__ = (
         "_adopt",
         "_app",
+        "_left",
         "_listener",
         "_peer",
         "_proxy",
-        "_refused",
         "_sock",
         "deadline_ns",
         "entry",
@@ -191,7 +190,7 @@ class PreHttp:
         self._listener = listener
         self._proxy = ProxyInput(sock) if proxied else None
         self._adopt = adopt
-        self._refused = False  # it speaks no TLS, and was told so
+        self._left = 0  # bytes to read of a client that speaks no TLS, and was told so
         self.deadline_ns = monotonic_ns() + app.header_ns
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
@@ -212,8 +211,9 @@ class PreHttp:
         try:
             if self._proxy is not None:
                 self._take_header(self._proxy)
-            elif self._refused:
-                if not self._sock.recv(65536):
+            elif self._left:
+                self._left = discard(self._sock, self._left)
+                if not self._left:
                     self.abort()
             else:
                 self._look_for_tls()
@@ -244,8 +244,9 @@ class PreHttp:
             self._app.log.connection_failed(ConnectionError("it does not speak TLS"), self._peer)
             self._sock.send(PLAIN_HTTP)
             self._sock.shutdown(socket.SHUT_WR)
-            self._refused = True  # unread, what it still sends would make a reset of the close
+            self._left = LINGER_BYTES
             self.deadline_ns = monotonic_ns() + round(LINGER_S * 1e9)
+            self._app.timers.watch(self)
         else:
             self.abort()
 

@@ -119,6 +119,7 @@ class RequestResponseCycle:
         "peer",
         "request",
         "response",
+        "waited_ns",
     )
 
     def __init__(self, app: AsgiApp, connection: Connection, peer: AsgiPeer, request: Request, scope: Scope) -> None:
@@ -134,7 +135,8 @@ class RequestResponseCycle:
         self.request = request
         self.peer = peer
         self.response = AsgiResponse(request)
-        self.began_ns = monotonic_ns()
+        self.began_ns = 0  # when the application was called
+        self.waited_ns = 0  # of that, for the client to send the body and to read the response
         self.hung_up = False  # the client sends no more, or the worker retires and the response has no end
         self.gone = False  # the connection is closed
 
@@ -146,6 +148,9 @@ class RequestResponseCycle:
     async def run(self) -> None:
         """Call the application. It is all in one coroutine, as a request's task has no other."""
         app = self._app
+        self.began_ns = (
+            monotonic_ns()
+        )  # not before: other requests of the loop may come first, for as long as they take
         app.begin(self)
         try:
             await app.target(self._scope, self.receive, self.send)
@@ -163,8 +168,8 @@ class RequestResponseCycle:
             if body.continues and not self.response.begun and not self.gone:
                 body.continues = False
                 self._connection.write(CONTINUE)
-            while not (body.ready or self.hung_up or self.response.done):
-                await self._wait()
+            if not body.ready:
+                await self._wait_for_body(body)
             if body.ready:
                 data = body.take()
                 self._connection.flow()
@@ -260,7 +265,7 @@ class RequestResponseCycle:
         """Count and log the complete response, before its last bytes leave. Returns the time (CLOCK_MONOTONIC ns)."""
         app = self._app
         now_ns = monotonic_ns()
-        app.log.finish(app.row, self.peer, self.request, self.response, now_ns - self.began_ns)
+        app.log.finish(app.row, self.peer, self.request, self.response, now_ns - self.began_ns - self.waited_ns)
         return now_ns
 
     def _failed(self, error: BaseException) -> None:
@@ -278,10 +283,19 @@ class RequestResponseCycle:
             self._connection.write(data)
         self._connection.finished(self, now_ns)
 
+    async def _wait_for_body(self, body: RequestBody) -> None:
+        """Wait until the client has sent more of the body, has left, or has its response."""
+        began_ns = monotonic_ns()
+        while not (body.ready or self.hung_up or self.response.done):
+            await self._wait()
+        self.waited_ns += monotonic_ns() - began_ns
+
     async def _wait_for_room(self) -> None:
         """Wait after much was written: for the client to read, or for a turn of the loop."""
         if self._connection.paused:
+            began_ns = monotonic_ns()
             await self._connection.drained()
+            self.waited_ns += monotonic_ns() - began_ns
         else:
             await self._app.pause()
             if self.gone:

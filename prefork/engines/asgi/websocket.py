@@ -157,6 +157,7 @@ class WebSocketConnection(asyncio.Protocol):
     async def run(self, scope: dict[str, Any]) -> None:
         """Call the application."""
         app = self._app
+        self.began_ns = monotonic_ns()  # not before: other calls of the loop may come first
         code = NORMAL
         try:
             await app.target(scope, self.receive, self.send)

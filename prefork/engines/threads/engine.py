@@ -213,23 +213,25 @@ class BlockingEngine:
     def _handle_stream(self, sock: _socket.socket, _sockaddr: Any, peer: str, row: Row) -> None:
         before_ns = row.cells[BUSY_NS]
         conn = Connection(sock, peer, row.cells, self._idle_s)
-        error = None
         try:
             self._app.target(conn)
-        except BaseException as raised:  # noqa: BLE001 - the handler border
-            error = raised
-        self._count(row, conn.fate, error, before_ns)
+        except BaseException as error:  # noqa: BLE001 - the handler border
+            # Here, not behind it: kept in a variable, the error would keep the handler's frame, and that the error.
+            self._count(row, conn.fate, error, before_ns)
+        else:
+            self._count(row, conn.fate, None, before_ns)
         close(sock)
 
     def _handle_request(self, sock: _socket.socket, sockaddr: Any, _peer: str, row: Row) -> None:
         before_ns = row.cells[BUSY_NS]
         request = HandlerSocket.adopt(sock, row.cells, self._idle_s)
-        error = None
         try:
             self._app.target(request, sockaddr, self._server)
-        except BaseException as raised:  # noqa: BLE001 - the handler border
-            error = raised
-        self._count(row, request.fate, error, before_ns)
+        except BaseException as error:  # noqa: BLE001 - the handler border
+            # Here, not behind it: what the handler has written into a file and not flushed goes out before the close.
+            self._count(row, request.fate, error, before_ns)
+        else:
+            self._count(row, request.fate, None, before_ns)
         if request.fileno() >= 0:  # else the handler closed it itself
             # A bare socket again: files made by makefile() and not closed would delay close().
             family, kind, proto = int(request.family), int(request.type), request.proto

@@ -248,3 +248,37 @@ def test_logging_of_the_app_works_without_setting_it_up(serve: Serve, app: AppWr
     server = serve(app(source), "--workers", "1")
     exchange(server.address, b"")
     server.wait_log("out of stock")
+
+
+def test_the_locals_of_a_handler_that_failed_are_gone_with_its_connection(serve: Serve, app: AppWriter) -> None:
+    """A worker whose application has switched the collector off must not grow with each client that leaves."""
+    source = """
+import gc, weakref
+class Local: pass
+gc.disable()
+made = []
+def handle(conn):
+    if conn.readline() == b"count\\n":
+        conn.sendall(b"%d" % sum(each() is not None for each in made))
+        return
+    local = Local()
+    made.append(weakref.ref(local))
+    raise ConnectionResetError("the client has left")
+"""
+    server = serve(app(source), "--workers", "1", expect_traceback=True)
+    for _ in range(5):
+        assert exchange(server.address, b"fail\n") == b""
+    assert exchange(server.address, b"count\n") == b"0"
+
+
+def test_what_a_failed_request_handler_has_not_flushed_goes_out(serve: Serve, app: AppWriter) -> None:
+    source = """
+import socketserver
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        file = self.request.makefile("wb")
+        file.write(b"hello\\n")
+        raise ValueError("boom")
+"""
+    server = serve(app(source, attribute="Handler"), "--workers", "1", expect_traceback=True)
+    assert exchange(server.address, b"") == b"hello\n"
