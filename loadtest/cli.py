@@ -21,7 +21,6 @@ from loadtest.measure.progress import Progress
 from loadtest.measure.server import check_files
 from loadtest.plan import file as planfile
 from loadtest.plan import values
-from loadtest.plan.flags import Value, load_flags
 from loadtest.plan.plan import Load, Plan, PlanError, Server
 from loadtest.report import FORMATS, render
 from loadtest.report.model import Report
@@ -33,6 +32,104 @@ if TYPE_CHECKING:
 
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONDITION, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+_DEFAULT = Load(name="")
+
+
+class Value(click.ParamType[Any]):
+    """Click's type of a flag whose value is read by the parser of the plan's key of that name."""
+
+    def __init__(self, name: str, parse: Callable[[Any], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the value, or raise click's usage error."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+# What the load is: a flag for each key of a plan's load, read by the same parser.
+_LOAD_FLAGS = (
+    click.option(
+        "--scenario", type=Value("NAME", values.scenario), help="talkback (default), echo, nap, http or websocket."
+    ),
+    click.option(
+        "--connections", type=Value("N", values.count), help=f"All clients together ({_DEFAULT.connections})."
+    ),
+    click.option("--engine", type=Value("NAME", values.engine), help="Of the generator: fast (default) or readable."),
+    click.option(
+        "--generators",
+        type=Value("N", values.count),
+        help=f"Processes that make the load together ({_DEFAULT.generators}); more where one is the limit.",
+    ),
+    click.option(
+        "--rate",
+        "rate_per_s",
+        type=Value("N", values.rate_per_s),
+        help="Exchanges that come due each second, whatever the server does; latency counts from then.",
+    ),
+    click.option("--arrivals", type=Value("HOW", values.arrivals), help="With --rate: constant (default) or poisson."),
+    click.option(
+        "--max-in-flight",
+        type=Value("N", values.count),
+        help=f"With --rate: what comes due while so many are under way is missed ({_DEFAULT.max_in_flight}).",
+    ),
+    click.option(
+        "--duration",
+        "duration_s",
+        type=Value("TIME", values.duration_s),
+        help=f"Measured time of a round ({_DEFAULT.duration_s:g}s).",
+    ),
+    click.option(
+        "--warmup",
+        "warmup_s",
+        type=Value("TIME", values.pause_s),
+        help=f"Load before it, not counted ({_DEFAULT.warmup_s:g}s).",
+    ),
+    click.option(
+        "--payload",
+        type=Value("BYTES", values.length),
+        help=f"Length of the line or message that is sent, or of the body of a POST ({_DEFAULT.payload}).",
+    ),
+    click.option(
+        "--exchanges",
+        type=Value("N", values.count),
+        help="Exchanges on one connection, where it is kept (10 for echo, else no limit).",
+    ),
+    click.option("--method", type=Value("METHOD", values.method), help=f"Of http requests ({_DEFAULT.method})."),
+    click.option(
+        "--path",
+        type=Value("PATH", values.path),
+        help=f"Of http and websocket requests, with a query ({_DEFAULT.path}).",
+    ),
+    click.option(
+        "--header",
+        "headers",
+        type=Value("'NAME: VALUE'", lambda line: values.headers([line])[0]),
+        multiple=True,
+        callback=lambda _context, _option, lines: lines or None,
+        help="Of http and websocket requests; repeat it for more.",
+    ),
+    click.option("--body", metavar="TEXT|@FILE", help="Of http requests (for POST, PUT, PATCH: --payload bytes)."),
+    click.option("--keep-alive/--no-keep-alive", default=None, help="Whether http connections are kept (they are)."),
+    click.option("--status", type=Value("STATUS", values.status), help=f"Of a good response ({_DEFAULT.status})."),
+    click.option("--length", type=Value("BYTES", values.length), help="Of a good response's body (any)."),
+    click.option("--tls/--no-tls", default=None, help="Whether http and websocket speak TLS (they do not)."),
+    click.option("--insecure/--no-insecure", default=None, help="With --tls: take any certificate."),
+    click.option("--ca", metavar="FILE", help="With --tls: certificates to trust (the system's)."),
+    click.option("--message", type=Value("KIND", values.message), help="Of websocket: text (default) or binary."),
+)
+
+
+def _load_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags that say what the load is to a command, in this order."""
+    for option in reversed(_LOAD_FLAGS):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,7 +183,7 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
     help="A server to measure; repeat to compare. COMMAND may use {address} {host} {port} {unix} {python}.",
 )
 @click.option("--attach", type=Value("ADDRESS", values.endpoint), help="HOST:PORT or unix:PATH of a server that runs.")
-@load_flags
+@_load_flags
 @click.option("--rounds", type=Value("N", values.count), help="Rounds of each configuration (6).")
 @click.option(
     "--pin",

@@ -54,9 +54,8 @@ class AdminHandle:
         self._shared = SharedSnapshot(_ROOM + _ROOM_PER_WORKER * capacity(config.workers))
         # In the master, as its successors may find other code at its place; and only where it is wanted.
         self._code = importlib.import_module("prefork.admin.process")
-        answers = importlib.import_module("prefork.admin.process")
         page = importlib.import_module("prefork.admin.page")
-        self._answers = answers.Answers(
+        self._answers = self._code.Answers(
             shared=self._shared,
             collector=Collector(config=config, board=workers.board, listeners=workers.listeners),
             page=page.document(),

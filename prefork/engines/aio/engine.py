@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from prefork.core.listener import Listener
+from prefork.engines import service_of
 from prefork.engines.accept import AcceptBalance
 from prefork.engines.aio.accept import Acceptor, LoopAcceptor, UvloopAcceptor
 from prefork.engines.aio.connections import ConnectionSet, ignore
@@ -29,11 +30,6 @@ from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.peer import note_wait, peer_of
 from prefork.errors import BootError
 
-_SERVICES = {
-    "streams": ("prefork.engines.aio.streams", "StreamsService"),
-    "protocol": ("prefork.engines.aio.protocols", "ProtocolService"),
-    "asgi": ("prefork.engines.asgi.service", "AsgiService"),
-}  # kind of app -> module, imported only now, and class
 _AGAIN_S = 0.1  # between looks at what does not end by an event
 _CUT_S = 0.5  # how long cancelled calls may take to clean up; the least for the application's shutdown
 # Past the graceful timeout the worker leaves by itself, whatever the application does; the master kills it after 1 s.
@@ -104,8 +100,7 @@ class AioEngine:
             errors=self._errors,
             ssl={"ssl": tls.context, "ssl_handshake_timeout": config.header_timeout_s} if tls else {},
         )
-        module, name = _SERVICES[app.kind]
-        service: Service = getattr(importlib.import_module(module), name)(context)
+        service: Service = service_of(app.kind)(context)
         if config.proxy_protocol and not service.takes_proxy_header:
             raise BootError(f"--proxy-protocol is for HTTP, but {config.app!r} is a {app.kind} handler; leave it out")
         return service

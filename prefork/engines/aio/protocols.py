@@ -211,3 +211,6 @@ class _FailedFactory(asyncio.Protocol):
         """See asyncio.Protocol."""
         self._service.began(self, transport)
         self._service.failed(self, self._error)
+
+
+SERVICE = ProtocolService

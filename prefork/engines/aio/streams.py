@@ -366,3 +366,6 @@ class StreamsService:
         for connection in list(self._open()):
             connection.end_old_wait(late_ns)
         self.loop.call_later(self._idle_s / _SWEEPS, self._sweep)
+
+
+SERVICE = StreamsService

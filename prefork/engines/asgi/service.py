@@ -211,3 +211,6 @@ class AsgiService:
 
     def _adopt(self, sock: socket.socket, listener: Listener, peer: AsgiPeer) -> None:
         self._context.adopt(sock, partial(HttpConnection, self._app, listener, peer))
+
+
+SERVICE = AsgiService
