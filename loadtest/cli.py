@@ -60,23 +60,24 @@ _LOAD_FLAGS = (
     click.option(
         "--connections", type=Value("N", values.count), help=f"All clients together ({_DEFAULT.connections})."
     ),
-    click.option("--engine", type=Value("NAME", values.engine), help="Of the generator: fast (default) or readable."),
+    click.option("--engine", type=Value("NAME", values.engine), help="The load engine: fast (default) or readable."),
     click.option(
         "--generators",
         type=Value("N", values.count),
-        help=f"Processes that make the load together ({_DEFAULT.generators}); more where one is the limit.",
+        help=f"Processes that make the load together ({_DEFAULT.generators}); use more if one is the limit.",
     ),
     click.option(
         "--rate",
         "rate_per_s",
         type=Value("N", values.rate_per_s),
-        help="Exchanges that come due each second, whatever the server does; latency counts from then.",
+        help="Exchanges that come due each second, independent of the server; latency counts from the due time.",
     ),
     click.option("--arrivals", type=Value("HOW", values.arrivals), help="With --rate: constant (default) or poisson."),
     click.option(
         "--max-in-flight",
         type=Value("N", values.count),
-        help=f"With --rate: what comes due while so many are under way is missed ({_DEFAULT.max_in_flight}).",
+        help=f"With --rate: the most exchanges in flight or waiting; further ones are missed "
+        f"({_DEFAULT.max_in_flight}).",
     ),
     click.option(
         "--duration",
@@ -88,7 +89,7 @@ _LOAD_FLAGS = (
         "--warmup",
         "warmup_s",
         type=Value("TIME", values.pause_s),
-        help=f"Load before it, not counted ({_DEFAULT.warmup_s:g}s).",
+        help=f"Load before the measured time, not counted ({_DEFAULT.warmup_s:g}s).",
     ),
     click.option(
         "--payload",
@@ -98,13 +99,15 @@ _LOAD_FLAGS = (
     click.option(
         "--exchanges",
         type=Value("N", values.count),
-        help="Exchanges on one connection, where it is kept (10 for echo, else no limit).",
+        help="Exchanges on one kept connection (10 for echo, else no limit).",
     ),
-    click.option("--method", type=Value("METHOD", values.method), help=f"Of http requests ({_DEFAULT.method})."),
+    click.option(
+        "--method", type=Value("METHOD", values.method), help=f"The method of http requests ({_DEFAULT.method})."
+    ),
     click.option(
         "--path",
         type=Value("PATH", values.path),
-        help=f"Of http and websocket requests, with a query ({_DEFAULT.path}).",
+        help=f"The path of http and websocket requests; may have a query ({_DEFAULT.path}).",
     ),
     click.option(
         "--header",
@@ -112,16 +115,18 @@ _LOAD_FLAGS = (
         type=Value("'NAME: VALUE'", lambda line: values.headers([line])[0]),
         multiple=True,
         callback=lambda _context, _option, lines: lines or None,
-        help="Of http and websocket requests; repeat it for more.",
+        help="A header of http and websocket requests; repeatable.",
     ),
-    click.option("--body", metavar="TEXT|@FILE", help="Of http requests (for POST, PUT, PATCH: --payload bytes)."),
-    click.option("--keep-alive/--no-keep-alive", default=None, help="Whether http connections are kept (they are)."),
-    click.option("--status", type=Value("STATUS", values.status), help=f"Of a good response ({_DEFAULT.status})."),
-    click.option("--length", type=Value("BYTES", values.length), help="Of a good response's body (any)."),
-    click.option("--tls/--no-tls", default=None, help="Whether http and websocket speak TLS (they do not)."),
-    click.option("--insecure/--no-insecure", default=None, help="With --tls: take any certificate."),
-    click.option("--ca", metavar="FILE", help="With --tls: certificates to trust (the system's)."),
-    click.option("--message", type=Value("KIND", values.message), help="Of websocket: text (default) or binary."),
+    click.option("--body", metavar="TEXT|@FILE", help="The body of http requests (POST, PUT, PATCH: --payload bytes)."),
+    click.option("--keep-alive/--no-keep-alive", default=None, help="Keep http connections open (default)."),
+    click.option(
+        "--status", type=Value("STATUS", values.status), help=f"The status of a good response ({_DEFAULT.status})."
+    ),
+    click.option("--length", type=Value("BYTES", values.length), help="The length of a good response's body (any)."),
+    click.option("--tls/--no-tls", default=None, help="Use TLS for http and websocket (default: no)."),
+    click.option("--insecure/--no-insecure", default=None, help="With --tls: accept any certificate."),
+    click.option("--ca", metavar="FILE", help="With --tls: a file of trusted certificates (the system's)."),
+    click.option("--message", type=Value("KIND", values.message), help="WebSocket messages: text (default) or binary."),
 )
 
 
@@ -143,12 +148,12 @@ def main() -> None:
         --server "four={python} -m prefork serve nap --workers 4 --bind {address}"
 
     \b
-    The same from a file, and its table once more, for a page on GitHub:
+    The same from a file, and its table again, for GitHub:
       loadtest run loadtest/plans/demo.toml --out results/mine
       loadtest report results/mine --format github
 
-    Each round starts the server anew, waits until it answers, warms it up, measures, and stops it. The table says
-    what bounded each configuration (verdict), and a ratio only where the rounds show one (~ where they do not).
+    Each round starts the server anew, waits until it answers, warms it up, measures, and stops it. The table
+    says what limited each configuration (verdict); ~ means that no difference was shown.
     """
 
 
@@ -159,7 +164,7 @@ def _format(function: Callable[..., None]) -> Callable[..., None]:
         type=click.Choice(list(FORMATS)),
         default="text",
         show_default=True,
-        help="How to write the tables; html is a page with charts.",
+        help="The format of the tables; html is a page with charts.",
     )(function)
 
 
@@ -169,7 +174,7 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
         "fail_if",
         type=Value("CONDITION", conditions.parse),
         multiple=True,
-        help='End with status 3 if this is so, such as "p99>5ms", "errors>0", "NAME: ratio<0.95"; repeat for more.',
+        help='End with status 3 if this is true, such as "p99>5ms", "errors>0", "NAME: ratio<0.95"; repeat for more.',
     )(function)
 
 
@@ -182,7 +187,7 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
     metavar="NAME=COMMAND",
     help="A server to measure; repeat to compare. COMMAND may use {address} {host} {port} {unix} {python}.",
 )
-@click.option("--attach", type=Value("ADDRESS", values.endpoint), help="HOST:PORT or unix:PATH of a server that runs.")
+@click.option("--attach", type=Value("ADDRESS", values.endpoint), help="HOST:PORT or unix:PATH of a running server.")
 @_load_flags
 @click.option("--rounds", type=Value("N", values.count), help="Rounds of each configuration (6).")
 @click.option(
@@ -199,21 +204,21 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--until",
     type=Value("PERCENT", values.share),
-    help="Then add cycles until each interval of the requests/s ratio is this narrow to either side, such as 2%.",
+    help="Add cycles until each interval of a requests/s ratio reaches at most this far to either side, such as 2%.",
 )
 @click.option(
     "--within",
     "within_s",
     type=Value("TIME", values.duration_s),
-    help="With --until: add none that would end later than this after the start (30m).",
+    help="With --until: add no cycle that would end later than this after the start (30m).",
 )
 @_fail_if
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The folder for the rounds; one with rounds of the same plan is extended.",
+    help="The folder for the rounds; rounds of the same plan are extended.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would run and how long it would take.")
+@click.option("--dry-run", is_flag=True, help="Print what would run and how long it would take.")
 def run(
     plan: Path | None,
     servers: tuple[str, ...],
@@ -226,7 +231,7 @@ def run(
 ) -> None:
     """Measure servers, each several times and in turns, and print the table.
 
-    What to measure is in PLAN, a TOML file, or in --server and --attach. A flag goes before the file. Times are
+    What to measure is in PLAN, a TOML file, or in --server and --attach. A flag wins over the file. Times are
     seconds, or 10s, 500ms, 2m.
 
     \b
@@ -244,7 +249,7 @@ def run(
       command = "{python} -m prefork serve nap --threads 4 --bind {address}"
 
     Exit status: 0 all rounds were measured, 1 a server or the generator failed, 2 bad usage or plan, 3 a --fail-if
-    is so, 130 interrupted (the finished rounds are kept).
+    is true, 130 interrupted (the finished rounds are kept).
     """
     base = plan.absolute().parent if plan else Path.cwd()
     try:
@@ -383,7 +388,7 @@ def report_command(folder: Path, form: str, fail_if: tuple[Condition, ...]) -> N
 def compare_command(folder: Path, other: Path | None, form: str, fail_if: tuple[Condition, ...]) -> None:
     """Compare the configurations of one run, or those that two runs share.
 
-    The first run is what the second is compared with: what was, and what is.
+    The first run is the baseline, the second the candidate.
 
     \b
       loadtest compare results/demo

@@ -10,9 +10,9 @@ import errno
 
 
 class PreforkError(Exception):
-    """Something a user can act on: the message says what happened, where, why and what to do.
+    """An error that a user can act on: the message says what happened, where, why and what to do.
 
-    `detail` is text of the application's own, such as its traceback; prefork's is never shown for a user's mistake.
+    `detail` is text of the application, such as its traceback. prefork's own traceback is never shown.
     """
 
     exit_code = 1
@@ -29,13 +29,13 @@ class ConfigError(PreforkError):
 
 
 class BootError(PreforkError):
-    """Workers died before the first of them was ready."""
+    """A worker died, or was not ready in time, before all workers had been ready once."""
 
     exit_code = 3
 
 
 class AppLoadError(PreforkError):
-    """APP names nothing that can be served."""
+    """APP cannot be loaded, or prefork cannot serve it."""
 
     exit_code = 4
 
@@ -55,7 +55,7 @@ class LineTooLong(PreforkError):  # noqa: N818 - reads as what happened, like th
 
 
 class PlainHttpError(OSError):
-    """A client speaks HTTP on a port for TLS; it has been told."""
+    """A client spoke HTTP on a TLS port. It has been answered."""
 
 
 # accept(2), "Error handling": errors of the connection, not of the listener. The next one may be fine.
@@ -68,7 +68,7 @@ ACCEPT_IGNORED = frozenset({
     errno.ETIMEDOUT,
 })  # fmt: skip
 
-# accept(2) on a listener whose newcomers are held off: nothing waits any more.
+# accept(2) on a listener while new connections are held off: the queue is empty.
 QUEUE_EMPTY = frozenset({
     errno.EAGAIN,  # the listener is non-blocking by then
     errno.EINVAL,  # a Unix listener after shutdown(SHUT_RD)
@@ -78,7 +78,7 @@ QUEUE_EMPTY = frozenset({
 ACCEPT_PAUSE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 ACCEPT_PAUSE_S = 0.1
 
-# The client left while it was being served: its right, and no error of the handler.
+# The client left while it was being served. This is not an error of the handler.
 CLIENT_GONE = frozenset({
     errno.EPIPE,         # we wrote after it had closed
     errno.ECONNRESET,    # it closed with our bytes unread, or died

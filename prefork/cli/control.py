@@ -18,7 +18,7 @@ from prefork.status.document import stacks_page, table
 @click.command(epilog=EXITS)
 @needs_server
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
-@click.option("--explain", is_flag=True, help="Say what each figure means; no server is asked.")
+@click.option("--explain", is_flag=True, help="Explain each figure; needs no server.")
 def status(place: str, as_json: bool, explain: bool) -> None:
     """Show what a running server and its workers are doing."""
     if explain:
@@ -31,7 +31,7 @@ def status(place: str, as_json: bool, explain: bool) -> None:
 @click.command(epilog=EXITS)
 @needs_server
 def reload(place: str) -> None:
-    """Replace every worker by one that loads the app anew, each ready before the old one leaves; wait until done."""
+    """Replace every worker by one that loads the app again, each ready before the old one retires; wait for the end."""
     answer = _watch(place, {"command": "reload"})
     workers = _workers(answer["workers"])
     click.echo(f"reloaded: generation {answer['generation']}, {workers}, in {answer['took_s']:.1f} s")
@@ -41,7 +41,7 @@ def reload(place: str) -> None:
 @click.argument("workers", type=click.IntRange(min=0))
 @needs_server
 def scale(place: str, workers: int) -> None:
-    """Run WORKERS worker processes from now on; 0 leaves clients waiting until there are more. Wait until done."""
+    """Change the number of workers to WORKERS; with 0, clients wait in the accept queue. Wait for the end."""
     answer = _watch(place, {"command": "scale", "workers": workers})
     click.echo(f"scaled: {_workers(answer['workers'])} (before: {answer['before']}), in {answer['took_s']:.1f} s")
 
@@ -49,7 +49,7 @@ def scale(place: str, workers: int) -> None:
 @click.command(epilog=EXITS)
 @needs_server
 def stop(place: str) -> None:
-    """Stop the server gracefully, as SIGTERM does; wait until it has ended."""
+    """Stop the server gracefully, like SIGTERM; wait until it has ended."""
     answer = _watch(place, {"command": "stop"})
     wait_gone(answer["pid"])
     click.echo(f"stopped in {answer['took_s']:.1f} s")
@@ -60,7 +60,7 @@ def stop(place: str) -> None:
 @needs_server
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def stack(place: str, slot: int | None, as_json: bool) -> None:
-    """Show the Python stacks of every live worker, or of the one in SLOT."""
+    """Show the Python stacks of all workers, or of the worker in SLOT."""
     answer = ask(find(place), {"command": "stack", "slot": slot}, progress=_ignore)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
@@ -82,7 +82,7 @@ COMMANDS = (status, reload, scale, stop, stack, deaths)
 
 
 def _watch(place: str, request: dict[str, Any]) -> Any:
-    """Ask for something that takes time, and show on a terminal how far it is."""
+    """Send a command that takes time, and show its progress on a terminal."""
     terminal = sys.stderr.isatty()
 
     def show(text: str) -> None:

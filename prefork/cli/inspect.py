@@ -1,4 +1,4 @@
-"""The commands that look without serving: `prefork config` and `prefork check`."""
+"""The commands that inspect without serving: `prefork config` and `prefork check`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from prefork.runtime.hooks import load_hooks
 from prefork.runtime.inherited import Inherited, tls_of
 from prefork.runtime.master_link import Kind, Receiver, Sender
 
-# --- Is this what can be served? `check` loads the app as a worker would, in a child process, and binds nothing.
+# --- `check` loads the app as a worker would, in a child process, and binds nothing.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What the app is, and how it would be served."""
+    """The kind of the app, and the engine that would serve it."""
 
     kind: str
     engine: str
@@ -82,7 +82,7 @@ def _wait(receiver: Receiver, limit_s: float) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Child:
-    """CHILD. Loads the app and tells what it is."""
+    """CHILD. Loads the app and reports its kind."""
 
     config: Config
     inherited: Inherited
@@ -113,7 +113,7 @@ class _Child:
 def config(found: Config, as_json: bool) -> None:
     """Show every option's value and where it comes from, for the same command line as `prefork serve`.
 
-    A flag wins over PREFORK_* in the environment, that over the file of --config, that over the default.
+    A flag wins over a PREFORK_* variable, the variable over the file of --config, the file over the default.
     """
     if as_json:
         document = {o.name: {"value": _plain(o, found), "source": found.sources[o.name]} for o in (APP, *OPTIONS)}
@@ -128,9 +128,9 @@ def config(found: Config, as_json: bool) -> None:
 @click.command()
 @configured
 def check(found: Config) -> None:
-    """Load APP in a process of its own, as a worker would, and say what it is; nothing is bound.
+    """Load APP in a separate process, as a worker does, and show its kind; bind nothing.
 
-    Exit codes: 0 it can be served, 2 bad usage, 3 its process dies or hangs, 4 APP cannot be loaded.
+    Exit codes: 0 APP can be served, 2 bad usage, 3 the process dies or hangs, 4 APP cannot be loaded.
     """
     finding = check_app(found)
     click.echo(f"{found.app} kind={finding.kind} engine={finding.engine}")

@@ -19,7 +19,7 @@ from prefork.errors import PreforkError
 _SERVE_HELP = """Serve APP with worker processes that share one listener.
 
 APP is `module:attribute`, `path.py:attribute`, `module:create()`, or a built-in: talkback (the default), echo, nap,
-hello (WSGI), ahello (ASGI). What it is follows from its parameters: a WSGI or ASGI application; a handler
+hello (WSGI), ahello (ASGI). Its parameters show its kind: a WSGI or ASGI application; a handler
 `def handle(conn)` or `async def handle(reader, writer)`; a subclass of socketserver.BaseRequestHandler or
 asyncio.Protocol.
 
@@ -30,7 +30,7 @@ asyncio.Protocol.
   prefork serve chat.py:handle              your handler
 
 Every option can also be set in the environment, --threads as PREFORK_THREADS, and in a file given with --config; a flag
-wins over the environment, that over the file. Durations: 30, 30s, 500ms, 2m.
+wins over the environment, the environment over the file. Durations: 30, 30s, 500ms, 2m.
 
 \b
 Signals to the master: TERM and INT stop gracefully, a second INT or QUIT stops at once.
@@ -56,7 +56,7 @@ for _command in (*INSPECT, *COMMANDS, send, top):
 
 
 def main() -> None:
-    """The script's entry point: turn our errors into one line and their exit code."""
+    """The entry point: print a PreforkError as one line, and exit with its code."""
     try:
         cli.main(standalone_mode=True)
     except PreforkError as error:
@@ -65,4 +65,4 @@ def main() -> None:
             click.echo(error.detail.rstrip(), err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        sys.exit(1)  # whoever read our output has gone; there is nobody to tell
+        sys.exit(1)  # the reader of our output has gone

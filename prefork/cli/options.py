@@ -1,4 +1,4 @@
-"""The options of `prefork serve` as flags, made of config/options.py, and what commands that ask a server share."""
+"""The options of `prefork serve` as flags, made of config/options.py, and --control of the commands."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from prefork.config.options import OPTIONS, Option
 # --- what every command that talks to a server has: --control, and its exit codes
 
 
-_CONTROL_HELP = "The server's control socket; by default that of the only server that you are running."
-EXITS = "Exit codes: 0 done, 1 refused or abandoned (and why), 6 no server."
+_CONTROL_HELP = "The server's control socket; not needed if you run only one server."
+EXITS = "Exit codes: 0 done, 1 refused or abandoned (with the reason), 6 no server."
 
 
 def needs_server(command: Callable[..., Any]) -> Callable[..., Any]:

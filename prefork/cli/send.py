@@ -30,14 +30,14 @@ class SendError(PreforkError):
 @click.command()
 @click.argument("text", required=False)
 @click.option("--to", "address", default="127.0.0.1:1935", show_default=True, help="HOST:PORT, [V6]:PORT or unix:PATH.")
-@click.option("--timeout", default="10s", show_default=True, metavar="DURATION", help="Most that each step may take.")
+@click.option("--timeout", default="10s", show_default=True, metavar="DURATION", help="Limit for each step.")
 @click.option("--head", is_flag=True, help="Send an HTTP HEAD request instead of TEXT.")
 @click.option("--path", default="/", show_default=True, help="The path that --head asks for.")
-@click.option("-v", "--verbose", is_flag=True, help="Say each step on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Print each step to stderr.")
 def send(text: str | None, address: str, timeout: str, head: bool, path: str, verbose: bool) -> None:
-    """Connect, send TEXT as a line, half-close, and print what comes back, to the end.
+    """Connect, send TEXT as a line, half-close, and print the whole reply.
 
-    Without TEXT, what is on standard input is sent as it is.
+    Without TEXT, standard input is sent unchanged.
 
     \b
       prefork send "good morning"
@@ -79,9 +79,9 @@ def exchange(
     received: Callable[[bytes], None],
     tell: Callable[[str], None],
 ) -> int:
-    """Send `request` and pass on what comes back, piece by piece; return how many bytes that was.
+    """Send `request`, pass each piece of the reply to `received`, and return the number of bytes of the reply.
 
-    `timeout_s` bounds each step. `tell` narrates. Raises SendError.
+    `timeout_s` limits each step. `tell` gets a text for each step. Raises SendError.
     """
     step, closed_early = "create a socket for", False
     try:
@@ -121,7 +121,7 @@ def exchange(
 
 
 def _receive(sock: socket.socket, *, reset_is_end: bool) -> bytes:
-    """Read a piece. After a server closed without reading all, the reset behind its reply is the reply's end."""
+    """Read a piece. If the server closed early, the reset after its reply counts as the end of the reply."""
     try:
         return sock.recv(_CHUNK)
     except OSError as error:
@@ -134,7 +134,7 @@ def _pass_on(chunk: bytes, received: Callable[[bytes], None]) -> None:
     try:
         received(chunk)
     except BrokenPipeError:
-        raise SystemExit(1) from None  # whoever read our output has gone
+        raise SystemExit(1) from None  # the reader of our output has gone
     except OSError as error:
         raise SendError(f"cannot write to standard output: {error.strerror}") from None
 
@@ -152,7 +152,7 @@ def _name(sock: socket.socket) -> str:
 
 def _hint(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
-        return "; nobody listens there: is the server up? (`prefork serve`)"
+        return "; no server listens there (`prefork serve` starts one)"
     if isinstance(error, FileNotFoundError):
         return "; there is no such socket"
     return ""

@@ -16,13 +16,13 @@ from types import FrameType
 
 # What the master does with each signal.
 TABLE: dict[signal.Signals, str] = {
-    signal.SIGTERM: "graceful stop, after --lame-duck: drain the accept queue, finish what is in flight, exit",
+    signal.SIGTERM: "graceful stop, after --lame-duck: drain the accept queue, finish requests in flight, exit",
     signal.SIGINT: "graceful stop; a second one stops at once",
     signal.SIGQUIT: "stop at once",
     signal.SIGCHLD: "internal: a child has exited",
-    signal.SIGHUP: "reload: replace every worker by one that loads the app anew, each ready before the old one leaves",
-    signal.SIGUSR1: "open the log file of --log again, in the master and all workers: it was rotated",
-    signal.SIGUSR2: "upgrade: start the command anew on the same sockets; this server leaves when the new one is ready",
+    signal.SIGHUP: "reload: replace every worker by one that loads the app again, each ready before the old one ends",
+    signal.SIGUSR1: "open the file of --log again, in the master and all workers, after a log rotation",
+    signal.SIGUSR2: "upgrade: run the command again on the same sockets; this server ends when the new one is ready",
     signal.SIGTTIN: "one worker more",
     signal.SIGTTOU: "one worker less, down to 1",
 }
@@ -52,7 +52,7 @@ class SignalInbox:
             signal.signal(signum, self._record)
 
     def listen(self) -> None:
-        """Be woken again: an event loop of the application's kind has taken the wakeup fd for itself."""
+        """Set the wakeup fd again, after an event loop has replaced it."""
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
 
     def _record(self, signum: int, _frame: FrameType | None) -> None:
@@ -62,7 +62,7 @@ class SignalInbox:
         """Return the signals that came since the last call, oldest first. Never blocks."""
         try:
             while os.read(self.fd, 4096):
-                pass  # the bytes only woke us
+                pass  # the bytes only ended the wait
         except BlockingIOError:
             pass  # empty: all wake-ups seen
         taken = []

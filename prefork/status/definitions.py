@@ -13,9 +13,7 @@ from dataclasses import dataclass
 WIDTH = 100
 NOW, WORKER, SERVER, RECENT = "now", "since the worker started", "since the server started", "the last 10 to 20 s"
 
-UNIT = (
-    "A unit of work is a connection of a stream handler or a Protocol, a request of HTTP, the handshake of a WebSocket."
-)
+UNIT = "A unit of work is a connection of a stream handler or a Protocol, an HTTP request, or a WebSocket handshake."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,33 +34,34 @@ def _figure(key: str, unit: str, over: str, meaning: str, null: str = "", column
 
 _FEW_P50, _FEW_P99 = "fewer than 6 units: too few to say", "fewer than 368 units: too few to say"
 _BUSY = (
-    "Share of the time that handler code ran, of all threads together: 1 is all of them, always. Of an asyncio worker, "
-    "the share of a processor that its loop used, and all of the time that it is stuck."
+    "Share of the time in which handler code ran, averaged over the threads: 1 means all threads, all the time. For an "
+    "asyncio worker, the share of a CPU that its loop used; time in which the loop is stuck counts fully."
 )
 _TOOK = (
-    "of how long the application took for one unit: from its call until it had given the last piece of its response. "
-    "Waits for the client to send or to read, and waits in a queue, are not in it. For an asyncio.Protocol, whose "
-    "waits are not known, it is how long the connection lasted. To 1 %."
+    "of the application's time for one unit: from its call until it has returned the last piece of its response. Waits "
+    "for the client, and waits in a queue, are not included. For an asyncio.Protocol, whose waits are not known, it is "
+    "the time of the whole connection. Exact to 1 %."
 )
 
 
 def _units(part: str, over: str) -> list[Figure]:
     return [
-        _figure(f"{part}.accepted", "count", over, "Connections taken from the kernel.", "", "ACCEPTED"),
+        _figure(f"{part}.accepted", "count", over, "Connections accepted.", "", "ACCEPTED"),
         _figure(
             f"{part}.requests", "count", over,
-            "Units of work done: requests of HTTP, connections of a stream handler.", "", "REQUESTS",
+            "Units of work completed.", "", "REQUESTS",
         ),
         _figure(
             f"{part}.errors", "count", over,
-            "Units of work whose handler or application raised or broke its protocol.", "", "ERRORS",
+            "Units of work whose handler or application raised or violated its protocol.", "", "ERRORS",
         ),
     ]  # fmt: skip
 
 
 def _bytes(part: str, over: str) -> list[Figure]:
     handed = (
-        "Bytes handed to the kernel for clients; not those of an asyncio.Protocol, which gives them to the loop itself."
+        "Bytes handed to the kernel for clients; without those of an asyncio.Protocol, which writes to the loop "
+        "directly."
     )
     return [
         _figure(f"{part}.bytes_in", "bytes", over, "Bytes read from clients.", "", "IN"),
@@ -72,12 +71,12 @@ def _bytes(part: str, over: str) -> list[Figure]:
 
 def _kinds(part: str, over: str) -> list[Figure]:
     key = f"{part}.errors_by_kind"
-    failed = "The application failed, and the client was told (500), or its connection closed."
+    failed = "The application failed; the client got status 500, or its connection was closed."
     return [
-        _figure(key, "object", over, "Failures, each of them counted once."),
+        _figure(key, "object", over, "Failures by kind; each counts once."),
         _figure(f"{key}.app", "count", over, failed),
-        _figure(f"{key}.aborted", "count", over, "The application failed in the midst of a response."),
-        _figure(f"{key}.refused", "count", over, "The server refused a request: malformed, or beyond a limit."),
+        _figure(f"{key}.aborted", "count", over, "The application failed in the middle of a response."),
+        _figure(f"{key}.refused", "count", over, "The server refused a request: malformed, or over a limit."),
         _figure(f"{key}.timeout", "count", over, "The client did not send or read in time."),
         _figure(f"{key}.client_gone", "count", over, "The client left before its response was complete."),
     ]
@@ -88,10 +87,10 @@ def _waits(part: str, over: str) -> list[Figure]:
     return [
         _figure(
             key, "object", over,
-            "How long connections waited in the kernel until a worker took them, in steps of 0, 1, 3, 7, 15 ms and so "
-            "on; TCP only, and not with --accept per-worker on an event loop of asyncio.",
+            "How long connections waited in the accept queue, in steps of 0, 1, 3, 7, 15 ms and so "
+            "on; TCP only, and not where uvloop accepts (--accept per-worker).",
         ),
-        _figure(f"{key}.n", "count", over, "Connections of which the wait is known."),
+        _figure(f"{key}.n", "count", over, "Connections whose wait is known."),
         _figure(f"{key}.p50_ms", "milliseconds", over, "The median of the waits.", least.format(6)),
         _figure(f"{key}.p99_ms", "milliseconds", over, "The 99th percentile of the waits.", least.format(368)),
     ]  # fmt: skip
@@ -101,47 +100,49 @@ FIGURES = (
     _figure("server.version", "text", NOW, "The version of prefork that the master runs."),
     _figure("server.pid", "number", NOW, "The master's process id."),
     _figure("server.started", "UTC", NOW, "When the master started."),
-    _figure("server.uptime_s", "seconds", NOW, "How long ago that was."),
-    _figure("server.app", "text", NOW, "APP, as it was named."),
-    _figure("server.kind", "text", NOW, "What APP is: stream, wsgi, asgi and so on.", "no worker has been ready yet"),
-    _figure("server.engine", "text", NOW, "How workers serve it.", "no worker has been ready yet"),
+    _figure("server.uptime_s", "seconds", NOW, "Time since the start of the master."),
+    _figure("server.app", "text", NOW, "APP, as given on the command line."),
+    _figure("server.kind", "text", NOW, "The kind of APP: stream, wsgi, asgi, ...", "no worker has been ready yet"),
+    _figure("server.engine", "text", NOW, "The engine that serves APP.", "no worker has been ready yet"),
     _figure("server.accept", "text", NOW, "shared: one queue for all workers; per-worker: one for each."),
-    _figure("server.generation", "number", NOW, "Counted up by each reload; what new workers belong to."),
-    _figure("server.workers", "count", NOW, "How many workers are wanted; `workers` lists those that live."),
+    _figure("server.generation", "number", NOW, "The generation of new workers; each reload adds 1."),
+    _figure("server.workers", "count", NOW, "The wanted number of workers; `workers` lists the live ones."),
     _figure("server.ready", "yes/no", NOW, "All wanted workers have been ready once, and no stop has begun."),
-    _figure("server.reloading", "yes/no", NOW, "A reload is under way."),
+    _figure("server.reloading", "yes/no", NOW, "A reload is running."),
     _figure("server.stopping", "yes/no", NOW, "A stop has begun."),
-    _figure("server.last_reload", "object", NOW, "How the latest reload ended.", "none has ended yet"),
-    _figure("server.last_reload.generation", "number", NOW, "The generation that it was for."),
-    _figure("server.last_reload.ok", "yes/no", NOW, "Done, or abandoned."),
-    _figure("server.last_reload.reason", "text", NOW, "Why it was abandoned.", "it was not"),
-    _figure("server.last_reload.ended", "UTC", NOW, "When it ended."),
-    _figure("server.control", "text", NOW, "The path of the control socket.", "it was handed on to another master"),
-    _figure("server.config", "object", NOW, "Every option in force, durations in seconds, sizes in bytes."),
-    _figure("listeners[].address", "text", NOW, "Where it listens.", "", "LISTENER"),
+    _figure("server.last_reload", "object", NOW, "The result of the latest reload.", "no reload has ended yet"),
+    _figure("server.last_reload.generation", "number", NOW, "The generation that the reload was for."),
+    _figure("server.last_reload.ok", "yes/no", NOW, "yes: completed; no: abandoned."),
+    _figure("server.last_reload.reason", "text", NOW, "Why the reload was abandoned.", "it was not abandoned"),
+    _figure("server.last_reload.ended", "UTC", NOW, "When the reload ended."),
+    _figure("server.control", "text", NOW, "The path of the control socket.", "another master has taken it over"),
+    _figure("server.config", "object", NOW, "All options in force; durations in seconds, sizes in bytes."),
+    _figure("listeners[].address", "text", NOW, "The address of the listener.", "", "LISTENER"),
     _figure(
         "listeners[].queue", "count", NOW,
-        "Connections that the kernel has completed and nobody has accepted yet.", "a Unix socket: not told", "QUEUE",
+        "Established connections that wait to be accepted.", "a Unix socket: unknown", "QUEUE",
     ),
     _figure(
         "listeners[].limit", "count", NOW,
-        "How many may wait so: --backlog, capped by net.core.somaxconn.", "a Unix socket: not told", "LIMIT",
+        "The most connections that may wait: --backlog, limited by net.core.somaxconn.", "a Unix socket: unknown",
+        "LIMIT",
     ),
     _figure(
         "listeners[].drops", "count", "since the socket was made",
-        "Attempts to connect that the kernel dropped, mostly as the queue was full. The client's kernel tries again, "
-        "so one client may count several times.", "a Unix socket: its client is told at once", "DROPS",
+        "Attempts to connect that the kernel dropped, mostly because the queue was full. The client's kernel "
+        "tries again, "
+        "so one client may count several times.", "a Unix socket: its clients get an error", "DROPS",
     ),
-    _figure("workers[].slot", "number", NOW, "Its place, from 0; a successor gets the same.", "", "SLOT"),
-    _figure("workers[].pid", "number", NOW, "Its process id.", "", "PID"),
-    _figure("workers[].generation", "number", NOW, "The reload that it belongs to, 1 being the start.", "", "GEN"),
+    _figure("workers[].slot", "number", NOW, "The slot of the worker, from 0; a successor gets the same.", "", "SLOT"),
+    _figure("workers[].pid", "number", NOW, "The worker's process id.", "", "PID"),
+    _figure("workers[].generation", "number", NOW, "The generation of the worker; 1 is the start.", "", "GEN"),
     _figure(
         "workers[].state", "text", NOW,
-        "STARTING: does not accept yet. IDLE: no unit in progress. BUSY: one is, or a connection holds its thread, or "
-        "its event loop is stuck. DRAINING: was told to leave, and finishes what it has.", "", "STATE",
+        "STARTING: does not accept yet. IDLE: no unit in progress. BUSY: a unit is in progress, a connection holds its "
+        "thread, or the event loop is stuck. DRAINING: is retiring, and finishes its connections.", "", "STATE",
     ),
-    _figure("workers[].age_s", "seconds", NOW, "Since its process was forked.", "", "AGE"),
-    _figure("workers[].connections", "count", NOW, "Open connections that it holds, idle ones too.", "", "CONN"),
+    _figure("workers[].age_s", "seconds", NOW, "Time since the fork of the worker.", "", "AGE"),
+    _figure("workers[].connections", "count", NOW, "Open connections of the worker, also idle ones.", "", "CONN"),
     *_units("workers[]", WORKER),
     *_kinds("workers[]", WORKER),
     *_bytes("workers[]", WORKER),
@@ -151,42 +152,43 @@ FIGURES = (
     *_waits("workers[]", WORKER),
     _figure(
         "workers[].cpu_s", "seconds", WORKER,
-        "Processor time of the process, user and system, all threads.", "/proc is barred", "CPU",
+        "CPU time of the process, user and system, all threads.", "/proc is not readable", "CPU",
     ),
     _figure(
         "workers[].pss_bytes", "bytes", "at most 10 s old",
-        "Its share of memory: a page that four processes share counts a quarter for each, so the sum is what they use.",
-        "/proc is barred, or it was not this worker's turn yet", "PSS",
+        "PSS: a page that four processes share counts a quarter for each, so the sum is the memory of all workers.",
+        "/proc is not readable, or not measured yet", "PSS",
     ),
     _figure(
         "workers[].serving", "text", NOW,
-        "Whose unit is in progress, the oldest if there are several. Of asyncio, as of the last second.",
-        "none is", "SERVING",
+        "The client (HTTP: and request) of the oldest unit in progress. Asyncio: at most 1 s old.",
+        "no unit is in progress", "SERVING",
     ),
     _figure(
         "workers[].serving_s", "seconds", NOW,
-        "For how long. Of a stream handler that blocks, since it last waited for its client.", "none is", "FOR",
+        "How long that unit has run. Blocking stream handler: since its last wait for the client.",
+        "no unit is in progress", "FOR",
     ),
     _figure(
         "workers[].deadline_in_s", "seconds", NOW,
-        "Until --timeout kills the worker, unless the unit ends; of asyncio, unless the loop turns. Negative: overdue.",
+        "Time until --timeout kills the worker, unless the unit ends (asyncio: the loop runs again). Negative: "
+        "overdue.",
         "no unit is in progress", "TIME LEFT",
     ),
     _figure(
         "workers[].work", "list", NOW,
-        "What each busy thread serves, and for how long; of an event loop of asyncio, its oldest request, as it was "
-        "at the last heartbeat.",
+        "The current unit of each busy thread; for an asyncio event loop, its oldest request at the last heartbeat.",
     ),
-    _figure("workers[].work[].thread", "number", NOW, "Which of its threads, from 0."),
-    _figure("workers[].work[].serving", "text", NOW, "Whom; of HTTP, with which request.", "nobody has been named yet"),
+    _figure("workers[].work[].thread", "number", NOW, "The number of the thread, from 0."),
+    _figure("workers[].work[].serving", "text", NOW, "The client; for HTTP, also the request.", "not known yet"),
     _figure(
-        "workers[].work[].busy_s", "seconds", NOW, "For how long, without waits for the client.",
-        "it waits for its client",
+        "workers[].work[].busy_s", "seconds", NOW, "How long the unit has run, without waits for the client.",
+        "the thread waits for its client",
     ),
     _figure("workers[].slow", "list", NOW, "The latest requests that took longer than --slow."),
-    _figure("workers[].slow[].request", "text", "at its end", "Whose, and of HTTP, which."),
-    _figure("workers[].slow[].took_s", "seconds", "at its end", "How long it took."),
-    _figure("workers[].slow[].ended", "UTC", "at its end", "When that was."),
+    _figure("workers[].slow[].request", "text", "at its end", "The client; for HTTP, also the request."),
+    _figure("workers[].slow[].took_s", "seconds", "at its end", "How long the request took."),
+    _figure("workers[].slow[].ended", "UTC", "at its end", "When the request ended."),
     _figure("totals.connections", "count", NOW, "The sum of the workers' connections.", "", "CONN"),
     *_units("totals", SERVER),
     _figure(
@@ -195,26 +197,26 @@ FIGURES = (
     ),
     _figure(
         "totals.too_long", "count", SERVER,
-        "Connections of stream handlers closed because a line passed its limit.",
+        "Connections of stream handlers closed because a line was too long.",
     ),
     _figure("totals.client_gone", "count", SERVER, "Units of work whose client left before they were done."),
     _figure(
         "totals.refused", "count", SERVER,
-        "Requests that the server answered itself, malformed or beyond a limit: status 400, 413, 414, 431, 501.",
+        "Requests that the server refused, malformed or over a limit: status 400, 413, 414, 431, 501.",
     ),
     _figure(
         "totals.timed_out", "count", SERVER,
-        "Requests of which the rest did not come in time (status 408), and responses not read in time.",
+        "Requests that were not complete in time (status 408), and responses that the client did not read in time.",
     ),
     _figure(
         "totals.aborted", "count", SERVER,
-        "Of the errors, those whose response had begun: the client got a part of it, and no end.",
+        "Errors after the response had begun: the client got only a part of it.",
     ),
     *_bytes("totals", SERVER),
     *_kinds("totals", SERVER),
     _figure(
         "totals.busy_s", "seconds", SERVER,
-        "Time inside units of work, without waits for the client; of an event loop, its processor time.",
+        "Time inside units of work, without waits for the client; for an event loop, its CPU time.",
     ),
     _figure("totals.p50_us", "microseconds", SERVER, f"The median {_TOOK}", _FEW_P50, "P50"),
     _figure("totals.p99_us", "microseconds", SERVER, f"The 99th percentile {_TOOK}", _FEW_P99, "P99"),
@@ -224,37 +226,38 @@ FIGURES = (
         "Workers that were replaced, by cause: how they died, timeout, boot-timeout, out-of-memory, killed, "
         "max-requests, max-memory, reload.",
     ),
-    _figure("deaths.count", "count", SERVER, "Workers that died and were not told to, or would not go."),
+    _figure("deaths.count", "count", SERVER, "Workers that died without an order to retire, or were killed "
+        "because they did not end."),
     _figure(
         "deaths.last", "object", NOW,
-        "The last of them. `prefork deaths --json` has the same of each, and `detail`: stacks or a traceback.",
-        "nobody has died so",
+        "The last death. `prefork deaths --json` has the same for each, and `detail`: stacks or a traceback.",
+        "there was none",
     ),
-    _figure("deaths.last.time", "UTC", "at its death", "When the master learnt of it."),
-    _figure("deaths.last.slot", "number", "at its death", "Its place."),
-    _figure("deaths.last.pid", "number", "at its death", "Its process id."),
-    _figure("deaths.last.generation", "number", "at its death", "Its generation."),
+    _figure("deaths.last.time", "UTC", "at its death", "When the master noticed the death."),
+    _figure("deaths.last.slot", "number", "at its death", "The worker's slot."),
+    _figure("deaths.last.pid", "number", "at its death", "The worker's process id."),
+    _figure("deaths.last.generation", "number", "at its death", "The worker's generation."),
     _figure(
         "deaths.last.cause", "text", "at its death",
         "A signal, an exit code, or timeout, boot-timeout, out-of-memory, killed: what `respawns` counts.",
     ),
-    _figure("deaths.last.exit", "text", "at its death", "The signal or exit code, in the kernel's word."),
-    _figure("deaths.last.reason", "text", "at its death", "What more is known.", "the cause says it all"),
-    _figure("deaths.last.serving", "text", "at its death", "Whose unit was in progress.", "none was"),
-    _figure("deaths.last.serving_s", "seconds", "at its death", "For how long.", "none was in progress"),
-    _figure("deaths.last.last", "list", "at its death", "What each of its threads had served last."),
-    _figure("deaths.last.slow", "list", "its life", "Its latest requests over --slow, as workers[].slow has them."),
-    _figure("deaths.last.age_s", "seconds", "at its death", "Since it was forked."),
-    _figure("deaths.last.requests", "count", "its life", "Units that it had completed."),
-    _figure("deaths.last.cpu_s", "seconds", "its life", "Processor time that it had used, with its children's."),
+    _figure("deaths.last.exit", "text", "at its death", "The signal or exit code."),
+    _figure("deaths.last.reason", "text", "at its death", "More about the cause.", "nothing more is known"),
+    _figure("deaths.last.serving", "text", "at its death", "The client (HTTP: and request) of the unit in "
+        "progress.", "none was in progress"),
+    _figure("deaths.last.serving_s", "seconds", "at its death", "How long that unit had run.", "none was in progress"),
+    _figure("deaths.last.last", "list", "at its death", "The last unit of each thread."),
+    _figure("deaths.last.slow", "list", "its life", "The worker's latest slow requests, like workers[].slow."),
+    _figure("deaths.last.age_s", "seconds", "at its death", "Time since the fork of the worker."),
+    _figure("deaths.last.requests", "count", "its life", "Units of work completed by the worker."),
+    _figure("deaths.last.cpu_s", "seconds", "its life", "CPU time of the worker and its children."),
     _figure(
         "deaths.last.peak_rss_bytes", "bytes", "its life",
-        "The most memory that was resident at any time, shared pages counted in full; of the largest process that it "
-        "had started itself and waited for, if that was more.",
+        "Peak resident memory, shared pages counted in full; or that of its largest child process, if that was more.",
     ),
     _figure(
         "deaths.last.respawn_in_s", "seconds", "at its death",
-        "How long its successor was held back, as such deaths repeated; 0 is at once.", "there was to be none",
+        "Delay of the successor after repeated deaths; 0: none.", "no successor",
     ),
 )  # fmt: skip
 MEANING = {figure.key: figure.meaning for figure in FIGURES}

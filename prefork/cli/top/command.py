@@ -329,10 +329,10 @@ def _interval(_context: click.Context, _parameter: click.Parameter, text: str) -
 @needs_server
 @click.option(
     "--interval", "every_s", default="1s", show_default=True, metavar="DURATION", callback=_interval,
-    help="From one sample to the next, at least 100ms.",
+    help="The time between two samples, at least 100ms.",
 )  # fmt: skip
 def top(place: str, every_s: float) -> None:
-    """Watch a running server live: rates, latencies, what each worker is serving. Press h for its keys."""
+    """Watch a running server live: rates, latencies, the current request of each worker. Press h for the keys."""
     if not (sys.stdout.isatty() and sys.stdin.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
         raise click.UsageError("prefork top needs a terminal that can move its cursor; prefork status prints once")
     screen = Screen()
