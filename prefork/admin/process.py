@@ -131,7 +131,7 @@ class Answers:
         return self._state
 
     def _text(self, name: str, write: Callable[[ServerSnapshot], bytes]) -> bytes:
-        """A text about the server as it is now, or was at most FRESH_S ago."""
+        """A text about the server, at most FRESH_S old."""
         now_s = time.monotonic()
         if self._snapshot is None or now_s >= self._stale_s or self._shared.version != self._version:
             self._snapshot = self._take_snapshot() or self._snapshot
@@ -143,7 +143,7 @@ class Answers:
         return self._texts[name]
 
     def _take_snapshot(self) -> ServerSnapshot | None:
-        """Take a snapshot during which the master wrote nothing; None if it always does, which cannot last."""
+        """Take a snapshot during which the master wrote nothing; None after _TRIES attempts."""
         for _ in range(_TRIES):
             snapshot = self._collector.snapshot(self._master_state())
             if self._shared.version == self._version:
@@ -268,7 +268,7 @@ class Admin:
     _leave_s: float = _NEVER  # when to exit
 
     def run(self) -> int:
-        """Answer until told to leave. Returns the exit code."""
+        """Answer until told to stop. Returns the exit code."""
         self._sock = self.listener.copy()  # the master's own is dropped, as in every child
         self.drop()
         self.log.identify(admin=os.getpid())

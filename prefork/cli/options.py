@@ -1,4 +1,4 @@
-"""The options of `prefork serve` as flags, made of config/options.py, and --control of the commands."""
+"""The options of `prefork serve` as flags, from config/options.py, and --control of the other commands."""
 
 from __future__ import annotations
 

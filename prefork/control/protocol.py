@@ -123,7 +123,7 @@ class Conversation:
     # --- out
 
     def step(self, now_s: float) -> None:
-        """Take the next step of the command; send what there is to send. Raises what a faulty command raises."""
+        """Take the next step of the command; send pending output. Raises what a faulty command raises."""
         if self._command is not None:
             try:
                 progress = next(self._command)

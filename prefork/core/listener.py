@@ -102,7 +102,7 @@ class SynHold:
         return True
 
     def _fill(self, listener: socket.socket) -> None:
-        """Take the spare's only place in its queue ourselves."""
+        """Fill the only place in the spare socket's queue."""
         host, port = listener.getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
         self._filler = socket.socket(listener.family, socket.SOCK_STREAM)
@@ -213,7 +213,7 @@ def _set_options(sock: socket.socket) -> None:
 
 
 def _remove_stale(address: Address) -> None:
-    """Remove a socket whose server was killed: nobody answers there. A live one, or any other file, is left alone."""
+    """Remove the socket of a killed server, where connect fails. Live sockets and other files are not removed."""
     try:
         if not stat.S_ISSOCK(os.stat(address.path).st_mode):
             raise BindError(f"cannot bind {address}: there is a file of that name that is not a socket")
@@ -435,7 +435,7 @@ def _inode(path: str) -> tuple[int, int] | None:
 
 
 def _adopt(address: Address) -> Listener:
-    """Take over a listener that another program made: it is left as it is and never closed for others."""
+    """Take over a listener that another program made: it is not changed, and not shut down."""
     try:
         sock = socket.socket(fileno=os.dup(address.fd))
     except OSError as error:

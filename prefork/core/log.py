@@ -46,7 +46,7 @@ class LogWriter:
             pass  # closed, without a reader, or another user's: writing says so, or waits as it always did
 
     def write(self, data: memoryview, *, patient: bool) -> int:
-        """Write what there is room for and return how many bytes that was; wait for room only if `patient`."""
+        """Write as much as fits and return the number of bytes; wait for room only if `patient`."""
         try:
             return self._write(data)
         except BlockingIOError:
@@ -182,7 +182,7 @@ class Log:
         self._files = [file] if file else []
 
     def identify(self, **identity: Any) -> None:
-        """Say who writes from now on; a worker calls it once after the fork."""
+        """Set the name of the process in each line; a worker calls this once after the fork."""
         self.handler.identity = identity
 
     def reopen(self, *, create: bool = False) -> None:

@@ -68,7 +68,7 @@ class PssCache:
     _samples: dict[int, tuple[float, int | None]] = field(default_factory=dict)  # by pid: when, how much
 
     def read(self, pids: Iterable[int]) -> dict[int, int | None]:
-        """What is known of each process, measured anew where it is too old. Forgets all others."""
+        """The figures of each process, measured again if they are too old. Other processes are forgotten."""
         wanted = set(pids)
         started_s = self.clock()
         self._samples = {pid: sample for pid, sample in self._samples.items() if pid in wanted}

@@ -1,4 +1,4 @@
-"""Stacks as text: composed by the process that has them, taken apart by whoever wants one thread's. Pure."""
+"""Stacks as text: composed by the process itself, split by a reader that wants one thread's stack. Pure."""
 
 from __future__ import annotations
 

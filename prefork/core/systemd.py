@@ -70,7 +70,7 @@ class Notifier:
         return found
 
     def silence(self, silent: bool) -> None:
-        """Say nothing while it is another master's turn to speak."""
+        """Send no notifications while another master sends them."""
         self._silent = silent
 
     # --- what there is to say
@@ -98,7 +98,7 @@ class Notifier:
         self._say(f"MAINPID={os.getpid()}")
 
     def tick(self, now_s: float) -> float:
-        """Say that the loop turns, if the manager wants to know (WatchdogSec=); return when to come again."""
+        """Send the watchdog heartbeat, if WatchdogSec= is set; return when to call again."""
         self._flush()
         if self._watchdog_usec and not self._silent and now_s >= self._beat_s:
             self._beat_s = now_s + self._watchdog_usec / 2e6
@@ -116,7 +116,7 @@ class Notifier:
             self._flush()
 
     def _flush(self) -> None:
-        """Send what there is to send, in order. A full queue is tried again; where nobody listens, it is forgotten."""
+        """Send pending messages in order. Try again if the queue is full; drop them if no manager listens."""
         place = "\0" + self._place[1:] if self._place.startswith("@") else self._place  # abstract, unix(7)
         try:
             while self._unsent:

@@ -63,7 +63,7 @@ class Tls:
         return context
 
     def _fault(self, error: ssl.SSLError) -> str:
-        """Say which of the files is wrong."""
+        """Return a message that names the wrong file."""
         if error.reason == "KEY_VALUES_MISMATCH":
             return f"--tls-key {self._key} is not the key of --tls-cert {self._cert}"
         for option, path, mark in (
@@ -101,7 +101,7 @@ class TlsSocket(ssl.SSLSocket):
             raise BlockingIOError from None
 
     def shutdown(self, how: int) -> None:
-        """Say that nothing more comes, in TLS and in TCP."""
+        """Close the sending side, in TLS and in TCP."""
         self._say_goodbye()
         super().shutdown(how)
 

@@ -53,7 +53,7 @@ def size(text: str) -> int:
 
 
 def network(text: str) -> str:
-    """`10.0.0.0/8`, `::1`, `unix:` for whoever may connect to a Unix socket, `none` for nobody."""
+    """`10.0.0.0/8`, `::1`, `unix:` for every client of a Unix socket, or `none`."""
     if text not in ("unix:", "none"):
         import ipaddress  # noqa: PLC0415 - 5 ms of start-up, and rarely needed
 

@@ -68,7 +68,7 @@ class AcceptBalance:
         self.fd = nudge
 
     def publish(self, held: int, *, able: bool) -> None:
-        """Say how many connections this worker holds, and whether it would take another."""
+        """Publish how many connections this worker holds, and whether it accepts more."""
         self._open[self._group] = held + 1 if able else 0
 
     def woke(self) -> None:
@@ -133,7 +133,7 @@ class AcceptBalance:
         self._before_ns = now_ns
 
     def take_nudge(self) -> None:
-        """Take one nudge."""
+        """Consume one nudge."""
         try:
             os.eventfd_read(self.fd)
         except BlockingIOError:
@@ -192,7 +192,7 @@ class EpollAcceptor:
         self._enter()
 
     def maintain(self, now_ns: int) -> None:
-        """Open again if the reason to stay off is gone. Call it in each turn while `check_ns` is not NEVER."""
+        """Accept again if the reason for the pause is gone. Call it in each turn while `check_ns` is not NEVER."""
         if self._paused and now_ns < self.check_ns:
             return
         self._paused = False
@@ -204,16 +204,16 @@ class EpollAcceptor:
             self.check_ns = now_ns + OFF_NS
 
     def waits(self) -> bool:
-        """Whether a connection waits at this moment."""
+        """Whether a connection waits to be accepted now."""
         return bool(self._look.poll(0))
 
     def stop_accepting(self) -> None:
-        """Take nothing any more."""
+        """Stop accepting for good."""
         self._leave()
         self.check_ns = NEVER
 
     def drain(self) -> bool:
-        """Take what the kernel has accepted for a server that stops; False if that has to be tried again."""
+        """Accept all connections in the queues of a server that stops; False if it has to be called again."""
         while self._queued:
             try:
                 self._accept(self._queued[-1])
@@ -229,7 +229,7 @@ class EpollAcceptor:
     # --- inside
 
     def _take(self, fd: int, now_ns: int) -> None:
-        """Take what waits on one listener, up to this worker's share."""
+        """Accept from one listener, up to this worker's share."""
         if not self._open:
             return
         listener = self._listeners[fd]

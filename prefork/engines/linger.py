@@ -40,7 +40,7 @@ _SO_MEMINFO = 55  # socket(7) has no entry; linux/sock_diag.h: the first word is
 
 
 def unread(sock: socket.socket | _socket.socket) -> int:
-    """Return how many bytes have come that nobody has read. Raises OSError if the client has reset the connection."""
+    """Return the number of received bytes that were not read. Raises OSError if the client has reset the connection."""
     # Memory of the receive queue, 0.3 us. It also counts a FIN, so only FIONREAD (1.0 us) is exact.
     if not sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO):
         return 0
@@ -53,7 +53,7 @@ def reset_at_close(sock: socket.socket) -> None:
 
 
 def discard(sock: socket.socket | _socket.socket, left: int) -> int:
-    """Throw away some of what the client still sends. Returns how much of `left` may still come, 0 = close now.
+    """Read and discard some data of the client. Returns how much of `left` may still come, 0 = close now.
 
     Raises BlockingIOError if nothing has come, and OSError if the client is gone.
     """

@@ -91,7 +91,7 @@ class PeerFactory(Generic[AppView]):
         return self._make(listener, format_sockaddr(family, sockaddr), address, port)
 
     def behind(self, end: End, listener: Listener) -> Peer[AppView]:
-        """The client for whom the other end, a trusted proxy, has connected."""
+        """The client of the trusted proxy that has connected."""
         text = f"[{end.address}]:{end.port}" if ":" in end.address else f"{end.address}:{end.port}"
         return self._make(listener, text, end.address, end.port)
 

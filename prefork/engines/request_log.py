@@ -127,6 +127,6 @@ class RequestLog:
 
 
 def _queue_ms(peer: Peer[Any]) -> int | None:
-    """How long the connection waited to be taken; it is told once."""
+    """How long the connection waited to be accepted; returned once."""
     waited_ms, peer.queue_ms = peer.queue_ms, None
     return waited_ms

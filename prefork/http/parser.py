@@ -213,7 +213,7 @@ class RequestParser:
         return len(data)
 
     def _wait(self, data: bytes, position: int, events: list[Event]) -> int:  # noqa: ARG002 - a step
-        """What comes belongs to another protocol, or to nobody: it is kept for `detach`."""
+        """Keep the bytes for `detach`: they are not HTTP."""
         return position
 
 
@@ -279,7 +279,7 @@ class RequestQueue:
 
     @property
     def waiting(self) -> int:
-        """Whole requests that nobody has taken yet."""
+        """Whole requests that were not returned yet."""
         return len(self._whole)
 
     @property

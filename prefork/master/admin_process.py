@@ -86,7 +86,7 @@ class AdminHandle:
         return now_s + HEARTBEAT_S if self._pid else min(now_s + HEARTBEAT_S, self._backoff.not_before_s)
 
     def publish(self) -> None:
-        """Write what is known, if it has changed."""
+        """Write the master's state to shared memory, if it has changed."""
         if self._wanted and (text := self._state().to_text()) != self._written:
             self._shared.write(text)
             self._written = text
@@ -125,7 +125,7 @@ class AdminHandle:
             self._log.error("admin died", pid=child.pid, cause=child, respawn_in=f"{delay_s:.2f}s")
 
     def reopen_logs(self) -> None:
-        """Tell it to go on in the new log file."""
+        """Tell the admin process to open the log file again."""
         if self._pid:
             os.kill(self._pid, signal.SIGUSR1)
 
@@ -156,7 +156,7 @@ class AdminHandle:
         self.hand_over(())
 
     def _wait(self) -> None:
-        """It was told to leave: it may still be answering somebody."""
+        """Wait for the admin process to end: it may still be answering a client."""
         fd = os.pidfd_open(self._pid)
         try:
             poll = select.poll()

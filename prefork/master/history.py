@@ -21,7 +21,7 @@ from prefork.status.server_state import MasterState, WorkerState
 
 @dataclass(slots=True, kw_only=True)
 class History(Observer):
-    """MASTER. It is told what happens, counts it, and keeps the latest."""
+    """MASTER. Counts events of workers, and keeps the latest deaths and reload."""
 
     config: Config
     policy: Policy

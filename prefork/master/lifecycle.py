@@ -215,12 +215,12 @@ class Lifecycle(Observer):
     # --- what the service manager is told
 
     def reload_started(self) -> None:
-        """Tell the service manager."""
+        """Tell the service manager that a reload has begun."""
         self._reloading = True
         self.notifier.reloading()
 
     def reload_finished(self, generation: int, reason: str | None) -> None:  # noqa: ARG002 - the latest one
-        """Tell the service manager, if it waits for that."""
+        """Tell the service manager that the reload has ended, if it was told of its beginning."""
         if self._reloading:
             self._reloading = False
             why = f"; the last reload was abandoned: {reason}" if reason is not None else ""
@@ -272,9 +272,9 @@ class Lifecycle(Observer):
     # --- the stop
 
     def leave(self, why: str) -> None:
-        """Stop when --lame-duck is over; at once if there is none, or if this is asked for again.
+        """Stop when --lame-duck is over; at once without --lame-duck, or at the second call.
 
-        Until then clients are served as ever, and whoever sends them here is told to send no more.
+        Until then clients are served, but readiness checks fail.
         """
         policy = self._policy
         if policy.ending or not policy.booted or self.borrowing or not self._config.lame_duck_s:
@@ -309,7 +309,7 @@ class Lifecycle(Observer):
             listener.hold_off()
 
     def close(self) -> None:
-        """Every worker has gone: remove what is ours."""
+        """Unlink and close the listeners, after all workers have ended."""
         for listener in self._listeners:
             listener.unlink()  # while our socket pins its inode: a successor may bind the path at once
             listener.close()

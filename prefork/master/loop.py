@@ -1,4 +1,4 @@
-"""MASTER. Binds once, forks workers, and keeps as many as it was asked for. It serves nobody and imports no app.
+"""MASTER. Binds once, forks workers, and keeps their number. It accepts no connections and imports no app.
 
 One thread, one loop: wait (signals, messages, the next deadline) -> read signals -> read messages -> reap -> decide ->
 act. policy.py decides what to do, workers.py forks the workers and reads their messages. Signals are read before
@@ -253,7 +253,7 @@ class Master:
     # --- exits of children
 
     def _worker_exited(self, child: Exit) -> None:
-        """Say why it has ended, and let the policy decide on its slot."""
+        """Log why the worker has ended, and let the policy decide on its slot."""
         for message in self._workers.read_messages_of(child.pid):  # the last ones: it may have been ready
             self._handle_message(message)
         worker, death = self._workers.remove(child)

@@ -24,7 +24,7 @@ class WorkerHandle(WorkerState):
 
 @dataclass(slots=True, kw_only=True)
 class Hang:
-    """A worker out of time, what it was asked, and what it has answered."""
+    """A worker over its time limit: the requests for its stacks, and its answer."""
 
     since_ns: int  # when its unit of work began
     serving: str  # of an event loop, until it has answered, the oldest of those that it serves
@@ -112,7 +112,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Tell the worker to finish what is in flight and exit."""
+    """Tell the worker to finish the requests in flight and exit."""
 
     worker: WorkerHandle
     reason: str
@@ -127,7 +127,7 @@ class AskStacks:
 
 @dataclass(frozen=True, slots=True)
 class AskFault:
-    """It did not answer: ask faulthandler, which needs no GIL."""
+    """Ask faulthandler, which needs no GIL, if the worker did not answer."""
 
     worker: WorkerHandle
 

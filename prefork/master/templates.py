@@ -56,7 +56,7 @@ class TemplateHandle:
         return prepared
 
     def kill(self, reason: str) -> None:
-        """Send SIGKILL: it serves no client. It is reaped like any child."""
+        """Send SIGKILL to the template, which serves no client. The loop reaps it like any child."""
         if self.killed is None:
             self.killed = reason
             os.kill(self.pid, signal.SIGKILL)

@@ -120,7 +120,7 @@ class Successor:
         self._send({"ready": True, "took": self._took})
 
     def failed(self, reason: str) -> None:
-        """Say why there will be no upgrade."""
+        """Tell the old master why the upgrade fails."""
         self._send({"ready": False, "reason": reason[: MESSAGE_MOST // 8]})
 
     def granted(self) -> bool:
@@ -278,7 +278,7 @@ class Upgrade:
         return self._until_s if self.running else _NEVER
 
     def cancel(self, reason: str, now_s: float) -> None:
-        """Tell the new master to stop: it lets its workers finish what they hold."""
+        """Tell the new master to stop; its workers finish their connections."""
         if self.running and self.successor is not None:
             self._reason = self._reason or reason
             self._until_s = now_s + self.graceful_timeout_s + 2 * GRACE_MARGIN_S

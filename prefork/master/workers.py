@@ -209,11 +209,11 @@ class Workers:
     # --- orders
 
     def retire(self, worker: WorkerHandle) -> None:
-        """Tell it to finish what is in flight and exit."""
+        """Tell the worker to finish the requests in flight and exit."""
         os.kill(worker.pid, signal.SIGTERM)
 
     def reopen_logs(self) -> None:
-        """Tell everyone to go on in the new log file."""
+        """Tell all children to open the log file again."""
         for pid in self.pids():
             os.kill(pid, signal.SIGUSR1)
 

@@ -109,7 +109,7 @@ class Connection:
             data = data[sent:]
 
     def shutdown_write(self) -> None:
-        """Tell the client that nothing more will come; it can still send."""
+        """Close the sending side of the connection; the client can still send."""
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:

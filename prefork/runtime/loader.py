@@ -126,7 +126,7 @@ def _own_fault(spec: str, error: BaseException) -> AppLoadError:
 
 
 def fault_of(who: str, error: BaseException) -> AppLoadError:
-    """It was found, and failed by itself: show its traceback without the frames of the import machinery."""
+    """The error for an application that raised while it was loaded, with its traceback but no import frames."""
     report = traceback.TracebackException.from_exception(error)
     _leave_out_machinery(report)
     lines = list(report.format())

@@ -204,7 +204,7 @@ class MasterLink:
         self._sender.send(Kind.SLOW, serving=serving, elapsed_s=elapsed_s, stack=stack[-_STACKS_MOST:], also=also)
 
     def _answer(self, _signum: int, frame: FrameType | None) -> None:
-        """Write the stacks of all threads: the one handler that does more than record, as it is there for hangs."""
+        """Write the stacks of all threads; the only handler that does more than record, as it must work in a hang."""
         tasks, current = self.tasks()
         text = compose([*stacks(frame), *tasks], _STACKS_MOST)
         self._sender.send(Kind.STACKS, text=text, current=current[:TEXT_BYTES])

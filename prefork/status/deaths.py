@@ -50,7 +50,7 @@ class DeathRecord:
 
     @property
     def expected(self) -> bool:
-        """True if it was told to leave and left, or had not begun to serve."""
+        """True if the worker was told to retire, and exited cleanly or had not begun to serve."""
         return self.worker.retiring_s is not None and (self.exit.clean or self.worker.pending)
 
     @property

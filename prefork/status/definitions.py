@@ -105,7 +105,7 @@ FIGURES = (
     _figure("server.kind", "text", NOW, "The kind of APP: stream, wsgi, asgi, ...", "no worker has been ready yet"),
     _figure("server.engine", "text", NOW, "The engine that serves APP.", "no worker has been ready yet"),
     _figure("server.accept", "text", NOW, "shared: one queue for all workers; per-worker: one for each."),
-    _figure("server.generation", "number", NOW, "The generation of new workers; each reload adds 1."),
+    _figure("server.generation", "number", NOW, "The generation of new workers; each reload or upgrade adds 1."),
     _figure("server.workers", "count", NOW, "The wanted number of workers; `workers` lists the live ones."),
     _figure("server.ready", "yes/no", NOW, "All wanted workers have been ready once, and no stop has begun."),
     _figure("server.reloading", "yes/no", NOW, "A reload is running."),
@@ -130,8 +130,7 @@ FIGURES = (
     _figure(
         "listeners[].drops", "count", "since the socket was made",
         "Attempts to connect that the kernel dropped, mostly because the queue was full. The client's kernel "
-        "tries again, "
-        "so one client may count several times.", "a Unix socket: its clients get an error", "DROPS",
+        "tries again, so one client may count several times.", "a Unix socket: its clients get an error", "DROPS",
     ),
     _figure("workers[].slot", "number", NOW, "The slot of the worker, from 0; a successor gets the same.", "", "SLOT"),
     _figure("workers[].pid", "number", NOW, "The worker's process id.", "", "PID"),

@@ -213,7 +213,7 @@ def _footer(document: Document) -> list[str]:
 
 
 def cell(key: str, value: Any) -> str:
-    """A value with its unit, which is told by the key."""
+    """A value with the unit that its key names."""
     if value is None:
         return "-"
     unit = key.rpartition("_")[2]

@@ -36,7 +36,7 @@ class WorkerState:
 
     @property
     def serving(self) -> bool:
-        """Accepts connections and has not been told to stop."""
+        """True if the worker accepts connections and was not told to retire."""
         return self.ready_s is not None and self.retiring_s is None
 
     @property

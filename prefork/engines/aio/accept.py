@@ -167,7 +167,7 @@ class UvloopAcceptor:
         return self._own.drain()
 
     def on_change(self, held: int) -> None:
-        """Choose again who accepts, if so many connections came or went that it matters."""
+        """Choose the acceptor again, if the number of connections has changed enough."""
         if not self._servers:
             self._own.on_change(held)
             self._choose()

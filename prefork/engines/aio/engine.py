@@ -131,7 +131,7 @@ class AioEngine:
         self._service.accept(sock, listener, sockaddr, queue_ms)
 
     def _on_unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log an exception that nobody has caught, in the application or in a library that it uses."""
+        """Log an uncaught exception, in the application or in a library that it uses."""
         error, transport = context.get("exception"), context.get("transport")
         if error is not None and transport is not None:  # in a protocol: the loop has closed its connection
             self._errors.add(error, peer_of(transport))

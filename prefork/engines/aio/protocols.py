@@ -69,7 +69,7 @@ class ProtocolService:
         self._sweep()
 
     def retire(self, *, stopping: bool) -> None:
-        """A protocol cannot be told to end; it has up to the graceful timeout."""
+        """Do nothing: a protocol gets no notice, and may run until the graceful timeout."""
 
     @property
     def busy(self) -> int:

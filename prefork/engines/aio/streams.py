@@ -325,7 +325,7 @@ class StreamsService:
         self._sweep()
 
     def retire(self, *, stopping: bool) -> None:
-        """A handler cannot be told to end; it has up to the graceful timeout."""
+        """Do nothing: a handler gets no notice, and may run until the graceful timeout."""
 
     @property
     def busy(self) -> int:
@@ -333,7 +333,7 @@ class StreamsService:
         return 0
 
     def names(self) -> dict[asyncio.Task[None], str]:
-        """Return which task serves whom."""
+        """Return the client of each task."""
         return {connection.task: connection.text for connection in self._open() if connection.task is not None}
 
     def cut(self) -> None:

@@ -195,7 +195,7 @@ class AsgiService:
         return len(self._app.requests) + len(self._app.sockets)
 
     def names(self) -> dict[asyncio.Task[None], str]:
-        """Return which task serves whom."""
+        """Return the request of each task."""
         names = {task: call.text for call, task in self._app.requests.items()}
         return names | {task: call.text for call, task in self._app.sockets.items()}
 

@@ -66,7 +66,7 @@ class Acceptor:
             self._poll()
 
     def take_queued(self) -> tuple[int, Any]:
-        """Take what waits on any of the listeners, which are non-blocking by now; BlockingIOError: all are empty."""
+        """Accept from any of the listeners, which are non-blocking now; BlockingIOError: all queues are empty."""
         while self._draining:
             self.family = self._draining[-1].family
             try:

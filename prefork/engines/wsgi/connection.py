@@ -57,7 +57,7 @@ class PendingWrite:
             self.left = len(part)
 
     def flush(self) -> int:
-        """Send what there is room for; return how many bytes that was. Raises OSError."""
+        """Send as much as the socket accepts; return the number of bytes. Raises OSError."""
         try:
             sent = self._send() if self.left else 0
         except BlockingIOError:
@@ -258,7 +258,7 @@ class HttpConnection:
         self._send(part)
 
     def _close_call(self) -> None:
-        """Let the application close the response that nobody reads to its end."""
+        """Let the application close a response that is not read to its end."""
         if self._call is None or self._call.done:
             return
         if self._loop.row is None:
@@ -362,7 +362,7 @@ class HttpConnection:
         self.close()
 
     def close(self) -> None:
-        """Close at once; the application is told if it still has the request."""
+        """Close at once; the application learns of it if it still has the request."""
         running, self.state = self.state == BUSY, CLOSED
         self._incoming.close()
         self._out = None

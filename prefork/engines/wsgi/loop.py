@@ -301,7 +301,7 @@ class Reactor:
         self._link.on_readable(fd)
 
     def _retire(self) -> None:
-        """Take no more; let everyone have a last response that says so, for at most the graceful timeout."""
+        """Stop accepting; finish each connection with a last response, for at most the graceful timeout."""
         self.context.drain()
         self._acceptor.stop_accepting()
         self._announce()

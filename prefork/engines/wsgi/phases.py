@@ -83,7 +83,7 @@ class PreHttp:
         self.entry: list[Any] | None = None
 
     def ready(self, _mask: int) -> None:
-        """Take what has come of the header; behind it is HTTP."""
+        """Read the PROXY header as far as it has arrived; HTTP follows it."""
         try:
             header = self._input.take()
         except BlockingIOError:
