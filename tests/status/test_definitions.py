@@ -51,4 +51,4 @@ def test_the_text_names_every_figure_and_fits_the_page() -> None:
         assert f"\n{figure.key}  " in text
     assert max(len(line) for line in text.split("\n") if line.startswith("    ")) <= 80
     assert "workers[].p99_us  (P99)  microseconds, since the worker started\n" in text
-    assert "Null: none is." in text
+    assert "Null: no unit is in progress." in text
