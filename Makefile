@@ -44,7 +44,7 @@ test-all: $(READY) ## all tests but the soak, slow fault and load tests included
 	$(BIN)/python -m tests.support.full --jobs $(JOBS) $(RETRY)
 
 check-results: $(READY) ## report every run under results/ again, and compare the pages' figures (part of test-all)
-	$(BIN)/python -m pytest -m '' tests/loadtest/test_results.py
+	$(BIN)/python -m pytest -m '' tests/loadtest/report/test_results.py
 
 soak: $(READY)   ## the long tests; results go to results/
 	$(BIN)/python -m pytest -m soak --results=results

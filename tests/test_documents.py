@@ -1,7 +1,7 @@
 """README.md and docs/ say what the code does: tables, links, flags and examples are compared with the sources.
 
 A table that is out of date fails with the whole table to paste in its place. For measured figures see
-tests/loadtest/test_results.py.
+tests/loadtest/report/test_results.py.
 """
 
 from __future__ import annotations

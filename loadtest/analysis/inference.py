@@ -8,7 +8,7 @@ The figure is the median of the ratios. Its 95 % interval is that of the sign te
 which the median lies with a chance that the binomial distribution gives, whatever the noise looks like. Few ratios
 offer only steps (of 6 the first and the last hold 96.9 %, the next two 78 %), hence the ends are interpolated between
 the two pairs around 95 %, as Hettmansperger and Sheather showed how (1986). Rejected, after 2,000 simulated sessions
-each with drift and disturbed rounds (tests/loadtest/test_inference.py has them):
+each with drift and disturbed rounds (tests/loadtest/analysis/test_inference.py has them):
 - the bootstrap of the median: with 6 to 9 pairs it leaves 1 out in 6 to 10 of 100 sessions where nothing differs;
 - the steps alone: never too often, but 8 rounds then find less than 6;
 - the signed-rank interval: as good on calm machines, worse where single rounds are disturbed.
@@ -24,9 +24,9 @@ floor can be claimed, however narrow the rest is. A configuration that cannot be
 
 Whoever looks again and again, and stops when a difference shows, finds one in the end where none is. Therefore
 the width decides, and never the ratio: a run ends as soon whether servers differ or not. A small bias remains, as runs
-tend to end where the noise seems smaller than it is. In simulated sessions (tests/loadtest/test_until.py) 5 to 9 of 100
-intervals between equal servers then leave out 1, instead of 5; with the noise floor, which `until` measures by itself,
-the claims stay below 1 in 100.
+tend to end where the noise seems smaller than it is. In simulated sessions (tests/loadtest/measure/test_until.py) 5 to
+9 of 100 intervals between equal servers then leave out 1, instead of 5; with the noise floor, which `until` measures by
+itself, the claims stay below 1 in 100.
 
 Pure. Only divisions, roots and sums that every machine rounds alike: the same files say the same everywhere, to the
 byte.

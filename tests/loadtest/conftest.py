@@ -1,4 +1,4 @@
-"""Fixtures for tests with a real generator: servers to load and locust processes, all ended with their test."""
+"""Fixtures for tests with a real generator: servers to load, and locust processes, all ended with their test."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.loadtest.generator import Generator
+from tests.loadtest.lab import Lab
+from tests.loadtest.locust_process import Generator
 from tests.loadtest.stand_in import Behaviour, StandIn
+from tests.loadtest.websocket_server import WebSocketServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,6 +24,20 @@ def stand_in() -> Iterator[Callable[[Behaviour], StandIn]]:
 
     def start(behaviour: Behaviour) -> StandIn:
         servers.append(StandIn(behaviour))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def web_socket() -> Iterator[Callable[..., WebSocketServer]]:
+    """Start a real server: `web_socket(handler, tls=context).address`."""
+    servers: list[WebSocketServer] = []
+
+    def start(*args: Any, **keywords: Any) -> WebSocketServer:
+        servers.append(WebSocketServer(*args, max_size=None, **keywords))
         return servers[-1]
 
     yield start
@@ -57,3 +73,8 @@ def free_port() -> int:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return int(bound.getsockname()[1])
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)

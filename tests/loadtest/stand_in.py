@@ -8,14 +8,18 @@ from __future__ import annotations
 import itertools
 import socket
 import socketserver
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.support.server import ROOT
+
 Behaviour = Callable[[socket.socket], Iterator[None]]
 
 GREETING = b"hello from prefork\n"
+CERTIFICATE = ROOT / "tests" / "support" / "certificates" / "first.pem"
 
 
 def talkback(peer: socket.socket, *, wait_s: float = 0.0) -> Iterator[None]:
@@ -54,6 +58,26 @@ def responding(response: bytes, *, good: bool = False, once: bool = False) -> Be
 
 
 web = responding(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n", good=True)
+
+
+def certified() -> ssl.SSLContext:
+    """A server's side of TLS, as localhost and 127.0.0.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
+
+
+def secure(behaviour: Behaviour, *, goodbye: bool = True) -> Behaviour:
+    """The behaviour behind a handshake."""
+    context = certified()
+
+    def serve(peer: socket.socket) -> Iterator[None]:
+        with context.wrap_socket(peer, server_side=True) as secured:
+            yield from behaviour(secured)
+            if goodbye:
+                secured.unwrap().close()
+
+    return serve
 
 
 def hang(peer: socket.socket) -> Iterator[None]:

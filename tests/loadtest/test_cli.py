@@ -14,6 +14,7 @@ from loadtest.cli import main
 from loadtest.data.store import Store
 from loadtest.plan.plan import Load, Plan, Server
 from tests.loadtest.records import measured
+from tests.support.server import ROOT
 
 SERVER = "one={python} -m prefork serve --bind {address}"
 
@@ -71,7 +72,7 @@ def test_a_mistake_is_one_clear_line_and_status_2(arguments: list[str], message:
 
 def test_a_dry_run_shows_the_order_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    plan = Path(__file__).parents[2] / "loadtest" / "plans" / "demo.toml"
+    plan = ROOT / "loadtest" / "plans" / "demo.toml"
     result = lab("run", plan, "--rounds", "2", "--aa", "--dry-run", "--out", out)
     assert result.exit_code == 0
     assert "cycle 1: 1 worker (nap), 4 workers (nap), 1 worker' (nap)" in result.output

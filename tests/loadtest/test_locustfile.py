@@ -17,7 +17,7 @@ import pytest
 
 from prefork.status.histogram import Histogram
 from tests.loadtest import stand_in as behave
-from tests.loadtest.generator import LOCUSTFILE, Generator
+from tests.loadtest.locust_process import LOCUSTFILE, Generator
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:

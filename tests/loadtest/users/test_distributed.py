@@ -20,8 +20,8 @@ import pytest
 from loadtest.plan.plan import Load, Pin, Plan, PlanError, Server
 from prefork.status.histogram import Histogram
 from tests.loadtest import stand_in as behave
-from tests.loadtest.generator import Generator
-from tests.loadtest.test_run import Lab
+from tests.loadtest.lab import Lab
+from tests.loadtest.locust_process import Generator
 from tests.support.processes import PROC, children, session_members
 from tests.support.wait import eventually
 
@@ -358,8 +358,7 @@ def test_generators_need_connections_and_cpus() -> None:
 
 
 @pytest.mark.slow
-def test_the_lab_lets_several_generators_make_the_load_together(tmp_path: Path) -> None:
-    lab = Lab(tmp_path)
+def test_the_lab_lets_several_generators_make_the_load_together(lab: Lab) -> None:
     load = ("--scenario", "echo", "--connections", "5", "--generators", "2", "--duration", "1", "--warmup", "0.3")
     done = lab.run("--server", ECHO, "--rounds", "1", *load)
     assert done.returncode == 0, done.stderr
@@ -374,8 +373,7 @@ def test_the_lab_lets_several_generators_make_the_load_together(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_generator_that_dies_fails_the_round(tmp_path: Path) -> None:
-    lab = Lab(tmp_path)
+def test_a_generator_that_dies_fails_the_round(lab: Lab) -> None:
     load = ("--scenario", "echo", "--connections", "4", "--generators", "2", "--duration", "5", "--warmup", "0")
     run = lab.start("--server", ECHO, "--rounds", "1", *load)
     try:

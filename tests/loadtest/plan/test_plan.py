@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,3 +225,26 @@ def test_what_is_no_length_of_time(written: object) -> None:
 def test_what_is_no_endpoint(written: str) -> None:
     with pytest.raises(ValueError, match="is not HOST:PORT"):
         values.endpoint(written)
+
+
+def test_a_load_may_have_its_own_scenario(tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        textwrap.dedent("""
+            scenario = "http"
+            [[server]]
+            name = "one"
+            command = "serve {port}"
+            [[load]]
+            name = "hello"
+            [[load]]
+            name = "talk"
+            scenario = "websocket"
+            path = "/ws"
+            message = "binary"
+            tls = true
+            """)
+    )
+    hello, talk = planfile.read(file, {}).loads
+    assert (hello.scenario, talk.scenario, talk.message) == ("http", "websocket", "binary")
+    assert talk.describe().startswith("websocket /ws, 64 bytes of binary, TLS, 64 connections, ")

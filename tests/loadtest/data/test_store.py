@@ -18,6 +18,7 @@ from loadtest.data.store import Store, StoreError
 from loadtest.plan import file as planfile
 from loadtest.plan.plan import Load, Plan, Server
 from tests.loadtest.records import failed, measured
+from tests.support.server import ROOT
 
 PLAN = Plan(name="p", servers=(Server(name="one", command="x {port}"),), loads=(Load(name="nap"),))
 OTHER = Plan(name="q", servers=(Server(name="one", command="y {port}"),), loads=(Load(name="nap"),))
@@ -198,7 +199,6 @@ for form in ("text", "github", "csv", "json", "html"):
         with contextlib.suppress(SystemExit):
             main([*arguments, "--format", form])
 """
-ROOT = Path(__file__).parents[2]
 
 
 def python(minor: int) -> str:

@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from loadtest.data import provenance
 from prefork.status.histogram import Histogram
-from tests.loadtest.wrk import Bench, Measured, as_wrk_corrects
+from tests.loadtest.generator.wrk import Bench, Measured, as_wrk_corrects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -21,7 +21,8 @@ from loadtest.generator.lines import GREETING, PREFIX, EchoLink, TalkbackLink
 from loadtest.generator.link import OpenModel, constant, poisson
 from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
-from tests.loadtest.driving import Driving
+from tests.loadtest.generator.driving import Driving
+from tests.support.server import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -350,7 +351,7 @@ def test_when_the_ports_of_one_source_are_used_up_another_takes_its_place() -> N
 
     if shutil.which("unshare") is None or apart("true").returncode:
         pytest.skip("no network of its own can be made here (unshare -rn)")
-    done = apart(sys.executable, "-c", textwrap.dedent(EXHAUST.format(path=[str(Path(__file__).parents[2])])))
+    done = apart(sys.executable, "-c", textwrap.dedent(EXHAUST.format(path=[str(ROOT)])))
     expected = "127.0.0.1 127.0.0.2 127.0.0.3 127.0.0.4\n10 Cannot assign requested address\n"
     assert done.stdout == expected, done.stderr
 

@@ -12,13 +12,13 @@ import pytest
 
 from loadtest.plan import file as planfile
 from tests.loadtest.records import rounds_in
+from tests.support.server import ROOT
 
 if TYPE_CHECKING:
     from loadtest.plan.plan import Plan
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "loadtest" / "plans"
 PLANS = sorted(FOLDER.glob("*.toml"))
 START_AND_STOP_S = 1.5  # of a round, beside its load

@@ -15,11 +15,11 @@ import pytest
 
 from loadtest.measure import procfs
 from tests.loadtest.records import rounds_in
+from tests.support.server import ROOT
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 NAP = "nap={python} -m prefork serve nap --workers 2 --bind {address}"
 SHORT = ("--scenario", "nap", "--connections", "4", "--duration", "1", "--warmup", "0.5")
 DEADLINE_S = 60.0

@@ -13,7 +13,7 @@ import pytest
 
 from loadtest.plan import file as planfile
 from loadtest.report import render
-from tests.loadtest.pages import stored
+from tests.loadtest.report.pages import stored
 from tests.support.markdown import ROOT, Page, written
 
 README, COMPARISONS, LAB = Page("README.md"), Page("docs/comparisons.md"), Page("docs/lab.md")

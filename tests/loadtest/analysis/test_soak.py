@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.server import ROOT
+
 COUNT = 20_000  # some 0.3 ms: the server is busy with it, and the generator is not
 WAIT_US = 5_000
 SLOWDOWN = 0.05

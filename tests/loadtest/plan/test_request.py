@@ -228,3 +228,10 @@ def test_values_that_are_none(parse: Callable[[object], object], value: object, 
     with pytest.raises(ValueError, match=r".") as caught:
         parse(value)
     assert why in str(caught.value)
+
+
+def test_a_header_of_the_handshakes_own_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    load = Load(name="x", scenario="websocket", headers=("Sec-WebSocket-Key: x",))
+    plan = Plan(name="p", servers=(Server(name="one", command="serve {port}"),), loads=(load,))
+    with pytest.raises(PlanError, match="load 'x': header Sec-WebSocket-Key cannot be set for websocket"):
+        check_files(plan, tmp_path)

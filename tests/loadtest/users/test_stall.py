@@ -16,7 +16,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.loadtest.generator import Generator
+    from tests.loadtest.locust_process import Generator
 
 pytestmark = pytest.mark.slow
 

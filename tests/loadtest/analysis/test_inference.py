@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.analysis.inference import MIN_PAIRS, busiest_to_least, jain, ratio
-from tests.loadtest.simulation import CALM, ROUGH, USUAL, Machine, claimed, session
+from tests.loadtest.analysis.simulation import CALM, ROUGH, USUAL, Machine, claimed, session
 
 RATES = st.floats(1, 1e6)
 PAIRS = st.lists(st.tuples(RATES, RATES), min_size=MIN_PAIRS, max_size=60)

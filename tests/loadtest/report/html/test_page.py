@@ -21,8 +21,8 @@ from loadtest.plan.plan import Load, Plan, Server
 from loadtest.report import render
 from loadtest.report.model import Report
 from prefork.status.histogram import Histogram, estimable
-from tests.loadtest.pages import HOSTILE, RUNS, Page, at, busy_run, calm_run, printable, run
 from tests.loadtest.records import client, failed, measured, signals
+from tests.loadtest.report.pages import HOSTILE, RUNS, Page, at, busy_run, calm_run, printable, run
 
 STYLE = Path(loadtest.report.html.__file__).with_name("page.css").read_text("utf-8")
 

@@ -4,62 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from loadtest.measure import procfs
-from tests.loadtest.records import rounds_in
+from tests.loadtest.lab import DEADLINE_S
 from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from tests.loadtest.lab import Lab
 
 pytestmark = pytest.mark.slow
 
 GOOD = "good={python} -m prefork serve nap --workers 2 --bind {address}"
 QUICK = ("--scenario", "nap", "--rounds", "1", "--connections", "4", "--duration", "0.5", "--warmup", "0.3")
-DEADLINE_S = 60
-
-
-class Lab:
-    """`loadtest run` in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.out = folder / "out"
-
-    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "loadtest", "run", *arguments, "--out", str(self.out)]
-        path = os.pathsep.join([str(Path(__file__).parents[2]), *(env or {}).pop("PYTHONPATH", "").split()])
-        return subprocess.Popen(
-            argv,
-            cwd=self.folder,
-            env={**os.environ, **(env or {}), "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments, env=env)
-        out, err = process.communicate(timeout=DEADLINE_S)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def rounds(self) -> list[dict[str, Any]]:
-        return rounds_in(self.out)
-
-    def script(self, name: str, source: str) -> Path:
-        path = self.folder / name
-        path.write_text(textwrap.dedent(source))
-        return path
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path)
 
 
 def servers_left() -> list[str]:

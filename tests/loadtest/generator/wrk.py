@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from loadtest.measure.child import Child
 from prefork.status.histogram import Histogram, highest, lowest
+from tests.support.server import ROOT
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
 WARMUP_S = 1
 PLAIN_USERS = """
 from locust import FastHttpUser, task

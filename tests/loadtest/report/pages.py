@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from loadtest.plan.plan import Load, Plan, Server
 from loadtest.report.model import Report
 from prefork.status.histogram import Histogram
 from tests.loadtest.records import arrivals, client, failed, measured, signals
+from tests.support.server import ROOT
 
 HOSTILE = "</title><script>alert('1')</script>\"><img src=http://127.0.0.1:9/ onerror=alert(2)> & \x1b[31m \ud800 ünï"
 """A name that tries everything."""
@@ -58,7 +58,7 @@ def run(name: str) -> Report:
 @functools.cache
 def stored(name: str) -> Report:
     """A run that is kept under results/."""
-    store = Store.open(Path(__file__).parents[2] / "results" / name)
+    store = Store.open(ROOT / "results" / name)
     rounds = store.rounds()
     return Report(plan=store.plan, rounds=rounds, comparison=compare(store.plan, rounds))
 

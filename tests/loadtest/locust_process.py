@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.processes import session_members
+from tests.support.server import ROOT
 from tests.support.wait import eventually
 
-LOCUSTFILE = Path(__file__).resolve().parents[2] / "loadtest" / "locustfile.py"
+LOCUSTFILE = ROOT / "loadtest" / "locustfile.py"
 RUN_S = 40.0
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtest.report import render
-from tests.loadtest.pages import RUNS, Page, run
+from tests.loadtest.report.pages import RUNS, Page, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,13 +1,11 @@
-"""The forms of --host, and the causes of failures."""
+"""The forms of --host."""
 
 from __future__ import annotations
 
-import errno
 import socket
 
 import pytest
 
-from loadtest.generator.failure import ExchangeError, cause_of
 from loadtest.plan.addresses import AddressError, parse
 
 
@@ -79,25 +77,3 @@ def test_an_address_is_resolved_to_what_connect_takes() -> None:
     assert parse("127.0.0.1:7", "tcp").resolve() == (socket.AF_INET, ("127.0.0.1", 7))
     assert parse("[::1]:7", "tcp").resolve() == (socket.AF_INET6, ("::1", 7))
     assert parse("unix:/x", "tcp").resolve() == (socket.AF_UNIX, "/x")
-
-
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), "refused"),
-        (ConnectionResetError(errno.ECONNRESET, "x"), "reset"),
-        (BrokenPipeError(errno.EPIPE, "x"), "reset"),
-        (TimeoutError(), "timeout"),
-        (OSError(errno.ETIMEDOUT, "x"), "timeout"),
-        (FileNotFoundError(errno.ENOENT, "x"), "no socket file"),
-        (OSError(errno.EADDRNOTAVAIL, "x"), "no free port"),
-        (OSError(errno.EMFILE, "x"), "too many open files"),
-        (OSError(errno.ENETUNREACH, "x"), "ENETUNREACH"),
-        (socket.gaierror(-2, "x"), "unknown host"),
-        (ExchangeError("wrong reply"), "wrong reply"),
-        (KeyError("x"), "KeyError"),
-    ],
-)
-def test_errors_have_a_short_cause(error: Exception, cause: str) -> None:
-    assert cause_of(error) == cause
-    assert repr(ExchangeError(cause)) == cause

@@ -14,8 +14,8 @@ from loadtest.measure.session import run
 from loadtest.plan import file as planfile
 from loadtest.plan import values
 from loadtest.plan.plan import Load, Plan, PlanError, Server
+from tests.loadtest.analysis.simulation import CALM, ROUGH, USUAL, Machine, claimed, narrow, session
 from tests.loadtest.records import failed, measured, rounds_in
-from tests.loadtest.simulation import CALM, ROUGH, USUAL, Machine, claimed, narrow, session
 
 if TYPE_CHECKING:
     from pathlib import Path

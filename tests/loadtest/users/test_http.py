@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import textwrap
@@ -16,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.loadtest import stand_in as behave
 from tests.loadtest.records import rounds_in
+from tests.support.server import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.loadtest.generator import Generator
+    from tests.loadtest.locust_process import Generator
     from tests.loadtest.stand_in import Behaviour, StandIn
 
     StartServer = Callable[[Behaviour], StandIn]
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 SLOW = pytest.mark.slow
-CERTIFICATE = Path(__file__).with_name("certificate.pem")
-ROOT = Path(__file__).parents[2]
 
 
 def brief(engine: str) -> tuple[str, ...]:
@@ -110,28 +109,19 @@ def test_responses_of_another_status_or_length_are_failures(
     assert set(run.result()["failures"]) == {"wrong length"}
 
 
-def secure(behaviour: Behaviour) -> Behaviour:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-
-    def serve(peer: socket.socket) -> Iterator[None]:
-        with context.wrap_socket(peer, server_side=True) as secured:
-            yield from behaviour(secured)
-
-    return serve
-
-
 @pytest.mark.parametrize("engine", ["fast", pytest.param("readable", marks=SLOW)])
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        (("--ca", str(CERTIFICATE)), ""),
+        (("--ca", str(behave.CERTIFICATE)), ""),
         pytest.param(("--insecure",), "", marks=SLOW),
         pytest.param((), "bad certificate", marks=SLOW),
     ],
 )
 def test_https(options: tuple[str, ...], cause: str, engine: str, stand_in: StartServer, generate: Generate) -> None:
-    server = stand_in(secure(Asked(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000)))
+    server = stand_in(
+        behave.secure(Asked(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000), goodbye=False)
+    )
     run = generate("--host", f"https://{server.address}", *brief(engine), *options, "--length", "100000")
     result = run.wait(exit_code=1 if cause else 0).result()
     assert set(result["failures"]) == ({cause} if cause else set())
@@ -239,7 +229,7 @@ duration = 0.5
 warmup = 0.2
 [[server]]
 name = "one"
-command = "{{python}} server.py {{port}} {CERTIFICATE}"
+command = "{{python}} server.py {{port}} {behave.CERTIFICATE}"
 [[load]]
 name = "kept"
 [[load]]

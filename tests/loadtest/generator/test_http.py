@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-import ssl
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +13,7 @@ from loadtest.generator.dialer import Dialer, tls_context
 from loadtest.generator.http import Expectation, WebLink
 from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
-from tests.loadtest.driving import Driving
+from tests.loadtest.generator.driving import Driving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +28,6 @@ pytestmark = pytest.mark.slow
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
 LONG = b"x" * 3_000_000  # more than sockets buffer
-CERTIFICATE = Path(__file__).with_name("certificate.pem")
 
 
 @pytest.fixture
@@ -213,21 +210,8 @@ def test_a_head_and_trailers_without_end_are_bounded(stand_in: StartServer, driv
 # TLS
 
 
-def secure(behaviour: Behaviour) -> Behaviour:
-    """The behaviour behind a handshake."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-
-    def serve(peer: socket.socket) -> Iterator[None]:
-        with context.wrap_socket(peer, server_side=True) as secured:
-            yield from behaviour(secured)
-            secured.unwrap().close()
-
-    return serve
-
-
 def trusting(address: Any, name: str = "localhost", **how: Any) -> Dialer:
-    verified = tls_context(**({"insecure": False, "ca": str(CERTIFICATE)} | how))
+    verified = tls_context(**({"insecure": False, "ca": str(behave.CERTIFICATE)} | how))
     return Dialer(socket.AF_INET, address, tls=(verified, name))
 
 
@@ -236,7 +220,7 @@ def trusting(address: Any, name: str = "localhost", **how: Any) -> Dialer:
 )
 @pytest.mark.parametrize("exchanges", [0, 1])
 def test_https(name: str, how: dict[str, Any], exchanges: int, stand_in: StartServer, drive: Drive) -> None:
-    server = stand_in(secure(reading(HELLO)))
+    server = stand_in(behave.secure(reading(HELLO)))
     driving = drive(server.server_address, Request(), clients=2, exchanges=exchanges)
     driving.engine.dialer = trusting(server.server_address, name, **how)
     done = driving.until(completed(6))
@@ -248,7 +232,7 @@ def test_https(name: str, how: dict[str, Any], exchanges: int, stand_in: StartSe
 def test_long_bodies_go_both_ways_through_tls(stand_in: StartServer, drive: Drive) -> None:
     bodies: list[bytes] = []
     response = OK + b"Content-Length: 3000000\r\n\r\n" + LONG
-    server = stand_in(secure(reading(response, bodies=bodies)))
+    server = stand_in(behave.secure(reading(response, bodies=bodies)))
     request = Request.made(method="POST", body=LONG, payload=0)
     driving = drive(server.server_address, request, expected=Expectation(length=len(LONG)))
     driving.engine.dialer = trusting(server.server_address)
@@ -265,7 +249,7 @@ def test_the_end_of_a_tls_stream_ends_a_body_without_length(closes: str, stand_i
         if closes == "without":
             peer.shutdown(socket.SHUT_RDWR)
 
-    server = stand_in(secure(serve))
+    server = stand_in(behave.secure(serve))
     driving = drive(server.server_address, Request(), expected=Expectation(length=5))
     driving.engine.dialer = trusting(server.server_address)
     done = driving.until(completed(3))
@@ -276,7 +260,7 @@ def test_the_end_of_a_tls_stream_ends_a_body_without_length(closes: str, stand_i
     ("behaviour", "name", "cause"),
     [
         (behave.talkback, "localhost", "TLS handshake"),  # it speaks, but not TLS
-        (secure(behave.web), "other", "bad certificate"),
+        (behave.secure(behave.web), "other", "bad certificate"),
         (behave.reset, "localhost", "reset"),
         (behave.hang, "localhost", "timeout"),
         (behave.closed_early, "localhost", "TLS handshake"),
@@ -293,7 +277,7 @@ def test_a_handshake_that_fails_is_a_failure_by_cause(
 
 
 def test_an_unknown_authority_is_a_bad_certificate(stand_in: StartServer, drive: Drive) -> None:
-    server = stand_in(secure(behave.web))
+    server = stand_in(behave.secure(behave.web))
     driving = drive(server.server_address, Request())
     driving.engine.dialer = trusting(server.server_address, ca="")
     assert set(driving.until(failed(2)).failures) == {"bad certificate"}
@@ -303,7 +287,7 @@ def test_the_handshake_is_a_part_of_the_latency_of_a_new_connection(stand_in: St
     def slow(peer: socket.socket) -> Iterator[None]:
         peer.recv(1, socket.MSG_PEEK)
         threading.Event().wait(0.15)
-        yield from secure(reading(HELLO))(peer)
+        yield from behave.secure(reading(HELLO))(peer)
 
     server = stand_in(slow)
     driving = drive(server.server_address, Request())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtest.report import render
-from tests.loadtest.pages import RUNS, at, calm_run, printable, run
+from tests.loadtest.report.pages import RUNS, at, calm_run, printable, run
 from tests.support.browser import CHROMIUM, Browser
 
 if TYPE_CHECKING:
