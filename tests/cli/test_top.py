@@ -28,12 +28,6 @@ KEYS = "q quit  s stack"
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
-
-
-@pytest.fixture
 def terminal(place: Place) -> Iterator[Terminal]:
     with Terminal(place.env) as made:
         yield made
