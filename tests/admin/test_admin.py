@@ -33,8 +33,6 @@ from tests.support.wait import eventually
 from tests.support.web import Browser, fetch, request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import AppWriter, Serve, Shared
     from tests.support.gate import Gate
 
@@ -45,12 +43,6 @@ AT_THE_GATE = f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\ngat
 HI = talkback_reply(b"hi")
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
 
 
 # --- what is asked and answered

@@ -19,7 +19,6 @@ from tests.support.wait import eventually
 from tests.support.web import fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.conftest import AppWriter, Serve
@@ -31,12 +30,6 @@ pytestmark = pytest.mark.slow
 HI = talkback_reply(b"hi")
 LONG = ("--lame-duck", "10m")  # no test waits for its end
 AT_THE_GATE = f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\ngated.pass_gate()\nhandle = gated.handle\n"
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
 
 
 def leaving(server: RunningServer, signum: signal.Signals = signal.SIGTERM) -> None:

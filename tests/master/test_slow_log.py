@@ -17,8 +17,6 @@ from tests.support.wait import eventually
 from tests.support.web import WEB, Browser, request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import AppWriter, Serve
     from tests.support.gate import Gate
 
@@ -29,12 +27,6 @@ GATED = f"{APPS / 'gated.py'}:handle"
 WAITING = f"{APPS / 'waiting.py'}:app"
 ONE = ("--workers", "1")
 SLOW = ("--slow", "200ms")
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])

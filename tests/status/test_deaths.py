@@ -31,12 +31,6 @@ OBEY = f"{APPS / 'obey.py'}:handle"
 GROUPS = Path("/sys/fs/cgroup")
 
 
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
-
-
 def told(place: Place, count: int) -> list[dict[str, Any]]:
     """Wait until so many deaths are known, and return them."""
     (path,) = place.sockets

@@ -38,12 +38,6 @@ def keys(data: Any, at: str = "") -> Iterator[str]:
         yield at
 
 
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
-
-
 def test_every_key_of_the_document_is_explained_and_nothing_else(serve: Serve, place: Place) -> None:
     server = serve(f"{APPS / 'obey.py'}:handle", "--workers", "2", "--slow", "50ms", env=place.env)
     place.ok("reload")

@@ -16,8 +16,6 @@ from tests.support.wait import eventually
 from tests.support.web import WEB, Browser, request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Serve
     from tests.support.gate import Gate
 
@@ -26,12 +24,6 @@ pytestmark = pytest.mark.slow
 WAITING = f"{APPS / 'waiting.py'}:app"
 GATED = f"{APPS / 'gated.py'}:handle"
 ONE = ("--workers", "1")
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
 
 
 def work(place: Place) -> list[dict[str, Any]]:

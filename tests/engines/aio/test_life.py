@@ -27,8 +27,6 @@ from tests.support.server import APPS
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Serve
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
@@ -49,12 +47,6 @@ def kinds(coroutine: str, protocol: str) -> pytest.MarkDecorator:
 def lost(counts: Counter[Outcome]) -> int:
     """Count those who were connected and not answered."""
     return sum(counts.values()) - counts[Outcome.OK] - counts[Outcome.REFUSED]
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
 
 
 # --- the stop

@@ -28,8 +28,6 @@ from tests.support.tls import TLS, trusting
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import AppWriter, Serve, Shared
     from tests.support.server import RunningServer
 
@@ -49,12 +47,6 @@ def counted(server: RunningServer, **counts: int) -> None:
     assert server.stop() == 0
     for name, count in counts.items():
         assert f" {name}={count} " in server.log, name
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Place() as made:
-        yield made
 
 
 @pytest.mark.smoke
