@@ -260,7 +260,7 @@ class Admin:
     master: int  # pid
     libc: ctypes.CDLL  # loaded before the fork: dlopen takes locks
     identity: Identity | None
-    drop: Callable[[], None]  # closes what only the master may hold
+    close_in_child: Callable[[], None]  # closes what only the master may hold
     _clients: dict[int, AdminClient] = field(default_factory=dict)  # by descriptor, the oldest first
     _sock: socket.socket = field(init=False)  # listens
     _epoll: select.epoll = field(init=False)
@@ -270,7 +270,7 @@ class Admin:
     def run(self) -> int:
         """Answer until told to stop. Returns the exit code."""
         self._sock = self.listener.copy()  # the master's own is dropped, as in every child
-        self.drop()
+        self.close_in_child()
         self.log.identify(admin=os.getpid())
         try:
             if self.identity is not None:

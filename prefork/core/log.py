@@ -27,7 +27,7 @@ from prefork.errors import ConfigError
 # for each write not to wait (MSG_DONTWAIT); a file does not wait.
 
 
-PATIENCE_S = 0.1  # a reader that lags a little is waited for, once; then lines are dropped until one fits again
+WAIT_S = 0.1  # a reader that lags a little is waited for, once; then lines are dropped until one fits again
 
 
 class LogWriter:
@@ -45,16 +45,16 @@ class LogWriter:
         except OSError:
             pass  # closed, without a reader, or another user's: writing says so, or waits as it always did
 
-    def write(self, data: memoryview, *, patient: bool) -> int:
-        """Write as much as fits and return the number of bytes; wait for room only if `patient`."""
+    def write(self, data: memoryview, *, wait: bool) -> int:
+        """Write as much as fits and return the number of bytes; wait for room only if `wait`."""
         try:
             return self._write(data)
         except BlockingIOError:
-            if not patient:
+            if not wait:
                 raise
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
-        poll.poll(PATIENCE_S * 1000)
+        poll.poll(WAIT_S * 1000)
         return self._write(data)
 
     def _write(self, data: memoryview) -> int:
@@ -143,7 +143,7 @@ class LineHandler(logging.Handler):
         data = memoryview((b"\n" if self._torn else b"") + line.encode("utf-8", "backslashreplace"))
         try:
             while data:
-                written = self._out.write(data, patient=not self.dropped)
+                written = self._out.write(data, wait=not self.dropped)
                 data, self._torn = data[written:], True
             self.dropped, self._torn = 0, False
         except OSError:  # ENOSPC, EPIPE, EBADF, EAGAIN: the log's trouble must not become the service's

@@ -28,7 +28,6 @@ class Exit:
     pid: int
     code: int | None = None
     signum: int | None = None
-    dumped_core: bool = False
     cpu_ns: int = 0  # user and system time that it has used
     peak_rss_bytes: int = 0  # the most memory that was resident; of its own children, if one had more
 
@@ -40,7 +39,6 @@ class Exit:
             pid=pid,
             code=os.WEXITSTATUS(status) if signum is None else None,
             signum=signum,
-            dumped_core=os.WCOREDUMP(status),
             cpu_ns=cpu_ns,
             peak_rss_bytes=peak_rss_bytes,
         )

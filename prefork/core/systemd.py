@@ -69,7 +69,7 @@ class Notifier:
             found |= {"WATCHDOG_USEC": str(self._watchdog_usec), "WATCHDOG_PID": str(pid)}
         return found
 
-    def silence(self, silent: bool) -> None:
+    def mute(self, silent: bool) -> None:
         """Send no notifications while another master sends them."""
         self._silent = silent
 
@@ -92,7 +92,7 @@ class Notifier:
         self._say(f"MAINPID={pid}")
         self._silent = True
 
-    def staying(self) -> None:
+    def hand_over_failed(self) -> None:
         """That other process is gone: this one is the main one after all."""
         self._silent = False
         self._say(f"MAINPID={os.getpid()}")

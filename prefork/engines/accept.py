@@ -37,7 +37,7 @@ from prefork.status.scoreboard import IN_USE, Scoreboard
 # off for OFF_NS, each would take 200 a second (measured, 4 clients of 2 workers: 390 connections a second, now 6,200).
 #
 # A worker that was woken takes what waits until the queue is empty or it holds its share; in the second case the rest
-# would lie there unnoticed, as their arrival has woken only this one. So it nudges another through an eventfd that all
+# would lie there unnoticed, as their arrival has woken only this one. So it wakes another through an eventfd that all
 # workers have in their epoll, exclusively as well.
 
 
@@ -58,14 +58,14 @@ class AcceptBalance:
     `fd`: readable when another worker has left a connection.
     """
 
-    def __init__(self, board: Scoreboard, group: int, nudge: int) -> None:
+    def __init__(self, board: Scoreboard, group: int, wake_fd: int) -> None:
         self._open, self._awake, self._header = board.open_cells, board.awake_cells, board.header
         self._taken = board.taken_cells
         self._group = group
         self._before: list[int] = []  # what all held when a connection was seen to wait; empty: none was
         self._before_ns = 0
         self._absent: dict[int, int] = {}  # groups that do not come, and what they held then
-        self.fd = nudge
+        self.fd = wake_fd
 
     def publish(self, held: int, *, able: bool) -> None:
         """Publish how many connections this worker holds, and whether it accepts more."""
@@ -108,14 +108,14 @@ class AcceptBalance:
         self._taken[self._group] = mine = max(self._taken[self._group], mean - LAG)
         return bool(taken) and mine > mean + AHEAD
 
-    def nudge(self) -> None:
+    def wake_another(self) -> None:
         """A connection waits that this worker does not take: wake another."""
         if not self._before:
             self._remember(monotonic_ns())
         try:
             os.eventfd_write(self.fd, 1)
         except BlockingIOError:
-            pass  # 2^64 nudges that nobody has read
+            pass  # 2^64 wake-ups that no worker has read
 
     def check(self, held: int, now_ns: int, *, waits: bool) -> None:
         """Whether a connection waits at this moment: after PATIENCE_NS, those who hold less have not come for it."""
@@ -132,8 +132,8 @@ class AcceptBalance:
         self._before = self._open[: self._header[IN_USE]].tolist()
         self._before_ns = now_ns
 
-    def take_nudge(self) -> None:
-        """Consume one nudge."""
+    def take_wake_up(self) -> None:
+        """Consume one wake-up."""
         try:
             os.eventfd_read(self.fd)
         except BlockingIOError:
@@ -183,7 +183,9 @@ class EpollAcceptor:
 
     def handlers(self) -> dict[int, Callable[[int, int], None]]:
         """What to call with (descriptor, now_ns) when one of these is readable."""
-        return dict.fromkeys(self._listeners, self._take) | ({self._balance.fd: self._nudged} if self._shared else {})
+        return dict.fromkeys(self._listeners, self._take) | (
+            {self._balance.fd: self._woken_by_another} if self._shared else {}
+        )
 
     def open(self) -> None:
         """Begin to accept."""
@@ -250,13 +252,13 @@ class EpollAcceptor:
             self._leave()
             self.check_ns = now_ns + OFF_NS
             if self._shared and self.waits():
-                self._balance.nudge()
+                self._balance.wake_another()
         elif self._shared:
             self._epoll.unregister(fd)
             self._epoll.register(fd, _EXCLUSIVELY)
 
-    def _nudged(self, _fd: int, now_ns: int) -> None:
-        self._balance.take_nudge()
+    def _woken_by_another(self, _fd: int, now_ns: int) -> None:
+        self._balance.take_wake_up()
         for fd, _mask in self._look.poll(0):
             self._take(fd, now_ns)
 

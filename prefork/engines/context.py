@@ -26,7 +26,7 @@ class WorkerContext:
     rows: Sequence[Row]
     board: Scoreboard
     group: int  # whose rows these are
-    nudge: int  # eventfd that all workers share: a connection waits that its finder leaves to another
+    wake_fd: int  # eventfd that all workers share: a connection waits that its finder leaves to another
     inherited: Inherited
     link: MasterLink
     log: Log

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prefork.core.address import format_sockaddr
 from prefork.http.forwarded import UNIX, Trusted
-from prefork.status.scoreboard import QUEUE, lead, queue_bucket, request_mark
+from prefork.status.scoreboard import QUEUE, queue_bucket, request_text, row_prefix
 
 if TYPE_CHECKING:
     import _socket
@@ -53,16 +53,27 @@ class Peer(Generic[AppView]):
     """WORKER. The other end of an HTTP connection. `text` is for people, `app_view` is what the application sees of it.
 
     `address` is `unix:` on a Unix socket. `trusted`: what it says of others is believed. `queue_ms`: how long the
-    connection waited to be taken, until that is logged with its first request; None if it is not known. `mark`: what
-    the scoreboard is to say of its request, with that `method` and `target`.
+    connection waited to be taken, until that is logged with its first request; None if it is not known. `row_text`:
+    what the scoreboard is to say of its request, with that `method` and `target`.
     """
 
-    __slots__ = ("_lead", "address", "app_view", "mark", "method", "port", "queue_ms", "target", "text", "trusted")
+    __slots__ = (
+        "_row_prefix",
+        "address",
+        "app_view",
+        "method",
+        "port",
+        "queue_ms",
+        "row_text",
+        "target",
+        "text",
+        "trusted",
+    )
 
     def __init__(self, text: str, address: str, port: int, app_view: AppView, *, trusted: bool) -> None:
         self.text = text
-        self._lead = lead(text)
-        self.method, self.target, self.mark = "", b"", b""
+        self._row_prefix = row_prefix(text)
+        self.method, self.target, self.row_text = "", b"", b""
         self.address = address
         self.port = port
         self.app_view = app_view
@@ -70,9 +81,9 @@ class Peer(Generic[AppView]):
         self.queue_ms: int | None = None
 
     def set_request(self, request: Request) -> None:
-        """Make the mark of a request. Who asks for the same again has it: the parser remembers lines."""
+        """Make `row_text`. The next same request has it: the parser remembers request lines."""
         self.method, self.target = request.method, request.target
-        self.mark = request_mark(self._lead, request.method, request.target)
+        self.row_text = request_text(self._row_prefix, request.method, request.target)
 
 
 class PeerFactory(Generic[AppView]):

@@ -116,12 +116,12 @@ class RequestLog:
     def _note_slow(row: Row, peer: Peer[Any], response: Response, took_ns: int) -> None:
         # A stream of events (ASGI) lasts for as long as its client likes.
         if not getattr(response, "streams_events", False):
-            row.slowly(took_ns, peer.mark)
+            row.add_slow(took_ns, peer.row_text)
 
     def _write(self, line: bytes) -> None:
         assert self._access_out is not None
         try:
-            self._access_out.write(memoryview(line), patient=True)
+            self._access_out.write(memoryview(line), wait=True)
         except OSError as error:  # ENOSPC, EPIPE, EAGAIN: the log's trouble must not become the request's
             self._errors.note("access log line lost", reason=error.strerror)
 

@@ -87,7 +87,7 @@ class Scopes:
         return scope
 
 
-def see_through(scope: Scope, origin: Origin) -> None:
+def apply_forwarded(scope: Scope, origin: Origin) -> None:
     """Put the client in the place of the trusted proxies that stand before it."""
     if origin.address != (scope["client"] or ("unix:",))[0]:
         scope["client"] = (origin.address, origin.port)

@@ -101,7 +101,7 @@ class AdminHandle:
             master=os.getpid(),
             libc=self._workers.libc,
             identity=self._workers.inherited.identity,
-            drop=self._workers.close_in_child,
+            close_in_child=self._workers.close_in_child,
         )
         try:
             self._pid = spawn(admin.run)

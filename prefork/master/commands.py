@@ -27,7 +27,7 @@ from prefork.status.document import name_of
 NAMES = ("status", "reload", "scale", "stop", "stack", "deaths")
 STACKS_WAIT_S = 1.0  # a worker that can answer does so in a millisecond, unless all processors are taken
 MARGIN_S = 5.0
-_MUTE = {  # why a worker does not answer, by the state of its threads in proc(5)
+_NO_ANSWER = {  # why a worker does not answer, by the state of its threads in proc(5)
     "T": "the worker is stopped",
     "R": "C code holds the GIL, and it computes",
     "D": "C code holds the GIL, and waits for a disk",
@@ -46,7 +46,7 @@ class Commands(Observer):
     scale: Callable[[int], str | None]  # why not
     stop: Callable[[str], None]
     ended: bool = False
-    _askers: list[dict[int, str]] = field(default_factory=list)  # each collects stacks by pid
+    _stack_requests: list[dict[int, str]] = field(default_factory=list)  # each collects stacks by pid
 
     def execute(self, request: Request, peer: Peer) -> CommandSteps:
         """Do what is asked for. Raises RefusedError."""
@@ -69,7 +69,7 @@ class Commands(Observer):
     def message_received(self, message: Message) -> None:
         """Pass the stacks of a worker on to the commands that wait for them."""
         if message.kind == Kind.STACKS:
-            for stacks in self._askers:
+            for stacks in self._stack_requests:
                 stacks[message.worker.pid] = str(message.fields.get("text", ""))
 
     # --- the commands
@@ -127,7 +127,7 @@ class Commands(Observer):
     def _stack(self, slot: Any) -> CommandSteps:
         asked = self._of_slot(slot)
         stacks: dict[int, str] = {}
-        self._askers.append(stacks)
+        self._stack_requests.append(stacks)
         try:
             for worker in asked:
                 self.workers.ask_stacks(worker)
@@ -135,7 +135,7 @@ class Commands(Observer):
             while time.monotonic() < until_s and any(w.pid not in stacks and self._alive(w) for w in asked):
                 yield Progress(f"{len(stacks)} of {len(asked)} workers have answered", until_s)
         finally:
-            self._askers.remove(stacks)
+            self._stack_requests.remove(stacks)
         return {"workers": [self._stacks_of(worker, stacks.get(worker.pid)) for worker in asked]}
 
     def _of_slot(self, slot: Any) -> list[WorkerHandle]:
@@ -175,7 +175,7 @@ class Commands(Observer):
 
 def _why(worker: WorkerHandle) -> str:
     states = thread_states(worker.pid)
-    why = next((meaning for state, meaning in _MUTE.items() if state in states), "nothing is known of it")
+    why = next((meaning for state, meaning in _NO_ANSWER.items() if state in states), "nothing is known of it")
     return f"no answer in 1 s: {why}"
 
 

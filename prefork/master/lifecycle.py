@@ -26,7 +26,7 @@ from prefork.master.history import History
 from prefork.master.observer import Observer
 from prefork.master.policy import Policy
 from prefork.master.resources import Resources
-from prefork.master.upgrade import Successor, SuccessorReady, Upgrade
+from prefork.master.upgrade import NewMasterReady, Takeover, Upgrade
 from prefork.master.workers import Workers
 from prefork.status.scoreboard import STOPPING
 
@@ -40,26 +40,26 @@ ADMIN_BACKLOG = 128
 
 
 def open_listeners(
-    config: Config, log: Log, successor: Successor | None, environ: MutableMapping[str, str]
+    config: Config, log: Log, takeover: Takeover | None, environ: MutableMapping[str, str]
 ) -> Iterator[Listener]:
     """Yield them as they are opened. Raises BindError or ConfigError: close what was yielded before."""
-    wanted: list[tuple[str, Address | None]]  # what to ask the successor for; what to open if it has no such thing
+    wanted: list[tuple[str, Address | None]]  # what to take over; what to open if that is not there
     wanted = [(f"{ACTIVATED}{address.fd}", address) for address in activated(environ, log)]
-    if successor:
-        wanted += [(bind, None) for bind in successor.activated]
+    if takeover:
+        wanted += [(bind, None) for bind in takeover.activated]
     if not wanted or config.sources["bind"] != "default":
         wanted += [(str(address), address) for address in config.bind]
     for bind, address in wanted:
-        for listener in _open(bind, address, config, successor):
+        for listener in _open(bind, address, config, takeover):
             if len(wanted) > 1 and listener.owned:
                 listener.sock.setblocking(False)  # a lost race for one must not keep a worker from the others
             yield listener
         log.info("listening", address=listener.address)
 
 
-def _open(bind: str, address: Address | None, config: Config, successor: Successor | None) -> list[Listener]:
+def _open(bind: str, address: Address | None, config: Config, takeover: Takeover | None) -> list[Listener]:
     slots = config.workers if config.accept == "per-worker" else 1
-    if successor and (inherited := successor.take(bind)):
+    if takeover and (inherited := takeover.take(bind)):
         if len(inherited) != slots:
             raise ConfigError(
                 f"cannot take over {bind}: it has {len(inherited)} sockets, one for each worker of the running server, "
@@ -76,12 +76,12 @@ def _open(bind: str, address: Address | None, config: Config, successor: Success
     return [listener]
 
 
-def open_admin(config: Config, log: Log, successor: Successor | None) -> Listener | None:
+def open_admin(config: Config, log: Log, takeover: Takeover | None) -> Listener | None:
     """The listener of --admin, if there is to be one. Raises BindError."""
     if config.admin is None:
         return None
     bind = f"--admin {config.admin}"
-    inherited = successor.take(bind) if successor else []
+    inherited = takeover.take(bind) if takeover else []
     try:
         listener = inherited[0] if inherited else open_listener(config.admin, backlog=ADMIN_BACKLOG)
     except BindError as error:
@@ -110,7 +110,7 @@ class Lifecycle(Observer):
         history: History,
         control: Control,
         admin: AdminHandle,
-        successor: Successor | None,
+        takeover: Takeover | None,
         started_in: WorkingDirectory,
     ) -> None:
         self._config = config
@@ -123,7 +123,7 @@ class Lifecycle(Observer):
         self._history = history
         self._control = control
         self._admin = admin
-        self._successor = successor  # this master is the new one of an upgrade
+        self._takeover = takeover  # this master is the new one of an upgrade
         self._reloading = False  # the service manager has been told so
         self.notifier = Notifier(os.environ)
         self.upgrade = Upgrade(
@@ -138,47 +138,47 @@ class Lifecycle(Observer):
     @property
     def borrowing(self) -> bool:
         """True while everything is still the old master's."""
-        return self._successor is not None and not self._successor.owner
+        return self._takeover is not None and not self._takeover.owner
 
     # --- the start
 
     def open(self) -> None:
         """Lock the pid file and open the listeners. Raises PreforkError: which, and why not."""
         _raise_descriptor_limit()
-        successor = self._successor
-        pid_file = successor.take_pid_file(self._config.pid) if successor else None
+        takeover = self._takeover
+        pid_file = takeover.take_pid_file(self._config.pid) if takeover else None
         self._resources.open(self._children, self._workers.close_in_child, pid_file)
-        for listener in open_listeners(self._config, self._log, successor, os.environ):
+        for listener in open_listeners(self._config, self._log, takeover, os.environ):
             self._listeners.append(listener)
-        self._admin.listener = open_admin(self._config, self._log, successor)
-        if successor:
-            successor.leave_the_rest()
-            self.notifier.silence(True)
+        self._admin.listener = open_admin(self._config, self._log, takeover)
+        if takeover:
+            takeover.leave_the_rest()
+            self.notifier.mute(True)
         else:
             self._open_to_operators()
 
     def ready(self) -> None:
         """All workers serve for the first time."""
-        if self._successor and self.borrowing:
-            self._successor.ready()
+        if self._takeover and self.borrowing:
+            self._takeover.ready()
         else:
             self.notifier.ready(self._status())
 
     def failed(self, reason: str) -> None:
         """The start has failed: tell the old master, if there is one, before the process ends."""
-        if self._successor and self.borrowing:
-            self._successor.failed(reason)
+        if self._takeover and self.borrowing:
+            self._takeover.failed(reason)
 
-    def _take_over(self, successor: Successor) -> None:
+    def _take_over(self, takeover: Takeover) -> None:
         """The old master has handed over, or died."""
         for listener in (*self._listeners, *self._admin.listeners):
             listener.borrowed = False
         if self._resources.pidfile is not None:
             self._resources.pidfile.write()
         self._open_to_operators()
-        self.notifier.silence(False)
+        self.notifier.mute(False)
         self.notifier.ready(self._status())
-        self._log.info("took over", predecessor=successor.predecessor, generation=self._policy.rollout.generation)
+        self._log.info("took over", predecessor=takeover.predecessor, generation=self._policy.rollout.generation)
         if self._policy.stopping:  # it was told to stop in between
             self._hold_off()
 
@@ -198,19 +198,19 @@ class Lifecycle(Observer):
 
     def fds(self) -> list[int]:
         """What is readable when the other master of an upgrade has sent a message."""
-        return self.upgrade.fds() + (self._successor.fds() if self._successor else [])
+        return self.upgrade.fds() + (self._takeover.fds() if self._takeover else [])
 
     def maintain(self) -> float:
         """Read what the other master says, keep deadlines, feed the watchdog. Returns when to come again (monotonic
         seconds)."""
         now_s = time.monotonic()
-        if self._successor and self._successor.granted():
-            self._take_over(self._successor)
+        if self._takeover and self._takeover.granted():
+            self._take_over(self._takeover)
         if ready := self.upgrade.step(now_s):
             self._hand_over(ready)
-        if now_s >= self._policy.leaves_s:
+        if now_s >= self._policy.stop_at_s:
             self.stop("--lame-duck is over")
-        return min(self.upgrade.wake_s, self.notifier.tick(now_s), self._policy.leaves_s)
+        return min(self.upgrade.wake_s, self.notifier.tick(now_s), self._policy.stop_at_s)
 
     # --- what the service manager is told
 
@@ -254,7 +254,7 @@ class Lifecycle(Observer):
         except OSError as error:  # no process, memory or descriptor left: whatever it is, it is no reason to stop
             self._log.error("upgrade failed", reason=f"cannot fork: {error.strerror}", serving="the old version")
 
-    def _hand_over(self, ready: SuccessorReady) -> None:
+    def _hand_over(self, ready: NewMasterReady) -> None:
         """The new master is ready: give it what it took, keep what it has no use for, and stop."""
         self._close_to_operators()  # first: the new one may make its control socket at the same place
         if not self.upgrade.grant():
@@ -271,7 +271,7 @@ class Lifecycle(Observer):
 
     # --- the stop
 
-    def leave(self, why: str) -> None:
+    def begin_lame_duck(self, why: str) -> None:
         """Stop when --lame-duck is over; at once without --lame-duck, or at the second call.
 
         Until then clients are served, but readiness checks fail.
@@ -281,7 +281,7 @@ class Lifecycle(Observer):
             self.stop(why)
             return
         now_s = time.monotonic()
-        policy.leaves_s = now_s + self._config.lame_duck_s
+        policy.stop_at_s = now_s + self._config.lame_duck_s
         self._announce_stop(why, now_s)
         self._log.info("leaving", signal=why, stops_in=f"{self._config.lame_duck_s:g}s")
 
@@ -317,8 +317,8 @@ class Lifecycle(Observer):
     def close_in_child(self) -> None:
         """CHILD: close what only the master may hold."""
         self.upgrade.close_in_child()
-        if self._successor:
-            self._successor.close_in_child()
+        if self._takeover:
+            self._takeover.close_in_child()
         for listener in self._listeners:
             listener.close_hold()
 

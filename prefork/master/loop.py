@@ -37,7 +37,7 @@ from prefork.master.resources import Resources
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.slow_log import SlowLog
 from prefork.master.templates import TemplateHandle
-from prefork.master.upgrade import Successor
+from prefork.master.upgrade import Takeover
 from prefork.master.workers import Message, Workers, capacity
 from prefork.runtime.master_link import Kind
 
@@ -64,10 +64,10 @@ class Master:
             graceful_timeout_s=config.graceful_timeout_s,
             boot_timeout_s=config.boot_timeout_s,
         )
-        successor = Successor.of(os.environ)
-        wanted, generation = successor.follows(config.workers) if successor else (config.workers, 0)
+        takeover = Takeover.of(os.environ)
+        wanted, generation = takeover.follows(config.workers) if takeover else (config.workers, 0)
         self._policy = Policy(workers=wanted, timeouts=timeouts, generation=generation)
-        self._policy.rollout.patient = resources.wait_for_changes
+        self._policy.rollout.abandons_starts = resources.wait_for_changes
         self._memory_limit = MemoryLimit(limit=config.max_memory)
         self._slow_log = SlowLog.of(config, self._workers)
         # What operators ask and are told.
@@ -81,7 +81,7 @@ class Master:
             history=self._history,
             log=log,
             scale=self.scale,
-            stop=lambda why: self._lifecycle.leave(why),  # noqa: PLW0108 - made last, as it opens what is made here
+            stop=lambda why: self._lifecycle.begin_lame_duck(why),  # noqa: PLW0108 - made last, as it opens what is made here
         )
         self._control = Control(self._commands.execute, log)
         self._lifecycle = Lifecycle(
@@ -94,7 +94,7 @@ class Master:
             history=self._history,
             control=self._control,
             admin=self._admin,
-            successor=successor,
+            takeover=takeover,
             started_in=started_in,
         )
         self._observers: tuple[Observer, ...] = (
@@ -179,7 +179,7 @@ class Master:
             poll.register(fd, select.POLLIN)
         poll.poll(min(max(0.0, wake_s - time.monotonic()), 3600.0) * 1000)
         now_s = time.monotonic()
-        if self._policy.timeouts.overslept(now_s - wake_s, now_s):
+        if self._policy.timeouts.woke_late(now_s - wake_s, now_s):
             self._log.warning("the master was suspended", late=f"{now_s - wake_s:.1f}s")
 
     # --- signals
@@ -189,7 +189,7 @@ class Master:
         if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             again = self._policy.stopping
             if not again:
-                (self._lifecycle.leave if signum == signal.SIGTERM else self._lifecycle.stop)(name)
+                (self._lifecycle.begin_lame_duck if signum == signal.SIGTERM else self._lifecycle.stop)(name)
             if signum == signal.SIGQUIT or (again and signum == signal.SIGINT):
                 self._lifecycle.upgrade.kill()
                 for worker in self._workers.roster:
@@ -283,7 +283,7 @@ class Master:
             fault = AppLoadError if failure else BootError
             self._fatal = self._fatal or fault(reason if failure else f"the template cannot boot: {reason}", detail)
             return
-        delay_s = self._policy.origin_lost(template.generation, reason, time.monotonic())
+        delay_s = self._policy.template_lost(template.generation, reason, time.monotonic())
         if template.generation >= self._policy.rollout.generation and not self._policy.stopping:
             again = f"{delay_s:.2f}s" if delay_s else None
             self._log.error("template died", gen=template.generation, reason=reason, again_in=again, detail=detail)
@@ -317,7 +317,7 @@ class Master:
             for observer in self._observers:
                 observer.reload_started()
         if reason := self._workers.prepare(generation):
-            self._policy.origin_lost(generation, reason, time.monotonic())
+            self._policy.template_lost(generation, reason, time.monotonic())
         elif template := self._workers.templates.of(generation):
             self._children.register(template.pid, partial(self._template_exited, template))
         else:

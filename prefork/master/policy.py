@@ -80,13 +80,13 @@ class Timeouts:
     timeout_s: float
     graceful_timeout_s: float
     boot_timeout_s: float
-    lenient_until_s: float = 0.0
+    grace_until_s: float = 0.0
 
-    def overslept(self, late_s: float, now_s: float) -> bool:
+    def woke_late(self, late_s: float, now_s: float) -> bool:
         """Note how late the master woke; True if it was suspended."""
         if late_s < SUSPENDED_S:
             return False
-        self.lenient_until_s = now_s + SUSPENDED_S
+        self.grace_until_s = now_s + SUSPENDED_S
         return True
 
     def check(self, worker: WorkerHandle, unit: Unit, now_s: float) -> list[Verdict]:
@@ -105,7 +105,7 @@ class Timeouts:
         return verdicts
 
     def _retiring(self, worker: WorkerHandle, since_s: float, now_s: float) -> Verdict:
-        limit_s = max(since_s + self.graceful_timeout_s + GRACE_MARGIN_S, self.lenient_until_s)
+        limit_s = max(since_s + self.graceful_timeout_s + GRACE_MARGIN_S, self.grace_until_s)
         if now_s < limit_s:
             return None, limit_s
         return kill(worker, f"still busy {now_s - since_s:.1f} s after it was told to stop"), _NEVER
@@ -114,7 +114,7 @@ class Timeouts:
         if worker.retiring_s is not None:
             limit_s = worker.retiring_s + BOOTING_GRACE_S
             return (None, limit_s) if now_s < limit_s else (kill(worker, "stopped while it booted"), _NEVER)
-        limit_s = max(worker.spawned_s + self.boot_timeout_s, self.lenient_until_s)
+        limit_s = max(worker.spawned_s + self.boot_timeout_s, self.grace_until_s)
         if now_s < limit_s:
             return None, limit_s
         if worker.hang is not None:
@@ -130,7 +130,7 @@ class Timeouts:
         worker.hang = None
         if not unit.since_ns:
             return None, _NEVER
-        limit_s = max(unit.since_ns / 1e9 + self.timeout_s, self.lenient_until_s)
+        limit_s = max(unit.since_ns / 1e9 + self.timeout_s, self.grace_until_s)
         if now_s < limit_s:
             return None, limit_s
         worker.hang = Hang(since_ns=unit.since_ns, serving=unit.serving, asked_s=now_s)
@@ -139,7 +139,7 @@ class Timeouts:
     def _ask_again(self, worker: WorkerHandle, hang: Hang, now_s: float, reason: str) -> Verdict:
         """The worker is hung and was asked for its stacks: wait for the answer, ask faulthandler, kill."""
         asked_s = hang.asked_s if hang.fault_s is None else hang.fault_s
-        limit_s = max(asked_s + STACKS_WAIT_S, self.lenient_until_s)
+        limit_s = max(asked_s + STACKS_WAIT_S, self.grace_until_s)
         if not hang.answered and now_s < limit_s:
             return None, limit_s
         if not hang.answered and hang.fault_s is None:
@@ -166,7 +166,7 @@ class Policy:
         self.rollout = Rollout(_latest=generation)
         self.backoff = Backoff()
         self.stopping = False
-        self.leaves_s = _NEVER  # when the stop is to begin, once it was asked for (--lame-duck)
+        self.stop_at_s = _NEVER  # when the stop is to begin, once it was asked for (--lame-duck)
         self.booted = False  # all workers have been ready once
         self._jitter = jitter
         self._filled: set[int] = set()  # slots that have had a worker
@@ -199,13 +199,13 @@ class Policy:
     @property
     def ending(self) -> bool:
         """True from when a stop was asked for; until it begins, clients are served as ever."""
-        return self.stopping or self.leaves_s < _NEVER
+        return self.stopping or self.stop_at_s < _NEVER
 
     def spawn_refused(self, now_s: float) -> float:
         """A worker could not be forked; return the delay until the next try in seconds."""
         return self.backoff.wait(now_s, self._jitter())
 
-    def origin_lost(self, generation: int, reason: str, now_s: float) -> float:
+    def template_lost(self, generation: int, reason: str, now_s: float) -> float:
         """The template of the generation is gone; return the delay of its successor in seconds, 0 if none is needed."""
         if self.rollout.lost(generation, reason) and not self.stopping:
             return self.backoff.note(now_s, self._jitter())
@@ -221,7 +221,7 @@ class Policy:
         """Retire every worker; spawn none, unless connections are left in the accept queue."""
         self.stopping = True
         self._stopped_s = now_s
-        self.leaves_s = _NEVER
+        self.stop_at_s = _NEVER
 
     def settled(self, roster: Roster) -> bool:
         """True if as many workers as wanted serve, all of the wanted generation, and no other is alive."""

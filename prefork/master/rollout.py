@@ -23,13 +23,13 @@ class Rollout:
 
     generation: int = 0
     phase: str = ""  # of a reload; "" when there is none
-    patient: bool = False  # a failed start is abandoned like a failed reload, and waits for the next one
+    abandons_starts: bool = False  # a failed start is abandoned like a failed reload, and waits for the next one
     _prepared: set[int] = field(default_factory=set)
     _asked: dict[int, float] = field(default_factory=dict)  # generations that are being prepared, and since when
     _latest: int = 0  # the highest number given out
     _previous: int = 0  # to go back to
     _again: bool = False
-    _news: list[Action] = field(default_factory=list)  # for the next step
+    _pending: list[Action] = field(default_factory=list)  # for the next step
 
     def reload(self) -> int:
         """Begin a new generation, or note that one is wanted after the present reload; return its number."""
@@ -73,27 +73,27 @@ class Rollout:
         """The template of the generation has died or could not be made; True if it is needed again."""
         self._prepared.discard(generation)
         self._asked.pop(generation, None)
-        if generation == self._latest and self.phase and not self._nowhere_to_go:
+        if generation == self._latest and self.phase and not self._is_first_start:
             self.abandon(reason)
             return False
         return generation == self.generation
 
     @property
-    def _nowhere_to_go(self) -> bool:
+    def _is_first_start(self) -> bool:
         """True while the first generation is started: there is none to go back to, so it is tried again."""
-        return self.phase == ROLLING and self._previous == 0 and not self.patient
+        return self.phase == ROLLING and self._previous == 0 and not self.abandons_starts
 
     def abandon(self, reason: str) -> None:
         """Go back to the generation before."""
         if self.phase == ROLLING:
             self.generation = self._previous
         self.phase = ""
-        self._news.append(Abandoned(self._latest, reason))
+        self._pending.append(Abandoned(self._latest, reason))
         self._follow()
 
     def died_booting(self, worker: WorkerHandle, reason: str) -> bool:
         """A worker died before it was ready; True if that ended a reload."""
-        if self._nowhere_to_go or self.phase != ROLLING or worker.generation != self.generation:
+        if self._is_first_start or self.phase != ROLLING or worker.generation != self.generation:
             return False
         self.abandon(reason)
         return True
@@ -104,13 +104,13 @@ class Rollout:
 
     def step(self, roster: Roster, workers: int, now_s: float) -> list[Action]:
         """Return what is to be done next."""
-        news = self._news
-        self._news = []
+        actions = self._pending
+        self._pending = []
         wanted = self._wanted
         if wanted and wanted not in self._prepared and wanted not in self._asked:
             self._asked[wanted] = now_s
-            news.append(Prepare(wanted))
-        return news + self._replace(roster, workers) + self._finish(roster, workers)
+            actions.append(Prepare(wanted))
+        return actions + self._replace(roster, workers) + self._finish(roster, workers)
 
     def overdue(self, limit_s: float, now_s: float) -> Discard | None:
         """The generation has been in preparation for longer than `limit_s`."""

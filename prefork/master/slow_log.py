@@ -31,7 +31,7 @@ EVERY_S = 1.0
 _STACKS_WAIT_S = 0.25
 _LEAST_S = 0.05  # between checks
 _NEVER = float("inf")
-_MUTE = "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
+_NO_ANSWER = "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
 _ENDED = "it ended before its stack was taken"
 
 
@@ -82,7 +82,7 @@ class SlowLog(Observer):
         if not self.slow_s or now_s < self._wake_s:
             return self._wake_s if self.slow_s else _NEVER
         if self._request and now_s >= self._request.until_s:
-            self._report(self._request, now_s, reason=_MUTE)
+            self._report(self._request, now_s, reason=_NO_ANSWER)
         wakes = [now_s + max(self.slow_s, _LEAST_S)]
         live = set()
         for worker in self.roster:

@@ -1,4 +1,4 @@
-"""MASTER. An upgrade: a new version takes over without a gap. The old master has `Upgrade`, the new one `Successor`.
+"""MASTER. An upgrade: a new version takes over without a gap. The old master has `Upgrade`, the new one `Takeover`.
 
 1. USR2: the old master forks and executes its own command line, with the listeners, the pid file and one end of a
    channel. The new master loads the new code and starts workers of its own, which accept beside the old ones on the
@@ -43,7 +43,7 @@ VARIABLE = "PREFORK_INHERITED"
 MESSAGE_MOST = 16384  # bytes
 
 
-class Successor:
+class Takeover:
     """MASTER, the new one. Made by `of`; `granted` says when what it inherited is its own."""
 
     def __init__(self, inherited: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Successor:
         self.owner = False  # `yours` was said
 
     @classmethod
-    def of(cls, environ: MutableMapping[str, str]) -> Successor | None:
+    def of(cls, environ: MutableMapping[str, str]) -> Takeover | None:
         """Read the variable, if there is one that is meant for this very process."""
         try:
             inherited = json.loads(environ.pop(VARIABLE, "{}"))
@@ -158,7 +158,7 @@ _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 @dataclass(frozen=True, slots=True)
-class SuccessorReady:
+class NewMasterReady:
     """The new master is ready, and has these descriptors of ours in use."""
 
     pid: int
@@ -175,7 +175,7 @@ class Upgrade:
     notifier: Notifier
     boot_timeout_s: float
     graceful_timeout_s: float
-    successor: int | None = None  # pid, from the fork until it was reaped or has taken over
+    new_master: int | None = None  # pid, from the fork until it was reaped or has taken over
     done: bool = False  # it has taken over
     _channel: socket.socket | None = field(default=None, repr=False)
     _reason: str = ""  # why it is to fail, once that is so
@@ -184,7 +184,7 @@ class Upgrade:
     @property
     def running(self) -> bool:
         """True from the fork until the new master has taken over or is gone."""
-        return self.successor is not None and not self.done
+        return self.new_master is not None and not self.done
 
     def refusal(self, *, ready: bool, stopping: bool, reloading: bool, from_python: bool) -> str | None:
         """Why there can be no upgrade now."""
@@ -192,7 +192,7 @@ class Upgrade:
             "this is process 1, whose end is the container's end: replace the container": os.getpid() == 1,
             "the app is an object of this process: there is no command line to start anew": from_python,
             "the server is stopping": stopping,
-            f"an upgrade to pid {self.successor} is under way": self.running,
+            f"an upgrade to pid {self.new_master} is under way": self.running,
             "the server is still starting": not ready,
             "a reload is under way": reloading,
         }
@@ -221,18 +221,18 @@ class Upgrade:
             "channel": theirs.fileno(),
         }
         try:
-            self.successor = spawn(lambda: self._exec(inherited, theirs))
+            self.new_master = spawn(lambda: self._exec(inherited, theirs))
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
         ours.setblocking(False)
-        self.children.register(self.successor, self._exited)
+        self.children.register(self.new_master, self._exited)
         self._channel = ours
         self._reason = ""
         self._until_s = time.monotonic() + self.boot_timeout_s
-        self.log.info("upgrading", successor=self.successor)
+        self.log.info("upgrading", successor=self.new_master)
 
     def _exec(self, inherited: dict[str, Any], channel: socket.socket) -> int:
         """CHILD. Become the new master; returns only if that cannot be."""
@@ -258,12 +258,12 @@ class Upgrade:
         """What is readable when the new master has sent a message."""
         return [self._channel.fileno()] if self._channel is not None else []
 
-    def step(self, now_s: float) -> SuccessorReady | None:
+    def step(self, now_s: float) -> NewMasterReady | None:
         """Read the new master's message, and keep its deadlines. Returns what to hand over, when it is ready."""
         message = self._read_message()
         if message and not self._reason:
             if message["ready"]:
-                return SuccessorReady(self.successor or 0, frozenset(message["took"]))
+                return NewMasterReady(self.new_master or 0, frozenset(message["took"]))
             self._reason = str(message["reason"])
         if self.running and now_s >= self._until_s:
             if self._reason:
@@ -279,30 +279,30 @@ class Upgrade:
 
     def cancel(self, reason: str, now_s: float) -> None:
         """Tell the new master to stop; its workers finish their connections."""
-        if self.running and self.successor is not None:
+        if self.running and self.new_master is not None:
             self._reason = self._reason or reason
             self._until_s = now_s + self.graceful_timeout_s + 2 * GRACE_MARGIN_S
-            os.kill(self.successor, signal.SIGTERM)
+            os.kill(self.new_master, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it at once, and its workers with it."""
-        if self.running and self.successor is not None:
+        if self.running and self.new_master is not None:
             self._until_s = _NEVER
-            os.kill(self.successor, signal.SIGKILL)
+            os.kill(self.new_master, signal.SIGKILL)
 
     def grant(self) -> bool:
         """Hand over: the new master is told, and from now on this one is as good as gone. False if it just died."""
-        assert self.successor is not None
+        assert self.new_master is not None
         assert self._channel is not None
-        self.notifier.handing_over(self.successor)  # first: the new one's own words are heard only after that
+        self.notifier.handing_over(self.new_master)  # first: the new one's own words are heard only after that
         try:
             self._channel.send(b"yours")
         except OSError:
-            self.notifier.staying()
+            self.notifier.hand_over_failed()
             return False
         self._close()
         self.done = True
-        self.log.info("handed over", successor=self.successor)
+        self.log.info("handed over", successor=self.new_master)
         return True
 
     def _exited(self, child: Exit) -> None:
@@ -312,7 +312,7 @@ class Upgrade:
             reason = self._reason or f"it died of {child}"
             self.log.error("upgrade failed", successor=child.pid, reason=reason, serving="the old version")
             self._close()
-        self.successor = None
+        self.new_master = None
 
     def close_in_child(self) -> None:
         """CHILD: close what only the master may hold."""

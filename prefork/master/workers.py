@@ -65,7 +65,7 @@ class Workers:
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: the message FAILED, if it sent one
     _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
-    _nudge: int = field(init=False)  # eventfd through which workers wake each other
+    _wake_fd: int = field(init=False)  # eventfd through which workers wake each other
     templates: Templates = field(init=False)
     libc: ctypes.CDLL = field(init=False)
     oom: OomKills = field(default_factory=OomKills)
@@ -78,7 +78,7 @@ class Workers:
         except OSError as error:
             raise PreforkError(f"no memory for {groups} workers of {threads} threads: {error.strerror}") from None
         self._lifeline = os.pipe2(os.O_CLOEXEC)
-        self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.templates = Templates(libc=self.libc)
 
@@ -132,7 +132,7 @@ class Workers:
             config=self.config,
             log=self.log,
             board=self.board,
-            nudge=self._nudge,
+            wake_fd=self._wake_fd,
             listeners=self.listeners,
             report=report,
             lifeline=self.lifeline,
@@ -200,7 +200,7 @@ class Workers:
 
     def close(self) -> None:
         """After the last worker: a caller in Python may start another server."""
-        for fd in (*self._lifeline, self._nudge):
+        for fd in (*self._lifeline, self._wake_fd):
             os.close(fd)
         for receiver in self._receivers.values():
             receiver.close()

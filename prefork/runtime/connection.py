@@ -30,10 +30,10 @@ class Connection:
 
     `deadline`: monotonic seconds, or None; every wait ends there with TimeoutError, also before the idle timeout.
     `peer`: the client's address as text, `127.0.0.1:40312` or `unix:`.
-    `fate`: the counter of what the client did to end it (scoreboard.GONE, IDLE_CLOSED, TOO_LONG), 0 if it did nothing.
+    `outcome`: the counter of what the client did to end it (GONE, IDLE_CLOSED, TOO_LONG of the scoreboard), else 0.
     """
 
-    __slots__ = ("_buffer", "_cells", "_idle_s", "_sock", "deadline", "fate", "peer")
+    __slots__ = ("_buffer", "_cells", "_idle_s", "_sock", "deadline", "outcome", "peer")
 
     def __init__(self, sock: _socket.socket, peer: str, cells: memoryview, idle_s: float) -> None:
         self._sock = sock
@@ -42,7 +42,7 @@ class Connection:
         self._buffer = b""
         self.peer = peer
         self.deadline: float | None = None
-        self.fate = 0
+        self.outcome = 0
 
     def recv(self, n: int = _CHUNK) -> bytes:
         """Return 1 to n bytes, or b"" when the client has finished sending. Raises TimeoutError, ConnectionError."""
@@ -70,7 +70,7 @@ class Connection:
         size = end if end >= 0 else len(data)
         if size > limit and data[limit:size] != b"\r":
             self._buffer = b""
-            self.fate = TOO_LONG
+            self.outcome = TOO_LONG
             raise LineTooLong(limit)
         if end < 0 or end + 1 == len(data):
             self._buffer = b""
@@ -140,8 +140,8 @@ class Connection:
         finally:
             cells[SINCE] = monotonic_ns()
         cells[BYTES_IN] += len(data)
-        if self.fate:
-            self.fate = 0  # it went on after a wait that had run out
+        if self.outcome:
+            self.outcome = 0  # it went on after a wait that had run out
         return data
 
     def _limit(self) -> float:
@@ -153,9 +153,9 @@ class Connection:
     def _ended(self, error: OSError, verb: str, began_ns: int) -> OSError:
         """Note what the client did and return the error for the handler."""
         if isinstance(error, BlockingIOError):
-            self.fate = IDLE_CLOSED
+            self.outcome = IDLE_CLOSED
             return TimeoutError(f"{self.peer} {verb} nothing for {(monotonic_ns() - began_ns) / 1e9:.1f} s")
-        self.fate = GONE if error.errno in CLIENT_GONE else 0
+        self.outcome = GONE if error.errno in CLIENT_GONE else 0
         return error
 
     def _arm(self, option: int, seconds: float) -> None:
@@ -166,7 +166,7 @@ class HandlerSocket(socket.socket):
     """What a socketserver handler gets as `request`: a real socket whose waits are the client's time.
 
     A wait that runs out raises TimeoutError; left alone, SO_RCVTIMEO would look like an end of file to makefile().
-    `fate` as in Connection.
+    `outcome` as in Connection.
     """
 
     @classmethod
@@ -176,11 +176,11 @@ class HandlerSocket(socket.socket):
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             mine.setsockopt(socket.SOL_SOCKET, option, timeval(idle_s))
         mine._cells = cells
-        mine.fate = 0
+        mine.outcome = 0
         return mine
 
     _cells: memoryview
-    fate: int
+    outcome: int
 
     def recv(self, *args: Any) -> bytes:  # noqa: D102 - as socket.socket; so are the others
         data: bytes = self._wait(super().recv, args)
@@ -209,9 +209,9 @@ class HandlerSocket(socket.socket):
             return call(*args)
         except OSError as error:
             if isinstance(error, BlockingIOError) and self.gettimeout() is None:
-                self.fate = IDLE_CLOSED
+                self.outcome = IDLE_CLOSED
                 raise TimeoutError("the client was silent for --idle-timeout") from None
-            self.fate = GONE if error.errno in CLIENT_GONE else 0
+            self.outcome = GONE if error.errno in CLIENT_GONE else 0
             raise
         finally:
             cells[SINCE] = monotonic_ns()

@@ -196,20 +196,20 @@ class Row:
 
     def serve(self, peer: str) -> None:
         """Write what is being served; a text that is too long is cut."""
-        self.memory[self.place] = mark(peer)
+        self.memory[self.place] = row_text(peer)
 
-    def note(self, marked: bytes) -> None:
-        """Write what is being served, as a `mark`."""
-        self.memory[self.place] = marked
+    def note(self, text: bytes) -> None:
+        """Write what is being served, as a `row_text`."""
+        self.memory[self.place] = text
 
-    def slowly(self, took_ns: int, marked: bytes = b"") -> None:
-        """Add a slow request: what is being served, or the `mark`. Its time is written last, when the rest is there."""
+    def add_slow(self, took_ns: int, text: bytes = b"") -> None:
+        """Add a slow request: what is being served, or `text`. Its time is written last, when the rest is there."""
         cells, count = self.cells, self.cells[_SLOW]
         at = _RING + count % _RING_ENTRIES * _ENTRY
         cells[at] = 0
         cells[at + 1] = took_ns
         start = 8 * (self._first + at + 2)
-        self.memory[start : start + TEXT_BYTES] = marked or self.memory[self.place]
+        self.memory[start : start + TEXT_BYTES] = text or self.memory[self.place]
         cells[at] = time_ns()
         cells[_SLOW] = count + 1
 
@@ -242,19 +242,19 @@ class Row:
         return began_ns, self.latest if began_ns else self.peer
 
 
-def mark(text: str) -> bytes:
+def row_text(text: str) -> bytes:
     """The text, cut or filled up to TEXT_BYTES."""
     return text.encode("utf-8", "backslashreplace")[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
 
 
-def lead(peer: str) -> bytes:
+def row_prefix(peer: str) -> bytes:
     """The part of a row's text before the request; a long client name leaves at least a third for the request."""
     return peer.encode("utf-8", "backslashreplace")[: TEXT_BYTES * 2 // 3] + b" "
 
 
-def request_mark(lead: bytes, method: str, target: bytes) -> bytes:
-    """The `mark` of a request. Method and target are of visible ASCII, or the parser had refused them."""
-    text = lead + (_METHODS.get(method) or method.encode() + b" ") + target
+def request_text(prefix: bytes, method: str, target: bytes) -> bytes:
+    """The `row_text` of a request. Method and target are of visible ASCII, or the parser had refused them."""
+    text = prefix + (_METHODS.get(method) or method.encode() + b" ") + target
     return text.ljust(TEXT_BYTES, b"\0")[:TEXT_BYTES]
 
 

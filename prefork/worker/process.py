@@ -41,7 +41,7 @@ class Worker:
     config: Config
     log: Log
     board: Scoreboard
-    nudge: int  # eventfd of all workers (engines/accept.py)
+    wake_fd: int  # eventfd of all workers (engines/accept.py)
     listeners: Sequence[Listener]
     report: int  # write end of the pipe to the master
     lifeline: int  # read end of the pipe whose EOF is the master's death
@@ -89,7 +89,7 @@ class Worker:
                 rows=rows,
                 board=self.board,
                 group=self.group,
-                nudge=self.nudge,
+                wake_fd=self.wake_fd,
                 inherited=self.inherited,
                 link=link,
                 log=self.log,

@@ -30,7 +30,7 @@ def test_an_exit_code(code: int) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal(signum: signal.Signals) -> None:
     found = ended(f"kill -{int(signum)} $$")
-    assert (found.code, found.signum, found.clean, found.dumped_core) == (None, signum, False, False)
+    assert (found.code, found.signum, found.clean) == (None, signum, False)
     assert str(found) == signum.name
 
 
@@ -43,7 +43,7 @@ def test_statuses_are_decoded_as_the_system_does() -> None:
         assert Exit.of_status(7, code << 8) == Exit(pid=7, code=code)
     for signum in range(1, 65):
         assert Exit.of_status(7, signum) == Exit(pid=7, signum=signum)
-        assert Exit.of_status(7, signum | 0x80) == Exit(pid=7, signum=signum, dumped_core=True)
+        assert Exit.of_status(7, signum | 0x80) == Exit(pid=7, signum=signum)
 
 
 def test_reap_collects_all_that_have_exited_and_never_waits() -> None:

@@ -91,16 +91,16 @@ def test_after_the_hand_over_only_the_new_process_speaks(manager: Manager) -> No
 def test_if_the_new_process_dies_at_the_hand_over_the_old_one_stays(manager: Manager) -> None:
     notifier = Notifier(environment(manager))
     notifier.handing_over(4242)
-    notifier.staying()
+    notifier.hand_over_failed()
     notifier.stopping("later")
     assert manager.heard() == ["MAINPID=4242", f"MAINPID={ME}", "STOPPING=1\nSTATUS=later"]
 
 
 def test_a_new_master_is_silent_until_it_owns_everything(manager: Manager) -> None:
     notifier = Notifier(environment(manager))
-    notifier.silence(True)
+    notifier.mute(True)
     notifier.ready("too early")
-    notifier.silence(False)
+    notifier.mute(False)
     notifier.ready("now")
     assert [message.splitlines()[1] for message in manager.heard()] == ["STATUS=now"]
 

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def nudge() -> Iterator[int]:
+def wake_fd() -> Iterator[int]:
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     yield fd
     os.close(fd)
 
 
 @pytest.fixture
-def workers(nudge: int) -> list[AcceptBalance]:
+def workers(wake_fd: int) -> list[AcceptBalance]:
     board = Scoreboard(groups=64, threads=1)
-    found = [AcceptBalance(board, group, nudge) for group in range(4)]
+    found = [AcceptBalance(board, group, wake_fd) for group in range(4)]
     for group, worker in enumerate(found):
         board.clear(group)
         worker.publish(10, able=True)
@@ -99,14 +99,14 @@ def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalan
     assert me.may_take(10)
 
 
-def test_a_nudge_wakes_and_is_heard_once(workers: list[AcceptBalance], nudge: int) -> None:
-    workers[0].nudge()
-    assert os.eventfd_read(nudge) == 1
-    workers[0].nudge()
-    workers[1].take_nudge()
-    workers[2].take_nudge()  # too late: no error
+def test_a_wake_up_is_heard_by_all_and_consumed_once(workers: list[AcceptBalance], wake_fd: int) -> None:
+    workers[0].wake_another()
+    assert os.eventfd_read(wake_fd) == 1
+    workers[0].wake_another()
+    workers[1].take_wake_up()
+    workers[2].take_wake_up()  # too late: no error
     with pytest.raises(BlockingIOError):
-        os.eventfd_read(nudge)
+        os.eventfd_read(wake_fd)
 
 
 def test_who_has_taken_more_than_the_others_is_ahead(workers: list[AcceptBalance]) -> None:

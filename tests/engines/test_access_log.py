@@ -12,7 +12,7 @@ import pytest
 
 from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import exchange, read_exactly
-from tests.support.load import Crew, Load
+from tests.support.load import ClientGroup, Load
 from tests.support.processes import open_fds
 from tests.support.server import run
 from tests.support.twins import BOTH, EACH_WAY, ONE, Way
@@ -130,7 +130,7 @@ def test_a_rotation_under_load_loses_no_line(serve: Serve, tmp_path: Path, how: 
     server = serve(*how, "--workers", "2", "--access-log", str(log))
     everyone = holders(server, log)
     assert server.worker_pids() < everyone | server.worker_pids()
-    with Load(server.address, Crew(clients=3, posts=20)) as load:
+    with Load(server.address, ClientGroup(clients=3, posts=20)) as load:
         for turn in range(4):
             old = log.rename(tmp_path / f"access.{turn}")
             server.signal(signal.SIGUSR1)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import dial, read_to_end
-from tests.support.load import Crew, Load
+from tests.support.load import ClientGroup, Load
 from tests.support.processes import alive, children, open_fds
 from tests.support.server import RunningServer
 from tests.support.tls import TLS, trusting
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 TWO = ("--workers", "2", "--keep-alive", "2")
-FAITHFUL, FRESH = Crew(clients=4, posts=1000, pause_s=0.005), Crew(clients=2, posts=1)
+FAITHFUL, FRESH = ClientGroup(clients=4, posts=1000, pause_s=0.005), ClientGroup(clients=2, posts=1)
 SOON_S = 20.0
 
 
@@ -79,7 +79,7 @@ def test_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve, how
 
 def test_fifty_reloads_under_posting_keep_alive_clients_lose_nothing(serve: Serve) -> None:
     server = serve(WEB, *TWO, "--threads", "2")
-    with Load(server.address, FAITHFUL, FRESH, Crew(clients=2, posts=1000, pause_s=0.7)) as load:
+    with Load(server.address, FAITHFUL, FRESH, ClientGroup(clients=2, posts=1000, pause_s=0.7)) as load:
         for _ in range(50):
             load.wait_more(50)
             reload(server)
@@ -256,8 +256,8 @@ def test_a_stop_under_load_loses_nobody(serve: Serve, way: Way) -> None:
     server = serve(*way, *TWO)
     with Load(
         server.address,
-        Crew(clients=6, posts=1, leaves=True),
-        Crew(clients=6, posts=50, leaves=True),
+        ClientGroup(clients=6, posts=1, leaves=True),
+        ClientGroup(clients=6, posts=50, leaves=True),
     ) as load:
         load.wait_more(200)
         server.signal(signal.SIGTERM)
@@ -336,7 +336,7 @@ def test_a_blocked_loop_is_seen_and_its_neighbours_go_on(serve: Serve, way: Way)
     """With WSGI and threads it is one of these that is blocked."""
     server = serve(*way, "--workers", "2", "--timeout", "1")
     before = server.worker_pids()
-    with Load(server.address, Crew(clients=2, posts=1)) as load, Browser(server) as stuck:
+    with Load(server.address, ClientGroup(clients=2, posts=1)) as load, Browser(server) as stuck:
         load.wait_more(20)
         stuck.send(request("/block?60"))
         with pytest.raises((EOFError, ConnectionResetError)):

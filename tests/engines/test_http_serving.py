@@ -12,7 +12,7 @@ import pytest
 from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import exchange, read_exactly
 from tests.support.control import Place
-from tests.support.load import Crew, Load
+from tests.support.load import ClientGroup, Load
 from tests.support.twins import BOTH, EACH_WAY, ONE, WAYS, Way
 from tests.support.wait import eventually
 from tests.support.web import CONTINUE, Browser, fetch, request, silent
@@ -290,7 +290,7 @@ def test_a_worker_is_replaced_after_max_requests_and_nobody_notices(serve: Serve
     """Its successor comes first, so it may serve more than that."""
     server = serve(*way, "--workers", "2", "--max-requests", "20")
     first, until_s = server.worker_pids(), time.monotonic() + 20
-    with Load(server.address, Crew(clients=1, posts=1000), Crew(clients=1, posts=1)) as load:
+    with Load(server.address, ClientGroup(clients=1, posts=1000), ClientGroup(clients=1, posts=1)) as load:
         for _ in range(3):
             with Browser(server) as browser:
                 while not browser.get("/pid").closes:
@@ -306,7 +306,7 @@ def test_a_worker_is_replaced_after_max_requests_and_nobody_notices(serve: Serve
 def test_the_servers_count_is_the_clients(serve: Serve, way: Way) -> None:
     with Place() as place:
         server = serve(*way, "--workers", "2", env=place.env, expect_traceback=True)
-        with Load(server.address, Crew(clients=3, posts=30), Crew(clients=2, posts=1)) as load:
+        with Load(server.address, ClientGroup(clients=3, posts=30), ClientGroup(clients=2, posts=1)) as load:
             load.wait_more(300)
         assert not load.failed
         for _ in range(3):

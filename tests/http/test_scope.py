@@ -8,7 +8,7 @@ from prefork.http.forwarded import Origin
 from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
-from prefork.http.scope import Scope, Scopes, for_connection, for_listener, of_websocket, see_through
+from prefork.http.scope import Scope, Scopes, apply_forwarded, for_connection, for_listener, of_websocket
 
 LISTENER = for_listener(server=("192.0.2.1", 8000), scheme="http", root_path="/api")
 CLIENT = "192.0.2.2", 5000
@@ -96,26 +96,26 @@ def test_a_unix_socket() -> None:
     listener = for_listener(server=("/run/a.sock", None), scheme="http", root_path="")
     scope = Scopes(for_connection(listener, None)).of(parse(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), {})
     assert (scope["server"], scope["client"]) == (("/run/a.sock", None), None)
-    see_through(scope, Origin(address="unix:"))
+    apply_forwarded(scope, Origin(address="unix:"))
     assert scope["client"] is None
-    see_through(scope, Origin(address="2001:db8::1", port=9))
+    apply_forwarded(scope, Origin(address="2001:db8::1", port=9))
     assert scope["client"] == ("2001:db8::1", 9)
 
 
 def test_a_proxys_word_for_it() -> None:
     scope = scope_of()
-    see_through(scope, Origin(address="192.0.2.9", scheme="https", host=b"shop.example"))
+    apply_forwarded(scope, Origin(address="192.0.2.9", scheme="https", host=b"shop.example"))
     assert (scope["client"], scope["scheme"]) == (("192.0.2.9", 0), "https")
     assert scope["headers"] == [(b"host", b"shop.example")]
     scope = scope_of()
-    see_through(scope, Origin(address=CLIENT[0]))
+    apply_forwarded(scope, Origin(address=CLIENT[0]))
     assert (scope["client"], scope["scheme"]) == (CLIENT, "http")
 
 
 @pytest.mark.parametrize(("scheme", "expected"), [("", "ws"), ("https", "wss")])
 def test_a_websocket(scheme: str, expected: str) -> None:
     scope = scope_of("/chat?a")
-    see_through(scope, Origin(address="192.0.2.9", scheme=scheme))
+    apply_forwarded(scope, Origin(address="192.0.2.9", scheme=scheme))
     scope = of_websocket(scope, ["v2", "v1"])
     assert "method" not in scope
     assert (scope["type"], scope["scheme"], scope["subprotocols"]) == ("websocket", expected, ["v2", "v1"])

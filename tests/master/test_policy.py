@@ -245,7 +245,7 @@ class History(RuleBasedStateMachine):
     @rule()
     def the_master_is_suspended(self) -> None:
         self.world.now_s += 100
-        self.world.policy.timeouts.overslept(70.0, self.world.now_s)
+        self.world.policy.timeouts.woke_late(70.0, self.world.now_s)
         self.judge(self.world.look())
 
     @rule()

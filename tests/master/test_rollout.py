@@ -146,7 +146,7 @@ def test_preparing_for_too_long_is_ended_and_abandoned() -> None:
     assert world.look() == [Prepare(2)]
     assert world.wake_s <= world.now_s + BOOT_S
     assert world.later(BOOT_S) == [Discard(2, "not prepared within --boot-timeout 60 s")]
-    world.policy.origin_lost(2, "killed", world.now_s)
+    world.policy.template_lost(2, "killed", world.now_s)
     assert world.look() == [Abandoned(2, "killed")]
     assert world.policy.settled(world.roster)
 
@@ -163,7 +163,7 @@ def test_a_stop_while_a_generation_is_prepared_does_not_spin() -> None:
 
 def test_a_template_that_dies_is_prepared_again_after_a_delay() -> None:
     world = started(2, preload=True)
-    delay_s = world.policy.origin_lost(1, "SIGKILL", world.now_s)
+    delay_s = world.policy.template_lost(1, "SIGKILL", world.now_s)
     assert delay_s == pytest.approx(0.25)
     assert world.look() == []
     assert world.at_wake() == [Prepare(1)]
@@ -173,13 +173,13 @@ def test_the_loss_of_the_old_template_does_not_prepare_the_new_one_twice() -> No
     world = started(2, preload=True)
     world.policy.rollout.reload()
     assert prepares(world.look()) == [2]
-    world.policy.origin_lost(1, "SIGKILL", world.now_s)
+    world.policy.template_lost(1, "SIGKILL", world.now_s)
     assert 2 not in prepares(world.look() + world.later(1))
 
 
 def test_a_reload_does_not_wait_for_the_old_template() -> None:
     world = started(2, preload=True)
-    world.policy.origin_lost(1, "SIGKILL", world.now_s)
+    world.policy.template_lost(1, "SIGKILL", world.now_s)
     world.look()
     assert world.at_wake() == [Prepare(1)]
     world.policy.rollout.reload()

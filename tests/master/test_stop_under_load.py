@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.client import Outcome
-from tests.support.load import Crew, Load
+from tests.support.load import ClientGroup, Load
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
@@ -28,7 +28,7 @@ CLIENTS = 60
 
 def stop_under(server: RunningServer, *, clients: int, signum: signal.Signals = TERM, group: bool = False) -> Counter:
     """Stop the server under clients that come until they are refused; return how their exchanges ended."""
-    with Load(server.address, Crew(clients=clients, leaves=True)) as load:
+    with Load(server.address, ClientGroup(clients=clients, leaves=True)) as load:
         load.wait_more(5 * clients)
         if group:
             server.signal_group(signum)
@@ -95,7 +95,7 @@ def test_a_stop_at_any_moment_of_a_reload_loses_nobody(serve: Serve, how: list[s
     """A successor may have begun to serve before the master knows of it."""
     for _ in range(6):
         server = serve("talkback", "--workers", "2", "--log-level", "debug", *how)
-        with Load(server.address, Crew(clients=20, leaves=True)) as load:
+        with Load(server.address, ClientGroup(clients=20, leaves=True)) as load:
             load.wait_more(50)
             server.signal(signal.SIGHUP)
             server.wait_log(moment)

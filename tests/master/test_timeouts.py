@@ -170,8 +170,8 @@ def test_a_worker_that_boots_is_told_by_a_stop_and_killed_once() -> None:
 
 def test_how_late_is_suspended() -> None:
     timeouts = started().policy.timeouts
-    assert not timeouts.overslept(0.5, 2000.0)
-    assert timeouts.overslept(SUSPENDED_S, 2000.0)
+    assert not timeouts.woke_late(0.5, 2000.0)
+    assert timeouts.woke_late(SUSPENDED_S, 2000.0)
 
 
 def slow_boot(world: World) -> WorkerHandle:
@@ -203,7 +203,7 @@ def test_after_it_was_suspended_nobody_is_judged_for_a_second(slow: Callable[[Wo
     world = started()
     worker = slow(world)
     world.now_s += 500
-    assert world.policy.timeouts.overslept(470.0, world.now_s)
+    assert world.policy.timeouts.woke_late(470.0, world.now_s)
     assert [action for action in world.look() if getattr(action, "worker", None) is worker] == []
     assert world.wake_s <= world.now_s + SUSPENDED_S
     assert [action for action in world.later(SUSPENDED_S) if getattr(action, "worker", None) is worker]
@@ -216,7 +216,7 @@ def test_two_clocks_that_run_out_together_kill_once() -> None:
     world.policy.stop(world.now_s)
     world.look()
     world.now_s += 500
-    world.policy.timeouts.overslept(500.0, world.now_s)
+    world.policy.timeouts.woke_late(500.0, world.now_s)
     assert world.look() == []
     assert kinds(world.later(SUSPENDED_S)) == ["Kill"]
     assert hung.killed

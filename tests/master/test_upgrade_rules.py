@@ -17,7 +17,7 @@ from prefork.core.pidfile import PidFile
 from prefork.core.privileges import WorkingDirectory
 from prefork.core.systemd import Notifier
 from prefork.master.children import Children
-from prefork.master.upgrade import VARIABLE, Successor, Upgrade
+from prefork.master.upgrade import VARIABLE, Takeover, Upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,9 +41,9 @@ class Family:
         self.channel, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(5)
         self.listeners: list[Listener] = []
-        self.successors: list[Successor] = []
+        self.takeovers: list[Takeover] = []
 
-    def successor(self, *, entries: list[dict[str, Any]] | None = None, **more: Any) -> Successor:
+    def takeover(self, *, entries: list[dict[str, Any]] | None = None, **more: Any) -> Takeover:
         inherited = {
             "successor": os.getpid(),
             "master": 4242,
@@ -56,18 +56,18 @@ class Family:
             **more,
         }
         environ = {VARIABLE: json.dumps(inherited), "HOME": "/root"}
-        successor = Successor.of(environ)
-        assert successor
+        takeover = Takeover.of(environ)
+        assert takeover
         assert environ == {"HOME": "/root"}
-        self.successors.append(successor)
-        return successor
+        self.takeovers.append(takeover)
+        return takeover
 
     def close(self) -> None:
         self.channel.close()
         self._theirs.close()
-        for successor in self.successors:
-            successor.leave_the_rest()
-            successor.close_in_child()
+        for takeover in self.takeovers:
+            takeover.leave_the_rest()
+            takeover.close_in_child()
         for listener in self.listeners:
             listener.unlink()
             listener.close()
@@ -86,12 +86,12 @@ def family() -> Iterator[Family]:
 @pytest.mark.parametrize("text", [None, "", "nonsense", "[]", "{}", '{"successor": 1}', "null", '{"successor": "x"}'])
 def test_a_variable_that_is_not_for_this_process_is_ignored_and_removed(text: str | None) -> None:
     environ = {} if text is None else {VARIABLE: text}
-    assert Successor.of(environ) is None
+    assert Takeover.of(environ) is None
     assert environ == {}
 
 
 def test_a_variable_with_parts_missing_is_ignored() -> None:
-    assert Successor.of({VARIABLE: json.dumps({"successor": os.getpid()})}) is None
+    assert Takeover.of({VARIABLE: json.dumps({"successor": os.getpid()})}) is None
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,17 @@ def test_a_variable_with_parts_missing_is_ignored() -> None:
     ids=["as ever", "scaled", "configured anew", "both", "scaled to none"],
 )
 def test_how_many_workers_to_have(family: Family, configured: int, now: int, before: int, workers: int) -> None:
-    assert family.successor(configured=before, workers=now).follows(configured) == (workers, 7)
+    assert family.takeover(configured=before, workers=now).follows(configured) == (workers, 7)
 
 
 def test_listeners_are_found_by_the_words_that_asked_for_them(family: Family, tmp_path: Path) -> None:
     for text in ("127.0.0.1:0", "127.0.0.1:0", f"unix:{tmp_path}/s"):
         family.listeners.append(open_listener(Address.parse(text), backlog=8))
-    successor = family.successor()
-    taken = [*successor.take("127.0.0.1:0"), *successor.take("127.0.0.1:0"), *successor.take(f"unix:{tmp_path}/s")]
+    takeover = family.takeover()
+    taken = [*takeover.take("127.0.0.1:0"), *takeover.take("127.0.0.1:0"), *takeover.take(f"unix:{tmp_path}/s")]
     assert [each.address for each in taken] == [each.address for each in family.listeners]
     assert all(each.borrowed and each.owned and not each.sock.get_inheritable() for each in taken)
-    assert successor.take("127.0.0.1:0") == []
+    assert takeover.take("127.0.0.1:0") == []
     for each in taken:
         each.unlink()  # borrowed: not yet ours to remove
         each.close()
@@ -120,8 +120,8 @@ def test_listeners_are_found_by_the_words_that_asked_for_them(family: Family, tm
 def test_a_group_is_taken_whole_and_with_its_slots(family: Family) -> None:
     for _ in range(2):
         family.listeners += open_group(Address.parse("127.0.0.1:0"), backlog=8, sockets=3)
-    successor = family.successor()
-    first, second = successor.take("127.0.0.1:0"), successor.take("127.0.0.1:0")
+    takeover = family.takeover()
+    first, second = takeover.take("127.0.0.1:0"), takeover.take("127.0.0.1:0")
     assert [each.slot for each in first] == [each.slot for each in second] == [0, 1, 2]
     assert {each.address for each in first} == {family.listeners[0].address}
     assert {each.address for each in second} == {family.listeners[3].address}
@@ -132,7 +132,7 @@ def test_a_group_is_taken_whole_and_with_its_slots(family: Family) -> None:
 def test_a_borrowed_listener_is_neither_drained_nor_held_off(family: Family) -> None:
     listener = open_listener(Address.parse("127.0.0.1:0"), backlog=8)
     family.listeners.append(listener)
-    (theirs,) = family.successor().take("127.0.0.1:0")
+    (theirs,) = family.takeover().take("127.0.0.1:0")
     with socket.create_connection(listener.sock.getsockname()), theirs.sock:
         assert listener.waiting()
         assert not theirs.waiting()
@@ -153,12 +153,12 @@ def test_the_old_master_hears_what_was_taken(family: Family, tmp_path: Path) -> 
     family.listeners.append(open_listener(Address.parse("127.0.0.1:0"), backlog=8))
     entry = copied(family.listeners[0].export())
     pid_file = PidFile.claim(str(tmp_path / "pid"))
-    successor = family.successor(entries=[entry], pid_file=[pid_file.path, os.dup(pid_file.fd)])
-    assert successor.take_pid_file(str(tmp_path / "other")) is None
-    inherited = successor.take_pid_file(str(tmp_path / "pid"))
+    takeover = family.takeover(entries=[entry], pid_file=[pid_file.path, os.dup(pid_file.fd)])
+    assert takeover.take_pid_file(str(tmp_path / "other")) is None
+    inherited = takeover.take_pid_file(str(tmp_path / "pid"))
     assert inherited
-    (taken,) = successor.take("127.0.0.1:0")
-    successor.ready()
+    (taken,) = takeover.take("127.0.0.1:0")
+    takeover.ready()
     assert json.loads(family.channel.recv(9999)) == {"ready": True, "took": [inherited.fd, entry["fd"]]}
     inherited.close()
     pid_file.release()
@@ -166,26 +166,26 @@ def test_the_old_master_hears_what_was_taken(family: Family, tmp_path: Path) -> 
 
 
 def test_the_new_master_owns_everything_when_the_word_is_said(family: Family) -> None:
-    successor = family.successor()
-    assert not successor.granted()
-    assert successor.fds() != []
+    takeover = family.takeover()
+    assert not takeover.granted()
+    assert takeover.fds() != []
     family.channel.send(b"yours")
-    assert successor.granted()
-    assert successor.owner
-    assert not successor.granted(), "once"
-    assert successor.fds() == []
+    assert takeover.granted()
+    assert takeover.owner
+    assert not takeover.granted(), "once"
+    assert takeover.fds() == []
 
 
 def test_the_new_master_owns_everything_when_the_old_one_dies(family: Family) -> None:
-    successor = family.successor()
-    successor.ready()
+    takeover = family.takeover()
+    takeover.ready()
     family.channel.close()
-    assert successor.granted()
-    successor.failed("nobody hears that")
+    assert takeover.granted()
+    takeover.failed("nobody hears that")
 
 
 def test_a_failure_is_told_in_one_message_however_long(family: Family) -> None:
-    family.successor().failed("é" * 100_000)
+    family.takeover().failed("é" * 100_000)
     message = json.loads(family.channel.recv(1 << 20))
     assert message["ready"] is False
     assert message["reason"].startswith("éé")

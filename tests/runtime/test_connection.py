@@ -122,12 +122,12 @@ def test_lines_at_their_limit(pair: Pair, limit: int, beyond: int, end: bytes) -
     sender = thread(lambda: (pair.client.sendall(line), pair.finish()))
     if beyond <= 0:
         assert pair.conn.readline(limit) == line
-        assert pair.conn.fate == 0
+        assert pair.conn.outcome == 0
     else:
         with pytest.raises(LineTooLong, match=f"no line end within {limit} bytes") as caught:
             pair.conn.readline(limit)
         assert caught.value.limit == limit
-        assert pair.conn.fate == TOO_LONG
+        assert pair.conn.outcome == TOO_LONG
     joined(sender)
 
 
@@ -221,7 +221,7 @@ def test_a_silent_client_is_given_up_after_the_idle_timeout_and_not_before() -> 
         with pytest.raises(TimeoutError, match=rf"{pair.conn.peer} sent nothing for 0\.[2-9] s"):
             pair.conn.recv()
         assert time.monotonic() - began_s >= 0.19
-        assert pair.conn.fate == IDLE_CLOSED
+        assert pair.conn.outcome == IDLE_CLOSED
 
 
 @pytest.mark.parametrize("deadline_in_s", [0.05, 0.0, -5.0])
@@ -258,7 +258,7 @@ def test_a_handler_may_go_on_after_a_wait_that_ran_out(pair: Pair) -> None:
     pair.conn.deadline = None
     pair.client.sendall(b"lo\n")
     assert pair.conn.readline() == b"hello\n"
-    assert pair.conn.fate == 0  # the client did not end it
+    assert pair.conn.outcome == 0  # the client did not end it
 
 
 def test_the_idle_timeout_is_whole_again_after_a_deadline() -> None:
@@ -307,7 +307,7 @@ def test_a_client_that_does_not_read_is_given_up() -> None:
         with pytest.raises(TimeoutError, match="read nothing for"):
             pair.conn.sendall(data)
         assert 0 < pair.cells[BYTES_OUT] < len(data)
-        assert pair.conn.fate == IDLE_CLOSED
+        assert pair.conn.outcome == IDLE_CLOSED
 
 
 # --- replies and ends
@@ -350,9 +350,9 @@ def test_a_client_that_resets_is_gone_and_no_error_of_the_handler(
     pair: Pair, step: Callable[[Connection], object]
 ) -> None:
     pair.reset()
-    with pytest.raises(OSError):  # noqa: PT011 - which one depends on the step; the fate is what counts
+    with pytest.raises(OSError):  # noqa: PT011 - which one depends on the step; the outcome is what counts
         step(pair.conn)
-    assert pair.conn.fate == GONE
+    assert pair.conn.outcome == GONE
 
 
 def test_a_client_that_leaves_during_a_long_reply_is_gone(pair: Pair) -> None:
@@ -369,7 +369,7 @@ def test_a_client_that_leaves_during_a_long_reply_is_gone(pair: Pair) -> None:
     pair.client.close()  # with input unread: a reset
     joined(handler)
     assert isinstance(handler_failed[0], ConnectionError)
-    assert pair.conn.fate == GONE
+    assert pair.conn.outcome == GONE
 
 
 def test_the_descriptor_blocks_with_the_idle_timeout() -> None:
@@ -490,7 +490,7 @@ def test_it_is_a_socket_that_counts(pair: Pair, request_of: HandlerSocket) -> No
     request_of.sendall(memoryview(b"swer"))
     assert pair.client.recv(100) == b"answer"
     assert (pair.cells[BYTES_IN], pair.cells[BYTES_OUT]) == (8, 6)
-    assert request_of.fate == 0
+    assert request_of.outcome == 0
 
 
 def test_its_files_read_lines(pair: Pair, request_of: HandlerSocket) -> None:
@@ -513,25 +513,25 @@ def test_a_silent_client_is_a_timeout_and_no_end_of_file() -> None:
     with Pair(idle_s=0.05) as pair, HandlerSocket.adopt(pair.sock, pair.cells, 0.05) as request:
         with request.makefile("rb") as file, pytest.raises(TimeoutError, match="silent for --idle-timeout"):
             file.readline()
-        assert request.fate == IDLE_CLOSED
+        assert request.outcome == IDLE_CLOSED
 
 
 def test_a_handlers_own_timeout_is_its_own(pair: Pair, request_of: HandlerSocket) -> None:
     request_of.settimeout(0.02)
     with pytest.raises(TimeoutError):
         request_of.recv(1)
-    assert request_of.fate == 0
+    assert request_of.outcome == 0
     request_of.setblocking(False)
     with pytest.raises(BlockingIOError):
         request_of.recv(1)
-    assert request_of.fate == 0
+    assert request_of.outcome == 0
 
 
 def test_a_request_whose_client_does_not_read() -> None:
     with Pair(idle_s=0.05) as pair, HandlerSocket.adopt(pair.sock, pair.cells, 0.05) as request:
         with pytest.raises(TimeoutError):
             request.sendall(b"x" * (32 << 20))
-        assert request.fate == IDLE_CLOSED
+        assert request.outcome == IDLE_CLOSED
 
 
 def test_a_request_whose_client_resets(pair: Pair, request_of: HandlerSocket) -> None:
@@ -539,4 +539,4 @@ def test_a_request_whose_client_resets(pair: Pair, request_of: HandlerSocket) ->
     pair.client.close()
     with pytest.raises(ConnectionResetError):
         request_of.recv(1)
-    assert request_of.fate == GONE
+    assert request_of.outcome == GONE

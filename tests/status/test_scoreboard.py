@@ -25,9 +25,9 @@ from prefork.status.scoreboard import (
     SINCE,
     Scoreboard,
     Work,
-    lead,
-    mark,
-    request_mark,
+    request_text,
+    row_prefix,
+    row_text,
 )
 
 LARGEST = 2**63 - 1
@@ -131,9 +131,9 @@ def test_a_request_stands_behind_its_client_cut_to_the_row(method: str, target: 
     board = Scoreboard(groups=2, threads=1)
     row = board.row(0)
     row.serve("x" * 192)
-    row.note(request_mark(lead("127.0.0.1:40312"), method, target.encode()))
+    row.note(request_text(row_prefix("127.0.0.1:40312"), method, target.encode()))
     assert row.peer == f"127.0.0.1:40312 {method} {target}"[:192]
-    row.note(request_mark(lead("unix:/" + "y" * 300), method, target.encode()))
+    row.note(request_text(row_prefix("unix:/" + "y" * 300), method, target.encode()))
     assert f" {method} " in row.peer
     assert not any(board.row(1).cells)
 
@@ -144,9 +144,9 @@ def test_the_latest_slow_requests_are_kept_by_row_and_told_by_group() -> None:
         row = board.row(0, number % 2)
         if number % 3:
             row.serve(f"request {number}")
-            row.slowly(number)
+            row.add_slow(number)
         else:
-            row.slowly(number, mark(f"request {number}"))
+            row.add_slow(number, row_text(f"request {number}"))
     found = board.slow(0)
     assert [entry.text for entry in found] == [f"request {number}" for number in range(12, 20)]
     assert [entry.took_ns for entry in found] == list(range(12, 20))
@@ -160,7 +160,7 @@ def test_what_a_row_is_told_stays_in_its_places() -> None:
     row = Scoreboard(groups=1, threads=1).row(0)
     row.serve("\x01" * 300)
     for _ in range(9):
-        row.slowly(2**62, b"\x01" * 192)
+        row.add_slow(2**62, b"\x01" * 192)
     row.cells[QUEUE : QUEUE + QUEUE_BUCKETS] = memoryview(bytes(8 * QUEUE_BUCKETS)).cast("q")
     assert not any(row.cells[cell] for cell in (SINCE, HELD, *COUNTERS.values()))
     assert not any(row.cells[HISTOGRAM:])
@@ -182,7 +182,7 @@ def test_a_loop_has_the_oldest_and_what_it_began_last() -> None:
     board = Scoreboard(groups=2, threads=1)
     row = board.row(1)
     assert (board.begun(1), board.last(1)) == ((0, ""), ())
-    row.memory[row.latest_place] = mark("young")
+    row.memory[row.latest_place] = row_text("young")
     row.cells[BEGAN] = 7
     assert (board.read(1).since_ns, board.read(1).serving) == (7, "young"), "no beat has named anybody yet"
     row.serve("old")

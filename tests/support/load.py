@@ -5,7 +5,7 @@ them, and hold no descriptor of the server that is being watched. Test and clien
 asks for a report, end of file tells the clients to finish the exchange they are in. Every wait of a client has a
 deadline, and the whole process leaves after `limit_s` whatever happens.
 
-A crew is a number of clients that behave alike, each in a closed loop: connect, exchange, leave, pause, again.
+A group is a number of clients that behave alike, each in a closed loop: connect, exchange, leave, pause, again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class ClientGroup:
     """Clients that behave alike.
 
     `lines`: 0 is a talkback client, a new connection for every exchange; N is an echo client that sends N lines over
@@ -61,14 +61,14 @@ class Crew:
     leaves: bool = False
 
 
-def fresh(clients: int = 4, *, pause_s: float = 0.0) -> Crew:
+def fresh(clients: int = 4, *, pause_s: float = 0.0) -> ClientGroup:
     """Clients of `talkback` or `nap`: a new connection for every exchange."""
-    return Crew(clients=clients, pause_s=pause_s)
+    return ClientGroup(clients=clients, pause_s=pause_s)
 
 
-def faithful(clients: int = 4, *, lines: int = 20, pause_s: float = 0.01) -> Crew:
+def faithful(clients: int = 4, *, lines: int = 20, pause_s: float = 0.01) -> ClientGroup:
     """Clients of `echo` that stay for a while: `lines` times `pause_s` seconds at the least."""
-    return Crew(clients=clients, lines=lines, pause_s=pause_s)
+    return ClientGroup(clients=clients, lines=lines, pause_s=pause_s)
 
 
 class Load:
@@ -77,8 +77,8 @@ class Load:
     A refusal, a reset, an early end, a wrong byte and a deadline are all failures of an exchange.
     """
 
-    def __init__(self, address: str, *crews: Crew, limit_s: float = LIMIT_S) -> None:
-        self._command = [sys.executable, "-m", __name__, address, json.dumps([asdict(crew) for crew in crews])]
+    def __init__(self, address: str, *groups: ClientGroup, limit_s: float = LIMIT_S) -> None:
+        self._command = [sys.executable, "-m", __name__, address, json.dumps([asdict(group) for group in groups])]
         self._command.append(str(limit_s))
         self._process: subprocess.Popen[str] | None = None
         self._last: dict[str, Any] = {"counts": {}, "failures": [], "running": 0, "faults": []}
@@ -156,16 +156,16 @@ class Load:
 class Clients:
     """CLIENTS' PROCESS. One thread a client; counters have one writer each."""
 
-    def __init__(self, address: str, crews: list[Crew]) -> None:
+    def __init__(self, address: str, groups: list[ClientGroup]) -> None:
         self._address = address
         self._stopping = threading.Event()
         self._failures: list[tuple[str, float]] = []  # append only, from every client
         self._faults: list[str] = []  # the same, of errors that no server can cause
-        each = [crew for crew in crews for _ in range(crew.clients)]
+        each = [group for group in groups for _ in range(group.clients)]
         self._counts = [Counter[Outcome]() for _ in each]
         self._threads = [
-            threading.Thread(target=self._loop, args=(crew, self._counts[number]), daemon=True)
-            for number, crew in enumerate(each)
+            threading.Thread(target=self._loop, args=(group, self._counts[number]), daemon=True)
+            for number, group in enumerate(each)
         ]
 
     def start(self) -> None:
@@ -191,13 +191,13 @@ class Clients:
             }
         )
 
-    def _loop(self, crew: Crew, counter: Counter[Outcome]) -> None:
+    def _loop(self, group: ClientGroup, counter: Counter[Outcome]) -> None:
         try:
             while not self._stopping.is_set():
-                act = self._post if crew.posts else self._stay if crew.lines else self._visit
-                outcome = act(crew, counter)
+                act = self._post if group.posts else self._stay if group.lines else self._visit
+                outcome = act(group, counter)
                 if outcome is Outcome.REFUSED:
-                    if crew.leaves:
+                    if group.leaves:
                         return
                     self._stopping.wait(REFUSED_PAUSE_S)
         except OSError as error:  # out of ports or descriptors: the figures would be worthless
@@ -209,28 +209,28 @@ class Clients:
             self._failures.append((outcome.value, time.monotonic()))
         return outcome
 
-    def _visit(self, crew: Crew, counter: Counter[Outcome]) -> Outcome:
+    def _visit(self, group: ClientGroup, counter: Counter[Outcome]) -> Outcome:
         """Do one talkback exchange over a connection of its own."""
         try:
             outcome = attempt(self._address, b"hi\n", talkback_reply(b"hi"))
         except FileNotFoundError:  # a Unix socket that is unlinked: nobody listens
             outcome = Outcome.REFUSED
         self._note(counter, outcome)
-        self._stopping.wait(crew.pause_s)
+        self._stopping.wait(group.pause_s)
         return outcome
 
-    def _stay(self, crew: Crew, counter: Counter[Outcome]) -> Outcome:
+    def _stay(self, group: ClientGroup, counter: Counter[Outcome]) -> Outcome:
         """Have lines echoed over one connection, then leave first and see the server's end."""
         try:
             with dial(self._address) as sock:
-                for number in range(crew.lines):
+                for number in range(group.lines):
                     line = b"line %d\n" % number
                     sock.sendall(line)
                     if (outcome := judge(read_exactly(sock, len(line)), line)) is not Outcome.OK:
                         return self._note(counter, outcome)
-                    if number < crew.lines - 1:
+                    if number < group.lines - 1:
                         self._note(counter, Outcome.OK)
-                        self._stopping.wait(crew.pause_s)
+                        self._stopping.wait(group.pause_s)
                 sock.shutdown(socket.SHUT_WR)
                 return self._note(counter, judge(read_to_end(sock), b""))
         except EOFError:
@@ -238,18 +238,18 @@ class Clients:
         except OSError as error:
             return self._note(counter, outcome_of(error))
 
-    def _post(self, crew: Crew, counter: Counter[Outcome]) -> Outcome:
+    def _post(self, group: ClientGroup, counter: Counter[Outcome]) -> Outcome:
         """Have bodies said back over one connection, then leave; a server that leaves first has to say so."""
         outcome = Outcome.OK
         try:
             with Browser(self._address) as browser:
-                for number in range(crew.posts):
+                for number in range(group.posts):
                     body = b"body %d of %d" % (number, id(browser))
                     answer = browser.post("/echo", body)
                     outcome = self._note(counter, Outcome.OK if answer.body == body else Outcome.WRONG)
                     if answer.closes:
                         return outcome if browser.ended() else self._note(counter, Outcome.WRONG)
-                    self._stopping.wait(crew.pause_s)
+                    self._stopping.wait(group.pause_s)
                 return outcome
         except (EOFError, AssertionError) as error:
             return self._note(counter, Outcome.EOF if isinstance(error, EOFError) else Outcome.WRONG)
@@ -257,9 +257,9 @@ class Clients:
             return self._note(counter, outcome_of(error))
 
 
-def main(address: str, crews: str, limit_s: str) -> None:
+def main(address: str, groups: str, limit_s: str) -> None:
     """Run the clients; answer each line of standard input with a report, and its end with the last one."""
-    clients = Clients(address, [Crew(**crew) for crew in json.loads(crews)])
+    clients = Clients(address, [ClientGroup(**group) for group in json.loads(groups)])
     watchdog = threading.Timer(float(limit_s), clients.stop)
     watchdog.daemon = True
     watchdog.start()

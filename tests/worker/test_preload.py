@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.client import exchange
-from tests.support.load import Crew, Load, fresh
+from tests.support.load import ClientGroup, Load, fresh
 from tests.support.processes import children, stat
 from tests.support.story import events
 from tests.support.wait import eventually
@@ -213,7 +213,7 @@ def test_four_workers_share_a_hundred_megabytes_of_objects(serve: Serve, app: Ap
     (alone,) = (pss_bytes(pid) for pid in children(one.pid))
     four = serve(name, "--workers", "4", "--preload")
     before = {pid: pss_bytes(pid) for pid in children(four.pid)}
-    with Load(four.address, Crew(clients=8)) as load:
+    with Load(four.address, ClientGroup(clients=8)) as load:
         load.wait_more(exchanges, within_s=60)
     assert load.failed == {}
     after = {pid: pss_bytes(pid) for pid in children(four.pid)}

@@ -88,7 +88,7 @@ class LoopAcceptor:
         that is ahead of the others waits for its time.
         """
         if self._acceptor.check_ns != NEVER and (not self._balance.ahead(held) or self._acceptor.waits()):
-            self._tend()
+            self._maintain()
 
     def drain(self) -> bool:
         """Accept what waits in the kernel when the server stops; return False if that has to be tried again."""
@@ -111,9 +111,9 @@ class LoopAcceptor:
             self._timer = None
         if self._acceptor.check_ns != NEVER:
             left_s = (self._acceptor.check_ns - monotonic_ns()) / 1e9
-            self._timer = self._loop.call_later(max(0.0, left_s), self._tend)
+            self._timer = self._loop.call_later(max(0.0, left_s), self._maintain)
 
-    def _tend(self) -> None:
+    def _maintain(self) -> None:
         self._acceptor.maintain(monotonic_ns())
         self._arm()
 

@@ -49,7 +49,7 @@ class AioEngine:
         asyncio.set_event_loop(self._loop)
         self._errors = RateLimitedLog(worker.log)
         self._loop.set_exception_handler(self._on_unhandled)
-        balance = AcceptBalance(worker.board, worker.group, worker.nudge)
+        balance = AcceptBalance(worker.board, worker.group, worker.wake_fd)
         self._heartbeat = Heartbeat(worker, self._loop, balance)
         self._connections = ConnectionSet(worker, balance, self._heartbeat)
         self._service = self._new_service()

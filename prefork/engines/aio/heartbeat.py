@@ -28,7 +28,7 @@ class Heartbeat:
     """WORKER. `awake`: a turn has begun. `bytes_in`, `bytes_out`: bytes received and sent in this turn.
 
     The callbacks in `on_wake` are called when a turn begins, in `on_sleep` when it ends, in `on_beat` with each
-    heartbeat. `oldest` returns when the oldest work in progress began (ns, 0 = there is none) and its mark for the
+    heartbeat. `oldest` returns when the oldest work in progress began (ns, 0 = there is none) and its text for the
     scoreboard.
     """
 
@@ -101,9 +101,9 @@ class Heartbeat:
         cells = self._cells
         cells[HEARTBEAT] = monotonic_ns()
         cells[BUSY_NS] = thread_time_ns() - self._began_ns  # of an event loop: what its thread has used of a processor
-        since_ns, mark = self.oldest()
+        since_ns, row_text = self.oldest()
         if since_ns:
-            self._row.note(mark)
+            self._row.note(row_text)
         cells[SINCE] = since_ns
         for callback in self.on_beat:
             callback()

@@ -26,11 +26,11 @@ from prefork.engines.linger import LINGER_S, LingeringTransport
 from prefork.engines.peer import peer_of
 from prefork.engines.request_log import count_unit
 from prefork.engines.timers import NEVER
-from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, GONE, IDLE_CLOSED, TOO_LONG, mark
+from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, GONE, IDLE_CLOSED, TOO_LONG, row_text
 
 _LIMIT = 65536  # bytes of a line; the default of asyncio.start_server
 _LINGER_NS = round(LINGER_S * 1e9)
-_NO_PEER = mark("")
+_NO_PEER = row_text("")
 _SWEEPS = 8  # in one --idle-timeout: it is kept to a quarter, as beginning and end are seen so late
 
 
@@ -46,7 +46,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     _transport: asyncio.Transport | None
     _paused: bool
 
-    def __init__(self, service: StreamsService, peer_mark: bytes) -> None:
+    def __init__(self, service: StreamsService, peer_text: bytes) -> None:
         self._reader = _Reader(_LIMIT, service.loop)
         super().__init__(self._reader, service.handle, service.loop)
         self._service = service
@@ -54,7 +54,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         self._serving: asyncio.Task[None] | None = None
         self.since_ns = monotonic_ns()
         self._works_since_ns = self.since_ns  # see slow(); 0 = not known
-        self._mark = peer_mark  # for the scoreboard
+        self._mark = peer_text  # for the scoreboard
         self._lost = False
         self._text = ""  # the client's address, once the connection is lost
         self._silent: TimeoutError | None = None  # --idle-timeout has passed
@@ -185,7 +185,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
 
     async def _serve(self, reader: _Reader, writer: _Writer) -> None:
         service, cells = self._service, self._service.cells
-        fate = COMPLETED
+        outcome = COMPLETED
         row = service.row
         row.memory[row.latest_place] = self._mark  # named in the report if the worker dies now
         self.since_ns = monotonic_ns()  # not before: other connections of the loop may come first
@@ -193,30 +193,30 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         try:
             await service.handle(reader, writer)
         except BaseException as error:  # noqa: BLE001 - the handler border
-            fate = self._judge(error, writer)
-        outcome = IDLE_CLOSED if self._silent and fate != ERRORS else fate
-        count_unit(row, outcome, monotonic_ns() - self.since_ns - reader.waited_ns - writer.waited_ns)
+            outcome = self._judge(error, writer)
+        counted = IDLE_CLOSED if self._silent and outcome != ERRORS else outcome
+        count_unit(row, counted, monotonic_ns() - self.since_ns - reader.waited_ns - writer.waited_ns)
         self._serving = None
         if cells[BEGAN] == self.since_ns:
             cells[BEGAN] = 0
         if self._lost:
             service.connections.leave(self)
         elif not writer.is_closing():
-            if fate == TOO_LONG:
+            if outcome == TOO_LONG:
                 self.linger(sends=True)
             writer.close()
 
     def _judge(self, error: BaseException, writer: asyncio.StreamWriter) -> int:
         """Return as what a handler's exception is counted, the client's fault or the application's; log the latter."""
-        fate = self._fate(error)
-        if fate == ERRORS:
+        outcome = self._outcome(error)
+        if outcome == ERRORS:
             self._service.errors.add(error, peer_of(writer.transport))
-        return fate
+        return outcome
 
-    def _fate(self, error: BaseException) -> int:
+    def _outcome(self, error: BaseException) -> int:
         if isinstance(error, BaseExceptionGroup):  # of a TaskGroup: the client's fault if all of it is
-            fates = [self._fate(each) for each in error.exceptions]
-            return ERRORS if ERRORS in fates else fates[0]
+            outcomes = [self._outcome(each) for each in error.exceptions]
+            return ERRORS if ERRORS in outcomes else outcomes[0]
         if isinstance(error, asyncio.CancelledError | asyncio.IncompleteReadError):
             return GONE
         if self._silent and isinstance(error, TimeoutError):
@@ -313,8 +313,8 @@ class StreamsService:
 
     def accept(self, sock: socket.socket, listener: Listener, sockaddr: Any, _queue_ms: int | None) -> None:
         """Serve a connection that was accepted."""
-        peer_mark = mark(format_sockaddr(listener.sock.family, sockaddr))
-        self._context.adopt(sock, partial(StreamConnection, self, peer_mark))
+        peer_text = row_text(format_sockaddr(listener.sock.family, sockaddr))
+        self._context.adopt(sock, partial(StreamConnection, self, peer_text))
 
     def protocol(self, _listener: Listener) -> asyncio.BaseProtocol:
         """Return the protocol for a connection that the loop itself has accepted."""
@@ -357,9 +357,9 @@ class StreamsService:
             self._link.slow(connection.text, took_ns / 1e9, stack_of(connection.task), also=len(found) - 1)
 
     def _oldest(self) -> tuple[int, bytes]:
-        """Return when the oldest handler began that does not wait for its client, and its mark."""
+        """Return when the oldest handler began that does not wait for its client, and its text."""
         oldest = min((each for each in self._open() if each.works), key=lambda each: each.since_ns, default=None)
-        return (0, b"") if oldest is None else (oldest.since_ns, mark(oldest.text))
+        return (0, b"") if oldest is None else (oldest.since_ns, row_text(oldest.text))
 
     def _sweep(self) -> None:
         late_ns = monotonic_ns() - round(self._idle_s * 1e9)

@@ -12,8 +12,8 @@ from prefork.engines.peer import Peer, PeerFactory
 from prefork.engines.request_log import RequestLog, count_unit
 from prefork.http.forwarded import UNIX, find_origin
 from prefork.http.response import error_response
-from prefork.http.scope import Scope, Scopes, for_connection, for_listener, see_through
-from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, mark
+from prefork.http.scope import Scope, Scopes, apply_forwarded, for_connection, for_listener
+from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, row_text
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -90,9 +90,9 @@ class AsgiApp(HttpContext):
         client = None if address == UNIX else (address, port)
         return Scopes(for_connection(self._scopes[listener], client))
 
-    def see_through(self, peer: AsgiPeer, request: Request, scope: Scope) -> None:
+    def apply_forwarded(self, peer: AsgiPeer, request: Request, scope: Scope) -> None:
         """Replace the address of a trusted proxy by that of the client behind it."""
-        see_through(scope, find_origin(request.fields, peer.address, peer.port, self.trusted))
+        apply_forwarded(scope, find_origin(request.fields, peer.address, peer.port, self.trusted))
 
     def task(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Return a task that will call the application. Not made by the loop, as its task factory may start it here."""
@@ -103,7 +103,7 @@ class AsgiApp(HttpContext):
         row, peer, request = self.row, call.peer, call.request
         if request.target is not peer.target or request.method is not peer.method:
             peer.set_request(request)
-        row.memory[row.latest_place] = peer.mark
+        row.memory[row.latest_place] = peer.row_text
         self._cells[BEGAN] = call.began_ns
 
     def end(self, call: RequestCall) -> None:
@@ -134,7 +134,7 @@ class AsgiApp(HttpContext):
     def begin_socket(self, call: Call) -> None:
         """Note a WebSocket as the last that came. Its unit of work is the handshake only, so none is in progress."""
         self._cells[BEGAN] = 0
-        self.row.memory[self.row.latest_place] = mark(call.text)
+        self.row.memory[self.row.latest_place] = row_text(call.text)
 
     def count_handshake(self, began_ns: int, outcome: int = COMPLETED) -> None:
         """Count the answer to a handshake, a WebSocket's unit of work: the rest may last for days."""
@@ -156,9 +156,9 @@ class AsgiApp(HttpContext):
         await asyncio.sleep(0)
 
     def oldest(self) -> tuple[int, bytes]:
-        """Return when the oldest request began that is in progress, and its mark."""
+        """Return when the oldest request began that is in progress, and its text."""
         for call in self.requests:
-            return call.began_ns, mark(call.text)
+            return call.began_ns, row_text(call.text)
         return 0, b""
 
 

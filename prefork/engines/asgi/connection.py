@@ -290,7 +290,7 @@ class HttpConnection(asyncio.Protocol):
         self.deadline_ns = NEVER
         scope = peer.app_view.of(request, app.state)
         if peer.trusted:
-            app.see_through(peer, request, scope)
+            app.apply_forwarded(peer, request, scope)
         cycle = RequestResponseCycle(app, self, peer, request, scope)
         self._cycle = cycle
         if app.draining:
@@ -356,7 +356,7 @@ class HttpConnection(asyncio.Protocol):
         app.connections.replace(self, socket)
         scope = peer.app_view.of(request, app.state)
         if peer.trusted:
-            app.see_through(peer, request, scope)
+            app.apply_forwarded(peer, request, scope)
         app.begin_socket(socket)
         app.sockets[socket] = app.task(socket.run(of_websocket(scope, opening.subprotocols)))
 

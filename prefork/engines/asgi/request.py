@@ -55,10 +55,10 @@ class RequestBody:
     `continues`: the client waits for 100 Continue before it sends any.
     """
 
-    __slots__ = ("_news", "_pieces", "_taken", "began_ns", "buffered", "continues", "open", "received")
+    __slots__ = ("_changed", "_pieces", "_taken", "began_ns", "buffered", "continues", "open", "received")
 
-    def __init__(self, news: Notify, *, continues: bool) -> None:
-        self._news = news
+    def __init__(self, changed: Notify, *, continues: bool) -> None:
+        self._changed = changed
         self._pieces: list[bytes] = []
         self._taken = False
         self.began_ns = monotonic_ns()
@@ -83,12 +83,12 @@ class RequestBody:
         self.buffered += len(data)
         self.received += len(data)
         self.continues = False
-        self._news.set()
+        self._changed.set()
 
     def end(self) -> None:
         """Mark the body as complete."""
         self.open = False
-        self._news.set()
+        self._changed.set()
 
     def take(self) -> bytes:
         """Return all pieces that were not taken yet."""
@@ -109,8 +109,8 @@ class RequestResponseCycle:
     __slots__ = (
         "_app",
         "_body_told",
+        "_changed",
         "_connection",
-        "_news",
         "_scope",
         "began_ns",
         "body",
@@ -127,11 +127,11 @@ class RequestResponseCycle:
         self._connection = connection
         self._scope = scope
         self._body_told = False  # `receive` has said that there is no body
-        self._news: Notify | None = None  # wakes `receive`
+        self._changed: Notify | None = None  # wakes `receive`
         self.body: RequestBody | None = None
         if not request.complete:
-            self._news = Notify()
-            self.body = RequestBody(self._news, continues=request.expects_continue)
+            self._changed = Notify()
+            self.body = RequestBody(self._changed, continues=request.expects_continue)
         self.request = request
         self.peer = peer
         self.response = AsgiResponse(request)
@@ -200,8 +200,8 @@ class RequestResponseCycle:
             if data:
                 connection.write(data)
             connection.finished(self, now_ns)
-            if self._news is not None:
-                self._news.set()
+            if self._changed is not None:
+                self._changed.set()
             return
         if data:
             connection.write(data)
@@ -218,8 +218,8 @@ class RequestResponseCycle:
     def hang_up(self) -> None:
         """Let `receive` return http.disconnect from now on."""
         self.hung_up = True
-        if self._news is not None:
-            self._news.set()
+        if self._changed is not None:
+            self._changed.set()
 
     def cut(self) -> None:
         """Note that the connection is closed, or no longer this request's."""
@@ -302,9 +302,9 @@ class RequestResponseCycle:
                 raise ClientDisconnected("the client has left")
 
     async def _wait(self) -> None:
-        if self._news is None:
-            self._news = Notify()
-        await self._news.wait()
+        if self._changed is None:
+            self._changed = Notify()
+        await self._changed.wait()
 
 
 def tells_of_leaving(error: BaseException | None) -> bool:

@@ -122,7 +122,7 @@ class SlowTasks:
         self._link = link
         self._until_ns = 0  # what began before was judged
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Tell the master which requests have become slow."""
         now_ns = monotonic_ns()
         since_ns, self._until_ns = self._until_ns, now_ns - self._slow_ns
@@ -154,7 +154,7 @@ class AsgiService:
         context.heartbeat.on_wake.append(self._app.tick)
         context.heartbeat.oldest = self._app.oldest
         if self._app.log.slow_ns < NEVER:
-            context.heartbeat.on_beat.append(SlowTasks(self._app.requests, self._app.log.slow_ns, worker.link).look)
+            context.heartbeat.on_beat.append(SlowTasks(self._app.requests, self._app.log.slow_ns, worker.link).check)
 
     def accept(self, sock: socket.socket, listener: Listener, sockaddr: Any, queue_ms: int | None) -> None:
         """Serve a connection that was accepted."""

@@ -40,15 +40,15 @@ _CLOSE_NS = 2_000_000_000  # for the client's Close
 class ReceiveQueue:
     """WORKER. Messages that the application has not taken, and how the WebSocket ended.
 
-    `news` is set with each message, and at the end. `closed`: how it ended, None until then; the first reason counts.
+    `changed` is set with each message, and at the end. `closed`: how it ended, by the first reason; None until then.
     """
 
-    __slots__ = ("_asked", "_bytes", "_messages", "closed", "news")
+    __slots__ = ("_asked", "_bytes", "_messages", "changed", "closed")
 
     def __init__(self) -> None:
         self._messages: deque[str | bytes] = deque()
         self._bytes = 0
-        self.news = Notify()
+        self.changed = Notify()
         self._asked = False  # the application has had websocket.connect
         self.closed: Closed | None = None
 
@@ -65,7 +65,7 @@ class ReceiveQueue:
                     return event
                 self._messages.append(event)
                 self._bytes += len(event)
-                self.news.set()
+                self.changed.set()
             if not ws.behind or (self.full and ws.state == OPEN):
                 return None
             data = b""
@@ -74,7 +74,7 @@ class ReceiveQueue:
         """Note how the WebSocket ended."""
         if self.closed is None:
             self.closed = closed
-            self.news.set()
+            self.changed.set()
 
     def take(self) -> dict[str, Any] | None:
         """Return the next event for `receive`; None if there is nothing new."""
@@ -179,7 +179,7 @@ class WebSocketConnection(asyncio.Protocol):
     async def receive(self) -> dict[str, Any]:
         """ASGI: the next message, or that the WebSocket has ended."""
         while (event := self._inbox.take()) is None:
-            await self._inbox.news.wait()
+            await self._inbox.changed.wait()
         if self._stalled:
             if self._ws is not None and self._ws.behind and not self._inbox.full:
                 self._take(self._ws, b"")

@@ -217,9 +217,9 @@ class BlockingEngine:
             self._app.target(conn)
         except BaseException as error:  # noqa: BLE001 - the handler border
             # Here, not behind it: kept in a variable, the error would keep the handler's frame, and that the error.
-            self._count(row, conn.fate, error, before_ns)
+            self._count(row, conn.outcome, error, before_ns)
         else:
-            self._count(row, conn.fate, None, before_ns)
+            self._count(row, conn.outcome, None, before_ns)
         close(sock)
 
     def _handle_request(self, sock: _socket.socket, sockaddr: Any, _peer: str, row: Row) -> None:
@@ -229,9 +229,9 @@ class BlockingEngine:
             self._app.target(request, sockaddr, self._server)
         except BaseException as error:  # noqa: BLE001 - the handler border
             # Here, not behind it: what the handler has written into a file and not flushed goes out before the close.
-            self._count(row, request.fate, error, before_ns)
+            self._count(row, request.outcome, error, before_ns)
         else:
-            self._count(row, request.fate, None, before_ns)
+            self._count(row, request.outcome, None, before_ns)
         if request.fileno() >= 0:  # else the handler closed it itself
             # A bare socket again: files made by makefile() and not closed would delay close().
             family, kind, proto = int(request.family), int(request.type), request.proto
@@ -241,7 +241,7 @@ class BlockingEngine:
                 if failed.errno not in NOT_OPEN:
                     raise
 
-    def _count(self, row: Row, fate: int, error: BaseException | None, before_ns: int) -> None:
+    def _count(self, row: Row, outcome: int, error: BaseException | None, before_ns: int) -> None:
         """Count the connection, before its end reaches the client. `before_ns`: the row's busy time at its beginning.
 
         The clock of the handler stops here, so that a close that lingers is not its time.
@@ -250,15 +250,15 @@ class BlockingEngine:
         busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
         cells[SINCE] = 0
         cells[BUSY_NS] = busy_ns
-        if error is None or (fate and isinstance(error, (OSError, LineTooLong))):
-            outcome = fate or COMPLETED
+        if error is None or (outcome and isinstance(error, (OSError, LineTooLong))):
+            outcome = outcome or COMPLETED
         else:
             outcome = ERRORS
             self._errors.add(error, row.peer)
         took_ns = busy_ns - before_ns
         count_unit(row, outcome, took_ns)
         if took_ns >= self._slow_ns:
-            row.slowly(took_ns)
+            row.add_slow(took_ns)
 
     def _accept_failed(self, error: OSError) -> None:
         if error.errno in ACCEPT_PAUSE:

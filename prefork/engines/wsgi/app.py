@@ -41,7 +41,7 @@ class ErrorStream(io.TextIOBase):
         data = memoryview(text.encode("utf-8", "backslashreplace"))
         try:
             while data:
-                data = data[self._out.write(data, patient=True) :]
+                data = data[self._out.write(data, wait=True) :]
         except OSError:
             pass  # ENOSPC, EPIPE, EBADF, EAGAIN
         return len(text)
@@ -71,7 +71,7 @@ class WsgiApp:
         """The application's answer to one request, not begun yet."""
         environ = peer.app_view.of(request, body)
         if peer.trusted:
-            self._see_through(peer, request, environ)
+            self._apply_forwarded(peer, request, environ)
         call = WsgiCall(self._app, environ, request, self._context.stamp, body, self._sendfile)
         if self._context.draining:
             call.keep_alive = False
@@ -82,7 +82,7 @@ class WsgiApp:
         cells, request = row.cells, call.request
         if request.target is not peer.target or request.method is not peer.method:
             peer.set_request(request)
-        row.memory[row.place] = peer.mark  # without a call: 0.1 us less
+        row.memory[row.place] = peer.row_text  # without a call: 0.1 us less
         cells[SINCE] = began_ns = monotonic_ns()
         part = call.step()
         took_ns = monotonic_ns() - began_ns
@@ -98,7 +98,7 @@ class WsgiApp:
     def abandon(self, row: Row, peer: WsgiPeer, call: WsgiCall) -> None:
         """The client left before the response was complete: let the application close it."""
         peer.set_request(call.request)
-        row.note(peer.mark)
+        row.note(peer.row_text)
         row.cells[SINCE] = began_ns = monotonic_ns()
         call.close()
         took_ns = monotonic_ns() - began_ns
@@ -107,7 +107,7 @@ class WsgiApp:
         call.busy_ns += took_ns
         self._log.abandon(row, peer, call.request, call, call.busy_ns, call.error)
 
-    def _see_through(self, peer: WsgiPeer, request: Request, environ: Environ) -> None:
+    def _apply_forwarded(self, peer: WsgiPeer, request: Request, environ: Environ) -> None:
         """Put the client in the place of the trusted proxies that stand before it."""
         origin = find_origin(request.fields, peer.address, peer.port, self._context.trusted)
         if origin.address != peer.address:

@@ -21,7 +21,7 @@ from tests.support.client import (
     talkback_reply,
 )
 from tests.support.control import Place
-from tests.support.load import Crew, Load, faithful, fresh
+from tests.support.load import ClientGroup, Load, faithful, fresh
 from tests.support.processes import session_members
 from tests.support.server import APPS
 from tests.support.wait import eventually
@@ -82,7 +82,7 @@ def test_clients_that_have_connected_and_said_nothing_yet_are_served_too(serve: 
 
 def stop_under(server: RunningServer, clients: int) -> Counter[Outcome]:
     """Stop the server under clients that come until they are refused; return how their exchanges ended."""
-    with Load(server.address, Crew(clients=clients, leaves=True)) as load:
+    with Load(server.address, ClientGroup(clients=clients, leaves=True)) as load:
         load.wait_more(5 * clients)
         server.signal(signal.SIGTERM)
         assert server.wait_exit(within_s=SOON_S) == 0

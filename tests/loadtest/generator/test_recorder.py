@@ -215,13 +215,13 @@ def test_windows_some_milliseconds_apart_are_one() -> None:
 
 
 def test_a_crew_tells_each_process_and_who_is_lost() -> None:
-    crew = ProcessAccounts(accounts={"one": there_from(0, 2), "two": there_from(1, 2)}, lost=("three",))
-    told = crew.to_result()
+    group = ProcessAccounts(accounts={"one": there_from(0, 2), "two": there_from(1, 2)}, lost=("three",))
+    told = group.to_result()
     assert [(found["name"], found["completed"], found["duration_s"]) for found in told["processes"]] == [
         ("one", 20, 2.0),
         ("two", 10, 1.0),
     ]
     assert told["lost"] == ["three"]
-    assert crew.account is not None
-    assert crew.account.to_result()["completed"] == 30
+    assert group.account is not None
+    assert group.account.to_result()["completed"] == 30
     assert ProcessAccounts(accounts={}).account is None
