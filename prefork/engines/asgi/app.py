@@ -51,25 +51,25 @@ class RequestCall(Call, Protocol):
     response: AsgiResponse
 
 
-class AsgiApp(HttpContext):
+class AsgiApp:
     """WORKER. The application, and what all its connections share.
 
     `state`: what the lifespan has put there, for every request. `requests`, `sockets`: the calls that have not
     returned, in the order of their beginnings. `retire_code`: why WebSockets are closed, 0 until the worker retires.
     """
 
-    def __init__(self, context: LoopContext) -> None:
-        worker = context.worker
-        super().__init__(worker.config)
-        self.log = RequestLog(worker, context.errors, self.trusted)
-        self.peers = PeerFactory(self.trusted, self.view)
-        self._errors = context.errors
+    def __init__(self, of_loop: LoopContext, context: HttpContext, log: RequestLog) -> None:
+        worker = of_loop.worker
+        self.context = context
+        self.log = log
+        self.peers = PeerFactory(context.trusted, self.view)
+        self._errors = of_loop.errors
         self.target = worker.app.target
         self.secure = worker.inherited.tls is not None
-        self.connections = context.connections
-        self.heartbeat = context.heartbeat
-        self.loop = context.loop
-        self.timers = context.timers
+        self.connections = of_loop.connections
+        self.heartbeat = of_loop.heartbeat
+        self.loop = of_loop.loop
+        self.timers = of_loop.timers
         self.state: Scope = {}
         self.requests: dict[RequestCall, asyncio.Task[None]] = {}
         self.sockets: dict[Call, asyncio.Task[None]] = {}
@@ -92,7 +92,7 @@ class AsgiApp(HttpContext):
 
     def apply_forwarded(self, peer: AsgiPeer, request: Request, scope: Scope) -> None:
         """Replace the address of a trusted proxy by that of the client behind it."""
-        apply_forwarded(scope, find_origin(request.fields, peer.address, peer.port, self.trusted))
+        apply_forwarded(scope, find_origin(request.fields, peer.address, peer.port, self.context.trusted))
 
     def task(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Return a task that will call the application. Not made by the loop, as its task factory may start it here."""
@@ -119,7 +119,7 @@ class AsgiApp(HttpContext):
 
     def refuse(self, peer: AsgiPeer, refusal: Refusal) -> bytes:
         """Count and log what is not served, and return the whole response to it."""
-        response = error_response(refusal.status, self.stamp)
+        response = error_response(refusal.status, self.context.stamp)
         self.log.refuse(peer, refusal, response)
         return response
 
@@ -143,7 +143,7 @@ class AsgiApp(HttpContext):
     def deny(self, status: int, began_ns: int) -> bytes:
         """Count a handshake that fails, and return the whole response to it."""
         self.count_handshake(began_ns, ERRORS if status >= 500 else COMPLETED)
-        return error_response(status, self.stamp)
+        return error_response(status, self.context.stamp)
 
     def log_socket(self, peer: AsgiPeer, request: Request, status: int, sent: int, began_ns: int) -> None:
         """Write the line of a WebSocket that has ended to the access log."""

@@ -61,7 +61,7 @@ class EventQueue:
     __slots__ = ("_events", "_parser", "_raw", "in_head")
 
     def __init__(self, app: AsgiApp) -> None:
-        self._parser = RequestParser(app.limits, app.fields, upgrades=True)
+        self._parser = RequestParser(app.context.limits, app.context.fields, upgrades=True)
         self._events: deque[Event] = deque()
         self._raw = b""
         self.in_head = False
@@ -168,13 +168,13 @@ class HttpConnection(asyncio.Protocol):
             self._heartbeat.wake()
         self._transport = transport
         app = self._app
-        self._progress = ReadProgress(app, transport)
+        self._progress = ReadProgress(app.context, transport)
         if not hasattr(self, "peer"):
             self.peer = app.peers.of(self._listener, transport.get_extra_info("peername") or ("", 0))  # or it has left
         if app.secure:
             self.peer.app_view.secure(tls_facts(transport))
         app.connections.join(self)
-        self._until(monotonic_ns() + app.header_ns)
+        self._until(monotonic_ns() + app.context.header_ns)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -281,7 +281,9 @@ class HttpConnection(asyncio.Protocol):
         elif not self.paused:
             if self._stalled:
                 self.flow()
-            self._until(now_ns + (self._app.header_ns if self._queue.in_head else self._app.keep_alive_ns))
+            self._until(
+                now_ns + (self._app.context.header_ns if self._queue.in_head else self._app.context.keep_alive_ns)
+            )
 
     def _begin(self, request: Request) -> None:
         """Call the application with a request."""
@@ -293,7 +295,7 @@ class HttpConnection(asyncio.Protocol):
             app.apply_forwarded(peer, request, scope)
         cycle = RequestResponseCycle(app, self, peer, request, scope)
         self._cycle = cycle
-        if app.draining:
+        if app.context.draining:
             cycle.response.keep_alive = False
         app.requests[cycle] = app.task(cycle.run())
 
@@ -309,7 +311,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self.flow()
         if queue.in_head and not was_in_head and self._cycle is None:
-            self._until(monotonic_ns() + self._app.header_ns)
+            self._until(monotonic_ns() + self._app.context.header_ns)
 
     def _take(self, event: Event) -> bool:
         """Handle one event; return False if it has to wait."""
@@ -348,7 +350,7 @@ class HttpConnection(asyncio.Protocol):
         opening = handshake(request)
         if isinstance(opening, Refusal):
             app.refuse(peer, opening)
-            self.write(refuse(opening, app.stamp))
+            self.write(refuse(opening, app.context.stamp))
             close_after_response(app, self._transport, self, linger=True)
             return
         socket = WebSocketConnection(app, self._transport, peer, request, opening, rest)
@@ -403,7 +405,7 @@ class HttpConnection(asyncio.Protocol):
     def retire(self) -> None:
         """Wait no longer for a first request than for a next one: the worker retires."""
         if self._cycle is None and self._queue.between:
-            self._until(min(self.deadline_ns, monotonic_ns() + self._app.keep_alive_ns))
+            self._until(min(self.deadline_ns, monotonic_ns() + self._app.context.keep_alive_ns))
 
     def _bound_body(self) -> None:
         """Set the deadline for the rest of a body; none while the client is not read from, or has to read first."""
@@ -414,7 +416,7 @@ class HttpConnection(asyncio.Protocol):
         if body is None or not body.open or self._stalled:
             self.deadline_ns = NEVER
         else:
-            self._until(self._app.deadline_ns(body.began_ns, body.received, monotonic_ns()))
+            self._until(self._app.context.deadline_ns(body.began_ns, body.received, monotonic_ns()))
 
     def _until(self, deadline_ns: int) -> None:
         self.deadline_ns = deadline_ns

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefork.core.listener import Listener
     from prefork.engines.aio.connections import ConnectionLike
     from prefork.engines.asgi.app import AsgiApp, AsgiPeer
+    from prefork.engines.http_context import HttpContext
 
 TURN_BYTES = 262144  # that are written in one turn of the loop before an application has to let others go first
 _SIOCOUTQ = termios.TIOCOUTQ  # tcp(7): bytes that the other end has not acknowledged
@@ -33,10 +34,10 @@ class ReadProgress:
     full send buffer takes more only when a third of it is free again, and that may be a megabyte.
     """
 
-    __slots__ = ("_app", "_bytes", "_left", "_since_ns", "_transport", "late")
+    __slots__ = ("_bytes", "_context", "_left", "_since_ns", "_transport", "late")
 
-    def __init__(self, app: AsgiApp, transport: Any) -> None:
-        self._app = app
+    def __init__(self, context: HttpContext, transport: Any) -> None:
+        self._context = context
         self._transport = transport
         self._since_ns = 0
         self.late = False
@@ -48,7 +49,7 @@ class ReadProgress:
         self._since_ns = now_ns
         self._bytes = unsent(self._transport)
         self._left = self._bytes
-        return self._app.deadline_ns(now_ns, 0, now_ns)
+        return self._context.deadline_ns(now_ns, 0, now_ns)
 
     def end(self) -> None:
         """End the wait: the client has read enough."""
@@ -62,7 +63,7 @@ class ReadProgress:
             return self.begin(now_ns)
         before, self._left = self._left, unsent(self._transport)
         moved = self._bytes - self._left
-        deadline_ns = self._app.deadline_ns(self._since_ns, moved, now_ns) if self._left < before else now_ns
+        deadline_ns = self._context.deadline_ns(self._since_ns, moved, now_ns) if self._left < before else now_ns
         self.late = deadline_ns <= now_ns
         return deadline_ns
 
@@ -84,7 +85,7 @@ class LingeringClose(LingeringTransport, asyncio.Protocol):
 
     def __init__(self, app: AsgiApp, transport: Any) -> None:
         self._app = app
-        self._progress = ReadProgress(app, transport)
+        self._progress = ReadProgress(app.context, transport)
         super().__init__(transport, app.timers, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,7 +111,7 @@ class FlushingClose(asyncio.Protocol):
     def __init__(self, app: AsgiApp, transport: Any) -> None:
         self._app = app
         self._transport = transport
-        self._progress = ReadProgress(app, transport)
+        self._progress = ReadProgress(app.context, transport)
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
         if not transport.is_closing():  # asyncio's own under TLS is of no use once it was closed twice
@@ -191,7 +192,7 @@ class PreHttp:
         self._proxy = ProxyInput(sock) if proxied else None
         self._adopt = adopt
         self._left = 0  # bytes to read of a client that speaks no TLS, and was told so
-        self.deadline_ns = monotonic_ns() + app.header_ns
+        self.deadline_ns = monotonic_ns() + app.context.header_ns
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
         app.connections.join(self)

@@ -194,7 +194,7 @@ class RequestResponseCycle:
             return
         if self.body is not None and self.body.open and not response.begun:
             response.keep_alive = False  # the rest of the body may never come, or never be read
-        data = response.take(message, self._app.stamp)
+        data = response.take(message, self._app.context.stamp)
         if response.done:
             now_ns = self._finish()
             if data:
@@ -276,7 +276,7 @@ class RequestResponseCycle:
             if not (self.gone and tells_of_leaving(error)):
                 self._app.report_failure(error, self.peer, gone=self.gone)
             return
-        data = response.fail(self._app.stamp)
+        data = response.fail(self._app.context.stamp)
         response.error = error
         now_ns = self._finish()
         if data:

@@ -14,6 +14,8 @@ from prefork.engines.aio.tasks import stack_of
 from prefork.engines.asgi.app import AsgiApp
 from prefork.engines.asgi.connection import HttpConnection
 from prefork.engines.asgi.phases import PreHttp
+from prefork.engines.http_context import HttpContext
+from prefork.engines.request_log import RequestLog
 from prefork.engines.timers import NEVER
 from prefork.errors import BootError
 from prefork.http.websocket_close import GOING_AWAY, SERVICE_RESTART
@@ -148,10 +150,11 @@ class AsgiService:
     def __init__(self, context: LoopContext) -> None:
         worker = context.worker
         self._context = context
-        self._app = AsgiApp(context)
+        http = HttpContext(worker.config)
+        self._app = AsgiApp(context, http, RequestLog(worker, context.errors, http.trusted))
         self._proxied = worker.config.proxy_protocol
         self._lifespan = Lifespan(worker.app.target, worker.app.name, worker.log, self._app.state)
-        context.heartbeat.on_wake.append(self._app.tick)
+        context.heartbeat.on_wake.append(self._app.context.tick)
         context.heartbeat.oldest = self._app.oldest
         if self._app.log.slow_ns < NEVER:
             context.heartbeat.on_beat.append(SlowTasks(self._app.requests, self._app.log.slow_ns, worker.link).check)
@@ -181,7 +184,7 @@ class AsgiService:
     def retire(self, *, stopping: bool) -> None:
         """Make every response its connection's last one, and close WebSockets."""
         app = self._app
-        app.drain()
+        app.context.drain()
         app.retire_code = GOING_AWAY if stopping else SERVICE_RESTART
         for call in [*app.requests, *app.sockets]:
             call.retire()

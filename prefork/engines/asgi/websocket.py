@@ -278,7 +278,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _accept(self, subprotocol: str | None, headers: list[tuple[bytes, bytes]]) -> None:
         app = self._app
-        head, ws = self._opening.accept(subprotocol, headers, app.stamp, max_message_bytes=app.max_message)
+        head, ws = self._opening.accept(subprotocol, headers, app.context.stamp, max_message_bytes=app.max_message)
         app.count_handshake(self.began_ns)
         self._ws = ws
         self._write(head)
@@ -354,7 +354,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._response is None:
             self._response = AsgiResponse(self._request)
             self._response.keep_alive = False
-        data = self._response.take(message, self._app.stamp)
+        data = self._response.take(message, self._app.context.stamp)
         if self._response.done:
             self._app.count_handshake(self.began_ns)
         self._write(data)
