@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -252,17 +253,19 @@ def run(
     is true, 130 interrupted (the finished rounds are kept).
     """
     base = plan.absolute().parent if plan else Path.cwd()
-    try:
-        given = {name: value for name, value in flags.items() if value is not None}
-        found = _plan(plan, servers, attach, given)
-        _check(found, fail_if, base)
-        if dry_run:
-            click.echo(_outline(found), nl=False)
-            return
-        store = Store.create(out or _folder(found.name), found, base)
-    except (PlanError, StoreError, ConditionError) as error:
-        raise click.UsageError(str(error)) from None
-    sys.exit(_run(store, fail_if, base=base))
+    with ExitStack() as stack:
+        try:
+            given = {name: value for name, value in flags.items() if value is not None}
+            found = _plan(plan, servers, attach, given)
+            _check(found, fail_if, base)
+            if dry_run:
+                click.echo(_outline(found), nl=False)
+                return
+            store = Store.create(out or _folder(found.name), found, base)
+            stack.enter_context(store.writing())
+        except (PlanError, StoreError, ConditionError) as error:
+            raise click.UsageError(str(error)) from None
+        sys.exit(_run(store, fail_if, base=base))
 
 
 def _plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: Mapping[str, Any]) -> Plan:

@@ -1,15 +1,18 @@
 """A run's folder: plan.toml (the plan), rounds.jsonl (a line a round, append-only) and the report.md made of both.
 
 Everything that is ever said about a run is computed from the first two. The logs of each round lie beside them, in
-logs/NNN/, for whoever looks for the cause of an error; no report reads them.
+logs/NNN/, for whoever looks for the cause of an error; no report reads them. One run at a time writes to a folder: it
+holds a lock on rounds.jsonl (flock(2)), which ends with its process.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loadtest.data.records import RecordError, Round
@@ -17,6 +20,7 @@ from loadtest.plan import file as planfile
 from loadtest.plan.plan import Plan, PlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _NAME = r"[^/\s=:,;'\"`()\[\]{}<>]"  # a character of a file's name, as far as paths are told from what is around them
@@ -88,6 +92,28 @@ class Store:
                 raise StoreError(f"{self._rounds}:{number} cannot be read: {error}") from None
         return found
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other runs out of the folder meanwhile. Cut off what a run that was killed has begun to write.
+
+        Raises StoreError if another run writes to the folder.
+        """
+        try:
+            file = self._rounds.open("r+b", buffering=0)
+        except OSError as error:
+            raise StoreError(f"{self._rounds} cannot be written: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            except BlockingIOError:
+                raise StoreError(
+                    f"another run is writing to {self.folder}: wait for its end, or choose another --out"
+                ) from None
+            except OSError as error:
+                raise StoreError(f"{self._rounds} cannot be written: {error.strerror}") from None
+            yield
+
     def logs(self, number: int) -> Path:
         """A new folder for the logs of a round. Raises StoreError."""
         folder = self.folder / "logs" / f"{number:03}"
@@ -100,13 +126,11 @@ class Store:
         return folder
 
     def add(self, done: Round) -> None:
-        """Keep a round: one more line, which is there whole or not at all. Raises StoreError."""
+        """Append a round: one line, which is there whole or not at all. Raises StoreError. Call it while `writing`."""
         line = json.dumps(self._without_paths(done.to_json()), separators=(",", ":")).encode() + b"\n"
         try:
-            with self._rounds.open("r+b", buffering=0) as file:
-                end = file.read().rfind(b"\n") + 1
-                file.truncate(end)  # cuts off what a run that was killed had begun to write
-                file.seek(end)
+            with self._rounds.open("ab", buffering=0) as file:
+                end = file.tell()
                 try:
                     while line:
                         line = line[file.write(line) :]
@@ -139,10 +163,18 @@ class Store:
         looks like a path, and stays.
         """
         if isinstance(data, dict):
-            return {self._without_paths(key): self._without_paths(value) for key, value in data.items()}
+            return self._joined([(self._without_paths(key), self._without_paths(each)) for key, each in data.items()])
         if isinstance(data, list | tuple):
             return [self._without_paths(item) for item in data]
         return _PATH.sub(self._shortened, data) if isinstance(data, str) else data
+
+    @staticmethod
+    def _joined(items: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        """Make a dict; counts whose keys have become the same are added."""
+        joined: dict[Any, Any] = {}
+        for key, value in items:
+            joined[key] = joined[key] + value if key in joined and isinstance(value, int) else value
+        return joined
 
     def _shortened(self, path: re.Match[str]) -> str:
         asked = any(path[0] in load.path for load in self.plan.loads)

@@ -126,8 +126,32 @@ def test_a_line_that_a_killed_run_left_half_written_is_no_round_and_is_cut_off(t
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second[:left])
     assert [done.number for done in Store.create(tmp_path, PLAN).rounds()] == [0]
-    store.add(measured("one", 1, number=1))
+    with store.writing():
+        store.add(measured("one", 1, number=1))
     assert path.read_bytes() == first + second
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
+    store, other = Store.create(tmp_path, PLAN), Store.create(tmp_path, PLAN)
+    with store.writing():
+        store.add(measured("one", 0))
+        with pytest.raises(StoreError, match=r"another run is writing to .*choose another --out"), other.writing():
+            pass
+        assert len(other.rounds()) == 1, "who reads need not wait"
+    with other.writing():
+        other.add(measured("one", 1, number=1))
+    assert [done.number for done in store.rounds()] == [0, 1]
+
+
+def test_counts_of_failures_whose_paths_were_cut_are_added(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, PLAN)
+    done = measured("one", 0)
+    assert done.client is not None
+    failures = {"cannot open /a/x": 1, "cannot open /b/x": 2}
+    store.add(replace(done, client=replace(done.client, raw={**done.client.raw, "failures": failures})))
+    (done,) = store.rounds()
+    assert done.client is not None
+    assert done.client.failures == {"cannot open .../x": 3}
 
 
 def test_a_full_disk_leaves_the_rounds_as_they_were(tmp_path: Path) -> None:
