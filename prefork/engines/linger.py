@@ -9,8 +9,8 @@ A response that was cut must not look complete where the end of the connection i
 is made a reset on purpose: SO_LINGER with a time of 0 (socket(7)).
 
 One policy, three drivers: `close` for a thread and its blocking socket, `LingeringSocket` for an epoll loop,
-`LingeringTransport` for an asyncio transport. A transport under TLS cannot end its sending alone. If the client knows
-where the response ends, it is read on all the same; else its own close has to do, which sends the end that TLS has.
+`LingeringTransport` for an asyncio transport. A transport under TLS cannot end its sending alone, so it lingers only if
+its client can tell where the response ends; else its own close has to do, which sends the end that TLS has.
 """
 
 from __future__ import annotations

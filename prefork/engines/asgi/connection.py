@@ -268,7 +268,8 @@ class HttpConnection(asyncio.Protocol):
                 reset(self._transport)
             else:
                 more = cycle.body_open or cycle.request.keep_alive or has_unread_input(self._transport)
-                self._close(linger=more and not self._eof and not response.aborted)
+                sends = cycle.body_open and response.framed
+                self._close(linger=more and not self._eof and not response.aborted, sends=sends)
         else:
             self._go_on(now_ns)
 
@@ -374,12 +375,12 @@ class HttpConnection(asyncio.Protocol):
                 reset(self._transport)
                 return
         self.write(self._app.refuse(self.peer, refusal))
-        self._close(linger=True)
+        self._close(linger=True, sends=cycle is not None or refusal.status == 413)
 
-    def _close(self, *, linger: bool) -> None:
-        """Close when the client has read the last response. `linger`: it may still be sending."""
+    def _close(self, *, linger: bool, sends: bool = False) -> None:
+        """Close when the client has read the last response (phases.close_after_response)."""
         self._leave()
-        close_after_response(self._app, self._transport, self, linger=linger)
+        close_after_response(self._app, self._transport, self, linger=linger, sends=sends)
 
     def _leave(self) -> None:
         """Stop acting on the connection."""

@@ -140,12 +140,16 @@ class FlushingClose(asyncio.Protocol):
         self._transport.abort()
 
 
-def close_after_response(app: AsgiApp, transport: Any, connection: ConnectionLike, *, linger: bool) -> None:
+def close_after_response(
+    app: AsgiApp, transport: Any, connection: ConnectionLike, *, linger: bool, sends: bool = False
+) -> None:
     """Close a connection when the client has read its last response. `linger`: it may still be sending.
 
-    Under TLS as well: asyncio's own close of such a transport resets the connection when data comes behind it.
+    `sends`: it is sending a body, and can tell where the response ends. Only then a connection under TLS lingers: it
+    cannot say that the server's side has ended, and closed at once, asyncio's own would reset a client that sends on.
     """
-    closing = LingeringClose(app, transport) if linger else FlushingClose(app, transport)
+    lingers = linger and (sends or transport.can_write_eof())
+    closing = LingeringClose(app, transport) if lingers else FlushingClose(app, transport)
     app.connections.replace(connection, closing)
     transport.set_protocol(closing)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.engines.linger import LINGER_S
 from tests.apps.routes import BLOCK, HELLO
 from tests.engines.test_proxies import PROXIED, TRUSTED, V1
 from tests.http.websocket_clients import frame
@@ -406,6 +407,18 @@ def test_tls_and_proxies(serve: Serve) -> None:
         assert ws.receive() == BLOCK * 20
         ws.close_with()
         assert ws.closed() == 1000
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_under_tls_the_connection_ends_with_the_close(serve: Serve, loop: str) -> None:
+    """Both ends wait for the other one's last word, so a server that lingers would keep its client waiting."""
+    server = serve(ASGI, *ONE, *TLS, "--loop", loop)
+    with Socket(server, tls=trusting()) as ws:
+        began_s = time.monotonic()
+        ws.close_with()
+        assert ws.closed() == 1000
+        assert time.monotonic() - began_s < LINGER_S / 2
 
 
 def test_a_trusted_proxy_speaks_for_the_client(shared: Shared) -> None:
