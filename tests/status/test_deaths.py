@@ -234,6 +234,8 @@ def handle(conn):
     if conn.readline() != b"grow\\n":
         conn.sendall(b"done\\n")
         return
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # the kernel takes this process, and not the master, which asks for memory in the meantime
     kept = []
     while True:
         kept.append(bytearray(1 << 20))
