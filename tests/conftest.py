@@ -55,7 +55,7 @@ class Shared(Protocol):
     def __call__(self, *args: str) -> RunningServer: ...
 
 
-class Undertaker:
+class LeavingServers:
     """Judges the ends of servers, later: a graceful stop takes up to half a second, and the next test need not wait."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Undertaker:
         server.ask_to_stop()
         self._leaving.append((origin, server))
 
-    def bury(self) -> None:
+    def check_ends(self) -> None:
         """Wait for all of them; raise with the logs of those that did not end cleanly."""
         complaints = []
         for origin, server in self._leaving:
@@ -78,11 +78,11 @@ class Undertaker:
 
 
 @pytest.fixture(scope="module")
-def undertaker() -> Iterator[Undertaker]:
-    """Ends with the module, and lists every server of it that did not end cleanly."""
-    undertaker = Undertaker()
-    yield undertaker
-    undertaker.bury()
+def leaving_servers() -> Iterator[LeavingServers]:
+    """Check at the end of the module that each of its servers ended cleanly."""
+    leaving_servers = LeavingServers()
+    yield leaving_servers
+    leaving_servers.check_ends()
 
 
 def must_be_marked(item: pytest.Item) -> None:
@@ -92,7 +92,7 @@ def must_be_marked(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def serve(request: pytest.FixtureRequest, undertaker: Undertaker) -> Iterator[Serve]:
+def serve(request: pytest.FixtureRequest, leaving_servers: LeavingServers) -> Iterator[Serve]:
     """Start servers that are told to stop with the test, and judged with the module."""
     must_be_marked(request.node)
     started: list[RunningServer] = []
@@ -107,16 +107,16 @@ def serve(request: pytest.FixtureRequest, undertaker: Undertaker) -> Iterator[Se
 
     yield start
     for server in started:
-        undertaker.take(request.node.name, server)
+        leaving_servers.take(request.node.name, server)
 
 
 @pytest.fixture(scope="module")
-def module_servers(undertaker: Undertaker) -> Iterator[dict[tuple[str, ...], RunningServer]]:
+def module_servers(leaving_servers: LeavingServers) -> Iterator[dict[tuple[str, ...], RunningServer]]:
     """The servers that `shared` has started for this module, by their command line."""
     servers: dict[tuple[str, ...], RunningServer] = {}
     yield servers
     for args, server in servers.items():
-        undertaker.take(f"shared {' '.join(args)}", server)
+        leaving_servers.take(f"shared {' '.join(args)}", server)
 
 
 @pytest.fixture

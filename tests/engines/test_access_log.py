@@ -15,8 +15,8 @@ from tests.support.client import exchange, read_exactly
 from tests.support.load import ClientGroup, Load
 from tests.support.processes import open_fds
 from tests.support.server import run
-from tests.support.twins import BOTH, EACH_WAY, ONE, Way
 from tests.support.wait import eventually
+from tests.support.ways import BOTH, EACH_WAY, ONE, Way
 from tests.support.web import ASGI, WEB, Browser, fetch, request
 
 if TYPE_CHECKING:

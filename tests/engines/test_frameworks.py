@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.server import APPS
 from tests.support.tls import FIRST, TLS, trusting
-from tests.support.twins import ONE, Way
+from tests.support.ways import ONE, Way
 from tests.support.web import Browser, fetch, request
 
 if TYPE_CHECKING:

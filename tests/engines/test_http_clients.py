@@ -11,8 +11,8 @@ import pytest
 from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import abort, dial, read_exactly, read_to_end
 from tests.support.processes import rss_kib, wait_idle
-from tests.support.twins import LEAVING, ONE, WAYS, Leave
 from tests.support.wait import eventually
+from tests.support.ways import LEAVING, ONE, WAYS, Leave
 from tests.support.web import Browser, fetch, request, silent
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from tests.http.cases import read_cases
 from tests.support.client import dial, read_to_end
 from tests.support.server import APPS
-from tests.support.twins import ONE
+from tests.support.ways import ONE
 
 if TYPE_CHECKING:
     from tests.conftest import Shared

@@ -13,8 +13,8 @@ import pytest
 from tests.apps.routes import HELLO
 from tests.support.client import dial, read_to_end
 from tests.support.processes import open_fds
-from tests.support.twins import EACH_WAY, ON_UVLOOP, ONE, WSGI, Way
 from tests.support.wait import eventually
+from tests.support.ways import EACH_WAY, ON_UVLOOP, ONE, WSGI, Way
 from tests.support.web import Browser, fetch, request
 
 if TYPE_CHECKING:

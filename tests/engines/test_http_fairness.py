@@ -11,7 +11,7 @@ import pytest
 
 from tests.apps.routes import HELLO
 from tests.support.client import dial, read_to_end
-from tests.support.twins import BOTH, EACH_ENGINE, Way, units
+from tests.support.ways import BOTH, EACH_ENGINE, Way, units
 from tests.support.web import Browser, fetch, request
 
 if TYPE_CHECKING:

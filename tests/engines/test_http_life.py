@@ -19,8 +19,8 @@ from tests.support.load import ClientGroup, Load
 from tests.support.processes import alive, children, open_fds
 from tests.support.server import RunningServer
 from tests.support.tls import TLS, trusting
-from tests.support.twins import BOTH, EACH_ENGINE, EACH_WAY, ONE, Way, units
 from tests.support.wait import eventually
+from tests.support.ways import BOTH, EACH_ENGINE, EACH_WAY, ONE, Way, units
 from tests.support.web import ASGI, WEB, Browser, fetch, request
 
 if TYPE_CHECKING:

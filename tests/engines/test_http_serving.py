@@ -13,8 +13,8 @@ from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import exchange, read_exactly
 from tests.support.control import Place
 from tests.support.load import ClientGroup, Load
-from tests.support.twins import BOTH, EACH_WAY, ONE, WAYS, Way
 from tests.support.wait import eventually
+from tests.support.ways import BOTH, EACH_WAY, ONE, WAYS, Way
 from tests.support.web import CONTINUE, Browser, fetch, request, silent
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from tests.apps.routes import HELLO
 from tests.support.client import abort, dial, read_to_end
 from tests.support.server import run
 from tests.support.tls import TLS, trusting
-from tests.support.twins import ON_UVLOOP, ONE, WSGI, Way
 from tests.support.wait import eventually
+from tests.support.ways import ON_UVLOOP, ONE, WSGI, Way
 from tests.support.web import WEB, Browser, fetch, request
 
 if TYPE_CHECKING:

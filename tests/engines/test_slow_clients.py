@@ -14,8 +14,8 @@ import pytest
 
 from tests.apps.routes import HELLO
 from tests.support.processes import open_fds, rss_kib, wait_idle
-from tests.support.twins import EACH_ENGINE, ONE, Way
 from tests.support.wait import eventually
+from tests.support.ways import EACH_ENGINE, ONE, Way
 from tests.support.web import WEB, Browser, request
 
 if TYPE_CHECKING:

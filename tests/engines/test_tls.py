@@ -18,8 +18,8 @@ from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import abort, dial, exchange, read_to_end
 from tests.support.server import APPS, run
 from tests.support.tls import FIRST, LOCKED, SECOND, TLS, trusting
-from tests.support.twins import BOTH, EACH_WAY, LOOPS, ONE, THREADS, WSGI, Way
 from tests.support.wait import eventually
+from tests.support.ways import BOTH, EACH_WAY, LOOPS, ONE, THREADS, WSGI, Way
 from tests.support.web import WEB, Browser, fetch, request
 
 if TYPE_CHECKING:

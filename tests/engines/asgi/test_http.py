@@ -16,8 +16,8 @@ from tests.apps.routes import HELLO
 from tests.support.client import exchange, read_exactly
 from tests.support.processes import rss_kib, wait_idle
 from tests.support.tls import TLS, trusting
-from tests.support.twins import LEAVING, LOOPS, ONE, Leave, Way
 from tests.support.wait import marked
+from tests.support.ways import LEAVING, LOOPS, ONE, Leave, Way
 from tests.support.web import ASGI, CONTINUE, Browser, fetch, request, silent
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from tests.support.client import abort
 from tests.support.load import Load
 from tests.support.sockets import Socket
 from tests.support.tls import TLS, trusting
-from tests.support.twins import LOOPS, ONE, Way
 from tests.support.wait import eventually, marked
+from tests.support.ways import LOOPS, ONE, Way
 from tests.support.web import ASGI, Browser, fetch, request
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from tests.support.control import Place
 from tests.support.processes import rss_kib, wait_idle
 from tests.support.sockets import Socket
 from tests.support.tls import TLS, trusting
-from tests.support.twins import LEAVING, LOOPS, ONE, Leave
 from tests.support.wait import eventually, marked
+from tests.support.ways import LEAVING, LOOPS, ONE, Leave
 from tests.support.web import ASGI, WEB, Browser, fetch, request
 
 if TYPE_CHECKING:

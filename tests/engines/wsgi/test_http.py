@@ -14,8 +14,8 @@ from tests.apps.routes import HELLO
 from tests.support.client import read_exactly
 from tests.support.server import APPS
 from tests.support.tls import TLS, trusting
-from tests.support.twins import ONE, THREADS, WSGI
 from tests.support.wait import eventually
+from tests.support.ways import ONE, THREADS, WSGI
 from tests.support.web import WEB, Browser, fetch, request
 
 if TYPE_CHECKING:
