@@ -37,9 +37,6 @@ from prefork.status.collect import Collector, ServerSnapshot
 from prefork.status.server_state import MasterState
 from prefork.status.snapshot import SharedSnapshot
 
-# --- One HTTP client: a request in, an answer out, the end. Nothing here blocks; every client has a deadline.
-
-
 # --- The answers: the server's health, its figures, and a page that shows them.
 #
 # All figures come from one snapshot, taken at most once in FRESH_S, however many clients ask. It is taken again if the
@@ -154,6 +151,8 @@ class Answers:
 def _json(document: dict[str, Any]) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
+
+# --- One HTTP client: a request in, an answer out, the end. Nothing here blocks; every client has a deadline.
 
 CLIENT_S = 5.0  # for the request, and again for the answer
 _CHUNK = 16384
