@@ -53,7 +53,8 @@ class Store:
                 raise StoreError(f"{folder} holds rounds of another plan ({found.plan.name!r}); choose another --out")
             found.rounds()  # those that cannot be read are named now, and not after the first new one
             if found.plan != kept:
-                store.write("plan.toml", planfile.written(kept))  # what is wanted of the comparison; reports go by it
+                with store.writing():  # another run's reports go by its own plan
+                    store.write("plan.toml", planfile.written(kept))  # what is wanted of the comparison now
             return store
         try:
             if folder.exists() and any(folder.iterdir()):

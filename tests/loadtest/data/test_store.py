@@ -138,6 +138,9 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"another run is writing to .*choose another --out"), other.writing():
             pass
         assert len(other.rounds()) == 1, "who reads need not wait"
+        with pytest.raises(StoreError, match="another run is writing to"):
+            Store.create(tmp_path, replace(PLAN, rounds=9))
+        assert Store.open(tmp_path).plan == PLAN, "who is refused changes nothing"
     with other.writing():
         other.add(measured("one", 1, number=1))
     assert [done.number for done in store.rounds()] == [0, 1]
