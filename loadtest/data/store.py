@@ -140,7 +140,8 @@ class Store:
                     file.truncate(end)
                     raise
         except OSError as error:
-            raise StoreError(f"{self._rounds} cannot be written: {error.strerror}") from None
+            why = f"{self._rounds} cannot be written: {error.strerror}"
+            raise StoreError(f"round {done.number} is not kept: {why}") from None
 
     def write(self, name: str, text: str) -> None:
         """Replace another file of the run in one step. Raises StoreError."""
