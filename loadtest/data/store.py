@@ -60,8 +60,12 @@ class Store:
             if folder.exists() and any(folder.iterdir()):
                 raise StoreError(f"{folder} is not empty and holds no run; choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
-            store.write("plan.toml", planfile.written(kept))
-            store._rounds.touch()
+            store._rounds.touch(exist_ok=False)  # of two runs that begin together, one gets the folder
+            try:
+                store.write("plan.toml", planfile.written(kept))
+            except StoreError:
+                store._rounds.unlink()
+                raise
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error.strerror}") from None
         return store

@@ -146,6 +146,20 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
     assert [done.number for done in store.rounds()] == [0, 1]
 
 
+def test_of_two_runs_that_begin_together_one_gets_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Store.write
+
+    def meanwhile(store: Store, name: str, text: str) -> None:
+        monkeypatch.undo()
+        with pytest.raises(StoreError, match=f"{tmp_path} holds no run of the lab"):
+            Store.create(tmp_path, OTHER)
+        write(store, name, text)
+
+    monkeypatch.setattr(Store, "write", meanwhile)
+    Store.create(tmp_path, PLAN)
+    assert Store.open(tmp_path).plan == PLAN
+
+
 def test_counts_of_failures_whose_paths_were_cut_are_added(tmp_path: Path) -> None:
     store = Store.create(tmp_path, PLAN)
     done = measured("one", 0)
