@@ -11,6 +11,7 @@ import pytest
 
 from tests.apps.routes import HELLO
 from tests.support.client import dial, read_to_end
+from tests.support.fairness import share_evenly
 from tests.support.ways import BOTH, EACH_ENGINE, Way, units
 from tests.support.web import Browser, fetch, request
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from tests.support.server import RunningServer
 
 pytestmark = pytest.mark.slow
-
-MOST_RATIO = 1.2
-ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair server fails every round
 
 
 def sequential(server: RunningServer, count: int) -> Counter[int]:
@@ -45,19 +43,6 @@ def held(server: RunningServer, count: int) -> Counter[int]:
         first = [int(browser.response().body) for browser in browsers]
         assert [int(browser.get("/pid").body) for browser in browsers] == first
     return Counter(first)
-
-
-def share_evenly(server: RunningServer, how: object, count: int) -> None:
-    """Fail unless the workers share so many connections evenly, in one of some rounds."""
-    rounds = []
-    for _ in range(ROUNDS):
-        served = how(server, count)
-        assert set(served) == server.worker_pids()
-        rounds.append(sorted(served.values()))
-        if max(served.values()) <= MOST_RATIO * min(served.values()):
-            print(f"{how.__name__}: {rounds}")
-            return
-    raise AssertionError(f"busiest over least busy is above {MOST_RATIO} in each round: {rounds}")
 
 
 @BOTH

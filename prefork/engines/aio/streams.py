@@ -54,7 +54,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         self._serving: asyncio.Task[None] | None = None
         self.since_ns = monotonic_ns()
         self._works_since_ns = self.since_ns  # see slow(); 0 = not known
-        self._mark = peer_text  # for the scoreboard
+        self._peer_text = peer_text  # for the scoreboard
         self._lost = False
         self._text = ""  # the client's address, once the connection is lost
         self._silent: TimeoutError | None = None  # --idle-timeout has passed
@@ -187,7 +187,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         service, cells = self._service, self._service.cells
         outcome = COMPLETED
         row = service.row
-        row.memory[row.latest_place] = self._mark  # named in the report if the worker dies now
+        row.memory[row.latest_place] = self._peer_text  # named in the report if the worker dies now
         self.since_ns = monotonic_ns()  # not before: other connections of the loop may come first
         cells[BEGAN] = self.since_ns
         try:

@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.client import Hammer, Outcome, abort, collect, crowd, dial, exchange, read_to_end, talkback_reply
+from tests.support.fairness import ROUNDS, share_evenly
 from tests.support.processes import open_fds, stat
 from tests.support.server import APPS
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
 
 pytestmark = pytest.mark.slow
 
-MOST_RATIO = 1.2
-ROUNDS = 6  # a busy machine holds up workers between two turns; an unfair server fails every round
 HI = talkback_reply(b"hi")
 PER_WORKER = ("--accept", "per-worker")
 ACCEPT = pytest.mark.parametrize("accept", ["shared", "per-worker"])
@@ -46,19 +43,6 @@ def held(server: RunningServer, count: int) -> Counter[int]:
 def sequential(server: RunningServer, count: int) -> Counter[int]:
     """Who serves connections that come one after the other."""
     return Counter(int(exchange(server.address, b"", half_close=True)) for _ in range(count))
-
-
-def share_evenly(server: RunningServer, how: Callable[[RunningServer, int], Counter[int]], count: int) -> None:
-    """Fail unless the workers share so many connections evenly, in one of some rounds."""
-    rounds = []
-    for _ in range(ROUNDS):
-        served = how(server, count)
-        assert set(served) == server.worker_pids()
-        rounds.append(sorted(served.values()))
-        if max(served.values()) <= MOST_RATIO * min(served.values()):
-            print(f"{how.__name__}: {rounds}")
-            return
-    raise AssertionError(f"busiest over least busy is above {MOST_RATIO} in each round: {rounds}")
 
 
 @kinds("stay", "Stay")

@@ -78,3 +78,13 @@ class Driving:
         assert start_ns <= time.perf_counter_ns()
         self.failures[cause] += 1
         self.failed_connects += connecting
+
+
+def completed(count: int) -> Callable[[Driving], bool]:
+    """Return the condition that so many exchanges have completed."""
+    return lambda driving: driving.completed >= count
+
+
+def failed(count: int) -> Callable[[Driving], bool]:
+    """Return the condition that so many exchanges have failed."""
+    return lambda driving: driving.failures.total() >= count

@@ -21,7 +21,7 @@ from loadtest.generator.lines import GREETING, PREFIX, EchoLink, TalkbackLink
 from loadtest.generator.link import OpenModel, constant, poisson
 from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
-from tests.loadtest.generator.driving import Driving
+from tests.loadtest.generator.driving import Driving, completed, failed
 from tests.support.server import ROOT
 
 if TYPE_CHECKING:
@@ -52,14 +52,6 @@ def drive() -> Iterator[Drive]:
     yield make
     for driving in made:
         driving.close()
-
-
-def completed(count: int) -> Callable[[Driving], bool]:
-    return lambda driving: driving.completed >= count
-
-
-def failed(count: int) -> Callable[[Driving], bool]:
-    return lambda driving: driving.failures.total() >= count
 
 
 @pytest.mark.smoke

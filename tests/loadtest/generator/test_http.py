@@ -13,7 +13,7 @@ from loadtest.generator.dialer import Dialer, tls_context
 from loadtest.generator.http import Expectation, WebLink
 from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
-from tests.loadtest.generator.driving import Driving
+from tests.loadtest.generator.driving import Driving, completed, failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,14 +45,6 @@ def drive() -> Iterator[Drive]:
     yield start
     for driving in made:
         driving.close()
-
-
-def completed(count: int) -> Callable[[Driving], bool]:
-    return lambda driving: driving.completed >= count
-
-
-def failed(count: int) -> Callable[[Driving], bool]:
-    return lambda driving: driving.failures.total() >= count
 
 
 def reading(*responses: bytes, bodies: list[bytes] | None = None, once: bool = False) -> Behaviour:

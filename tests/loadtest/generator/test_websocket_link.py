@@ -14,7 +14,7 @@ from loadtest.generator.dialer import Dialer, tls_context
 from loadtest.generator.link import OpenModel, constant
 from loadtest.generator.websocket import BINARY, CLOSE, PING, PONG, TEXT, Handshake, WebSocketLink, frame
 from tests.loadtest import stand_in as behave
-from tests.loadtest.generator.driving import Driving
+from tests.loadtest.generator.driving import Driving, completed, failed
 from tests.loadtest.websocket_server import WebSocketServer
 from tests.support.wait import eventually
 
@@ -55,14 +55,6 @@ def drive() -> Iterator[Drive]:
     yield start
     for driving in made:
         driving.close()
-
-
-def completed(count: int) -> Callable[[Driving], bool]:
-    return lambda driving: driving.completed >= count
-
-
-def failed(count: int) -> Callable[[Driving], bool]:
-    return lambda driving: driving.failures.total() >= count
 
 
 def connects(driving: Driving) -> int:
