@@ -19,7 +19,8 @@ from prefork.core.listener import Listener
 from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY
-from prefork.status.scoreboard import IN_USE, Scoreboard
+from prefork.runtime.orders import IN_USE, Orders
+from prefork.status.scoreboard import Scoreboard
 
 # --- Who takes the next connection: the event loops' way to share listeners evenly.
 #
@@ -58,8 +59,8 @@ class AcceptBalance:
     `fd`: readable when another worker has left a connection.
     """
 
-    def __init__(self, board: Scoreboard, group: int, wake_fd: int) -> None:
-        self._open, self._awake, self._header = board.open_cells, board.awake_cells, board.header
+    def __init__(self, board: Scoreboard, orders: Orders, group: int, wake_fd: int) -> None:
+        self._open, self._awake, self._orders = board.open_cells, board.awake_cells, orders.cells
         self._taken = board.taken_cells
         self._group = group
         self._before: list[int] = []  # what all held when a connection was seen to wait; empty: none was
@@ -83,7 +84,7 @@ class AcceptBalance:
         """Whether one more is this worker's share."""
         late_ns = monotonic_ns() - ASLEEP_NS
         total = others = 0
-        size = self._header[IN_USE]  # few of many: 0.6 us instead of 3
+        size = self._orders[IN_USE]  # few of many: 0.6 us instead of 3
         cells = self._open[:size].tolist()
         for group, opened in self._absent.items():
             if cells[group] == opened:
@@ -101,7 +102,7 @@ class AcceptBalance:
     def ahead(self, held: int) -> bool:
         """Whether this worker has taken more than those who could have taken one in its place."""
         late_ns = monotonic_ns() - ASLEEP_NS
-        size = self._header[IN_USE]
+        size = self._orders[IN_USE]
         cells = zip(self._open[:size].tolist(), self._awake[:size].tolist(), self._taken[:size].tolist(), strict=True)
         taken = [count for opened, awake_ns, count in cells if 0 < opened <= held + 1 and not 0 < awake_ns <= late_ns]
         mean = sum(taken) // len(taken) if taken else 0
@@ -129,7 +130,7 @@ class AcceptBalance:
             self._remember(now_ns)
 
     def _remember(self, now_ns: int) -> None:
-        self._before = self._open[: self._header[IN_USE]].tolist()
+        self._before = self._open[: self._orders[IN_USE]].tolist()
         self._before_ns = now_ns
 
     def take_wake_up(self) -> None:

@@ -13,6 +13,7 @@ from prefork.core.log import Log
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import MasterLink
+from prefork.runtime.orders import Orders
 from prefork.status.scoreboard import Row, Scoreboard
 
 
@@ -25,6 +26,7 @@ class WorkerContext:
     listeners: Sequence[Listener]
     rows: Sequence[Row]
     board: Scoreboard
+    orders: Orders
     group: int  # whose rows these are
     wake_fd: int  # eventfd that all workers share: a connection waits that its finder leaves to another
     inherited: Inherited

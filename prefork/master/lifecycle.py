@@ -28,7 +28,6 @@ from prefork.master.policy import Policy
 from prefork.master.resources import Resources
 from prefork.master.upgrade import NewMasterReady, Takeover, Upgrade
 from prefork.master.workers import Workers
-from prefork.status.scoreboard import STOPPING
 
 # --- Every listener of a server: passed by the service manager, inherited in an upgrade, or made here.
 #
@@ -302,9 +301,7 @@ class Lifecycle(Observer):
     def _hold_off(self) -> None:
         """Hold new connections off. Workers serve those in the queues, unless they are another master's by now."""
         mine = [listener for listener in self._listeners if not listener.borrowed]
-        self._workers.board.header[STOPPING] = bool(
-            mine
-        )  # first: a signal to the group makes workers leave by themselves
+        self._workers.stop(drain=bool(mine))
         for listener in mine:
             listener.hold_off()
 

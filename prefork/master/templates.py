@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +31,11 @@ class TemplateHandle:
     failure: dict[str, Any] | None = field(default=None)
     killed: str | None = None
 
-    def fork(self, order: dict[str, int], report: int) -> int:
+    def fork(self, order: dict[str, int], fds: Sequence[int]) -> int:
         """Have a worker forked and return its pid. Raises OSError; EAGAIN if the template does not answer."""
         self.orders.settimeout(ANSWER_S)
         try:
-            socket.send_fds(self.orders, [json.dumps(order).encode()], [report])
+            socket.send_fds(self.orders, [json.dumps(order).encode()], fds)
             answer = json.loads(self.orders.recv(4096) or b"{}")
         except OSError as error:
             self.kill(f"it did not answer: {error}")
@@ -116,7 +116,7 @@ class Templates:
     def fork(self, worker: Worker) -> int:
         """Have a worker forked from its generation's template; return its pid. Raises OSError."""
         order = {"slot": worker.slot, "generation": worker.generation, "group": worker.group}
-        return self._live[worker.generation].fork(order, worker.report)
+        return self._live[worker.generation].fork(order, [worker.report, worker.orders_fd])
 
     def of(self, generation: int) -> TemplateHandle | None:
         """The live template of a generation."""

@@ -1,10 +1,10 @@
 """MASTER. The worker processes: fork them, read their messages, signal them, and keep the counters of the dead.
 
-The master tells a worker something by signal (TERM, STACKS, FAULT). A worker sends messages through its pipe
-(runtime/master_link.py) and shows what it does in its rows of the scoreboard. Rows survive their owner: when it is
-reaped, its counters are added to those of its slot in `gone`, which never fall, and the rows stay as they are until
-the next owner comes. So a reader of `gone` and of the rows of live workers counts everything once, also in another
-process that learns of a death a moment later (status/snapshot.py).
+The master tells a worker something by its orders (runtime/orders.py), and asks for stacks by signals. A worker sends
+messages through its pipe (runtime/master_link.py) and shows what it does in its rows of the scoreboard. Rows survive
+their owner: when it is reaped, its counters are added to those of its slot in `gone`, which never fall, and the rows
+stay as they are until the next owner comes. So a reader of `gone` and of the rows of live workers counts everything
+once, also in another process that learns of a death a moment later (status/snapshot.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefork.config.config import Config
@@ -28,6 +28,7 @@ from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.master_link import Kind, Receiver
+from prefork.runtime.orders import Orders
 from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
@@ -61,7 +62,9 @@ class Workers:
     latencies: Histogram = field(default_factory=lambda: Histogram(ARRAY_DIGITS))  # of workers that are gone
     waits: list[int] = field(default_factory=lambda: [0] * QUEUE_BUCKETS)  # of their connections, to be taken
     board: Scoreboard = field(init=False)
+    orders: Orders = field(init=False)
     _receivers: dict[int, Receiver] = field(default_factory=dict)  # by pid
+    _orders_fds: dict[int, int] = field(default_factory=dict)  # by pid
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: the message FAILED, if it sent one
     _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
@@ -75,6 +78,7 @@ class Workers:
         threads = self.config.threads
         try:
             self.board = Scoreboard(groups=groups, threads=threads)
+            self.orders = Orders(groups)
         except OSError as error:
             raise PreforkError(f"no memory for {groups} workers of {threads} threads: {error.strerror}") from None
         self._lifeline = os.pipe2(os.O_CLOEXEC)
@@ -90,16 +94,27 @@ class Workers:
         if group is None:
             return None
         self.board.clear(group)
+        self.orders.begin(group)
+        orders_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         report, report_end = os.pipe2(os.O_CLOEXEC)
-        worker = self._worker(order.slot, order.generation, group, report_end, lambda: self.close_in_child(report))
+        worker = replace(
+            self._prototype(lambda: self.close_in_child(report)),
+            slot=order.slot,
+            generation=order.generation,
+            group=group,
+            report=report_end,
+            orders_fd=orders_fd,
+        )
         try:
             pid = self.templates.fork(worker) if self.config.preload else spawn(worker.run)
         except OSError:
             os.close(report)
+            os.close(orders_fd)
             raise
         finally:
             os.close(report_end)
         self._receivers[pid] = Receiver(report)
+        self._orders_fds[pid] = orders_fd
         handle = WorkerHandle(
             pid=pid, slot=order.slot, generation=order.generation, group=group, spawned_s=time.monotonic()
         )
@@ -112,7 +127,7 @@ class Workers:
             if self.inherited.tls and generation > 1:
                 self.inherited.tls.renew()
             if self.config.preload:
-                self.templates.prepare(generation, self._worker(0, generation, 0, -1, _nothing), self.close_in_child)
+                self.templates.prepare(generation, self._prototype(_nothing), self.close_in_child)
         except ConfigError as error:
             return str(error)
         except OSError as error:
@@ -122,19 +137,20 @@ class Workers:
             return str(error.strerror)
         return ""
 
-    def _worker(
-        self, slot: int, generation: int, group: int, report: int, close_in_child: Callable[[], None]
-    ) -> Worker:
+    def _prototype(self, close_in_child: Callable[[], None]) -> Worker:
+        """A worker that has no place yet."""
         return Worker(
-            slot=slot,
-            generation=generation,
-            group=group,
+            slot=0,
+            generation=0,
+            group=0,
+            report=-1,
+            orders_fd=-1,
             config=self.config,
             log=self.log,
             board=self.board,
+            orders=self.orders,
             wake_fd=self._wake_fd,
             listeners=self.listeners,
-            report=report,
             lifeline=self.lifeline,
             master=os.getpid(),
             close_in_child=close_in_child,
@@ -156,6 +172,9 @@ class Workers:
             os.close(report)
         for receiver in self._receivers.values():
             receiver.close()
+        for orders_fd in self._orders_fds.values():
+            os.close(orders_fd)
+        self.orders.close_in_child()
 
     def remove(self, child: Exit) -> tuple[WorkerHandle, DeathRecord]:
         """A worker was reaped: take its counters, free its rows, and return what is known of its death."""
@@ -163,6 +182,7 @@ class Workers:
         now_s = time.monotonic()
         receiver = self._receivers.pop(child.pid)
         receiver.close()
+        os.close(self._orders_fds.pop(child.pid))
         reading = self.board.read(worker.group)
         began_ns, begun = self.board.begun(worker.group)
         since_ns = began_ns or reading.since_ns
@@ -200,7 +220,7 @@ class Workers:
 
     def close(self) -> None:
         """After the last worker: a caller in Python may start another server."""
-        for fd in (*self._lifeline, self._wake_fd):
+        for fd in (*self._lifeline, self._wake_fd, *self._orders_fds.values()):
             os.close(fd)
         for receiver in self._receivers.values():
             receiver.close()
@@ -210,12 +230,24 @@ class Workers:
 
     def retire(self, worker: WorkerHandle) -> None:
         """Tell the worker to finish the requests in flight and exit."""
-        os.kill(worker.pid, signal.SIGTERM)
+        self.orders.retire(worker.group)
+        os.eventfd_write(self._orders_fds[worker.pid], 1)
+
+    def stop(self, *, drain: bool) -> None:
+        """Tell all workers, those to come included, to leave; with `drain` they serve what waits before they do."""
+        self.orders.stop(drain=drain)
+        self._wake_all()
 
     def reopen_logs(self) -> None:
-        """Tell all children to open the log file again."""
-        for pid in self.pids():
+        """Tell all workers and templates to open the log file again."""
+        self.orders.reopen_logs()
+        self._wake_all()
+        for pid in self.templates.pids():
             os.kill(pid, signal.SIGUSR1)
+
+    def _wake_all(self) -> None:
+        for orders_fd in self._orders_fds.values():
+            os.eventfd_write(orders_fd, 1)
 
     def ask_stacks(self, worker: WorkerHandle) -> None:
         """Ask for its Python stacks; they come as a message."""

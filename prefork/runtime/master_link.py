@@ -1,4 +1,7 @@
-"""WORKER. Its link to the master: signals in, messages out, and the lifeline.
+"""WORKER. Its link to the master: orders in, messages out, and the lifeline.
+
+Orders come by shared memory and an eventfd (orders.py). TERM and USR1 mean the same if somebody else sends them, unless
+the application has taken them for itself.
 
 The lifeline is a pipe whose other end only the master holds: its EOF means that the master is gone, and the worker
 with it. PR_SET_PDEATHSIG usually acts first; the pipe also works where that was lost (a change of uid clears it).
@@ -13,6 +16,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -22,7 +26,8 @@ from typing import Any
 from prefork.core.process import ORPHANED
 from prefork.core.signals import FAULT, NOT_OURS, STACKS, SignalInbox, ignore
 from prefork.core.stacks import compose
-from prefork.status.scoreboard import STOPPING, TEXT_BYTES, Scoreboard
+from prefork.runtime.orders import LOGS, STOPPING, Orders
+from prefork.status.scoreboard import TEXT_BYTES
 
 # --- Worker to master: one pipe per worker, JSON lines one way. EOF is the worker's end.
 #
@@ -109,26 +114,33 @@ _STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
 
 class MasterLink:
-    """WORKER. `told_to_retire`: the master's TERM has come."""
+    """WORKER. `orders_fd`: this worker's eventfd; the master has it too, and nobody else."""
 
     def __init__(
         self,
         *,
         lifeline: int,
         sender: Sender,
-        board: Scoreboard,
+        orders: Orders,
+        orders_fd: int,
+        group: int,
+        graceful_timeout_s: float,
         title: Callable[[str], None],
         reopen: Callable[[], None],
     ) -> None:
         self._lifeline = lifeline
         self._sender = sender
-        self._board = board
+        self._orders = orders
+        self._orders_fd = orders_fd
+        self._group = group
+        self._logs = orders.cells[LOGS]
+        self._graceful_timeout_s = graceful_timeout_s
+        self._leave_by_s = 0.0  # 0: it is not known yet that this worker retires
         self._title = title
         self._reopen = reopen  # the log
         self._inbox = SignalInbox([signal.SIGTERM, signal.SIGUSR1])
         # What an event loop adds to the stacks of the threads: those of its tasks, and whom the one serves that runs.
         self.tasks: Callable[[], tuple[list[tuple[str, str]], str]] = _no_tasks
-        self.told_to_retire = False
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for signum in NOT_OURS:
             ignore(signum)
@@ -142,9 +154,20 @@ class MasterLink:
         return self.told_to_retire or self.stopping
 
     @property
+    def told_to_retire(self) -> bool:
+        """True if this worker itself was told to leave, not the whole server."""
+        return self._leave_by_s > 0 or self._orders.retires(self._group)
+
+    @property
+    def leave_by_s(self) -> float:
+        """When what is in flight is cut (monotonic seconds): --graceful-timeout after this worker began to retire."""
+        self._begin_to_retire()
+        return self._leave_by_s
+
+    @property
     def stopping(self) -> bool:
         """True if the whole server stops: what waits in the accept queue is ours to serve."""
-        return bool(self._board.header[STOPPING])
+        return bool(self._orders.cells[STOPPING])
 
     def ready(self, kind: str, engine: str) -> None:
         """Tell the master that this worker accepts."""
@@ -160,9 +183,9 @@ class MasterLink:
         self._sender.send(Kind.ENOUGH, reason=reason)
 
     @property
-    def fds(self) -> tuple[int, int, int]:
+    def fds(self) -> tuple[int, ...]:
         """What an event loop watches for input: call `on_readable` with the one that has some, or an error."""
-        return self._inbox.fd, self._lifeline, self._sender.fd
+        return self._orders_fd, self._inbox.fd, self._lifeline, self._sender.fd
 
     def listen(self) -> None:
         """An event loop runs: have its descriptors, not its own, be woken by signals."""
@@ -174,12 +197,12 @@ class MasterLink:
         The lifeline at the master's death. The sender, a pipe, when nobody holds its other end: the template died
         before it could say whom it had forked, so the master knows nothing of this worker.
         """
-        if fd != self._inbox.fd:
+        if fd not in (self._inbox.fd, self._orders_fd):
             os._exit(ORPHANED)
-        self.handle_signals()
+        self.look()
 
     def wait(self, timeout_s: float | None = None, also: int = -1) -> bool:
-        """Wait for a signal, for the time, or for the descriptor `also`; return True if that one is readable."""
+        """Wait for an order or a signal, for the time, or for the descriptor `also`; True if that one is readable."""
         poll = select.poll()
         for fd in (*self.fds, also):
             if fd >= 0:
@@ -187,16 +210,25 @@ class MasterLink:
         ready = {fd for fd, _events in poll.poll(None if timeout_s is None else min(timeout_s, 3600.0) * 1000)}
         for fd in ready - {also}:
             self.on_readable(fd)
-        self.handle_signals()
+        self.look()
         return also in ready
 
-    def handle_signals(self) -> None:
-        """Act on the signals that have come."""
+    def look(self) -> None:
+        """Act on the orders and the signals that have come. Never blocks."""
+        try:
+            os.eventfd_read(self._orders_fd)
+        except BlockingIOError:
+            pass  # it ends waits; what is ordered stands in the memory
         came = self._inbox.take()
-        if signal.SIGUSR1 in came:
+        if signal.SIGUSR1 in came or self._logs != self._orders.cells[LOGS]:
+            self._logs = self._orders.cells[LOGS]
             self._reopen()
-        if signal.SIGTERM in came and not self.told_to_retire:
-            self.told_to_retire = True
+        if signal.SIGTERM in came or self.told_to_retire:
+            self._begin_to_retire()
+
+    def _begin_to_retire(self) -> None:
+        if not self._leave_by_s:
+            self._leave_by_s = time.monotonic() + self._graceful_timeout_s
             self._title("draining")
 
     def slow(self, serving: str, elapsed_s: float, stack: str, *, also: int) -> None:

@@ -81,11 +81,6 @@ COUNTERS = {
 
 _METHODS = {"GET": b"GET ", "POST": b"POST ", "HEAD": b"HEAD "}  # others are put into bytes each time
 
-# Cells of the header, written by the master only.
-STOPPING = 0  # 1: the whole server stops, so a retiring worker drains the accept queue
-IN_USE = 1  # groups from here on have never had an owner
-_HEADER_CELLS = 8
-
 
 class Scoreboard:
     """MASTER makes it, workers inherit it. `groups` groups of `threads` rows."""
@@ -93,16 +88,15 @@ class Scoreboard:
     def __init__(self, *, groups: int, threads: int) -> None:
         self.groups = groups
         self.threads = threads
-        self._rows_at = _HEADER_CELLS + 3 * groups
+        self._rows_at = 3 * groups
         self._memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
         self._cells = memoryview(self._memory).cast("q")
-        self.header = self._cells[:_HEADER_CELLS]
         # Of event loops, side by side, as each reads all of them before it takes a connection (engines/accept.py):
         # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
         # how many it has taken.
-        self.open_cells = self._cells[_HEADER_CELLS : _HEADER_CELLS + groups]
-        self.awake_cells = self._cells[_HEADER_CELLS + groups : _HEADER_CELLS + 2 * groups]
-        self.taken_cells = self._cells[_HEADER_CELLS + 2 * groups : self._rows_at]
+        self.open_cells = self._cells[:groups]
+        self.awake_cells = self._cells[groups : 2 * groups]
+        self.taken_cells = self._cells[2 * groups : 3 * groups]
         self._zeros = memoryview(bytes(8 * CELLS)).cast("q")
 
     def row(self, group: int, thread: int = 0) -> Row:
@@ -114,7 +108,6 @@ class Scoreboard:
 
     def clear(self, group: int) -> None:
         """Set the rows to 0 for the next owner. Only the master calls it, when no process owns the group."""
-        self.header[IN_USE] = max(self.header[IN_USE], group + 1)
         self.vacate(group)
         for thread in range(self.threads):
             row = self.row(group, thread)

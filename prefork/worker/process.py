@@ -25,6 +25,7 @@ from prefork.runtime.hooks import WorkerPlace
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import MasterLink, Sender
+from prefork.runtime.orders import Orders
 from prefork.status.scoreboard import PID, Scoreboard
 
 BOOT_FAILED = 3
@@ -41,6 +42,8 @@ class Worker:
     config: Config
     log: Log
     board: Scoreboard
+    orders: Orders
+    orders_fd: int  # eventfd of this worker alone: the master has ordered something
     wake_fd: int  # eventfd of all workers (engines/accept.py)
     listeners: Sequence[Listener]
     report: int  # write end of the pipe to the master
@@ -62,7 +65,10 @@ class Worker:
         link = MasterLink(
             lifeline=self.lifeline,
             sender=Sender(self.report),
-            board=self.board,
+            orders=self.orders,
+            orders_fd=self.orders_fd,
+            group=self.group,
+            graceful_timeout_s=self.config.graceful_timeout_s,
             title=self._title,
             reopen=self.log.reopen,
         )
@@ -77,7 +83,7 @@ class Worker:
         place = WorkerPlace(slot=self.slot, generation=self.generation, pid=pid)
         try:
             app = self.app or self.inherited.load(self.config.app, self.config.interface)
-            link.handle_signals()
+            link.look()
             if link.told_to_retire:
                 return 0  # told to stop while the app was loaded
             self.inherited.hooks.worker_started(place)
@@ -88,6 +94,7 @@ class Worker:
                 listeners=listeners,
                 rows=rows,
                 board=self.board,
+                orders=self.orders,
                 group=self.group,
                 wake_fd=self.wake_fd,
                 inherited=self.inherited,

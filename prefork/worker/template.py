@@ -5,8 +5,8 @@ is forked twice: the process in between exits at once, so that the worker become
 subreaper (prctl(2), PR_SET_CHILD_SUBREAPER), and is reaped and judged like any other. gc.freeze() keeps the collector
 from writing to the pages that are shared.
 
-One order, one answer, over a SOCK_SEQPACKET pair: {slot, generation, group} and the worker's end of its pipe
-(SCM_RIGHTS) in, {pid} or {errno} out. The template dies with the master, or when the master closes its end.
+One order, one answer, over a SOCK_SEQPACKET pair: {slot, generation, group}, the worker's end of its pipe and its
+eventfd (SCM_RIGHTS) in, {pid} or {errno} out. The template dies with the master, or when the master closes its end.
 """
 
 from __future__ import annotations
@@ -97,24 +97,28 @@ class Template:
             if self.orders.fileno() not in ready:
                 continue
             try:
-                data, fds, _flags, _address = socket.recv_fds(self.orders, ORDER_MOST, 1)
+                data, fds, _flags, _address = socket.recv_fds(self.orders, ORDER_MOST, 2)
                 if not data:
                     return 0  # the master closed its end
                 order = json.loads(data)
-                answer = self._fork(order, fds[0], app, inbox)
-                os.close(fds[0])
+                answer = self._fork(order, *fds, app=app, inbox=inbox)
+                for fd in fds:
+                    os.close(fd)
                 self.orders.send(json.dumps(answer).encode())
             except ConnectionError:  # ECONNRESET, EPIPE: the master died before it had read our last answer
                 return ORPHANED
 
-    def _fork(self, order: dict[str, Any], report: int, app: App, inbox: SignalInbox) -> dict[str, int]:
+    def _fork(
+        self, order: dict[str, Any], report: int, orders_fd: int, *, app: App, inbox: SignalInbox
+    ) -> dict[str, int]:
         def close_in_child() -> None:
             inbox.close()
             self.orders.close()
             os.close(self.report)
             gc.enable()
 
-        worker = replace(self.prototype, **order, report=report, app=app, close_in_child=close_in_child)
+        worker = replace(self.prototype, **order, report=report, orders_fd=orders_fd, app=app)
+        worker = replace(worker, close_in_child=close_in_child)
         answer, answer_end = os.pipe2(os.O_CLOEXEC)
 
         def between() -> int:

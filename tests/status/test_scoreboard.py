@@ -39,7 +39,6 @@ def test_a_new_board_is_empty() -> None:
         reading = board.read(group)
         assert (reading.since_ns, reading.serving, reading.held) == (0, "", 0)
         assert reading.counters == dict.fromkeys(COUNTERS, 0)
-    assert not any(board.header)
 
 
 @pytest.mark.parametrize(("group", "thread"), [(-1, 0), (3, 0), (0, -1), (0, 2), (3, 2)])
@@ -52,17 +51,16 @@ def test_every_cell_of_every_row_is_its_own() -> None:
     board = Scoreboard(groups=3, threads=2)
     rows = [board.row(group, thread) for group in range(3) for thread in range(2)]
     value = 0
-    for cells in (board.header, *(row.cells for row in rows)):
+    for cells in (row.cells for row in rows):
         for index in range(len(cells)):
             value += 1
             cells[index] = value
-    found = [cell for cells in (board.header, *(row.cells for row in rows)) for cell in cells]
+    found = [cell for row in rows for cell in row.cells]
     assert found == list(range(1, value + 1))
 
 
 def test_two_rows_never_share_a_cache_line() -> None:
     assert CELLS * 8 % 64 == 0
-    assert len(Scoreboard(groups=1, threads=1).header) * 8 % 64 == 0
 
 
 def test_counters_are_summed_over_the_threads_of_a_group_only() -> None:
@@ -209,13 +207,12 @@ def test_a_child_writes_what_its_parent_reads() -> None:
         from prefork.core.process import spawn
 
         board = Scoreboard(groups=2, threads=1)
-        board.header[0] = 1
 
         def child():
             row = board.row(1)
             row.serve("127.0.0.1:40312")
             row.cells[SINCE] = 2**62
-            row.cells[ACCEPTED] += board.header[0]
+            row.cells[ACCEPTED] += 1
             return 0
 
         assert os.waitpid(spawn(child), 0)[1] == 0

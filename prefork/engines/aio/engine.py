@@ -49,7 +49,7 @@ class AioEngine:
         asyncio.set_event_loop(self._loop)
         self._errors = RateLimitedLog(worker.log)
         self._loop.set_exception_handler(self._on_unhandled)
-        balance = AcceptBalance(worker.board, worker.group, worker.wake_fd)
+        balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd)
         self._heartbeat = Heartbeat(worker, self._loop, balance)
         self._connections = ConnectionSet(worker, balance, self._heartbeat)
         self._service = self._new_service()
@@ -59,7 +59,14 @@ class AioEngine:
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
-        self._loop.run_until_complete(self._run())
+        serving = self._loop.create_task(self._run())
+        while not serving.done():
+            try:
+                self._loop.run_until_complete(serving)
+            except RuntimeError:
+                if serving.done():
+                    raise
+                self._worker.log.warning("the application has stopped the event loop; it goes on")
 
     async def _run(self) -> None:
         self._link.listen()
@@ -75,13 +82,13 @@ class AioEngine:
             return  # told to stop while the application started up
         await starting
         self._link.ready(self._worker.app.kind, self.name)  # before the first connection, which may end the process
-        self._heartbeat.on_beat.append(self._check_signals)
+        self._heartbeat.on_beat.append(self._check_orders)
         self._heartbeat.start()
         self._acceptor.open()
         self._connections.on_change = self._acceptor.on_change
         self._connections.publish()
         await retiring
-        until_s = time.monotonic() + self._worker.config.graceful_timeout_s
+        until_s = self._link.leave_by_s
         await self._retire(until_s)
         left_s = until_s - time.monotonic()
         await self._service.end(max(left_s, min(_CUT_S, left_s + _LAST_S - _LEAST_S), _LEAST_S))
@@ -142,11 +149,11 @@ class AioEngine:
 
     def _on_master(self, fd: int) -> None:
         self._link.on_readable(fd)
-        self._check_signals()
+        self._check_orders()
 
-    def _check_signals(self) -> None:
-        """Also with each heartbeat: signals do not wake us if the application has given the loop signal handlers."""
-        self._link.handle_signals()
+    def _check_orders(self) -> None:
+        """Also with each heartbeat: an application may have taken our descriptors out of the loop, or the signals."""
+        self._link.look()
         if self._link.retiring:
             self._retiring.set()
 

@@ -153,8 +153,8 @@ class BlockingEngine:
 
     def _finish(self, left: int) -> None:
         """Wait for the threads, at most for the graceful timeout."""
-        until = time.monotonic() + self._config.graceful_timeout_s
-        while left and (wait_s := until - time.monotonic()) > 0:
+        until_s = self._link.leave_by_s
+        while left and (wait_s := until_s - time.monotonic()) > 0:
             if self._link.wait(wait_s, also=self._left):
                 left -= os.eventfd_read(self._left)
         cut = sum(row.cells[HELD] for row in self._rows)

@@ -123,7 +123,7 @@ class Reactor:
         self._tls = worker.inherited.tls
         # The type below socket.socket has all that is needed (measured: 2 us less for a connection), but not for TLS.
         self._socket: type[socket.socket] = socket.socket if self._tls else cast("type[socket.socket]", _socket.socket)
-        self._balance = AcceptBalance(worker.board, worker.group, worker.wake_fd)
+        self._balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd)
         self._phases: dict[int, Phase] = {}
         self._later: list[HttpConnection] = []  # that go on in the next turn
         self._pool: Pool[HttpConnection] | None = Pool(worker.rows, self._failed) if config.threads > 1 else None
@@ -305,8 +305,7 @@ class Reactor:
         self.context.drain()
         self._acceptor.stop_accepting()
         self._announce()
-        graceful_s = self._worker.config.graceful_timeout_s
-        self._until_s = time.monotonic() + graceful_s
+        self._until_s = self._link.leave_by_s
         for phase in list(self._phases.values()):
             if isinstance(phase, HttpConnection):
                 phase.retire()
@@ -317,7 +316,8 @@ class Reactor:
                 return
             self._turn()
         if self._phases:
-            self._worker.log.warning("connections cut", count=len(self._phases), after=f"{graceful_s:g}s")
+            after = f"{self._worker.config.graceful_timeout_s:g}s"
+            self._worker.log.warning("connections cut", count=len(self._phases), after=after)
 
     def _failed(self, error: BaseException) -> None:
         self._worker.log.error("engine failed", exc=error)
