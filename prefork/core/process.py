@@ -67,6 +67,7 @@ def reap() -> list[Exit]:
         exits.append(Exit.of_status(pid, status, cpu_ns=cpu_ns, peak_rss_bytes=usage.ru_maxrss * 1024))
 
 
+forking = False  # in and after a fork of ours, for the hooks of os.register_at_fork
 ORPHANED = 1  # exit code; nobody is left to read it
 _ADOPTION_S = 2.0
 CHILD_CRASHED = 70  # EX_SOFTWARE of sysexits.h: `run` raised
@@ -83,18 +84,23 @@ def spawn(run: Callable[[], int]) -> int:
                 stream.flush()  # else both processes would write what is buffered
             except OSError:
                 pass  # /dev/full or a closed pipe: no reason not to fork
+    global forking  # noqa: PLW0603 - a fork is of the whole process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    forking = True
     try:
         pid = os.fork()
         if pid == 0:
             _child(run)
     finally:
+        forking = False
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
 def _child(run: Callable[[], int]) -> None:
     """Run and exit without unwinding: the parent's finally blocks, atexit and buffers are not ours."""
+    global forking  # noqa: PLW0603
+    forking = False
     code = CHILD_CRASHED
     try:
         code = run()

@@ -51,6 +51,11 @@ class SignalInbox:
         for signum in wanted:
             signal.signal(signum, self._record)
 
+    @property
+    def fds(self) -> tuple[int, int]:
+        """Both ends of the pipe."""
+        return self.fd, self._write_fd
+
     def listen(self) -> None:
         """Set the wakeup fd again, after an event loop has replaced it."""
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)

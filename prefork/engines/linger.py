@@ -8,6 +8,9 @@ kernel had the response, and not more than LINGER_BYTES (RFC 9112 9.6). Then the
 A response that was cut must not look complete where the end of the connection is the end of the body. There the close
 is made a reset on purpose: SO_LINGER with a time of 0 (socket(7)).
 
+shutdown(2) comes before every close: close(2) alone ends a connection only when no other process has a copy of it, and
+a C library of the application may have forked one (runtime/forks.py).
+
 One policy, three drivers: `close` for a thread and its blocking socket, `LingeringSocket` for an epoll loop,
 `LingeringTransport` for an asyncio transport. A transport under TLS cannot end its sending alone, so it lingers only if
 its client can tell where the response ends; else its own close has to do, which sends the end that TLS has.
@@ -15,6 +18,7 @@ its client can tell where the response ends; else its own close has to do, which
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import socket
 import struct
@@ -29,7 +33,6 @@ from prefork.engines.timers import NEVER
 from prefork.errors import NOT_OPEN
 
 if TYPE_CHECKING:
-    import _socket
     import asyncio
 
 LINGER_S = 2.0  # the client's time to read its last response, while what it sends is read
@@ -52,6 +55,33 @@ def reset_at_close(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
 
 
+def hang_up(sock: socket.socket | _socket.socket) -> None:
+    """End the connection and close its socket. Raises nothing if the client is gone already."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+    sock.close()
+
+
+def end_sending(transport: Any) -> None:
+    """End the connection of a transport that is about to close its socket, as it is in connection_lost().
+
+    Not if the close is to be a reset, and not under asyncio's own TLS, where the socket is closed by then: there the
+    end of TLS has told the client.
+    """
+    sock = transport.get_extra_info("socket")
+    fd = sock.fileno() if sock is not None else -1
+    if fd < 0:
+        return
+    bare = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)  # uvloop's has no shutdown(); the family is unused
+    try:
+        if not bare.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
+            bare.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # the client is gone
+    finally:
+        bare.detach()
+
+
 def discard(sock: socket.socket | _socket.socket, left: int) -> int:
     """Read and discard some data of the client. Returns how much of `left` may still come, 0 = close now.
 
@@ -69,6 +99,8 @@ def close(sock: _socket.socket) -> None:
     try:
         if unread(sock):
             _linger(sock)
+        else:
+            sock.shutdown(socket.SHUT_WR)
     except OSError:
         pass  # reset meanwhile, so nobody reads the response; or the client's time is over
     try:
@@ -188,6 +220,7 @@ class LingeringTransport:
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
+        end_sending(self._transport)
         self._timers.forget(self)
 
     def expire(self) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 from prefork.core.process import ORPHANED
 from prefork.core.signals import FAULT, NOT_OURS, STACKS, SignalInbox, ignore
 from prefork.core.stacks import compose
+from prefork.runtime.forks import OURS
 from prefork.runtime.orders import LOGS, STOPPING, Orders
 from prefork.status.scoreboard import TEXT_BYTES
 
@@ -145,6 +146,8 @@ class MasterLink:
         for signum in NOT_OURS:
             ignore(signum)
         signal.signal(STACKS, self._answer)
+        OURS.own(*self.fds, *self._inbox.fds)
+        OURS.own_handlers((signal.SIGTERM, signal.SIGUSR1, STACKS, *NOT_OURS))
         faulthandler.enable(file=sender.fd, all_threads=True)  # the stack of a segfault reaches the master
         faulthandler.register(FAULT, file=sender.fd, all_threads=True)
 

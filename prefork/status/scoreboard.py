@@ -89,8 +89,8 @@ class Scoreboard:
         self.groups = groups
         self.threads = threads
         self._rows_at = 3 * groups
-        self._memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
-        self._cells = memoryview(self._memory).cast("q")
+        self.memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
+        self._cells = memoryview(self.memory).cast("q")
         # Of event loops, side by side, as each reads all of them before it takes a connection (engines/accept.py):
         # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
         # how many it has taken.
@@ -104,7 +104,7 @@ class Scoreboard:
         if not (0 <= group < self.groups and 0 <= thread < self.threads):
             raise IndexError(f"row {group}.{thread} of {self.groups}.{self.threads}")
         start = self._rows_at + (group * self.threads + thread) * CELLS
-        return Row(self._memory, self._cells[start : start + CELLS], start)
+        return Row(self.memory, self._cells[start : start + CELLS], start)
 
     def clear(self, group: int) -> None:
         """Set the rows to 0 for the next owner. Only the master calls it, when no process owns the group."""

@@ -21,6 +21,7 @@ from prefork.core.process import ORPHANED, adopted, die_with_parent
 from prefork.engines import engine_of
 from prefork.engines.context import WorkerContext
 from prefork.errors import AppLoadError, BootError
+from prefork.runtime.forks import OURS
 from prefork.runtime.hooks import WorkerPlace
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
@@ -62,6 +63,11 @@ class Worker:
         if not adopted(self.master, self.lifeline) or not die_with_parent(self.master, self.libc):
             return ORPHANED
         pid = os.getpid()
+        OURS.begin(f"worker {self.slot} gen={self.generation}", self.log, self.libc, self.listeners)
+        OURS.own(self.wake_fd)
+        OURS.own_memory(self.board.memory)
+        if self.inherited.imports:
+            OURS.own(self.inherited.imports.reports.fileno())
         link = MasterLink(
             lifeline=self.lifeline,
             sender=Sender(self.report),
@@ -88,6 +94,7 @@ class Worker:
                 return 0  # told to stop while the app was loaded
             self.inherited.hooks.worker_started(place)
             listeners = own_share(self.listeners, self.slot, everything=link.stopping)
+            OURS.listeners = listeners
             context = WorkerContext(
                 app=app,
                 config=self.config,

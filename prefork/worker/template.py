@@ -29,6 +29,7 @@ from prefork.core.address import format_sockaddr
 from prefork.core.process import ORPHANED, die_with_parent, spawn
 from prefork.core.signals import NOT_OURS, SignalInbox, ignore
 from prefork.errors import AppLoadError
+from prefork.runtime.forks import OURS
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import Kind, Sender
 from prefork.worker.process import APP_FAILED, Worker
@@ -57,8 +58,13 @@ class Template:
             ignore(signum)  # its end is the master's business
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         inbox = SignalInbox([signal.SIGUSR1])
+        prototype = self.prototype
+        OURS.begin(f"template gen={self.generation}", prototype.log, prototype.libc, prototype.listeners)
+        OURS.own(*self._mine(), *inbox.fds, prototype.wake_fd)
+        OURS.own_memory(prototype.board.memory)
+        OURS.own_handlers((*NOT_OURS, signal.SIGTERM, signal.SIGUSR1))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        self.prototype.log.identify(template=self.generation, pid=os.getpid())
+        prototype.log.identify(template=self.generation, pid=os.getpid())
         setproctitle.setproctitle(f"prefork: template gen={self.generation}")
         sender = Sender(self.report)
         try:

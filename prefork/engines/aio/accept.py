@@ -26,6 +26,7 @@ from prefork.engines.aio.connections import ConnectionSet
 from prefork.engines.context import WorkerContext
 from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.timers import NEVER
+from prefork.runtime.forks import OURS
 
 _CHECK_S = 0.2
 # uvloop may take so many connections of a listener before the turn ends and they are counted; 3 were seen.
@@ -58,6 +59,7 @@ class LoopAcceptor:
         self._balance = balance
         self._admit = admit
         self._epoll = select.epoll()
+        OURS.own(self._epoll.fileno())
         self._timer: asyncio.TimerHandle | None = None
         self._acceptor = EpollAcceptor(
             worker.listeners,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import socket
+import threading
 import time
 from typing import Any
 
@@ -29,6 +30,7 @@ from prefork.engines.context import WorkerContext
 from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.peer import note_wait, peer_of
 from prefork.errors import BootError
+from prefork.runtime.forks import OURS, open_descriptors
 
 _AGAIN_S = 0.1  # between looks at what does not end by an event
 _CUT_S = 0.5  # how long cancelled calls may take to clean up; the least for the application's shutdown
@@ -45,6 +47,7 @@ class AioEngine:
     def __init__(self, worker: WorkerContext) -> None:
         self._worker = worker
         self._link = worker.link
+        self._before_loop = open_descriptors()
         self._loop = _new_loop(worker.config.loop)
         asyncio.set_event_loop(self._loop)
         self._errors = RateLimitedLog(worker.log)
@@ -69,6 +72,9 @@ class AioEngine:
                 self._worker.log.warning("the application has stopped the event loop; it goes on")
 
     async def _run(self) -> None:
+        OURS.own_loop(self._before_loop)  # now, as uvloop opens some of them when it runs
+        OURS.on_fork.append(self._forked)
+        self._thread = threading.get_ident()
         self._link.listen()
         own: set[Any] = set()  # tasks of the engine, which task lists leave out
         self._link.tasks = lambda: tasks_of(self._loop, self._service.names(), without=own)
@@ -144,6 +150,11 @@ class AioEngine:
             self._errors.add(error, peer_of(transport))
         elif not isinstance(error, ConnectionError) or isinstance(context.get("future"), asyncio.Task):
             self._errors.note("callback failed", exc=error, message=context.get("message"))
+
+    def _forked(self) -> None:
+        """In a child of the application: end it, once it comes back to the loop, if it is this thread that goes on."""
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(OURS.end)
 
     # --- the end
 

@@ -20,6 +20,7 @@ from typing import Any
 from prefork.core.listener import Listener
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.aio.service import LoopContext
+from prefork.engines.linger import end_sending
 from prefork.engines.peer import peer_of
 from prefork.engines.request_log import count_unit
 from prefork.status.scoreboard import COMPLETED, ERRORS, GONE
@@ -99,6 +100,7 @@ class ProtocolService:
         _, transport, since_ns = held
         outcome = COMPLETED if error is None else GONE if isinstance(error, OSError) else ERRORS
         count_unit(self._row, outcome, monotonic_ns() - since_ns)
+        end_sending(transport)
         self._connections.leave(transport)
 
     def failed(self, protocol: Any, error: Exception) -> None:

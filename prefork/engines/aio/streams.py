@@ -22,7 +22,7 @@ from prefork.engines.aio.connections import has_unread_input
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.aio.service import LoopContext
 from prefork.engines.aio.tasks import stack_of
-from prefork.engines.linger import LINGER_S, LingeringTransport
+from prefork.engines.linger import LINGER_S, LingeringTransport, end_sending
 from prefork.engines.peer import peer_of
 from prefork.engines.request_log import count_unit
 from prefork.engines.timers import NEVER
@@ -101,6 +101,8 @@ class StreamConnection(asyncio.StreamReaderProtocol):
             self._text = self.text  # the handler may go on for long, and asyncio forgets the transport
         if self.lingering is not None:
             self.lingering.connection_lost(exc)
+        elif self._transport is not None:
+            end_sending(self._transport)
         super().connection_lost(exc or self._silent)
         if self._serving is None:
             self._service.connections.leave(self)

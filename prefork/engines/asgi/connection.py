@@ -20,6 +20,7 @@ from prefork.engines.aio.waiting import Notify
 from prefork.engines.asgi.phases import ReadProgress, close_after_response, reset
 from prefork.engines.asgi.request import ClientDisconnected, RequestResponseCycle
 from prefork.engines.asgi.websocket import WebSocketConnection
+from prefork.engines.linger import end_sending
 from prefork.engines.timers import NEVER
 from prefork.http.head import Request
 from prefork.http.limits import Refusal
@@ -201,6 +202,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
+        end_sending(self._transport)
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.cut()

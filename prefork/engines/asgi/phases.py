@@ -12,7 +12,15 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from prefork.core.tls import PLAIN_HTTP
-from prefork.engines.linger import LINGER_BYTES, LINGER_S, LingeringTransport, discard, reset_at_close
+from prefork.engines.linger import (
+    LINGER_BYTES,
+    LINGER_S,
+    LingeringTransport,
+    discard,
+    end_sending,
+    hang_up,
+    reset_at_close,
+)
 from prefork.engines.proxy_header import ProxyInput
 from prefork.engines.timers import NEVER
 from prefork.http.proxy_protocol import ProxyProtocolError
@@ -121,6 +129,7 @@ class FlushingClose(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
+        end_sending(self._transport)
         self._app.timers.forget(self)
         self._app.connections.leave(self)
 
@@ -210,7 +219,7 @@ class PreHttp:
     def abort(self) -> None:
         """Close the connection."""
         self._leave()
-        self._sock.close()
+        hang_up(self._sock)
 
     def _on_readable(self) -> None:
         try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.engines.aio.waiting import Notify
 from prefork.engines.asgi.phases import TURN_BYTES, close_after_response, reset, unsent
 from prefork.engines.asgi.request import ClientDisconnected, tells_of_leaving
+from prefork.engines.linger import end_sending
 from prefork.engines.timers import NEVER
 from prefork.http.asgi import AsgiResponse, Message
 from prefork.http.response import ResponseError
@@ -226,6 +227,7 @@ class WebSocketConnection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self.gone = True
+        end_sending(self._transport)
         if not self._ending:
             self._app.log.count_gone()
         self._end(Closed(ABNORMAL, ""))

@@ -32,6 +32,7 @@ from prefork.engines.request_log import count_unit
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPEN, QUEUE_EMPTY, BootError, LineTooLong
 from prefork.runtime.connection import Connection, HandlerSocket
+from prefork.runtime.forks import OURS
 from prefork.runtime.loader import App
 from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, SINCE, Row
 
@@ -52,6 +53,7 @@ class Acceptor:
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._socks = {listener.sock.fileno(): listener.sock for listener in listeners}
         self._epoll = select.epoll()  # made now, as descriptors may be out when it is needed
+        OURS.own(self._epoll.fileno())
         self._polls = False
         self._draining = list(self._socks.values())  # that may still have a queue when the server stops
         self.family = int(listeners[0].sock.family)
@@ -119,6 +121,7 @@ class BlockingEngine:
         self._errors = RateLimitedLog(worker.log)
         self._go = threading.Event()  # the master knows that this worker is ready
         self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
+        OURS.own(self._left)
         self._most = most_units(config)
         self._asked_to_leave = False
         self._server = _server(self._listeners[0], app) if app.kind == "socketserver" else None
@@ -246,6 +249,8 @@ class BlockingEngine:
 
         The clock of the handler stops here, so that a close that lingers is not its time.
         """
+        if OURS.forked:
+            OURS.end()
         cells = row.cells
         busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
         cells[SINCE] = 0

@@ -12,6 +12,7 @@ from prefork.engines.peer import Peer
 from prefork.http.environ import Environ, Environs, for_connection, for_listener
 from prefork.http.forwarded import UNIX, find_origin
 from prefork.http.wsgi import WsgiCall
+from prefork.runtime.forks import OURS
 from prefork.status.scoreboard import BUSY_NS, SINCE, Row
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class WsgiApp:
         row.memory[row.place] = peer.row_text  # without a call: 0.1 us less
         cells[SINCE] = began_ns = monotonic_ns()
         part = call.step()
+        if OURS.forked:
+            OURS.end()
         took_ns = monotonic_ns() - began_ns
         cells[SINCE] = 0
         self.busy_ns += took_ns
@@ -101,6 +104,8 @@ class WsgiApp:
         row.note(peer.row_text)
         row.cells[SINCE] = began_ns = monotonic_ns()
         call.close()
+        if OURS.forked:
+            OURS.end()
         took_ns = monotonic_ns() - began_ns
         row.cells[SINCE] = 0
         self.busy_ns += took_ns

@@ -17,7 +17,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.engines.linger import LingeringSocket, reset_at_close, unread
+from prefork.engines.linger import LingeringSocket, hang_up, reset_at_close, unread
 from prefork.engines.timers import NEVER
 from prefork.engines.wsgi.phases import Host
 from prefork.errors import CLIENT_GONE, PlainHttpError
@@ -99,6 +99,7 @@ class HttpConnection:
         "_app",
         "_call",
         "_context",
+        "_ended",
         "_incoming",
         "_loop",
         "_mask",
@@ -123,6 +124,7 @@ class HttpConnection:
         self.state = IDLE
         self._incoming = RequestQueue(context.limits, context.fields)
         self._call: WsgiCall | None = None
+        self._ended = False  # its close is to be a reset
         self._out: PendingWrite | None = None  # what the socket did not take yet
         self._since_ns = 0  # when the body that is arriving began
         self._mask: int = select.EPOLLIN
@@ -330,6 +332,7 @@ class HttpConnection:
         try:
             if call and call.aborted and not call.framed:
                 reset_at_close(self._sock)  # its end would look like the body's
+                self._ended = True
             more = call is None or call.request.keep_alive or unread(self._sock)
         except OSError:
             more = False
@@ -367,7 +370,10 @@ class HttpConnection:
         self._incoming.close()
         self._out = None
         self._loop.forget(self)
-        self._sock.close()
+        if self._ended:
+            self._sock.close()
+        else:
+            hang_up(self._sock)
         if not running:
             self._close_call()
 

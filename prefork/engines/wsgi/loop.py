@@ -28,6 +28,7 @@ from prefork.engines.accept import AcceptBalance, EpollAcceptor
 from prefork.engines.context import WorkerContext, most_units
 from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.http_context import HttpContext
+from prefork.engines.linger import hang_up
 from prefork.engines.peer import PeerFactory, note_wait
 from prefork.engines.request_log import RequestLog
 from prefork.engines.timers import NEVER, Deadlines
@@ -35,6 +36,7 @@ from prefork.engines.wsgi.app import WsgiApp, WsgiPeer
 from prefork.engines.wsgi.connection import HttpConnection
 from prefork.engines.wsgi.phases import Phase, PreHttp
 from prefork.errors import BootError
+from prefork.runtime.forks import OURS
 from prefork.status.scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HELD, Row
 
 # --- The application threads of an event loop: work goes in by a queue, results come back by an eventfd.
@@ -151,10 +153,12 @@ class Reactor:
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
+        OURS.own(self._epoll.fileno())
         for fd in self._link.fds:
             self._handlers[fd] = self._handle_signals
             self._epoll.register(fd, select.EPOLLIN)
         if self._pool:
+            OURS.own(self._pool.fd)
             self._handlers[self._pool.fd] = self._results
             self._epoll.register(self._pool.fd, select.EPOLLIN)
         self._link.ready(
@@ -236,8 +240,12 @@ class Reactor:
             self.hold(PreHttp(self, sock, peer, listener))
         else:
             self.log.connection_failed(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
-            sock.close()
+            self._turn_away(sock, fd)
         self._announce()
+
+    def _turn_away(self, sock: socket.socket, fd: int) -> None:
+        self._epoll.unregister(fd)
+        hang_up(sock)
 
     def start_http(self, sock: socket.socket, peer: WsgiPeer) -> None:
         """From here on it is HTTP, under TLS if we have a certificate."""
@@ -249,7 +257,7 @@ class Reactor:
                 sock = self._tls.wrap(sock)
             except OSError as error:  # the client left before it was accepted
                 self.log.connection_failed(error, peer)
-                sock.close()
+                self._turn_away(sock, fd)
                 return
         self.hold(HttpConnection(self, sock, peer))
 
@@ -259,8 +267,9 @@ class Reactor:
         self.deadlines.watch(phase)
 
     def forget(self, phase: Phase) -> None:
-        """Host it no longer. Its socket is about to be closed, which takes it out of the epoll."""
+        """Host it no longer. Its socket is about to be closed, which leaves it in the epoll while a copy is open."""
         del self._phases[phase.fd]
+        self._epoll.unregister(phase.fd)
         self.deadlines.forget(phase)
         self._announce()
 

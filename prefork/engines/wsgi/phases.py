@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prefork.engines.linger import hang_up
 from prefork.engines.proxy_header import ProxyInput
 from prefork.engines.timers import NEVER, Bounded
 from prefork.http.proxy_protocol import ProxyProtocolError
@@ -107,4 +108,4 @@ class PreHttp:
     def close(self) -> None:
         """Close the connection."""
         self._loop.forget(self)
-        self._sock.close()
+        hang_up(self._sock)
