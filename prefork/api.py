@@ -28,6 +28,7 @@ from prefork.core.signals import TABLE
 from prefork.errors import ConfigError
 from prefork.master.loop import Master
 from prefork.master.resources import Resources
+from prefork.worker.exit import leave_to_caller
 
 _BY_NAME = {option.name.replace("-", "_"): option for option in OPTIONS}
 _ONLY_BY_NAME = ("preload", "reload")  # both import the app, each time anew
@@ -46,6 +47,7 @@ def serve(app: Any = None, *, config: str | os.PathLike[str] | None = None, **op
     _refuse_company()
     resolved = _resolve(app, config, options)
     with _put_back():
+        leave_to_caller()
         return run(resolved)
 
 

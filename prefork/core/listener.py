@@ -17,6 +17,7 @@ import stat
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from prefork.core.address import Address, format_sockaddr
@@ -317,9 +318,16 @@ class Listener:
         return queue is not None and queue[0] > 0
 
     def close(self) -> None:
-        """Close this process's copy. Never shutdown() one of TCP: that would reset the queue of every process."""
+        """Close this process's copy. Not shutdown(), which would reset the queue of every process."""
         self.sock.close()
         self.close_hold()
+
+    def end(self) -> None:
+        """MASTER, after the last worker. Free the port although a process that a C library has forked may hold a copy."""
+        if self.owned and not self.borrowed and self.sock.family != socket.AF_UNIX:
+            with suppress(OSError):  # it does not listen any more
+                self.sock.shutdown(socket.SHUT_RDWR)
+        self.close()
 
     def copy(self) -> socket.socket:
         """Another descriptor of the same socket. Not `socket.dup()`: that makes it blocking for a moment, for all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +32,7 @@ class WorkerContext:
     inherited: Inherited
     link: MasterLink
     log: Log
+    end: Callable[[], None]  # to be called when the last connection is done, before the application is ended
 
 
 class Engine(Protocol):

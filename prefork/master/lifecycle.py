@@ -309,7 +309,7 @@ class Lifecycle(Observer):
         """Unlink and close the listeners, after all workers have ended."""
         for listener in self._listeners:
             listener.unlink()  # while our socket pins its inode: a successor may bind the path at once
-            listener.close()
+            listener.end()
 
     def close_in_child(self) -> None:
         """CHILD: close what only the master may hold."""

@@ -27,7 +27,8 @@ from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import MasterLink, Sender
 from prefork.runtime.orders import Orders
-from prefork.status.scoreboard import PID, Scoreboard
+from prefork.status.scoreboard import HEARTBEAT, PID, SINCE, Row, Scoreboard
+from prefork.worker.exit import Exit, forget_callers
 
 BOOT_FAILED = 3
 APP_FAILED = 4
@@ -62,6 +63,8 @@ class Worker:
             return BOOT_FAILED
         if not adopted(self.master, self.lifeline) or not die_with_parent(self.master, self.libc):
             return ORPHANED
+        if self.app is None:  # else what is registered is the application's, from the template
+            forget_callers()
         pid = os.getpid()
         OURS.begin(f"worker {self.slot} gen={self.generation}", self.log, self.libc, self.listeners)
         OURS.own(self.wake_fd)
@@ -87,33 +90,47 @@ class Worker:
         for row in rows:
             row.cells[PID] = pid
         place = WorkerPlace(slot=self.slot, generation=self.generation, pid=pid)
+        ending = Exit(self.log, self.config.graceful_timeout_s)
+
+        def end() -> None:
+            for row in rows:
+                row.cells[HEARTBEAT] = row.cells[SINCE] = 0  # from here on the graceful timeout judges
+            ending.watch(link.leave_by_s)
+
         try:
             app = self.app or self.inherited.load(self.config.app, self.config.interface)
             link.look()
-            if link.told_to_retire:
-                return 0  # told to stop while the app was loaded
-            self.inherited.hooks.worker_started(place)
-            listeners = own_share(self.listeners, self.slot, everything=link.stopping)
-            OURS.listeners = listeners
-            context = WorkerContext(
-                app=app,
-                config=self.config,
-                listeners=listeners,
-                rows=rows,
-                board=self.board,
-                orders=self.orders,
-                group=self.group,
-                wake_fd=self.wake_fd,
-                inherited=self.inherited,
-                link=link,
-                log=self.log,
-            )
-            engine_of(app.kind)(context).run()
+            if not link.told_to_retire:  # else that came while the app was loaded
+                self.inherited.hooks.worker_started(place)
+                self._serve(app, rows, link, end)
+                end()
+                self.inherited.hooks.worker_stopping(place)
         except (AppLoadError, BootError) as error:
             link.failed(error.exit_code, str(error), error.detail)
             return error.exit_code
-        self.inherited.hooks.worker_stopping(place)
+        end()
+        ending.run()
         return 0
+
+    def _serve(self, app: App, rows: list[Row], link: MasterLink, end: Callable[[], None]) -> None:
+        """Run the engine. Returns when its last connection is done."""
+        listeners = own_share(self.listeners, self.slot, everything=link.stopping)
+        OURS.listeners = listeners
+        context = WorkerContext(
+            app=app,
+            config=self.config,
+            listeners=listeners,
+            rows=rows,
+            board=self.board,
+            orders=self.orders,
+            group=self.group,
+            wake_fd=self.wake_fd,
+            inherited=self.inherited,
+            link=link,
+            log=self.log,
+            end=end,
+        )
+        engine_of(app.kind)(context).run()
 
     def _title(self, state: str) -> None:
         setproctitle.setproctitle(f"prefork: worker {self.slot} gen={self.generation} {state}")

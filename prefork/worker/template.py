@@ -32,6 +32,7 @@ from prefork.errors import AppLoadError
 from prefork.runtime.forks import OURS
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import Kind, Sender
+from prefork.worker.exit import forget_callers
 from prefork.worker.process import APP_FAILED, Worker
 
 ORDER_MOST = 4096  # bytes of an order or an answer
@@ -58,6 +59,7 @@ class Template:
             ignore(signum)  # its end is the master's business
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         inbox = SignalInbox([signal.SIGUSR1])
+        forget_callers()
         prototype = self.prototype
         OURS.begin(f"template gen={self.generation}", prototype.log, prototype.libc, prototype.listeners)
         OURS.own(*self._mine(), *inbox.fds, prototype.wake_fd)

@@ -96,10 +96,11 @@ class AioEngine:
         await retiring
         until_s = self._link.leave_by_s
         await self._retire(until_s)
+        self._heartbeat.stop()
+        self._worker.end()
         left_s = until_s - time.monotonic()
         await self._service.end(max(left_s, min(_CUT_S, left_s + _LAST_S - _LEAST_S), _LEAST_S))
         await self._cancel_tasks(until_s + _LAST_S)
-        self._heartbeat.stop()
 
     def _new_service(self) -> Service:
         worker = self._worker

@@ -29,6 +29,7 @@ from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.linger import close
 from prefork.engines.peer import note_wait
 from prefork.engines.request_log import count_unit
+from prefork.engines.serving import start_threads
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPEN, QUEUE_EMPTY, BootError, LineTooLong
 from prefork.runtime.connection import Connection, HandlerSocket
@@ -134,25 +135,14 @@ class BlockingEngine:
             wait = timeval(min(ACCEPT_WAIT_S, self._idle_s))
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._idle_s))
-        threads = [
-            # Each with its acceptor, made now: it needs a descriptor, and those may be out once clients are served.
-            threading.Thread(
-                target=self._thread, args=(row, Acceptor(self._listeners)), name=f"serve-{number}", daemon=True
-            )
-            for number, row in enumerate(self._rows)
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-        except RuntimeError as error:  # EAGAIN of clone(2): a limit on processes counts threads too
-            raise BootError(
-                f"cannot start {len(threads)} threads: {error} (ulimit -u, or the control group's pids)"
-            ) from None
+        # Made now: each needs a descriptor, and those may be out once clients are served.
+        self._acceptors = [Acceptor(self._listeners) for _ in self._rows]
+        start_threads(self._rows, self._thread)
         self._link.ready(self._app.kind, self.name)  # before the first handler, which may end the process
         self._go.set()
         while not self._link.retiring:
             self._link.wait()
-        self._finish(len(threads))
+        self._finish(len(self._rows))
 
     def _finish(self, left: int) -> None:
         """Wait for the threads, at most for the graceful timeout."""
@@ -164,10 +154,10 @@ class BlockingEngine:
         if cut:
             self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
 
-    def _thread(self, row: Row, acceptor: Acceptor) -> None:
+    def _thread(self, row: Row) -> None:
         self._go.wait()
         try:
-            self._serve(row, acceptor)
+            self._serve(row, self._acceptors[self._rows.index(row)])
         except BaseException as error:  # noqa: BLE001 - the worker border: our own fault, say it and let the master respawn
             self._log.error("engine failed", exc=error)
             os._exit(1)

@@ -16,7 +16,6 @@ import os
 import queue
 import select
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +30,11 @@ from prefork.engines.http_context import HttpContext
 from prefork.engines.linger import hang_up
 from prefork.engines.peer import PeerFactory, note_wait
 from prefork.engines.request_log import RequestLog
+from prefork.engines.serving import start_threads
 from prefork.engines.timers import NEVER, Deadlines
 from prefork.engines.wsgi.app import WsgiApp, WsgiPeer
 from prefork.engines.wsgi.connection import HttpConnection
 from prefork.engines.wsgi.phases import Phase, PreHttp
-from prefork.errors import BootError
 from prefork.runtime.forks import OURS
 from prefork.status.scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HELD, Row
 
@@ -66,17 +65,7 @@ class Pool(Generic[AnyJob]):
         self._waiting: queue.SimpleQueue[AnyJob] = queue.SimpleQueue()
         self._done: deque[tuple[AnyJob, Any]] = deque()
         self.busy = 0  # handed out and not back
-        threads = [
-            threading.Thread(target=self._serve, args=(row,), name=f"serve-{number}", daemon=True)
-            for number, row in enumerate(rows)
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-        except RuntimeError as error:  # EAGAIN of clone(2): a limit on processes counts threads too
-            raise BootError(
-                f"cannot start {len(threads)} threads: {error} (ulimit -u, or the control group's pids)"
-            ) from None
+        start_threads(rows, self._serve)
 
     @property
     def full(self) -> bool:
