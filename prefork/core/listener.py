@@ -323,7 +323,7 @@ class Listener:
         self.close_hold()
 
     def end(self) -> None:
-        """MASTER, after the last worker. Free the port although a process that a C library has forked may hold a copy."""
+        """MASTER, after the last worker. Free the port, also if a process that a C library has forked holds a copy."""
         if self.owned and not self.borrowed and self.sock.family != socket.AF_UNIX:
             with suppress(OSError):  # it does not listen any more
                 self.sock.shutdown(socket.SHUT_RDWR)
