@@ -41,7 +41,7 @@ from prefork.core.signals import FAULT
 
 RETURNED = 70  # exit code of a child that has returned into the server: EX_SOFTWARE of sysexits.h
 _EPOLL = "anon_inode:[eventpoll]"
-_LOOPS_OWN = (_EPOLL, "anon_inode:[eventfd]", "anon_inode:[io_uring]")
+_LOOPS_OWN = (_EPOLL, "anon_inode:[eventfd]", "anon_inode:[io_uring]", "pipe:")
 _MAP_FIXED = 0x10  # linux/mman.h; the mmap module has no name for it
 _Name = tuple[int, Any]  # family and address of a socket
 
@@ -53,7 +53,7 @@ class Forks:
         self.forked = False
         self.on_fork: list[Callable[[], None]] = []  # called in such a child, when nothing of ours is left in it
         self._hooked = False
-        self._fds: set[int] = set()
+        self._fds: dict[int, str] = {}  # with what each leads to: libuv has renewed some of its own by then
         self.listeners: Sequence[Listener] = ()
         self._handlers: dict[int, Any] = {}  # by signal: the handler of ours
         self._boards: list[tuple[int, int]] = []  # address and size of the memory that we share
@@ -64,7 +64,7 @@ class Forks:
     def begin(self, who: str, log: Log, libc: ctypes.CDLL, listeners: Sequence[Listener]) -> None:
         """Begin to watch for forks. `who`: this process, as its children are named after it."""
         self._who, self._log, self._libc, self.listeners = who, log, libc, listeners
-        self._fds = set()
+        self._fds = {}
         self._handlers = {}
         self._boards = []
         self.on_fork = []
@@ -74,14 +74,14 @@ class Forks:
 
     def own(self, *fds: int) -> None:
         """Note descriptors of ours that stay open for the life of the process."""
-        self._fds.update(fds)
+        self._fds.update((fd, _kind(fd)) for fd in fds)
 
     def own_loop(self, before: set[int]) -> None:
         """Note what an event loop has opened for itself since `before` (`open_descriptors`)."""
         for fd in open_descriptors() - before:
             kind = _kind(fd)
-            if kind in _LOOPS_OWN or (kind.startswith("socket:") and _name(fd) == (int(socket.AF_UNIX), "")):
-                self._fds.add(fd)
+            if kind.startswith(_LOOPS_OWN) or (kind.startswith("socket:") and _name(fd) == (int(socket.AF_UNIX), "")):
+                self._fds[fd] = kind
 
     def own_memory(self, memory: mmap.mmap) -> None:
         """Note memory of ours that is shared with other processes."""
@@ -111,8 +111,7 @@ class Forks:
         empty = epoll()
         for fd in open_descriptors() - {nothing.fileno(), empty.fileno()}:
             kind = _kind(fd)
-            ours = kind and fd in self._fds
-            if ours or (kind.startswith("socket:") and _is_at(_name(fd), names)):
+            if kind == self._fds.get(fd) or (kind.startswith("socket:") and _is_at(_name(fd), names)):
                 os.dup2(empty.fileno() if kind == _EPOLL else nothing.fileno(), fd, inheritable=False)
         empty.close()
         nothing.close()
@@ -132,7 +131,7 @@ class Forks:
         faulthandler.disable()
         faulthandler.unregister(FAULT)
         wakeup_fd = signal.set_wakeup_fd(-1)
-        if wakeup_fd >= 0 and wakeup_fd not in self._fds:
+        if wakeup_fd >= 0 and wakeup_fd not in self._fds:  # the application's
             signal.set_wakeup_fd(wakeup_fd)
 
     def end(self) -> None:

@@ -119,15 +119,17 @@ class Template:
     def _fork(
         self, order: dict[str, Any], report: int, orders_fd: int, *, app: App, inbox: SignalInbox
     ) -> dict[str, int]:
+        answer, answer_end = os.pipe2(os.O_CLOEXEC)
+
         def close_in_child() -> None:
             inbox.close()
             self.orders.close()
-            os.close(self.report)
+            for fd in (self.report, answer, answer_end):
+                os.close(fd)
             gc.enable()
 
         worker = replace(self.prototype, **order, report=report, orders_fd=orders_fd, app=app)
         worker = replace(worker, close_in_child=close_in_child)
-        answer, answer_end = os.pipe2(os.O_CLOEXEC)
 
         def between() -> int:
             try:

@@ -1,0 +1,204 @@
+"""Applications of every kind that own their worker: they fork, start pools and threads, and register for the end.
+
+A client asks for one deed: `GET /deed/argument` over HTTP, the line `deed argument` elsewhere. DIARY names the file
+that the deeds' ends are written to, SETUP what is done to the process when this is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+LONG_S = 60
+
+
+def write(line: str) -> None:
+    """Add a line to the diary."""
+    fd = os.open(os.environ["DIARY"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, f"{line} {os.getpid()}\n".encode())
+    os.close(fd)
+
+
+def job() -> None:
+    """Take a moment, and note the end."""
+    time.sleep(0.5)
+    write("job")
+
+
+def square(number: int) -> int:
+    """Compute in another process."""
+    return number * number
+
+
+class Deeds:
+    """What a client may ask for; each method returns the answer."""
+
+    def __init__(self) -> None:
+        self.executor = ThreadPoolExecutor(2)
+        self.pool: ProcessPoolExecutor | None = None
+
+    def pid(self, _: str) -> str:
+        """Say who serves."""
+        return str(os.getpid())
+
+    def slow(self, seconds: str) -> str:
+        """Take a while."""
+        time.sleep(float(seconds or 0.3))
+        return "ok"
+
+    def fork(self, _: str) -> str:
+        """Fork a child that sleeps; say its pid."""
+        if not (pid := os.fork()):
+            time.sleep(LONG_S)
+            os._exit(0)
+        return str(pid)
+
+    def cfork(self, _: str) -> str:
+        """Fork in C, where no hook of Python runs."""
+        libc = ctypes.PyDLL(None)
+        if not (pid := libc.fork()):
+            libc.sleep(LONG_S)
+            libc._exit(0)
+        return str(pid)
+
+    def back(self, _: str) -> str:
+        """Fork, and return in both processes."""
+        return str(os.fork())
+
+    def process(self, method: str) -> str:
+        """Start a daemonic process; say its pid."""
+        process: Any = multiprocessing.get_context(method).Process(target=time.sleep, args=(LONG_S,), daemon=True)
+        process.start()
+        return str(process.pid)
+
+    def terminate(self, method: str) -> str:
+        """Start a process and end it by a signal; say how that went."""
+        process: Any = multiprocessing.get_context(method).Process(target=time.sleep, args=(LONG_S,))
+        process.start()
+        time.sleep(0.2)
+        process.terminate()
+        process.join(5)
+        return f"{process.is_alive()} {process.exitcode}"
+
+    def compute(self, _: str) -> str:
+        """Use a pool of processes; say their pids."""
+        self.pool = self.pool or ProcessPoolExecutor(2)
+        assert self.pool.submit(square, 7).result() == 49
+        return " ".join(map(str, self.pool._processes))
+
+    def program(self, _: str) -> str:
+        """Start a program that outlives the exchange; say its pid."""
+        null = subprocess.DEVNULL
+        return str(subprocess.Popen(["sleep", str(LONG_S)], stdin=null, stdout=null, stderr=null).pid)
+
+    def submit(self, _: str) -> str:
+        """Hand a job to an executor."""
+        self.executor.submit(job)
+        return "ok"
+
+    def thread(self, _: str) -> str:
+        """Start a thread that takes a moment."""
+        threading.Thread(target=job).start()
+        return "ok"
+
+    def stuck(self, _: str) -> str:
+        """Start a thread that does not end in time."""
+        threading.Thread(target=time.sleep, args=(LONG_S,), name="uploader").start()
+        return "ok"
+
+    def hang(self, _: str) -> str:
+        """Register a function that does not end in time."""
+        atexit.register(linger_at_exit)
+        return "ok"
+
+    def stop_loop(self, _: str) -> str:
+        """Stop the event loop that serves."""
+        asyncio.get_event_loop().stop()
+        return "ok"
+
+    def take_signals(self, _: str) -> str:
+        """Take the signals of the event loop."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            loop.add_signal_handler(signum, write, "signal")
+        return "ok"
+
+
+def linger_at_exit() -> None:
+    """Take long."""
+    time.sleep(LONG_S)
+
+
+def prepare(what: str) -> None:
+    """Do to the process what applications do when they are imported."""
+    if what == "handlers":
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(signum, lambda *_: write("signal"))
+    elif what == "ignored":
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(signum, signal.SIG_IGN)
+    elif what == "mask":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    elif what == "wakeup":
+        signal.set_wakeup_fd(-1)
+
+
+if "DIARY" in os.environ:
+    atexit.register(write, "atexit")
+prepare(os.environ.get("SETUP", ""))
+DEEDS = Deeds()
+
+
+def act(text: str) -> bytes:
+    """Do what is asked for."""
+    deed, _, argument = text.strip().partition(" ")
+    return getattr(DEEDS, deed)(argument).encode() if deed else b""
+
+
+def handle(conn: Any) -> None:
+    """Serve as a stream handler."""
+    conn.sendall(act(conn.readline().decode()))
+
+
+async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve as a coroutine handler."""
+    writer.write(act((await reader.readline()).decode()))
+    await writer.drain()
+
+
+class Talk(asyncio.Protocol):
+    """Serve as a protocol."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Keep the transport."""
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer, and close."""
+        self.transport.write(act(data.decode()))
+        self.transport.close()
+
+
+def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """Serve as a WSGI application."""
+    body = act(environ["PATH_INFO"].strip("/").replace("/", " "))
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+async def asgi(scope: dict[str, Any], _receive: Any, send: Any) -> None:
+    """Serve as an ASGI application."""
+    if scope["type"] != "http":
+        raise NotImplementedError(scope["type"])
+    body = act(scope["path"].strip("/").replace("/", " "))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,102 @@
+"""A worker hears that it is to retire, whatever its application has done to signals and event loops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.owner import EACH_KIND, KINDS, Kind, ask
+from tests.support.processes import alive
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Serve
+    from tests.support.server import RunningServer
+
+pytestmark = pytest.mark.slow
+
+ONE = ("--workers", "1")
+HOW = pytest.mark.parametrize("how", [(), ("--preload",)], ids=["each-imports", "preload"])
+LOOPS = [KINDS[name] for name in ("coroutine", "coroutine-asyncio", "asgi", "asgi-asyncio")]
+LATE_S = 5.0  # for a busy machine; a worker that does not hear is killed after --graceful-timeout + 1 s, with a word
+
+
+def reload(server: RunningServer, kind: Kind) -> None:
+    """Reload; the old worker must leave by itself."""
+    before = int(ask(server, kind, "pid"))
+    began_s = time.monotonic()
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded generation=2")
+    assert time.monotonic() - began_s < LATE_S + 20  # with the start of the new one
+    eventually(lambda: not alive(before), within_s=LATE_S, what="the old worker gone")
+    assert int(ask(server, kind, "pid")) != before
+
+
+@EACH_KIND
+@HOW
+@pytest.mark.parametrize("setup", ["handlers", "ignored", "mask", "wakeup"])
+def test_an_application_that_has_taken_the_signals_is_reloaded_and_stopped(
+    serve: Serve, tmp_path: Path, kind: Kind, how: tuple[str, ...], setup: str
+) -> None:
+    diary = tmp_path / "diary"
+    server = serve(*kind, *ONE, *how, env={"SETUP": setup, "DIARY": str(diary)})
+    reload(server, kind)
+    assert server.stop() == 0
+    assert "killing worker" not in server.log
+    assert "signal" not in diary.read_text()  # of ours, none came
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_an_application_that_gives_the_loop_signal_handlers_is_reloaded(
+    serve: Serve, tmp_path: Path, kind: Kind
+) -> None:
+    server = serve(*kind, *ONE, env={"DIARY": str(tmp_path / "diary")})
+    ask(server, kind, "take_signals")
+    reload(server, kind)
+    assert server.stop() == 0
+    assert "killing worker" not in server.log
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_loop_that_the_application_stops_goes_on(serve: Serve, kind: Kind) -> None:
+    server = serve(*kind, *ONE)
+    pid = ask(server, kind, "pid")
+    assert ask(server, kind, "stop_loop") == "ok"
+    assert ask(server, kind, "pid") == pid
+    server.wait_log("the application has stopped the event loop; it goes on")
+    assert server.stop() == 0
+
+
+@EACH_KIND
+def test_a_term_from_somebody_else_retires_a_worker(serve: Serve, kind: Kind) -> None:
+    server = serve(*kind, *ONE)
+    pid = int(ask(server, kind, "pid"))
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not alive(pid), within_s=LATE_S, what="the worker gone")
+    assert int(ask(server, kind, "pid")) != pid
+
+
+@EACH_KIND
+def test_logs_are_opened_again_although_the_application_has_taken_the_signal(
+    serve: Serve, tmp_path: Path, kind: Kind
+) -> None:
+    log = tmp_path / "log"
+    env = {"SETUP": "handlers", "DIARY": str(tmp_path / "diary")}
+    server = serve(*kind, *ONE, "--log", str(log), "--log-level", "debug", ready=False, env=env)
+    eventually(lambda: log.exists() and "ready workers=1" in log.read_text(), within_s=20, what="ready")
+    log.rename(tmp_path / "old")
+    server.signal(signal.SIGUSR1)
+    eventually(log.exists, within_s=LATE_S, what="the new file")
+    pid = int(server.worker_pids().pop())
+    eventually(lambda: str(log) in map(os.readlink, fds(pid)), within_s=LATE_S, what="it in the worker")
+
+
+def fds(pid: int) -> list[str]:
+    """The paths of a process's descriptors."""
+    return [f"/proc/{pid}/fd/{entry}" for entry in os.listdir(f"/proc/{pid}/fd")]
