@@ -1,11 +1,13 @@
-"""APP to something that can be served: `module:attr`, `path.py:attr`, `module:create()` or a built-in's name.
+"""APP to something that can be served: `module:attr`, `path.py:attr`, `module:create('prod')` or a built-in's name.
 
 The kind follows from what the object is, by the number of positional parameters and never by their names; anything
-that fits no rule is an error that names `--interface`. Loading runs in a worker, so the master never imports the app.
+that fits no rule is an error that names `--interface`. Names are read only to refuse what would be served wrongly, such
+as a view of Django. Loading runs in a worker, so the master never imports the app.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import importlib
@@ -15,7 +17,7 @@ import re
 import socketserver
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +26,20 @@ from typing import Any
 from prefork.errors import AppLoadError
 from prefork.runtime.builtins import BUILTINS
 
-_ATTRIBUTE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(\(\))?")
+_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_CALL = re.compile(rf"(.+?):({_NAME.pattern})(\(.*\))", re.DOTALL)  # its arguments may have colons
+_USUAL = (
+    "application",
+    "app",
+    "api",
+    "wsgi",
+    "asgi",
+    "handle",
+    "create_app",
+    "make_app",
+)  # what is served by convention
+_RENAMED = "prefork_app_"  # begins the name of a module whose own name belongs to another
+_IMPORTED_LATE = ("uvloop", "websockets")  # by prefork itself, after the application
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +49,21 @@ class App:
     kind: str
     target: Any
     name: str
+    renamed: str = ""  # the name of its module, where that could not have its own
 
 
 def load(spec: str, interface: str = "auto") -> App:
     """Find APP and tell its kind. Raises AppLoadError; its `detail` is the app's own traceback, if it raised."""
     if spec in BUILTINS:
-        target: Any = BUILTINS[spec]
-    else:
-        where, colon, attribute = spec.rpartition(":")
-        if not colon or not where:
-            raise AppLoadError(_no_such_form(spec))
-        if not (match := _ATTRIBUTE.fullmatch(attribute)):
-            raise AppLoadError(
-                f"cannot load {spec!r}: {attribute!r} is not a name, a dotted name or a call without arguments"
-            )
-        module = _import(spec, where)
-        target = _find(spec, module, match[1].split("."))
-        if match[2]:
-            target = _create(spec, target)
-    return App(_kind(spec, target, interface), target, spec)
+        return App(_kind(spec, BUILTINS[spec], interface), BUILTINS[spec], spec)
+    where, attribute, call = _split(spec)
+    arguments = _literals(spec, attribute, call) if call else None
+    module = _import(spec, where)
+    target = _find(spec, module, attribute.split("."))
+    if arguments is not None:
+        target = _create(spec, target, *arguments)
+    renamed = module.__name__ if module.__name__.startswith(_RENAMED) else ""
+    return App(_kind(spec, target, interface), target, spec, renamed)
 
 
 def load_module(where: str) -> ModuleType:
@@ -65,13 +76,66 @@ def adopt(target: Any, name: str, interface: str = "auto") -> App:
     return App(_kind(name, target, interface), target, name)
 
 
+def _split(spec: str) -> tuple[str, str, str]:
+    """Return the module or file, the attribute in it, and the arguments in parentheses, or "" if it is no call."""
+    if match := _CALL.fullmatch(spec):
+        return match[1], match[2], match[3]
+    where, colon, attribute = spec.rpartition(":")
+    if not colon or not where:
+        raise AppLoadError(_no_such_form(spec))
+    if not _NAME.fullmatch(attribute):
+        raise AppLoadError(_no_attribute(spec, attribute))
+    return where, attribute, ""
+
+
+def _literals(spec: str, attribute: str, call: str) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments of a call. Raises AppLoadError unless all are literals."""
+    try:
+        tree = ast.parse(f"f{call}", mode="eval").body
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+            raise ValueError("a call of a call, or the like")
+        named = {word.arg: ast.literal_eval(word.value) for word in tree.keywords if word.arg is not None}
+        if len(named) != len(tree.keywords):
+            raise ValueError("keywords from a mapping")
+        return [ast.literal_eval(value) for value in tree.args], named
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise AppLoadError(_no_attribute(spec, attribute + call)) from None
+
+
+def _no_attribute(spec: str, attribute: str) -> str:
+    return f"cannot load {spec!r}: {attribute!r} is not a name, a dotted name or a call with literal arguments"
+
+
 def _no_such_form(spec: str) -> str:
     near = difflib.get_close_matches(spec, BUILTINS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = f" Did you mean {near[0]!r}?" if near else _attribute_of(spec)
     return (
         f"cannot load {spec!r}: it is neither a built-in ({', '.join(BUILTINS)}) "
         f"nor of the form module:attribute or path.py:attribute.{hint}"
     )
+
+
+def _attribute_of(where: str) -> str:
+    """Return a hint for a module or file that was named alone: what in it is served by convention."""
+    base = Path(where.removesuffix(".py") if where.endswith(".py") else where.replace(".", "/"))
+    for path in (base.with_name(f"{base.name}.py"), base / "__init__.py") if base.name else ():
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        names = set()
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {alias.asname or alias.name for alias in node.names}
+        if found := next((name for name in _USUAL if name in names), None):
+            return f" Did you mean {f'{where}:{found}' + ('()' if found.endswith('_app') else '')!r}?"
+        return f" Name what of it is to be served, as in {f'{where}:application'!r}."
+    return ""
 
 
 def _import(spec: str, where: str) -> ModuleType:
@@ -82,6 +146,8 @@ def _import(spec: str, where: str) -> ModuleType:
     try:
         if where.endswith(".py"):
             return _import_file(spec, Path(where))
+        if _belongs_to_another(where, neighbour := Path.cwd() / f"{where}.py") and neighbour.is_file():
+            return _import_file(spec, neighbour)
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))  # as `python -m`: the app is looked for where the server was started
         return importlib.import_module(where)
@@ -100,16 +166,28 @@ def _import_file(spec: str, path: Path) -> ModuleType:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
         raise AppLoadError(f"cannot load {spec!r}: there is no file {str(path)!r} in {Path.cwd()}.{hint}")
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
+    folder, name = str(path.parent.resolve()), path.stem
+    if _belongs_to_another(name, path):
+        # The standard library, or whoever imports that module later, must not find this file, nor prefork's module.
+        name = _RENAMED + name
+        sys.path[:] = [entry for entry in sys.path if str(Path(entry).resolve()) != folder] + [folder]
+    elif folder not in sys.path:
         sys.path.insert(0, folder)  # the file may import its neighbours
-    found = importlib.util.spec_from_file_location(path.stem, path)
+    found = importlib.util.spec_from_file_location(name, path)
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     found.loader.exec_module(module)
     return module
+
+
+def _belongs_to_another(name: str, path: Path) -> bool:
+    """Whether a module other than this file has the name, or is going to have it."""
+    if name in sys.stdlib_module_names or name in _IMPORTED_LATE:
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return name in sys.modules and (file is None or Path(file).resolve() != path.resolve())
 
 
 def _no_module(spec: str, where: str, missing: str) -> str:
@@ -156,29 +234,78 @@ def _find(spec: str, module: ModuleType, names: Sequence[str]) -> Any:
     return target
 
 
-def _create(spec: str, factory: Any) -> Any:
+def _create(spec: str, factory: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
     try:
-        return factory()
+        return factory(*arguments, **named)
     except BaseException as error:  # noqa: BLE001 - the app's own code, whatever it raises
         raise _own_fault(spec, error) from None
 
 
 def _kind(spec: str, target: Any, interface: str) -> str:
     if not callable(target):
-        raise AppLoadError(f"cannot load {spec!r}: it is not callable but {_article(type(target).__name__)}")
+        raise AppLoadError(
+            f"cannot load {spec!r}: it is not callable but {_article(type(target).__name__)}{_inner(spec, target)}"
+        )
     kind = guess(target) if interface == "auto" else interface
-    if fault := _fault_of_protocol(target, kind):
+    fault = _foreign(target, kind) if interface == "auto" else None
+    if fault := fault or _fault_of_protocol(target, kind):
         raise AppLoadError(f"cannot load {spec!r}: {fault}")
     if kind is None:
-        arity = _arity(target)
-        takes = f"it takes {arity} positional parameters" if arity >= 0 else "its parameters cannot be read"
         raise AppLoadError(
-            f"cannot tell what {spec!r} is: {takes}; say it with --interface "
+            f"cannot tell what {spec!r} is: {_takes(spec, target)}; say it with --interface "
             "(stream takes 1, the connection; wsgi takes 2, environ and start_response; coroutine functions: streams "
             "takes 2, reader and writer; asgi takes 3, scope, receive and send; protocol takes none and returns an "
             "asyncio.Protocol)"
         )
     return kind
+
+
+def _takes(spec: str, target: Any) -> str:
+    """Say what a callable takes that fits no rule."""
+    arity, any_number = _arity(target)
+    if arity < 0:
+        return "its parameters cannot be read"
+    takes = f"it takes {arity} positional parameters" + (" and any number of others" if any_number else "")
+    if arity or any_number or spec.endswith(")"):
+        return takes
+    return f"{takes}, as a factory does: did you mean {spec + '()'!r}? If not"
+
+
+def _inner(spec: str, target: Any) -> str:
+    """Return a hint for an object that is not served itself but has an application, as older Dash objects do."""
+    for name in ("server", "wsgi_app", "asgi_app", "app"):
+        inner = getattr(target, name, None)
+        if callable(inner) and guess(inner) in ("wsgi", "asgi"):
+            return f". Did you mean {f'{spec}.{name}'!r}?"
+    return ""
+
+
+def _foreign(target: Any, kind: str | None) -> str | None:
+    """Why a callable would be served wrongly although its parameters fit a rule, or None."""
+    classes = target.__mro__ if isinstance(target, type) else type(target).__mro__
+    for library in ("aiohttp", "tornado"):
+        if any(c.__name__ == "Application" and c.__module__.split(".")[0] == library for c in classes):
+            return (
+                f"an application of {library} brings its own server, so run it by itself; it is neither WSGI nor ASGI"
+            )
+    if kind not in ("stream", None):
+        return None
+    if isinstance(target, type):
+        call = vars(target).get("__call__")
+        doubled = inspect.iscoroutinefunction(call) and _arity(target)[0] == 1 and _arity(call)[0] == 3
+    else:
+        doubled = _parameters(target) == ["scope"]
+    if doubled:
+        return (
+            "it is an ASGI 2 application, called with the scope first; make it ASGI 3 with "
+            "asgiref.compatibility.guarantee_single_callable"
+        )
+    if not isinstance(target, type) and _parameters(target) == ["request"]:
+        return (
+            "it takes a request, as a view does; name the application of the framework, such as "
+            "mysite.wsgi:application, or, if it is a handler of connections, --interface stream"
+        )
+    return None
 
 
 def _fault_of_protocol(target: Any, kind: str | None) -> str | None:
@@ -188,7 +315,7 @@ def _fault_of_protocol(target: Any, kind: str | None) -> str | None:
         return None
     if issubclass(made, asyncio.BaseProtocol) and not issubclass(made, asyncio.Protocol | asyncio.BufferedProtocol):
         return f"{made.__name__} is no protocol of a stream, as asyncio.Protocol and asyncio.BufferedProtocol are"
-    if (arity := _arity(target)) > 0:
+    if (arity := _arity(target)[0]) > 0:
         return (
             f"{made.__name__} is made for each connection without arguments, but takes {arity}; give them with a "
             "functools.partial, or name a function that makes one, with --interface protocol"
@@ -205,9 +332,11 @@ def guess(target: Callable[..., Any]) -> str | None:
         asyncio = sys.modules.get("asyncio")  # 20 ms of start-up; who made a Protocol class has imported it
         if asyncio is not None and issubclass(made, asyncio.BaseProtocol):
             return "protocol"
-    arity = _arity(target)
+    arity, any_number = _arity(target)
     if _is_coroutine(target):
-        return {3: "asgi", 2: "streams"}.get(arity)
+        return "asgi" if any_number and arity < 2 else {3: "asgi", 2: "streams"}.get(arity)
+    if any_number and arity == 0:
+        return None if isinstance(made, type) and not hasattr(made, "__iter__") else "wsgi"
     return {2: "wsgi", 1: "stream"}.get(arity)
 
 
@@ -222,14 +351,33 @@ def _is_coroutine(target: Any) -> bool:
     return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
 
 
-def _arity(target: Any) -> int:
-    """How many positional parameters a call must give; -1 where Python cannot tell."""
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _signature(target: Any) -> Sequence[inspect.Parameter] | None:
+    """Return the parameters of a call, or None where Python cannot tell."""
+    # An instance may have its own `__call__` in a slot, of which its class does not know the parameters.
+    call = getattr(type(target), "__call__", None)  # noqa: B004
+    own = not isinstance(target, type) and inspect.ismemberdescriptor(call)
     try:
-        parameters = inspect.signature(target).parameters.values()
+        return list(inspect.signature(target.__call__ if own else target).parameters.values())
     except (TypeError, ValueError):
-        return -1
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
+        return None
+
+
+def _arity(target: Any) -> tuple[int, bool]:
+    """How many positional parameters a call must give (-1: Python cannot tell), and whether it may give any number."""
+    parameters = _signature(target)
+    if parameters is None:
+        return -1, False
+    any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    return sum(p.kind in _POSITIONAL and p.default is inspect.Parameter.empty for p in parameters), any_number
+
+
+def _parameters(target: Any) -> list[str]:
+    """Return the names of the positional parameters that a call must give."""
+    parameters = _signature(target) or ()
+    return [p.name for p in parameters if p.kind in _POSITIONAL and p.default is inspect.Parameter.empty]
 
 
 def _article(noun: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 APPS = """
-import asyncio, functools, socketserver
+import asyncio, functools, socketserver, wsgiref.validate
 
 NUMBER = 7
 TEXT = "handle"
@@ -29,6 +31,7 @@ def with_default(conn, limit=10, *, loud=False): ...
 def wsgi(environ, start_response): ...
 def nothing(): ...
 def anything(*args): ...
+async def anything_async(*args, **named): ...
 def four(a, b, c, d): ...
 async def streams(reader, writer): ...
 async def asgi(scope, receive, send): ...
@@ -63,6 +66,66 @@ class Secretive:
     __signature__ = "none of your business"
     def __call__(self, *args): ...
 
+def undecorated(function):
+    def wrapper(*args, **named):
+        return function(*args, **named)
+    return wrapper
+
+unwrapped = undecorated(wsgi)
+validated = wsgiref.validate.validator(wsgi)
+
+class Anything:
+    def __call__(*args, **named): ...
+
+class AnythingAsync:
+    async def __call__(self, *args, **named): ...
+
+class AnyClass:
+    def __init__(self, *args): ...
+
+class AnyIterable(AnyClass):
+    def __iter__(self): ...
+
+class SentryAsgiMiddleware:
+    "Chooses its own __call__, in a slot."
+    __slots__ = ("__call__",)
+    def __init__(self, call):
+        self.__call__ = call
+
+class Dash:
+    def __init__(self):
+        self.server = wsgi
+    def __call__(self, *args, **named): ...
+
+class OldDash:
+    "No WSGI application, but has one."
+    def __init__(self):
+        self.server = wsgi
+
+class Asgi2:
+    def __init__(self, scope): ...
+    async def __call__(self, receive, send): ...
+
+def asgi2(scope): ...
+def view(request): ...
+async def async_view(request): ...
+
+class Application:
+    __module__ = "aiohttp.web_app"
+    def __call__(self): ...
+
+aiohttp_app = Application()
+
+class Application:
+    __module__ = "tornado.web"
+    def __call__(self, request): ...
+
+class TornadoSite(Application): ...
+tornado_app = TornadoSite()
+
+any_instance, any_async_instance = Anything(), AnythingAsync()
+sentry, dash, old_dash = SentryAsgiMiddleware(AsyncCallable().__call__), Dash(), OldDash()
+
 instance = Callable()
 async_instance = AsyncCallable()
 method = instance.method
@@ -71,6 +134,11 @@ namespace = type("Namespace", (), {"inner": type("Inner", (), {"handle": staticm
 
 def create():
     return handle
+
+def create_with(name, *, debug=False, limits=None):
+    return functools.partial(wsgi, start_response=None) if (name, debug) == ("a:b", True) else wsgi
+
+def create_optional(config=None): ...
 
 def create_number():
     return NUMBER
@@ -179,7 +247,16 @@ def test_a_factory_is_called(folder: Path) -> None:
         ("partial_asgi", "asgi"),
         ("async_instance", "asgi"),
         ("nothing", None),
-        ("anything", None),
+        ("anything", "wsgi"),
+        ("anything_async", "asgi"),
+        ("unwrapped", "wsgi"),
+        ("validated", "wsgi"),
+        ("any_instance", "wsgi"),
+        ("any_async_instance", "asgi"),
+        ("AnyClass", None),
+        ("AnyIterable", "wsgi"),
+        ("sentry", "asgi"),
+        ("dash", "wsgi"),
         ("four", None),
         ("odd", None),
         ("secretive", None),
@@ -211,10 +288,26 @@ def test_a_near_built_in_is_suggested() -> None:
 
 
 @pytest.mark.parametrize(
-    "attribute", ["", "1st", "a b", "handle(1)", "create()()", "x-y", ".handle", "a..b", "__import__('os')"]
+    "attribute",
+    [
+        "",
+        "1st",
+        "a b",
+        "create()()",
+        "x-y",
+        ".handle",
+        "a..b",
+        "create(handle)",
+        "create(print())",
+        "create(**{})",
+        "create(*[])",
+        "create(1",
+        "create(" + "(" * 300 + ")" * 300 + ")",
+        "handle().x",
+    ],
 )
 def test_what_is_no_attribute(folder: Path, attribute: str) -> None:
-    assert f"{attribute!r} is not a name, a dotted name or a call without arguments" in str(
+    assert f"{attribute!r} is not a name, a dotted name or a call with literal arguments" in str(
         refused(f"apps:{attribute}")
     )
 
@@ -261,7 +354,7 @@ def test_what_cannot_be_called(folder: Path, name: str, what: str) -> None:
     assert "not callable" in str(refused(f"apps:{name}", "stream"))
 
 
-@pytest.mark.parametrize(("name", "count"), [("nothing", 0), ("four", 4), ("odd", 1), ("anything", 0)])
+@pytest.mark.parametrize(("name", "count"), [("nothing", 0), ("four", 4), ("odd", 1), ("AnyClass", 0)])
 def test_what_fits_no_rule_names_the_option(folder: Path, name: str, count: int) -> None:
     sentence = str(refused(f"apps:{name}"))
     assert f"it takes {count} positional parameters" in sentence
@@ -334,6 +427,108 @@ def test_a_factory_that_fails(folder: Path, name: str, sentence: str) -> None:
     error = refused(f"apps:{name}")
     assert str(error).endswith(sentence)
     assert "apps.py" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        ("create_with('a:b', debug=True)", "stream"),
+        ('create_with("a(b):c(", limits={"a": [1, None]})', "wsgi"),
+        ("namespace.inner.handle(1)", None),
+        ("create( )", "stream"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["apps", "./apps.py"])
+def test_a_factory_with_literal_arguments(folder: Path, where: str, call: str, kind: str | None) -> None:
+    if kind is None:
+        assert "it is not callable but a NoneType" in str(refused(f"{where}:{call}"))
+    else:
+        assert load(f"{where}:{call}").kind == kind
+
+
+# --- what would be served wrongly, or not at all, is explained
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "did you mean 'apps:nothing()'?"),
+        ("create_optional", "did you mean 'apps:create_optional()'?"),
+        ("AsyncCallable", "did you mean 'apps:AsyncCallable()'?"),
+        ("old_dash", "it is not callable but an OldDash. Did you mean 'apps:old_dash.server'?"),
+        ("Asgi2", "it is an ASGI 2 application"),
+        ("asgi2", "asgiref.compatibility.guarantee_single_callable"),
+        ("view", "mysite.wsgi:application"),
+        ("async_view", "mysite.wsgi:application"),
+        ("aiohttp_app", "an application of aiohttp brings its own server"),
+        ("tornado_app", "an application of tornado brings its own server"),
+    ],
+)
+def test_a_mistake_is_explained(folder: Path, name: str, said: str) -> None:
+    assert said in str(refused(f"apps:{name}"))
+
+
+@pytest.mark.parametrize("name", ["view", "asgi2", "tornado_app"])
+def test_the_interface_overrides_the_explanation(folder: Path, name: str) -> None:
+    assert load(f"apps:{name}", "stream").kind == "stream"
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("application = get_wsgi_application()", "Did you mean '{}:application'?"),
+        ("app: Flask = Flask(__name__)\napplication = app", "Did you mean '{}:application'?"),
+        ("async def app(scope, receive, send): ...", "Did you mean '{}:app'?"),
+        ("from .main import app", "Did you mean '{}:app'?"),
+        ("def create_app(): ...", "Did you mean '{}:create_app()'?"),
+        ("raise RuntimeError", "Name what of it is to be served, as in '{}:application'."),
+    ],
+)
+@pytest.mark.parametrize("where", ["mysite.wsgi", "mysite/wsgi.py", "mysite"])
+def test_a_module_without_an_attribute(folder: Path, where: str, source: str, hint: str) -> None:
+    """It is read, not run."""
+    (folder / "mysite").mkdir()
+    for name in ("__init__.py", "wsgi.py"):
+        (folder / "mysite" / name).write_text(source)
+    assert str(refused(where)).endswith(hint.format(where))
+
+
+def test_the_middleware_of_sentry() -> None:
+    sentry = pytest.importorskip("sentry_sdk.integrations.asgi")
+
+    async def app(scope: object, receive: object, send: object) -> None: ...
+
+    assert guess(sentry.SentryAsgiMiddleware(app)) == "asgi"
+
+
+# --- files with the names of other modules
+
+BARE = "def app(environ, start_response): ..."
+
+
+@pytest.mark.parametrize("form", ["{}.py", "{}", "./{}.py"])
+@pytest.mark.parametrize("name", ["queue", "types", "sched", "pytest", "prefork", "uvloop", "websockets"])
+def test_a_file_with_the_name_of_another_module(folder: Path, name: str, form: str) -> None:
+    """It gets another name, and whoever imports that module afterwards finds the right one."""
+    before = sys.modules.get(name)
+    (folder / f"{name}.py").write_text("import pickle\nclass Job: ...\nDUMPED = pickle.dumps(Job)\n" + BARE)
+    app = load(f"{form.format(name)}:app")
+    assert app.renamed == app.target.__module__ == f"prefork_app_{name}"
+    assert sys.modules.get(name) is before
+    assert not hasattr(importlib.import_module(name), "Job")
+    assert sys.path[-1] == str(folder)
+    assert str(folder) not in sys.path[:-1]
+    assert pickle.loads(sys.modules[app.renamed].DUMPED) is sys.modules[app.renamed].Job
+
+
+def test_a_file_keeps_its_name_if_nobody_else_has_it(folder: Path) -> None:
+    for _ in range(2):
+        app = load("apps.py:wsgi")
+        assert (app.renamed, app.target.__module__) == ("", "apps")
+
+
+def test_a_module_of_the_standard_library_can_be_served(folder: Path) -> None:
+    assert load("wsgiref.simple_server:demo_app").kind == "wsgi"
 
 
 def test_a_factory_that_wants_arguments(folder: Path) -> None:
