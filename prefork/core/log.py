@@ -8,14 +8,18 @@ says how many were lost: logging never fails a request.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
-import select
 import socket
 import stat
+import sys
 import time
-from typing import Any
+from os import write  # bound now: eventlet replaces it, and gevent takes poll away
+from select import POLLOUT, poll
+from typing import Any, BinaryIO, cast
 
 from prefork.core.privileges import Identity
 from prefork.errors import ConfigError
@@ -24,43 +28,174 @@ from prefork.errors import ConfigError
 #
 # O_NONBLOCK belongs to the open file description, which standard error shares with other programs, so it is never set
 # there. A pipe or terminal is opened once more, as a description of our own (/proc/self/fd, proc(5)); a socket is asked
-# for each write not to wait (MSG_DONTWAIT); a file does not wait.
+# for each write not to wait (MSG_DONTWAIT); a file does not wait. A pipe of another user cannot be opened again: there
+# poll(2) says before each small write whether it has room.
 
 
-WAIT_S = 0.1  # a reader that lags a little is waited for, once; then lines are dropped until one fits again
+WAIT_S = 0.1  # a reader that lags a little is waited for, once
+_SMALL = 512  # bytes that a pipe with room takes at once (_POSIX_PIPE_BUF)
+_REPORT_S = 1.0
+_NEWLINE = 0x0A
 
 
 class LogWriter:
-    """Where lines go. `write` raises OSError, BlockingIOError if there is no room."""
+    """Writes lines and other output. `lost` counts the writes that were lost, whole or in part, `lost_bytes` the bytes.
+
+    `write` raises nothing, and waits for room at most WAIT_S at a time. After a write that did not fit it waits no
+    more, until there is room. Threads may share a writer: Python switches between them at calls only, so that no count
+    is changed by two at once.
+    """
 
     def __init__(self, fd: int) -> None:
+        self.lost = self.lost_bytes = 0
+        self.fault = ""  # of the last write that was lost
         self._fd = fd
         self._socket: socket.socket | None = None
+        self._may_block = False
+        self._stuck = False  # the last write did not fit
+        self._midline = False  # the last byte written ends no line
+        self._torn = False  # and what followed it was lost
         try:
             mode = os.fstat(fd).st_mode
             if stat.S_ISSOCK(mode):
                 self._socket = socket.socket(fileno=os.dup(fd))
             elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+                self._may_block = True
                 self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                self._may_block = False
         except OSError:
-            pass  # closed, without a reader, or another user's: writing says so, or waits as it always did
+            pass  # closed, without a reader, or another user's
 
-    def write(self, data: memoryview, *, wait: bool) -> int:
-        """Write as much as fits and return the number of bytes; wait for room only if `wait`."""
+    def write(self, data: bytes) -> bool:
+        """Write all of it, or drop and count what has no room. Returns whether all was written."""
+        left = memoryview(b"\n" + data if self._torn else data)
         try:
-            return self._write(data)
-        except BlockingIOError:
-            if not wait:
-                raise
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        poll.poll(WAIT_S * 1000)
-        return self._write(data)
+            while left:
+                written = self._write(left)
+                self._midline = left[written - 1] != _NEWLINE
+                left = left[written:]
+        except OSError as error:  # ENOSPC, EPIPE, EBADF, EAGAIN: the log's trouble must not become the service's
+            self.fault = error.strerror or ""
+            self._stuck, self._torn = True, self._midline
+            self.lost += 1
+            self.lost_bytes += min(len(left), len(data))
+            return False
+        self._stuck = self._torn = False
+        return True
 
     def _write(self, data: memoryview) -> int:
+        if self._stuck or self._may_block:  # a pipe that is full may still take a few bytes: it is no sign of a reader
+            self._wait()
+        try:
+            return self._write_now(data)
+        except BlockingIOError:
+            self._wait()
+        return self._write_now(data)
+
+    def _wait(self) -> None:
+        """Wait for room. Raises BlockingIOError if there is none."""
+        room = poll()
+        room.register(self._fd, POLLOUT)
+        if not room.poll(0 if self._stuck else WAIT_S * 1000):
+            raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+
+    def _write_now(self, data: memoryview) -> int:
         if self._socket is not None:
             return self._socket.send(data, socket.MSG_DONTWAIT)
-        return os.write(self._fd, data)
+        return write(self._fd, data[:_SMALL] if self._may_block else data)
+
+
+class ReportingWriter(LogWriter):
+    """A LogWriter that tells the log when it cannot write `what`, and, once it can again, how much of it was lost.
+
+    Each at most once a second.
+    """
+
+    def __init__(self, fd: int, log: Log, what: str, **fields: Any) -> None:
+        super().__init__(fd)
+        self._log = log
+        self._what = what
+        self._fields = fields
+        self._next_s = [0.0, 0.0]  # when the one and the other may be told again
+
+    def write(self, data: bytes) -> bool:
+        """Write as a LogWriter does."""
+        lost = self.lost
+        complete = super().write(data)
+        if self.lost and complete == bool(lost) and (now_s := time.monotonic()) >= self._next_s[complete]:
+            self._next_s[complete] = now_s + _REPORT_S
+            if complete:
+                self._report()
+            else:
+                self._log.warning(f"cannot write {self._what}", **self._fields, reason=self.fault)
+        return complete
+
+    def _report(self) -> None:
+        count, size = self.lost, self.lost_bytes
+        self._log.warning(f"{self._what} lost", **self._fields, count=count, bytes=size)
+        if not self._log.dropped:  # else this line is lost itself
+            self.lost -= count
+            self.lost_bytes -= size
+
+
+# --- What an application prints: sys.stdout and sys.stderr of a worker write through a LogWriter, so that a reader that
+# is stuck or gone, or a full disk, neither blocks nor fails a request.
+
+
+class _Output(io.RawIOBase):
+    """The lowest layer of such a stream. It takes everything."""
+
+    def __init__(self, replaced: io.TextIOWrapper, out: LogWriter) -> None:
+        self.name, self.mode = replaced.name, "wb"
+        self._replaced = replaced  # kept, as its end might close the descriptor
+        self._fd = replaced.fileno()
+        self._out = out
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor of the stream that was replaced."""
+        return self._fd
+
+    def isatty(self) -> bool:
+        """Say whether this is a terminal."""
+        return os.isatty(self._fd)
+
+    def write(self, data: Any) -> int:
+        """Write it or drop it. Returns its length."""
+        copy = bytes(data)
+        self._out.write(copy)
+        return len(copy)
+
+
+def guard_output(log: Log) -> None:
+    """Replace sys.stdout and sys.stderr where they are Python's own, by streams that no reader can block.
+
+    A stream that is closed (None), or that the caller of `prefork.serve` has replaced, is left alone.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper or stream.closed:
+            continue
+        buffer: Any = stream.buffer
+        raw = getattr(buffer, "raw", buffer)  # python -u has no buffer between them
+        if not isinstance(raw, io.FileIO):
+            continue  # done already, by the template
+        output = _Output(stream, ReportingWriter(raw.fileno(), log, "output", stream=name))
+        guarded: Any = io.TextIOWrapper(
+            cast("BinaryIO", output) if buffer is raw else io.BufferedWriter(output),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            newline="\n",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        guarded.mode = "w"
+        if getattr(sys, f"__{name}__") is stream:
+            setattr(sys, f"__{name}__", guarded)
+        setattr(sys, name, guarded)
 
 
 # --- The log's file, with --log PATH: opened to append, and opened again when a rotation has moved it away (USR1).
@@ -122,7 +257,7 @@ _logger = logging.getLogger("prefork")
 
 
 class LineHandler(logging.Handler):
-    """Writes records to a file descriptor. `dropped` counts the lines that could not be written."""
+    """Writes records to a file descriptor."""
 
     def __init__(self, fd: int, style: str) -> None:
         super().__init__()
@@ -130,24 +265,22 @@ class LineHandler(logging.Handler):
         self._out = LogWriter(fd)
         self.json = style == "json"
         self.identity: dict[str, Any] = {}
-        self.dropped = 0
-        self._torn = False  # a line was written in part
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, and before it the count of those that were lost."""
         line = self._json(record) if self.json else self._text(record)
-        if self.dropped:
+        told = self._out.lost
+        if told:
             lost = logging.makeLogRecord({"levelno": logging.WARNING, "msg": "log lines lost"})
-            lost.levelname, lost.fields = "WARNING", {"count": self.dropped}
+            lost.levelname, lost.fields = "WARNING", {"count": told}
             line = (self._json(lost) if self.json else self._text(lost)) + line
-        data = memoryview((b"\n" if self._torn else b"") + line.encode("utf-8", "backslashreplace"))
-        try:
-            while data:
-                written = self._out.write(data, wait=not self.dropped)
-                data, self._torn = data[written:], True
-            self.dropped, self._torn = 0, False
-        except OSError:  # ENOSPC, EPIPE, EBADF, EAGAIN: the log's trouble must not become the service's
-            self.dropped += 1
+        if self._out.write(line.encode("utf-8", "backslashreplace")):
+            self._out.lost -= told
+
+    @property
+    def dropped(self) -> int:
+        """Lines that could not be written, and are not told yet."""
+        return self._out.lost
 
     def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
         return getattr(record, "fields", None) or {}

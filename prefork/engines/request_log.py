@@ -10,7 +10,7 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.core.log import LogWriter
+from prefork.core.log import ReportingWriter
 from prefork.engines.timers import NEVER
 from prefork.http.access_log import AccessLog
 from prefork.http.forwarded import Trusted, find_origin
@@ -51,7 +51,8 @@ class RequestLog:
         self._trusted = trusted
         self._counters = worker.rows[0].cells  # of the loop
         self._access = AccessLog("json" if config.log_format == "json" else "combined")
-        self._access_out = LogWriter(worker.inherited.access_log) if worker.inherited.access_log >= 0 else None
+        fd = worker.inherited.access_log
+        self._access_out = ReportingWriter(fd, worker.log, "access log lines") if fd >= 0 else None
         self.active = self._access_out is not None
         self.slow_ns = round(config.slow_s * 1e9) or NEVER
 
@@ -120,10 +121,7 @@ class RequestLog:
 
     def _write(self, line: bytes) -> None:
         assert self._access_out is not None
-        try:
-            self._access_out.write(memoryview(line), wait=True)
-        except OSError as error:  # ENOSPC, EPIPE, EAGAIN: the log's trouble must not become the request's
-            self._errors.note("access log line lost", reason=error.strerror)
+        self._access_out.write(line)
 
 
 def _queue_ms(peer: Peer[Any]) -> int | None:

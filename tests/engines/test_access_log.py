@@ -149,7 +149,7 @@ def test_a_full_disk_or_a_stuck_reader_of_the_log_fails_no_request(serve: Serve,
     with Browser(server) as browser:
         for _ in range(100):
             assert browser.get().body == HELLO
-    server.wait_log("access log line lost")
+    server.wait_log('cannot write access log lines reason="No space left on device"')
 
 
 @EACH_WAY

@@ -7,7 +7,7 @@ import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, TextIO, cast
 
-from prefork.core.log import LogWriter
+from prefork.core.log import Log, ReportingWriter
 from prefork.engines.peer import Peer
 from prefork.http.environ import Environ, Environs, for_connection, for_listener
 from prefork.http.forwarded import UNIX, find_origin
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class ErrorStream(io.TextIOBase):
     """WORKER. Takes any text. What cannot be written is dropped: the log's trouble must not become the request's."""
 
-    def __init__(self, fd: int) -> None:
-        self._out = LogWriter(fd)
+    def __init__(self, log: Log) -> None:
+        self._out = ReportingWriter(log.handler.fd, log, "output", stream="wsgi.errors")
 
     def writable(self) -> bool:
         """Say yes."""
@@ -39,12 +39,7 @@ class ErrorStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write the text at once, as one line or several. Returns its length."""
-        data = memoryview(text.encode("utf-8", "backslashreplace"))
-        try:
-            while data:
-                data = data[self._out.write(data, wait=True) :]
-        except OSError:
-            pass  # ENOSPC, EPIPE, EBADF, EAGAIN
+        self._out.write(text.encode("utf-8", "backslashreplace"))
         return len(text)
 
 
@@ -61,7 +56,7 @@ class WsgiApp:
         self._in_loop = worker.config.threads == 1  # then the loop writes the busy time, once a turn
         self._sendfile = worker.inherited.tls is None
         self.busy_ns = 0
-        errors = ErrorStream(worker.log.handler.fd)
+        errors = ErrorStream(worker.log)
         self._environs = {listener: _environ(listener, worker, errors) for listener in worker.listeners}
 
     def view(self, listener: Listener, address: str, port: int) -> Environs:
