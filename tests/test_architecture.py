@@ -340,7 +340,11 @@ def test_only_core_process_forks() -> None:
         for node in ast.walk(module.tree)
         if within(module.name, ("prefork",)) and module.name != "prefork.core.process"
         if (isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.fork", "os.forkpty", "os.posix_spawn"))
-        or (isinstance(node, ast.ImportFrom) and node.module == "os")
+        or (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "os"
+            and {alias.name for alias in node.names} & {"fork", "forkpty", "posix_spawn", "*"}
+        )
     ]
     assert not bad
 

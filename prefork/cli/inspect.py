@@ -18,14 +18,15 @@ from prefork.cli.options import configured
 from prefork.config.config import Config
 from prefork.config.options import APP, OPTIONS, Option
 from prefork.core.address import Address
-from prefork.core.log import open_log
+from prefork.core.log import Log, open_log
 from prefork.core.privileges import identity_of, move
 from prefork.core.process import ORPHANED, Exit, die_with_parent, spawn
-from prefork.engines import ENGINES
+from prefork.engines import ENGINES, import_early
 from prefork.errors import AppLoadError, BootError
 from prefork.runtime.hooks import load_hooks
 from prefork.runtime.inherited import Inherited, tls_of
 from prefork.runtime.master_link import Kind, Receiver, Sender
+from prefork.worker.process import load_app
 
 # --- `check` loads the app as a worker would, in a child process, and binds nothing.
 
@@ -42,13 +43,16 @@ def check_app(config: Config) -> Finding:
     """Load and validate. Raises PreforkError, with the exit code that `prefork serve` would end with."""
     move(config.chdir, config.umask, config.sources)
     log = open_log(level=config.log_level, style=config.log_format)
+    import_early(config.app)
     inherited = Inherited(
         hooks=load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"]),
         identity=identity_of(config.user, config.group, config.sources),
         tls=tls_of(config),
     )
     report, report_end = os.pipe2(os.O_CLOEXEC)
-    child = _Child(config=config, inherited=inherited, report=report_end, parent=os.getpid(), libc=ctypes.CDLL(None))
+    child = _Child(
+        config=config, inherited=inherited, log=log, report=report_end, parent=os.getpid(), libc=ctypes.CDLL(None)
+    )
     pid = spawn(child.run)
     os.close(report_end)
     receiver = Receiver(report)
@@ -86,6 +90,7 @@ class _Child:
 
     config: Config
     inherited: Inherited
+    log: Log
     report: int
     parent: int
     libc: ctypes.CDLL
@@ -99,7 +104,7 @@ class _Child:
         faulthandler.enable(file=self.report, all_threads=True)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         try:
-            app = self.inherited.load(self.config.app, self.config.interface)
+            app = load_app(self.config, self.inherited, self.log)
         except AppLoadError as error:
             sender.send(Kind.FAILED, code=error.exit_code, message=str(error), detail=error.detail[-32_000:])
             return error.exit_code

@@ -8,12 +8,12 @@ its inbox and unblocks. fork(2) leaves one thread, so only single-threaded proce
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from select import POLLIN, poll
 from typing import Any
 
 from prefork.core.signals import name
@@ -120,9 +120,9 @@ def adopted(master: int, lifeline: int) -> bool:
     Returns False if that does not come: the master is gone.
     """
     give_up = time.monotonic() + _ADOPTION_S
-    poll = select.poll()
-    poll.register(lifeline, select.POLLIN)
-    while os.getppid() != master and time.monotonic() < give_up and not poll.poll(1):
+    death = poll()
+    death.register(lifeline, POLLIN)
+    while os.getppid() != master and time.monotonic() < give_up and not death.poll(1):
         pass  # there is no event to wait for but the master's death; it takes one exit(2)
     return os.getppid() == master
 

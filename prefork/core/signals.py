@@ -12,6 +12,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterable
+from os import read  # bound now: that of eventlet waits where this one says that there is nothing
 from types import FrameType
 
 # What the master does with each signal.
@@ -66,7 +67,7 @@ class SignalInbox:
     def take(self) -> list[int]:
         """Return the signals that came since the last call, oldest first. Never blocks."""
         try:
-            while os.read(self.fd, 4096):
+            while read(self.fd, 4096):
                 pass  # the bytes only ended the wait
         except BlockingIOError:
             pass  # empty: all wake-ups seen

@@ -10,8 +10,8 @@ With a listener of its own (--accept per-worker) there is nobody to share with: 
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Callable, Sequence
+from select import EPOLLEXCLUSIVE, EPOLLIN, POLLIN, epoll, poll
 from time import monotonic_ns
 from typing import Any
 
@@ -143,7 +143,7 @@ class AcceptBalance:
 
 _MOST = 64  # connections taken in one turn; the loop's clients have their turn in between
 _PAUSE_NS = round(ACCEPT_PAUSE_S * 1e9)
-_EXCLUSIVELY = select.EPOLLIN | select.EPOLLEXCLUSIVE
+_EXCLUSIVELY = EPOLLIN | EPOLLEXCLUSIVE
 
 Admit = Callable[[int, Any, Listener], None]
 
@@ -158,7 +158,7 @@ class EpollAcceptor:
         self,
         listeners: Sequence[Listener],
         *,
-        epoll: select.epoll,
+        epoll: epoll,
         balance: AcceptBalance,
         errors: RateLimitedLog,
         admit: Admit,
@@ -173,9 +173,9 @@ class EpollAcceptor:
         self._admit = admit
         self._room = room
         self._held = held
-        self._look = select.poll()  # whether anything waits
+        self._look = poll()  # whether anything waits
         for fd in self._listeners:
-            self._look.register(fd, select.POLLIN)
+            self._look.register(fd, POLLIN)
         self._fds = [*self._listeners, balance.fd] if self._shared else [*self._listeners]
         self._open = False
         self._paused = False
@@ -281,7 +281,7 @@ class EpollAcceptor:
         if not self._open:
             self._open = True
             for fd in self._fds:
-                self._epoll.register(fd, _EXCLUSIVELY if self._shared else select.EPOLLIN)
+                self._epoll.register(fd, _EXCLUSIVELY if self._shared else EPOLLIN)
 
     def _leave(self) -> None:
         if self._open:

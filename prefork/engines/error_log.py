@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from threading import Lock
 from typing import Any
 
 from prefork.core.log import Log
@@ -16,7 +16,7 @@ class RateLimitedLog:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._next_s: dict[str, float] = {}  # per event: when a line may be written again
         self._held_back: dict[str, int] = {}  # per event: lines not written since
 

@@ -8,6 +8,7 @@ from prefork.config.config import Config
 from prefork.core.log import Log, LogFile
 from prefork.core.pidfile import PidFile
 from prefork.core.privileges import Identity
+from prefork.engines import import_early
 from prefork.errors import ConfigError
 from prefork.master.autoreload import Watch
 from prefork.master.children import Children
@@ -38,6 +39,7 @@ class Resources(Observer):
         app = adopt(config.target, config.app, config.interface) if config.target is not None else None
         self._watch = Watch(log) if config.reload else None
         self.wait_for_changes = self._watch is not None
+        import_early(config.app)
         self.inherited = Inherited(
             hooks=hooks,
             identity=identity,

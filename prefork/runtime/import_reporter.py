@@ -6,12 +6,13 @@ import json
 import os
 import socket
 import sys
-import threading
 import traceback
+from _thread import start_new_thread
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from time import sleep
 
 _FILES_MOST = 500  # in one report; a datagram has a limit
 _LOOK_S = 1.0  # how often a worker looks for modules that were imported later
@@ -35,15 +36,16 @@ class Imports:
     def loaded(self) -> None:
         """The app is loaded: tell its files, and later what it imports while it serves."""
         self._tell(set(_imported()), loaded=True)
-        threading.Thread(target=self._follow, name="imports", daemon=True).start()
+        start_new_thread(self._follow, ())  # a thread of the system, also where gevent has patched `threading`
 
     def failed(self, error: BaseException) -> None:
         """The app could not be loaded: tell what it was made of up to there, and where it broke."""
         self._tell(set(_imported()) | set(_places(error)), loaded=False)
 
     def _follow(self) -> None:
-        known, pause = len(sys.modules), threading.Event()
-        while not pause.wait(_LOOK_S):
+        known = len(sys.modules)
+        while True:
+            sleep(_LOOK_S)
             if len(sys.modules) != known:
                 known = len(sys.modules)
                 self._tell(set(_imported()), loaded=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import select
 import signal
 import sys
 import threading
@@ -20,6 +19,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from os import write  # bound now: that of eventlet waits
+from select import POLLIN, poll
 from types import FrameType
 from typing import Any
 
@@ -64,7 +65,7 @@ class Sender:
         line = memoryview((b"\n" if self._torn else b"") + json.dumps({"kind": kind, **fields}).encode() + b"\n")
         try:
             while line:
-                line = line[os.write(self.fd, line) :]
+                line = line[write(self.fd, line) :]
                 self._torn = True
             self._torn = False
         except OSError:
@@ -206,11 +207,11 @@ class MasterLink:
 
     def wait(self, timeout_s: float | None = None, also: int = -1) -> bool:
         """Wait for an order or a signal, for the time, or for the descriptor `also`; True if that one is readable."""
-        poll = select.poll()
+        ours = poll()
         for fd in (*self.fds, also):
             if fd >= 0:
-                poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _events in poll.poll(None if timeout_s is None else min(timeout_s, 3600.0) * 1000)}
+                ours.register(fd, POLLIN)
+        ready = {fd for fd, _events in ours.poll(None if timeout_s is None else min(timeout_s, 3600.0) * 1000)}
         for fd in ready - {also}:
             self.on_readable(fd)
         self.look()

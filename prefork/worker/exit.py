@@ -18,10 +18,11 @@ import atexit
 import os
 import sys
 import threading
-import time
 import traceback
 import weakref
+from _thread import start_new_thread
 from collections.abc import Iterator
+from time import monotonic, sleep
 from typing import Any
 
 from prefork.core.log import Log
@@ -91,8 +92,8 @@ class Exit:
     def watch(self, leave_by_s: float) -> None:
         """Begin to watch the time: the last connection is done. `leave_by_s`: monotonic seconds."""
         if not self._until_s:
-            self._until_s = max(leave_by_s, min(time.monotonic() + _LEAST_S, leave_by_s + _MOST_S))
-            threading.Thread(target=self._watch, name="exit-watcher", daemon=True).start()
+            self._until_s = max(leave_by_s, min(monotonic() + _LEAST_S, leave_by_s + _MOST_S))
+            start_new_thread(self._watch, ())  # a real one, whatever patches the threading module
 
     def run(self) -> None:
         """Wait for what the application has begun, and run its exit functions. May not return."""
@@ -103,8 +104,8 @@ class Exit:
             self._log.error("exit function failed", exc=error)
 
     def _watch(self) -> None:
-        while (left_s := self._until_s - time.monotonic()) > 0:
-            time.sleep(left_s)
+        while (left_s := self._until_s - monotonic()) > 0:
+            sleep(left_s)
         what = ", ".join(self._unfinished()) or "the end of the application"
         self._log.warning("application cut", unfinished=what, after=f"{self._graceful_timeout_s:g}s")
         os._exit(0)

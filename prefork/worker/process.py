@@ -6,9 +6,13 @@ ties itself to the master, takes its signals, unblocks, takes its identity, load
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import os
+import select
 import signal
+import sys
+from _thread import start_new_thread
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +20,9 @@ import setproctitle
 
 from prefork.config.config import Config
 from prefork.core.listener import Listener, own_share
-from prefork.core.log import Log
+from prefork.core.log import Log, guard_output
 from prefork.core.process import ORPHANED, adopted, die_with_parent
-from prefork.engines import engine_of
+from prefork.engines import ENGINES, engine_of, import_for
 from prefork.engines.context import WorkerContext
 from prefork.errors import AppLoadError, BootError
 from prefork.runtime.forks import OURS
@@ -32,6 +36,43 @@ from prefork.worker.exit import Exit, forget_callers
 
 BOOT_FAILED = 3
 APP_FAILED = 4
+
+
+# --- The application comes into the process. It may have files with the names of standard modules beside it, or
+# replace parts of the standard library (gevent, eventlet). What prefork needs of that is imported, name by name,
+# before the application; asyncio, which is heavy and which few need, after it, but from the other folders first.
+
+
+def load_app(config: Config, inherited: Inherited, log: Log) -> App:
+    """WORKER, TEMPLATE and `prefork check`. Load the app, and the engine that serves it. Raises AppLoadError."""
+    guard_output(log)
+    before = sys.path[:]
+    app = inherited.load(config.app, config.interface)
+    if app.renamed:
+        log.debug("app module renamed", app=app.name, module=app.renamed, reason="another module has its name")
+    if fault := _fault_of_patch(app, config):
+        raise AppLoadError(fault)
+    import_for(app.kind, config.loop, before)
+    return app
+
+
+def _fault_of_patch(app: App, config: Config) -> str | None:
+    """Return why the app cannot be served in an interpreter whose threads or selectors it has replaced, or None."""
+    if _thread.start_new_thread is start_new_thread and hasattr(select, "epoll"):
+        return None
+    engine = ENGINES[app.kind]
+    if engine == "aio":
+        what, cure = "asyncio", "leave the patch out"
+    elif engine == "blocking":
+        what, cure = f"a {app.kind} handler, which needs threads,", "leave the patch out"
+    elif config.threads > 1:
+        what, cure = f"--threads {config.threads}", "use --threads 1, or leave the patch out"
+    elif config.tls_cert:
+        what, cure = "--tls-cert", "let a proxy do TLS, or leave the patch out"
+    else:
+        return None
+    patcher = next((name for name in ("gevent", "eventlet") if name in sys.modules), "the application")
+    return f"cannot serve {app.name!r}: {patcher} has patched the interpreter, where {what} cannot work; {cure}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +139,7 @@ class Worker:
             ending.watch(link.leave_by_s)
 
         try:
-            app = self.app or self.inherited.load(self.config.app, self.config.interface)
+            app = self.app or load_app(self.config, self.inherited, self.log)
             link.look()
             if not link.told_to_retire:  # else that came while the app was loaded
                 self.inherited.hooks.worker_started(place)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from os import waitpid  # bound now: gevent replaces it by one that needs its own loop
+from select import POLLIN, poll
 from typing import Any
 
 import setproctitle
@@ -33,7 +34,7 @@ from prefork.runtime.forks import OURS
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import Kind, Sender
 from prefork.worker.exit import forget_callers
-from prefork.worker.process import APP_FAILED, Worker
+from prefork.worker.process import APP_FAILED, Worker, load_app
 
 ORDER_MOST = 4096  # bytes of an order or an answer
 
@@ -70,7 +71,7 @@ class Template:
         setproctitle.setproctitle(f"prefork: template gen={self.generation}")
         sender = Sender(self.report)
         try:
-            app = self.prototype.inherited.load(self.prototype.config.app, self.prototype.config.interface)
+            app = load_app(self.prototype.config, self.prototype.inherited, self.prototype.log)
             self.prototype.inherited.hooks.template_loaded()
         except AppLoadError as error:
             sender.send(Kind.FAILED, code=APP_FAILED, message=str(error), detail=error.detail[-32_000:])
@@ -92,12 +93,11 @@ class Template:
         }
 
     def _serve(self, app: App, inbox: SignalInbox) -> int:
-        poll = select.poll()
-        poll.register(inbox.fd, select.POLLIN)
-        poll.register(self.orders, select.POLLIN)
-        poll.register(self.prototype.lifeline, select.POLLIN)
+        told = poll()
+        for fd in (inbox.fd, self.orders.fileno(), self.prototype.lifeline):
+            told.register(fd, POLLIN)
         while True:
-            ready = {fd for fd, _events in poll.poll()}
+            ready = {fd for fd, _events in told.poll()}
             if self.prototype.lifeline in ready:
                 return ORPHANED
             if signal.SIGUSR1 in inbox.take():
@@ -147,7 +147,7 @@ class Template:
             return {"errno": error.errno or 0}
         finally:
             os.close(answer_end)
-        os.waitpid(pid, 0)  # it lives for one fork
+        waitpid(pid, 0)  # it lives for one fork
         text = os.read(answer, ORDER_MOST)
         os.close(answer)
         return dict(json.loads(text)) if text else {"errno": 11}  # killed in between: EAGAIN, try again
@@ -156,7 +156,8 @@ class Template:
 def unsafe(mine: set[int]) -> list[str]:
     """What of the app does not survive a fork: threads, which exist in one process only, and connections, which all
     workers would share."""
-    threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    main = threading.main_thread().name  # eventlet makes another object for it
+    threads = [thread.name for thread in threading.enumerate() if thread.name != main]
     found = [f"thread {name!r} runs: workers will not have it" for name in threads]
     native = len(os.listdir("/proc/self/task")) - 1 - len(threads)
     if native > 0:

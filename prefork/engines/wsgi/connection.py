@@ -13,8 +13,8 @@ holds the rest. How long a body or a response may take grows with what has moved
 from __future__ import annotations
 
 import os
-import select
 import socket
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.linger import LingeringSocket, hang_up, reset_at_close, unread
@@ -127,7 +127,7 @@ class HttpConnection:
         self._ended = False  # its close is to be a reset
         self._out: PendingWrite | None = None  # what the socket did not take yet
         self._since_ns = 0  # when the body that is arriving began
-        self._mask: int = select.EPOLLIN
+        self._mask: int = EPOLLIN
         self.deadline_ns = loop.now_ns + context.header_ns
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
@@ -157,7 +157,7 @@ class HttpConnection:
 
     def _ready_while_answering(self, mask: int) -> None:
         """Input is not wanted now; the client's leaving is noticed, and that it has read."""
-        if mask & (select.EPOLLHUP | select.EPOLLERR) and self.state != CLOSED:
+        if mask & (EPOLLHUP | EPOLLERR) and self.state != CLOSED:
             self._lost()
         elif self.state == WRITING:
             self._flush()
@@ -287,7 +287,7 @@ class HttpConnection:
             part = part[sent:]
         self._out = PendingWrite(self._sock, part, self._loop.now_ns)
         self.state = WRITING
-        self._watch(select.EPOLLOUT)
+        self._watch(EPOLLOUT)
         self._flush()
 
     def _flush(self) -> None:
@@ -320,8 +320,8 @@ class HttpConnection:
         self.deadline_ns = deadline_ns = self._loop.now_ns + self._context.keep_alive_ns
         if deadline_ns < self.watched_ns:
             self._loop.deadlines.watch(self)
-        if self._mask != select.EPOLLIN:
-            self._watch(select.EPOLLIN)
+        if self._mask != EPOLLIN:
+            self._watch(EPOLLIN)
         if not incoming.quiet:
             self._await()
 
@@ -350,7 +350,7 @@ class HttpConnection:
             return
         self.state, self.deadline_ns = CLOSED, NEVER
         self._incoming.close()
-        self._watch(select.EPOLLIN)
+        self._watch(EPOLLIN)
         self._loop.hold(lingering)
 
     def _lost(self, error: OSError | None = None) -> None:
