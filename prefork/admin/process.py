@@ -89,8 +89,9 @@ class Answers:
         return found() if found else Answer(404, b"404 Not Found\n")
 
     def tick(self, now_s: float) -> float:
-        """Note how busy every worker is, when it is time to; return when to call again (monotonic seconds)."""
-        return self._collector.tick(now_s, self._master_state().workers)
+        """Tell the master that this process lives, and follow the server; return when to call again (monotonic s)."""
+        self._shared.reader_ns = time.monotonic_ns()
+        return min(now_s + self._collector.beat_s, self._collector.tick(now_s, self._master_state))
 
     # --- the paths
 
@@ -104,7 +105,7 @@ class Answers:
         return Answer(503, f"the master has not been heard of for {silent_s:.0f} s\n".encode())
 
     def _readiness(self) -> Answer:
-        unready = self._master_state().unready
+        unready = self._collector.unready(self._master_state())
         return Answer(503, f"{unready}\n".encode()) if unready else Answer(200, b"ready\n")
 
     def _metrics(self) -> Answer:

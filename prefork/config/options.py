@@ -110,9 +110,9 @@ OPTIONS: tuple[Option, ...] = (
            help=f"The kind of APP, if its parameters are ambiguous: {', '.join(KINDS)}."),
     Option(name="backlog", field="backlog", parse=count, default="2048", metavar="N",
            help="Connections that may wait in the accept queue (limited by net.core.somaxconn)."),
-    Option(name="timeout", field="timeout_s", parse=positive_duration, default="30", metavar="DURATION",
-           help="How long handler code may run without waiting for its client, or block an event loop; "
-                "then the worker is killed."),
+    Option(name="timeout", field="timeout_s", parse=duration, default="30", metavar="DURATION",
+           help="How long handler code may run without waiting for its client, or a worker's process stand still, busy "
+                "or idle; then the worker is killed and replaced. 0: never."),
     Option(name="graceful-timeout", field="graceful_timeout_s", parse=duration, default="30", metavar="DURATION",
            help="How long a retiring worker waits for requests in flight; then connections are cut, logged and "
                 "counted."),

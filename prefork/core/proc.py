@@ -41,6 +41,11 @@ def cpu_s(pid: int) -> float | None:
     return (int(fields[11]) + int(fields[12])) / _TICKS if fields else None
 
 
+def stopped(pid: int) -> bool:
+    """Whether the process's main thread is stopped: by a signal (T) or a debugger (t)."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] in (["T"], ["t"])
+
+
 def thread_states(pid: int) -> set[str]:
     """The states of the process's threads, as proc(5) letters them; empty if they cannot be known."""
     try:

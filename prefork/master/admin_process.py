@@ -1,7 +1,8 @@
 """MASTER. The process of --admin as the master sees it; what runs in it is admin/process.py.
 
-The master binds its address, writes for it what only the master knows, and forks it again when it dies. Writing is one
-comparison a turn of the loop and one copy when something has happened, so it costs the same however often clients ask.
+The master binds its address, writes for it what only the master knows, kills it when it has not beaten for --timeout,
+and forks it again when it has died. Writing is one comparison a turn of the loop and one copy when something has
+happened, so it costs the same however often clients ask.
 Without --admin there is no listener, and nothing happens here.
 """
 
@@ -19,7 +20,8 @@ from prefork.core.listener import Listener
 from prefork.core.process import Exit, spawn
 from prefork.errors import FORK_REFUSED
 from prefork.master.children import Children
-from prefork.master.policy import Backoff
+from prefork.master.policy import Backoff, Timeouts
+from prefork.master.templates import silence
 from prefork.master.workers import Workers, capacity
 from prefork.status.collect import Collector
 from prefork.status.server_state import MasterState
@@ -37,16 +39,24 @@ class AdminHandle:
     """MASTER. `state` returns what to publish. `listener` is set when listeners are opened (lifecycle.py)."""
 
     def __init__(
-        self, *, config: Config, workers: Workers, children: Children, state: Callable[[], MasterState]
+        self,
+        *,
+        config: Config,
+        workers: Workers,
+        children: Children,
+        timeouts: Timeouts,
+        state: Callable[[], MasterState],
     ) -> None:
         self.listener: Listener | None = None
         self._log = workers.log
         self._workers = workers
         self._children = children
+        self._timeouts = timeouts
         self._state = state
         self._backoff = Backoff()
         self._pid = 0
         self._spawned_s = 0.0
+        self._killed = ""  # why the master sent SIGKILL
         self._wanted = False
         self._written = b""
         if config.admin is None:
@@ -83,7 +93,17 @@ class AdminHandle:
         self._shared.heartbeat_ns = time.monotonic_ns()
         if not self._pid and now_s >= self._backoff.not_before_s:
             self._spawn(now_s)
-        return now_s + HEARTBEAT_S if self._pid else min(now_s + HEARTBEAT_S, self._backoff.not_before_s)
+        wake_s = self._watch(now_s) if self._pid else self._backoff.not_before_s
+        return min(now_s + HEARTBEAT_S, wake_s)
+
+    def _watch(self, now_s: float) -> float:
+        """Kill the process if it has not beaten for too long; return when that may be (monotonic seconds)."""
+        hung, limit_s = self._timeouts.silent(self._shared.reader_ns, now_s)
+        if self._killed or not hung:
+            return _NEVER if self._killed else limit_s
+        self._killed = silence(self._pid, self._shared.reader_ns, now_s)
+        os.kill(self._pid, signal.SIGKILL)
+        return _NEVER
 
     def publish(self) -> None:
         """Write the master's state to shared memory, if it has changed."""
@@ -103,6 +123,8 @@ class AdminHandle:
             identity=self._workers.inherited.identity,
             close_in_child=self._workers.close_in_child,
         )
+        self._shared.reader_ns = time.monotonic_ns()  # that of its predecessor is none of it
+        self._killed = ""
         try:
             self._pid = spawn(admin.run)
         except OSError as error:
@@ -122,7 +144,8 @@ class AdminHandle:
             self._backoff.clear()
         delay_s = self._backoff.note(now_s, _NO_JITTER)
         if self._wanted:
-            self._log.error("admin died", pid=child.pid, cause=child, respawn_in=f"{delay_s:.2f}s")
+            again = f"{delay_s:.2f}s"
+            self._log.error("admin died", pid=child.pid, cause=child, reason=self._killed or None, respawn_in=again)
 
     def reopen_logs(self) -> None:
         """Tell the admin process to open the log file again."""

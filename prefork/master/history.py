@@ -83,8 +83,8 @@ class History(Observer):
         self.deaths.add(death, respawn_in_s)
 
     def tick(self, now_s: float) -> float:
-        """Note how busy every worker is, when it is time to; return when to call again (monotonic seconds)."""
-        return self._collector.tick(now_s, self.workers.roster)
+        """Note how busy every worker is and who waits, when it is time to; return when to call again (monotonic s)."""
+        return self._collector.tick(now_s, self.state)
 
     # --- what is known
 

@@ -73,7 +73,11 @@ class Master:
         # What operators ask and are told.
         self._history = History(config=config, policy=self._policy, workers=self._workers)
         self._admin = AdminHandle(
-            config=config, workers=self._workers, children=self._children, state=self._history.state
+            config=config,
+            workers=self._workers,
+            children=self._children,
+            timeouts=timeouts,
+            state=self._history.state,
         )
         self._commands = Commands(
             policy=self._policy,
@@ -111,6 +115,8 @@ class Master:
         self._log.identify(master=os.getpid())
         try:
             self._lifecycle.open()
+            if not self._config.timeout_s:
+                self._log.info("no worker is killed for standing still", reason="--timeout 0")
             self._loop()
         except PreforkError as error:
             self._lifecycle.failed(str(error))
@@ -170,6 +176,7 @@ class Master:
             self._history.tick(now_s),
             self._control.maintain(now_s),
             self._admin.maintain(now_s),
+            self._workers.templates.watch(self._policy.timeouts, now_s),
             self._workers.oom.tick(now_s),
         )
 

@@ -57,16 +57,19 @@ class Backoff:
 # - Retiring: it aborts its own connections at the graceful timeout; GRACE_MARGIN_S later it is killed.
 # - Booting: ready within the boot timeout, or asked for its stacks as one that hangs, and killed.
 # - Working: a unit of work older than the timeout is a hang. Ask for the Python stacks; with no answer in
-#   STACKS_WAIT_S ask faulthandler; then kill.
+#   STACKS_WAIT_S ask faulthandler; then kill. A process that has not beaten within the timeout is treated alike, but
+#   gets the whole time even if it answers: one that was stopped and beats again goes on. A process that is stopped gets
+#   no signal of faulthandler's, which would stay pending, and can crash a process that goes on.
 #
-# After the master itself was suspended, no timeout counts for SUSPENDED_S: the time of the workers may have stood
-# still as well.
+# A timeout of 0 judges nobody. After the master itself was suspended, no timeout counts for SUSPENDED_S: the time of
+# the workers may have stood still as well.
 
 
 STACKS_WAIT_S = 0.25
 GRACE_MARGIN_S = 1.0
 BOOTING_GRACE_S = 0.5  # it may have accepted already, with its `ready` on the way; else it serves nobody
 SUSPENDED_S = 1.0
+STOPPED = "the process is stopped (SIGSTOP or a debugger)"
 
 _NEVER = float("inf")
 _BOOT = -1  # Hang.since_ns of a worker that boots
@@ -77,7 +80,7 @@ Verdict = tuple[Action | None, float]  # what to do now, and when to look again 
 class Timeouts:
     """MASTER. The limits, and the moment before which none counts."""
 
-    timeout_s: float
+    timeout_s: float  # 0: none
     graceful_timeout_s: float
     boot_timeout_s: float
     grace_until_s: float = 0.0
@@ -89,6 +92,16 @@ class Timeouts:
         self.grace_until_s = now_s + SUSPENDED_S
         return True
 
+    def silent(self, beat_ns: int, now_s: float) -> tuple[bool, float]:
+        """Return whether a process that serves no clients, and beat last at `beat_ns`, is hung; and when to ask again.
+
+        It gets as much time as a worker that was asked for its stacks. `beat_ns` 0: it is not judged.
+        """
+        if not beat_ns or not self.timeout_s:
+            return False, _NEVER
+        limit_s = max(beat_ns / 1e9 + self.timeout_s + 2 * STACKS_WAIT_S, self.grace_until_s)
+        return now_s >= limit_s, limit_s
+
     def check(self, worker: WorkerHandle, unit: Unit, now_s: float) -> list[Verdict]:
         """Return what each limit says of the worker."""
         if worker.killed:
@@ -99,7 +112,7 @@ class Timeouts:
             if isinstance(verdicts[-1][0], Kill):
                 return verdicts
         if worker.pending:
-            verdicts.append(self._booting(worker, now_s))
+            verdicts.append(self._booting(worker, unit, now_s))
         else:
             verdicts.append(self._working(worker, unit, now_s))
         return verdicts
@@ -110,7 +123,7 @@ class Timeouts:
             return None, limit_s
         return kill(worker, f"still busy {now_s - since_s:.1f} s after it was told to stop"), _NEVER
 
-    def _booting(self, worker: WorkerHandle, now_s: float) -> Verdict:
+    def _booting(self, worker: WorkerHandle, unit: Unit, now_s: float) -> Verdict:
         if worker.retiring_s is not None:
             limit_s = worker.retiring_s + BOOTING_GRACE_S
             return (None, limit_s) if now_s < limit_s else (kill(worker, "stopped while it booted"), _NEVER)
@@ -118,17 +131,18 @@ class Timeouts:
         if now_s < limit_s:
             return None, limit_s
         if worker.hang is not None:
-            return self._ask_again(worker, worker.hang, now_s, worker.hang.verdict)
+            return self._ask_again(worker, unit, worker.hang, now_s, worker.hang.verdict)
         verdict = f"not ready within --boot-timeout {self.boot_timeout_s:g} s"
         worker.hang = Hang(since_ns=_BOOT, serving="", asked_s=now_s, verdict=verdict)
         return AskStacks(worker), now_s + STACKS_WAIT_S
 
     def _working(self, worker: WorkerHandle, unit: Unit, now_s: float) -> Verdict:
         if worker.hang is not None and worker.hang.since_ns == unit.since_ns:
-            took_s = now_s - unit.since_ns / 1e9
-            return self._ask_again(worker, worker.hang, now_s, f"one unit of work took {took_s:.1f} s, over --timeout")
+            took = f"{now_s - unit.since_ns / 1e9:.1f} s, over --timeout"
+            reason = f"its process did not move for {took}" if unit.silent else f"one unit of work took {took}"
+            return self._ask_again(worker, unit, worker.hang, now_s, reason)
         worker.hang = None
-        if not unit.since_ns:
+        if not unit.since_ns or not self.timeout_s:
             return None, _NEVER
         limit_s = max(unit.since_ns / 1e9 + self.timeout_s, self.grace_until_s)
         if now_s < limit_s:
@@ -136,16 +150,20 @@ class Timeouts:
         worker.hang = Hang(since_ns=unit.since_ns, serving=unit.serving, asked_s=now_s)
         return AskStacks(worker), now_s + STACKS_WAIT_S
 
-    def _ask_again(self, worker: WorkerHandle, hang: Hang, now_s: float, reason: str) -> Verdict:
+    def _ask_again(self, worker: WorkerHandle, unit: Unit, hang: Hang, now_s: float, reason: str) -> Verdict:
         """The worker is hung and was asked for its stacks: wait for the answer, ask faulthandler, kill."""
-        asked_s = hang.asked_s if hang.fault_s is None else hang.fault_s
-        limit_s = max(asked_s + STACKS_WAIT_S, self.grace_until_s)
-        if not hang.answered and now_s < limit_s:
+        hang.stopped = hang.stopped or unit.stopped
+        if hang.answered and not (unit.silent or hang.stopped):
+            return kill(worker, reason), _NEVER
+        asks = hang.fault_s is None and not hang.answered and not hang.stopped
+        first_s = hang.asked_s + STACKS_WAIT_S
+        limit_s = max(first_s if asks else (hang.fault_s or first_s) + STACKS_WAIT_S, self.grace_until_s)
+        if now_s < limit_s:
             return None, limit_s
-        if not hang.answered and hang.fault_s is None:
+        if asks:
             hang.fault_s = now_s
             return AskFault(worker), now_s + STACKS_WAIT_S
-        return kill(worker, reason), _NEVER
+        return kill(worker, f"{reason}: {STOPPED}" if hang.stopped else reason), _NEVER
 
 
 def kill(worker: WorkerHandle, reason: str) -> Kill:
@@ -240,7 +258,7 @@ class Policy:
         for action in actions:
             if isinstance(action, Retire):
                 action.worker.retiring_s = now_s
-        wakes = [now_s + self.timeouts.timeout_s]  # an idle worker may begin a unit this moment
+        wakes = [now_s + (self.timeouts.timeout_s or _NEVER)]  # an idle worker may begin a unit this moment
         if any(isinstance(action, Spawn) for action in actions):
             wakes.append(now_s + self.timeouts.boot_timeout_s)
         if self.backoff.not_before_s > now_s:

@@ -26,13 +26,14 @@ class WorkerHandle(WorkerState):
 class Hang:
     """A worker over its time limit: the requests for its stacks, and its answer."""
 
-    since_ns: int  # when its unit of work began
+    since_ns: int  # when its unit of work began, or the last that was seen of its process
     serving: str  # of an event loop, until it has answered, the oldest of those that it serves
     asked_s: float  # for its Python stacks
     verdict: str = ""  # of one that boots: what it dies of, also if the question wakes it, and it ends by itself
     answered: bool = False
     stacks: str = ""  # the answer
     fault_s: float | None = None  # faulthandler was asked
+    stopped: bool = False  # a signal or a debugger has stopped the process
 
     def answer(self, text: str, current: str) -> None:
         """The worker has sent its stacks. `current`: of an event loop, the client of the task that runs."""
@@ -80,10 +81,16 @@ class Roster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """What is known of one worker now: its oldest unit of work (ns, 0 = none) and whose it is."""
+    """What is known of one worker now.
+
+    `since_ns`: what --timeout counts from, 0 = nothing. `silent`: that is not a unit of work, but the last that was
+    seen of its process. `serving`: whose its oldest work is. `stopped`: known of a worker that is out of time.
+    """
 
     since_ns: int = 0
     serving: str = ""
+    silent: bool = False
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ The master checks when the oldest unit would get slow, and once in --slow, as an
 Workers do not report the start of a unit, so requests cost nothing.
 
 An event loop of asyncio serves many requests at once. Its worker itself finds those that are slow, and what they await
-(engines/asgi/service.py), and sends a message; the master checks that the loop still turns.
+(engines/asgi/service.py), and sends a message; the master checks that the loop still turns. It checks that of every
+worker that has no unit of work in progress: its loop, or main thread, stands still if its last heartbeat is too old.
 
 At most one line a second is written for the whole server; the next line tells how many got none (`also`).
 """
@@ -25,12 +26,13 @@ from prefork.master.observer import Observer
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.workers import Message, Workers
 from prefork.runtime.master_link import Kind
-from prefork.status.scoreboard import HEARTBEAT, SINCE, Scoreboard, Work, heartbeat_s
+from prefork.status.scoreboard import SINCE, Scoreboard, heartbeat_s
 
 EVERY_S = 1.0
 _STACKS_WAIT_S = 0.25
 _LEAST_S = 0.05  # between checks
 _NEVER = float("inf")
+_LOOP = -1  # in the place of a thread's number
 _NO_ANSWER = "no answer in 250 ms: C code holds the GIL, or the worker is stopped"
 _ENDED = "it ended before its stack was taken"
 
@@ -40,13 +42,10 @@ class StackRequest:
     """A worker that has been asked for its stacks, for the sake of one unit of work, or of its loop."""
 
     worker: WorkerHandle
-    work: Work
+    thread: int  # or _LOOP
+    began_ns: int  # when the unit began, or the loop had its last turn
+    text: str  # of the unit
     until_s: float
-
-    @property
-    def began_ns(self) -> int:
-        """When the unit began, or the loop had its last turn."""
-        return self.work.heartbeat_ns or self.work.since_ns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,7 +86,7 @@ class SlowLog(Observer):
         live = set()
         for worker in self.roster:
             if not worker.pending and not worker.killed:
-                wakes += [self._check_work(worker, work, now_s) for work in self.board.work(worker.group)]
+                wakes += self._check_worker(worker, now_s)
             live.add(worker.pid)
         self._seen = {key: began_ns for key, began_ns in self._seen.items() if key[0] in live}
         if self._request:
@@ -95,25 +94,38 @@ class SlowLog(Observer):
         self._wake_s = min(wakes)
         return self._wake_s
 
-    def _check_work(self, worker: WorkerHandle, work: Work, now_s: float) -> float:
+    def _check_worker(self, worker: WorkerHandle, now_s: float) -> list[float]:
+        """Check its units of work, or its loop if there are none; return when each may be slow."""
+        if units := [work for work in self.board.work(worker.group) if work.unit_ns]:
+            return [self._check(worker, work.thread, work.unit_ns, work.text, now_s) for work in units]
+        return [self._check(worker, _LOOP, self.board.read(worker.group).moved_ns, "", now_s)]
+
+    def _check(self, worker: WorkerHandle, thread: int, began_ns: int, text: str, now_s: float) -> float:
         """Ask the worker if its thread is slow with something new; return when that may be."""
-        began_ns = work.since_ns
         limit_s = self.slow_s
-        if work.heartbeat_ns:  # a loop: since its last heartbeat; the next one may have been due a whole period later
-            began_ns = work.heartbeat_ns
+        if thread == _LOOP:  # the next heartbeat may have been due a whole period after the last
             limit_s += heartbeat_s(self.timeout_s, self.slow_s)
         due_s = began_ns / 1e9 + limit_s
-        if not began_ns or self._seen.get((worker.pid, work.thread)) == began_ns:
+        if not began_ns or self._seen.get((worker.pid, thread)) == began_ns:
             return _NEVER
         if now_s < due_s:
             return due_s
-        self._seen[worker.pid, work.thread] = began_ns
+        self._seen[worker.pid, thread] = began_ns
         if self._full(now_s):
             self._also += 1
         else:
-            self._request = StackRequest(worker=worker, work=work, until_s=now_s + _STACKS_WAIT_S)
+            self._request = StackRequest(
+                worker=worker, thread=thread, began_ns=began_ns, text=text, until_s=now_s + _STACKS_WAIT_S
+            )
             self.ask(worker)
         return _NEVER
+
+    def _began_ns(self, request: StackRequest) -> int:
+        """Return when what the worker was asked for began, as it is now."""
+        group = request.worker.group
+        if request.thread == _LOOP:
+            return self.board.read(group).moved_ns
+        return self.board.row(group, request.thread).cells[SINCE]
 
     def message_received(self, message: Message) -> None:
         """A worker has sent its stacks, or told of a request of its own loop that is slow."""
@@ -134,12 +146,11 @@ class SlowLog(Observer):
                 )
         elif message.kind == Kind.STACKS and self._request and message.worker is self._request.worker:
             request = self._request
-            cells = self.board.row(request.worker.group, request.work.thread).cells
-            if cells[HEARTBEAT if request.work.heartbeat_ns else SINCE] != request.began_ns:
+            if self._began_ns(request) != request.began_ns:
                 self._report(request, now_s, reason=_ENDED)
                 return
             text = said["text"]
-            stack = thread(text, f"serve-{request.work.thread}") or thread(text, "MainThread") or text
+            stack = thread(text, f"serve-{request.thread}") or thread(text, "MainThread") or text
             self._report(request, now_s, current=said.get("current"), stack=application(stack))
 
     def _report(
@@ -153,12 +164,12 @@ class SlowLog(Observer):
     ) -> None:
         """Log what is known of a unit of work, or of a loop that stands still and its `current` request."""
         self._request = None
-        loop = request.work.heartbeat_ns
+        loop = request.thread == _LOOP
         self._write(
             "event loop blocked" if loop else "slow request",
             request.worker,
             now_s,
-            serving=(current if loop else request.work.text) or None,
+            serving=(current if loop else request.text) or None,
             elapsed=f"{now_s - request.began_ns / 1e9:.2f}s",
             reason=reason,
             detail=stack,

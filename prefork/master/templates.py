@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import mmap
 import os
 import signal
 import socket
@@ -12,12 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefork.core.proc import stopped
 from prefork.core.process import spawn
+from prefork.master.policy import STOPPED, Timeouts
 from prefork.runtime.master_link import Kind, Receiver
 from prefork.worker.process import Worker
 from prefork.worker.template import Template
 
 ANSWER_S = 1.0  # the master waits meanwhile. A double fork takes 4 to 7 ms: a template that takes 1 s is stuck
+
+
+def silence(pid: int, beat_ns: int, now_s: float) -> str:
+    """Say why a child that has not beaten since then is killed."""
+    reason = f"it did not move for {now_s - beat_ns / 1e9:.1f} s, over --timeout"
+    return f"{reason}: {STOPPED}" if stopped(pid) else reason
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,6 +37,7 @@ class TemplateHandle:
     generation: int
     orders: socket.socket
     receiver: Receiver
+    beat: memoryview  # one cell: its last heartbeat (ns), 0 until it is prepared
     failure: dict[str, Any] | None = field(default=None)
     killed: str | None = None
 
@@ -93,11 +103,13 @@ class Templates:
             orders.close()
             os.close(report)
 
+        beat = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
         template = Template(
             generation=generation,
             prototype=prototype,
             orders=orders_end,
             report=report_end,
+            beat=beat,
             close_in_child=close_all_in_child,
         )
         try:
@@ -110,7 +122,7 @@ class Templates:
             orders_end.close()
             os.close(report_end)
         self._live[generation] = TemplateHandle(
-            pid=pid, generation=generation, orders=orders, receiver=Receiver(report)
+            pid=pid, generation=generation, orders=orders, receiver=Receiver(report), beat=beat
         )
 
     def fork(self, worker: Worker) -> int:
@@ -127,6 +139,18 @@ class Templates:
         for template in self._live.values():
             if template.read_messages():
                 yield template.generation
+
+    def watch(self, timeouts: Timeouts, now_s: float) -> float:
+        """Kill those that have not beaten for too long; return when that may be (monotonic seconds)."""
+        wake_s = float("inf")
+        for template in self._live.values():
+            beat_ns = 0 if template.killed else template.beat[0]
+            hung, limit_s = timeouts.silent(beat_ns, now_s)
+            if hung:
+                template.kill(silence(template.pid, beat_ns, now_s))
+            else:
+                wake_s = min(wake_s, limit_s)
+        return wake_s
 
     def discard(self, generation: int, reason: str) -> None:
         """End one template."""

@@ -21,6 +21,7 @@ from prefork.config.config import Config
 from prefork.core.cgroup import OomKills
 from prefork.core.listener import Listener
 from prefork.core.log import Log, utc
+from prefork.core.proc import stopped
 from prefork.core.process import Exit, spawn
 from prefork.core.signals import FAULT, STACKS
 from prefork.errors import FORK_REFUSED, ConfigError, PreforkError
@@ -188,7 +189,7 @@ class Workers:
         since_ns = began_ns or reading.since_ns
         serving = begun or reading.serving
         if worker.hang is not None:  # of an event loop it may know better than the rows
-            since_ns = since_ns or max(0, worker.hang.since_ns)
+            since_ns = since_ns or (max(0, worker.hang.since_ns) if worker.hang.serving else 0)
             serving = worker.hang.serving or serving
         counted = self.gone.setdefault(worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
         for name, value in {**reading.counters, "cpu_ns": child.cpu_ns}.items():
@@ -289,7 +290,12 @@ class Workers:
         units = {}
         for worker in self.roster:
             reading = self.board.read(worker.group)
-            units[worker.pid] = Unit(since_ns=reading.judged_ns, serving=reading.serving)
+            units[worker.pid] = Unit(
+                since_ns=reading.judged_ns,
+                serving=reading.serving,
+                silent=not reading.unit_ns,
+                stopped=worker.hang is not None and stopped(worker.pid),
+            )
         return units
 
     def completed(self, generation: int, *, but: WorkerHandle | None = None) -> int:

@@ -2,12 +2,16 @@
 
 `snapshot` adds that to the MasterState. `busy_ratio` covers the last BUSY_S to 2 * BUSY_S, so that it is how busy a
 worker is now, not its average since it started: `tick` notes the busy time of every worker once in BUSY_S.
+
+`unready` is the one answer to whether clients should come here. Beyond what the master knows it is no while clients
+wait in an accept queue and nobody has accepted one for UNSERVED_S, or for --timeout if that is shorter: `tick` follows
+the queues and the number of connections accepted, once in FOLLOW_S.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,20 +23,34 @@ from prefork.core.log import utc
 from prefork.core.proc import PssCache, cpu_s
 from prefork.status.document import Document, WorkerSnapshot, slow_document, totals
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
-from prefork.status.scoreboard import BUSY_NS, COUNTERS, HEARTBEAT, SINCE, Reading, Scoreboard, heartbeat_s, stuck_ns
+from prefork.status.scoreboard import (
+    ACCEPTED,
+    BUSY_NS,
+    COUNTERS,
+    HEARTBEAT,
+    SINCE,
+    Reading,
+    Scoreboard,
+    heartbeat_s,
+    stuck_ns,
+)
 from prefork.status.server_state import MasterState, WorkerState
 
 BUSY_S = 10.0
+FOLLOW_S = 1.0
+UNSERVED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSnapshot:
     """The server at one moment: `document` is what `status --json` prints.
 
-    `slots`: the counters of each slot, of all its workers since the server started; they never fall.
+    `unready`: why clients should not come, empty if they should. `slots`: the counters of each slot, of all its workers
+    since the server started; they never fall.
     """
 
     state: MasterState
+    unready: str
     document: Document
     latencies: Histogram
     slots: Mapping[int, Mapping[str, int]]
@@ -50,17 +68,44 @@ class Collector:
     _marks: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # by pid: the last two (clock, busy) in ns
     _cpu_s: dict[int, float | None] = field(default_factory=dict)  # by pid, as seen last
     _tick_s: float = 0.0
+    _follow_s: float = 0.0
+    _accepted: int = -1  # in all, as seen last
+    _served_s: float = 0.0  # when no client waited, or one was accepted, as seen last
 
-    def tick(self, now_s: float, workers: Iterable[WorkerState]) -> float:
-        """Note how busy every worker is, when it is time to; return when to call again (monotonic seconds)."""
+    def tick(self, now_s: float, state: Callable[[], MasterState]) -> float:
+        """Note how busy every worker is and who waits, when it is time to; return when to call again (monotonic s)."""
         if now_s >= self._tick_s:
             self._tick_s = now_s + BUSY_S
+            workers = state().workers
             self._marks = {each.pid: [*self._marks.get(each.pid, [])[-1:], self._busy(each)] for each in workers}
-        return self._tick_s
+        if now_s >= self._follow_s:
+            self._follow_s = now_s + FOLLOW_S
+            self._follow(state(), now_s)
+        return min(self._tick_s, self._follow_s)
+
+    def unready(self, state: MasterState) -> str:
+        """Why load balancers should send no clients here, now; empty if they should."""
+        now_s = time.monotonic()
+        self._follow(state, now_s)
+        unserved_s = now_s - self._served_s
+        if state.unready or unserved_s < min(UNSERVED_S, self.config.timeout_s or UNSERVED_S):
+            return state.unready
+        return f"clients wait and nobody has accepted for {unserved_s:.1f} s"
+
+    def _follow(self, state: MasterState, now_s: float) -> None:
+        """Note whether clients wait, and whether one was accepted since the last look."""
+        accepted = sum(counted.get("accepted", 0) for counted in state.gone.values())
+        for worker in state.workers:
+            for thread in range(self.config.threads):
+                accepted += self.board.row(worker.group, thread).cells[ACCEPTED]
+        waiting = any(found[0] for listener in self.listeners if (found := listener.queue()))
+        if accepted != self._accepted or not waiting:
+            self._accepted, self._served_s = accepted, now_s
 
     def snapshot(self, state: MasterState) -> ServerSnapshot:
         """Collect everything, now."""
         now_s = time.monotonic()
+        unready = self.unready(state)
         workers = self._workers(state)
         latencies = Histogram(ARRAY_DIGITS)
         latencies.merge(state.latencies)
@@ -69,7 +114,7 @@ class Collector:
         slots = _slots(state, workers)
         waits = [sum(counts) for counts in zip(state.waits, *(each.waits for each in workers), strict=True)]
         document = {
-            "server": self._server(state, now_s),
+            "server": self._server(state, unready, now_s),
             "listeners": [_listener(listener) for listener in self.listeners],
             "workers": [each.document(timeout_s=self.config.timeout_s, now_s=now_s) for each in workers],
             "totals": totals(
@@ -81,18 +126,25 @@ class Collector:
             ),
             "deaths": state.deaths,
         }
-        return ServerSnapshot(state=state, document=document, latencies=latencies, slots=slots, waits=waits)
+        return ServerSnapshot(
+            state=state, unready=unready, document=document, latencies=latencies, slots=slots, waits=waits
+        )
 
     def reading(self, group: int) -> Reading:
-        """What the rows of a group say now. A loop that is stuck counts as busy, even if its request is not known."""
+        """What the rows of a group say now. A process that is stuck counts as busy, for whomever."""
         reading = self.board.read(group)
-        stuck = 0 if reading.since_ns else self._stuck_ns(reading.heartbeat_ns, time.monotonic_ns())
+        stuck = 0 if reading.since_ns else self._stuck_ns(reading.moved_ns, time.monotonic_ns())
         return replace(reading, since_ns=stuck) if stuck else reading
 
-    def _stuck_ns(self, heartbeat_ns: int, now_ns: int) -> int:
-        return stuck_ns(heartbeat_ns, now_ns, heartbeat_s(self.config.timeout_s, self.config.slow_s))
+    @property
+    def beat_s(self) -> float:
+        """The time between two heartbeats of a process of this server."""
+        return heartbeat_s(self.config.timeout_s, self.config.slow_s)
 
-    def _server(self, state: MasterState, now_s: float) -> Document:
+    def _stuck_ns(self, heartbeat_ns: int, now_ns: int) -> int:
+        return stuck_ns(heartbeat_ns, now_ns, self.beat_s)
+
+    def _server(self, state: MasterState, unready: str, now_s: float) -> Document:
         return {
             "version": __version__,
             "pid": state.pid,
@@ -104,7 +156,8 @@ class Collector:
             "accept": self.config.accept,
             "generation": state.generation,
             "workers": state.wanted,
-            "ready": state.booted and not state.stopping,
+            "ready": not unready,
+            "unready": unready or None,
             "reloading": state.reloading,
             "stopping": state.stopping,
             "last_reload": state.last_reload,
@@ -137,13 +190,13 @@ class Collector:
     def _busy(self, worker: WorkerState) -> tuple[int, int]:
         """The clock, and for how long the worker's threads have been busy in all, units in progress included (ns).
 
-        A loop's units in progress are not counted, as they may wait for anything; a loop that is stuck is busy.
+        What an event loop serves is not counted, as it may wait for anything; a loop that is stuck is busy.
         """
         now_ns = time.monotonic_ns()
         busy_ns = 0
         for thread in range(self.config.threads):
             cells = self.board.row(worker.group, thread).cells
-            since_ns = self._stuck_ns(turned_ns, now_ns) if (turned_ns := cells[HEARTBEAT]) else cells[SINCE]
+            since_ns = cells[SINCE] or self._stuck_ns(cells[HEARTBEAT], now_ns)
             busy_ns += cells[BUSY_NS] + (max(0, now_ns - since_ns) if since_ns else 0)
         return now_ns, busy_ns
 

@@ -85,6 +85,7 @@ class DeathRecord:
             "cause": self.exit,
             "reason": self.reason,
             "serving": self.serving or None,
+            "served_last": ", ".join(self.last) if self.hung and not self.serving and self.last else None,
             "age": f"{self.age_s:.1f}s",
             "detail": self.detail,
         }

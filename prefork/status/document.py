@@ -41,7 +41,7 @@ class WorkerSnapshot:
 
     def document(self, *, timeout_s: float, now_s: float) -> Document:
         """The entry of `workers`."""
-        counters, began_s, since_s = self.reading.counters, self.reading.since_ns / 1e9, self.reading.judged_ns / 1e9
+        counters, began_s, judged_s = self.reading.counters, self.reading.since_ns / 1e9, self.reading.judged_ns / 1e9
         return {
             **name_of(self.worker),
             "state": state_of(self.worker, self.reading, held_is_busy=self.held_is_busy),
@@ -60,7 +60,7 @@ class WorkerSnapshot:
             "pss_bytes": self.pss_bytes,
             "serving": (self.reading.serving or None) if began_s else None,
             "serving_s": round(now_s - began_s, 3) if began_s else None,
-            "deadline_in_s": round(since_s + timeout_s - now_s, 3) if since_s else None,
+            "deadline_in_s": round(judged_s + timeout_s - now_s, 3) if began_s and judged_s and timeout_s else None,
             "work": [
                 work_entry(each, now_s) for each in self.work if each.since_ns or (self.held_is_busy and each.held)
             ],
@@ -181,7 +181,7 @@ def _grid(rows: Iterable[Document], columns: Mapping[str, str]) -> str:
 
 
 def _headline(server: Document) -> str:
-    state = "stopping" if server["stopping"] else "starting" if not server["ready"] else "ready"
+    state = f"not ready: {server['unready']}" if server["unready"] else "ready"
     serves = f"{server['kind']}, {server['engine']}" if server["kind"] else "not loaded yet"
     return "  ".join(
         [

@@ -130,7 +130,7 @@ def _build(snapshot: ServerSnapshot) -> Iterable[Sample]:
 
 
 def _ready(snapshot: ServerSnapshot) -> Iterable[Sample]:
-    return [("", {}, not snapshot.state.unready)]
+    return [("", {}, not snapshot.unready)]
 
 
 def _last_reload(snapshot: ServerSnapshot) -> Iterable[Sample]:

@@ -5,11 +5,13 @@ An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Ru
 - Every cell has one writer: the row's owner while it lives, the master before and after. Aligned 64-bit stores are
   whole on the machines that Linux runs on, so readers take no lock and see each cell old or new.
 - Counters cover one worker's life. At reap the master folds them into its totals, which never fall.
-- Times are CLOCK_MONOTONIC nanoseconds, comparable between processes. `SINCE` is when the row's unit of work began,
-  0 while it waits for a client: the master adds `--timeout` and compares, so that idle rows need no heartbeat.
+- Times are CLOCK_MONOTONIC nanoseconds, comparable between processes. The master adds `--timeout` to two of them:
+  `SINCE`, when the row's unit of work began (0 while it waits for a client), and `HEARTBEAT` of the group's first row,
+  which the worker writes whether it is busy or idle, so that a process that stands still outside any unit is seen.
 - A row's text names what is served: the client, and the request of HTTP. It is written before the application is
   called, as no one else can tell while that runs; a reader may find it half written. An event loop, which serves many,
-  has two texts: the oldest as of its last heartbeat, and the one that began last.
+  has two texts: the oldest as of its last heartbeat (OLDEST), and the one that began last (BEGAN). Neither is judged,
+  as what an event loop serves may wait for anything.
 """
 
 from __future__ import annotations
@@ -20,22 +22,24 @@ from time import time_ns
 
 from prefork.status.histogram import ARRAY_DIGITS, BUCKETS, Histogram
 
-# --- the heartbeat of an asyncio loop: how often it writes one, and when it counts as stuck
+# --- the heartbeat of a process: how often it writes one, and when it counts as stuck
+
+_PERIOD_S = 0.5
 
 
-def heartbeat_s(timeout_s: float, slow_s: float) -> float:
-    """The time between two heartbeats of an asyncio loop: shorter than the limits that they are compared with."""
-    return min(1.0, timeout_s / 4, max(slow_s / 2, 0.05) if slow_s else 1.0)
+def heartbeat_s(timeout_s: float, slow_s: float = 0.0) -> float:
+    """The time between two heartbeats: shorter than the limits that they are compared with. 0 is no limit."""
+    return min(_PERIOD_S, timeout_s / 4 or _PERIOD_S, max(slow_s / 2, 0.05) if slow_s else _PERIOD_S)
 
 
 def stuck_ns(heartbeat_ns: int, now_ns: int, period_s: float) -> int:
-    """The last heartbeat of an asyncio loop, if it is more than two periods ago: the loop is stuck. Else 0."""
+    """The last heartbeat, if it is more than two periods ago: the process, or its loop, is stuck. Else 0."""
     return heartbeat_ns if heartbeat_ns and now_ns - heartbeat_ns > 2e9 * period_s else 0
 
 
 # Cells of a row. Plain integers: an IntEnum member costs a lookup more on each use (measured: 45 ns against 25).
 PID = 0
-SINCE = 1  # when the unit of work began (ns), 0 = none
+SINCE = 1  # when the unit of work that --timeout judges began (ns), 0 = none
 HELD = 2  # connections open now
 ACCEPTED = 3  # connections taken from the kernel
 COMPLETED = 4  # units of work done: connections of a stream handler
@@ -47,7 +51,7 @@ BYTES_IN = 9
 BYTES_OUT = 10
 BUSY_NS = 11  # time inside units of work; of an event loop, what its thread has used of a processor
 TOOK_NS = 12  # sum of what the histogram counts
-HEARTBEAT = 13  # when an asyncio loop last had a turn (ns), 0 = there is none
+HEARTBEAT = 13  # of the first row: when the loop, or the main thread, last had a turn (ns), 0 = it is not judged
 REFUSED = 14  # requests that the server answered itself, with 4xx or 5xx
 TIMED_OUT = 15  # requests or responses of which the rest did not come, or was not read, in time
 ABORTED = 16  # of ERRORS: those of which the client had a part already
@@ -57,6 +61,7 @@ QUEUE_BUCKETS = 16
 _TEXT = QUEUE + QUEUE_BUCKETS  # filled up with NULs
 TEXT_BYTES = 192
 BEGAN = _TEXT + TEXT_BYTES // 8  # of event loops: when what is served since last began (ns), 0 once it has ended
+OLDEST = BEGAN + 1  # of event loops: when the oldest work in progress began, as of the last heartbeat (ns), 0 = none
 _RING = 64  # from here on: the latest slow requests, each of them when (epoch ns), how long (ns), and its text
 _RING_ENTRIES = 8
 _ENTRY = 2 + TEXT_BYTES // 8
@@ -121,9 +126,12 @@ class Scoreboard:
         """What the rows of the group say now, added up."""
         rows = [self.row(group, thread) for thread in range(self.threads)]
         since_ns, peer = min((found for row in rows if (found := row.serving)[0]), default=(0, ""))
+        units = [began_ns for row in rows if (began_ns := row.cells[SINCE])]
+        heartbeat_ns = rows[0].cells[HEARTBEAT]
         return Reading(
             since_ns=since_ns,
-            heartbeat_ns=max(row.cells[HEARTBEAT] for row in rows),
+            unit_ns=min(units, default=0),
+            moved_ns=max(heartbeat_ns, *units) if units and heartbeat_ns else heartbeat_ns,
             serving=peer,
             held=sum(row.cells[HELD] for row in rows),
             counters={name: sum(row.cells[cell] for row in rows) for name, cell in COUNTERS.items()},
@@ -134,9 +142,10 @@ class Scoreboard:
         found = []
         for thread in range(self.threads):
             row = self.row(group, thread)
-            (since_ns, text), heartbeat_ns, held = row.serving, row.cells[HEARTBEAT], row.cells[HELD]
-            if since_ns or heartbeat_ns or held:
-                found.append(Work(thread=thread, since_ns=since_ns, heartbeat_ns=heartbeat_ns, held=held, text=text))
+            (since_ns, text), held = row.serving, row.cells[HELD]
+            if since_ns or held:
+                unit_ns = row.cells[SINCE]
+                found.append(Work(thread=thread, since_ns=since_ns, unit_ns=unit_ns, held=held, text=text))
         return found
 
     def histogram(self, group: int) -> Histogram:
@@ -229,7 +238,7 @@ class Row:
     @property
     def serving(self) -> tuple[int, str]:
         """Since when a unit of work is in progress (ns, 0 = none), and its text."""
-        if since_ns := self.cells[SINCE]:
+        if since_ns := self.cells[SINCE] or self.cells[OLDEST]:
             return since_ns, self.peer
         began_ns = self.cells[BEGAN]
         return began_ns, self.latest if began_ns else self.peer
@@ -264,34 +273,36 @@ def queue_bucket(waited_ms: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """A group at one moment. `since_ns`: the start of its oldest unit of work (0 = none); `serving`: its text.
+    """A group at one moment. `since_ns`: the start of its oldest work (0 = none); `serving`: its text.
 
-    `heartbeat_ns`: the last heartbeat of its asyncio loop, 0 if it has none.
+    `unit_ns`: the start of its oldest unit of work, 0 if there is none that --timeout judges. `moved_ns`: when its
+    process last beat or began a unit, 0 while it is not judged.
     """
 
     since_ns: int
-    heartbeat_ns: int = 0
+    unit_ns: int = 0
+    moved_ns: int = 0
     serving: str
     held: int
     counters: dict[str, int]
 
     @property
     def judged_ns(self) -> int:
-        """What --timeout counts from: the heartbeat of a loop, as its requests may wait; else the start of the unit."""
-        return self.heartbeat_ns or self.since_ns
+        """What --timeout counts from: the start of the oldest unit, or the last that was seen of the process."""
+        return min(self.unit_ns or self.moved_ns, self.moved_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """One thread at one moment. `since_ns`: when its unit of work began, 0 if it has none or waits for its client.
 
-    `held`: connections that it, or its loop, holds. `heartbeat_ns`: the last heartbeat of its asyncio loop, 0 if it has
-    none; `since_ns` is then of its oldest work, as it was at that heartbeat.
+    Of an event loop it is the oldest, as it was at the last heartbeat. `unit_ns`: the same, but 0 of an event loop,
+    whose work may wait for anything. `held`: connections that it, or its loop, holds.
     """
 
     thread: int
     since_ns: int
-    heartbeat_ns: int
+    unit_ns: int
     held: int
     text: str
 

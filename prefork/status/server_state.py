@@ -70,7 +70,7 @@ class MasterState:
 
     @property
     def unready(self) -> str:
-        """Why load balancers should send no clients here; empty if they should."""
+        """Why load balancers should send no clients here, as far as the master knows (see Collector.unready)."""
         if self.stopping:
             return "the server is stopping"
         if not self.booted:

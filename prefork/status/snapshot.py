@@ -15,13 +15,14 @@ import zlib
 # Cells of the header, 64 bits each.
 _VERSION = 0  # the number of texts written; the current one is in place _VERSION % 2
 _HEARTBEAT = 1  # the latest heartbeat of the writer (CLOCK_MONOTONIC, ns)
-_HEADER = 16  # bytes
+_READER = 2  # the latest heartbeat of the reader, the one process that the writer watches
+_HEADER = 24  # bytes
 _PREFIX = struct.Struct("=QI")  # of a text: its length and its CRC-32
 _TRIES = 100
 
 
 class SharedSnapshot:
-    """MASTER makes and writes it, children read it. `room`: the most bytes of a text; memory is taken as needed."""
+    """MASTER makes and writes it, a child reads it. `room`: the most bytes of a text; memory is taken as needed."""
 
     def __init__(self, room: int) -> None:
         self._place = _PREFIX.size + room
@@ -62,3 +63,12 @@ class SharedSnapshot:
     @heartbeat_ns.setter
     def heartbeat_ns(self, now_ns: int) -> None:
         self._cells[_HEARTBEAT] = now_ns
+
+    @property
+    def reader_ns(self) -> int:
+        """When the reader last showed that it is alive."""
+        return self._cells[_READER]
+
+    @reader_ns.setter
+    def reader_ns(self, now_ns: int) -> None:
+        self._cells[_READER] = now_ns

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import waitpid  # bound now: gevent replaces it by one that needs its own loop
 from select import POLLIN, poll
+from time import monotonic_ns
 from typing import Any
 
 import setproctitle
@@ -33,6 +34,7 @@ from prefork.errors import AppLoadError
 from prefork.runtime.forks import OURS
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import Kind, Sender
+from prefork.status.scoreboard import heartbeat_s
 from prefork.worker.exit import forget_callers
 from prefork.worker.process import APP_FAILED, Worker, load_app
 
@@ -47,6 +49,7 @@ class Template:
     prototype: Worker
     orders: socket.socket
     report: int  # write end of the pipe to the master
+    beat: memoryview  # one cell of memory that it shares with the master: when it last waited for orders (ns)
     close_in_child: Callable[[], None]  # closes what only the master may hold
 
     def run(self) -> int:
@@ -96,8 +99,10 @@ class Template:
         told = poll()
         for fd in (inbox.fd, self.orders.fileno(), self.prototype.lifeline):
             told.register(fd, POLLIN)
+        period_ms = heartbeat_s(self.prototype.config.timeout_s) * 1000
         while True:
-            ready = {fd for fd, _events in told.poll()}
+            self.beat[0] = monotonic_ns()
+            ready = {fd for fd, _events in told.poll(period_ms)}
             if self.prototype.lifeline in ready:
                 return ORPHANED
             if signal.SIGUSR1 in inbox.take():

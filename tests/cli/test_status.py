@@ -28,7 +28,8 @@ NUMBER = (int, float)
 OPTIONAL = (*NUMBER, type(None))
 SERVER: dict[str, type | tuple[type, ...]] = {
     "version": str, "pid": int, "started": str, "uptime_s": NUMBER, "app": str, "kind": str, "engine": str,
-    "accept": str, "generation": int, "workers": int, "ready": bool, "reloading": bool, "stopping": bool,
+    "accept": str, "generation": int, "workers": int, "ready": bool, "unready": (str, type(None)),
+    "reloading": bool, "stopping": bool,
     "last_reload": (dict, type(None)), "control": str, "config": dict,
 }  # fmt: skip
 LISTENER = {"address": str, "queue": (int, type(None)), "limit": (int, type(None)), "drops": (int, type(None))}

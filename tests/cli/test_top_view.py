@@ -46,7 +46,7 @@ def worker(slot: int, **given: Any) -> Document:
 def sample(*workers: Document, uptime_s: float = 100.0, **given: Any) -> Document:
     server = {
         "pid": 7, "uptime_s": uptime_s, "app": "shop.py:handle", "kind": "stream", "engine": "blocking",
-        "generation": 1, "workers": len(workers), "ready": True, "reloading": False, "stopping": False,
+        "generation": 1, "workers": len(workers), "ready": True, "unready": None, "reloading": False, "stopping": False,
     }  # fmt: skip
     totals = {key: sum(each[key] for each in workers) for key in ("requests", "errors")}
     return {
@@ -302,6 +302,10 @@ def test_the_head_says_what_is_wrong() -> None:
     lines = shown(between(None, document), View())
     assert lines[0] == " prefork ready, reloading  pid 7  generation 1  up 1h 2m  shop.py:handle (stream, blocking)"
     assert lines[1] == " workers 1/2, 1 busy   - req/s   p50 333us   p99 -   errors 0   deaths 2"
+    document["server"] |= {"ready": False, "unready": "no worker serves"}
+    assert shown(between(None, document), View())[0].startswith(
+        " prefork not ready: no worker serves, reloading  pid 7"
+    )
     view = View(trouble="waiting for the server: gone")
     assert shown(between(None, document), view)[-2] == " waiting for the server: gone"
 

@@ -168,7 +168,7 @@ def bind_or_sentence(text: str) -> tuple[Address, ...] | str:
         ({"workers": "-2"}, "--workers -2: '-2' is too small: at least 1; give a number from 1 up, or auto"),
         ({"workers": ""}, "--workers : '' is not a whole number; give a number from 1 up, or auto"),
         ({"threads": "0"}, "--threads 0: '0' is too small: at least 1"),
-        ({"timeout": "0"}, "--timeout 0: '0' is too short: more than 0"),
+        ({"boot-timeout": "0"}, "--boot-timeout 0: '0' is too short: more than 0"),
         ({"idle_timeout": "soon"}, "--idle-timeout soon: 'soon' is not a duration: plain seconds, or 500ms"),
         ({"interface": "http"}, "--interface http: 'http' is not one of auto, stream, "),
         ({"log_level": "INFO"}, "--log-level INFO: 'INFO' is not one of debug, info, warning, error"),

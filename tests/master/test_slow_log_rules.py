@@ -11,7 +11,7 @@ from prefork.core.log import Log
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.slow_log import SlowLog
 from prefork.master.workers import Message
-from prefork.status.scoreboard import HEARTBEAT, SINCE, Scoreboard, heartbeat_s
+from prefork.status.scoreboard import HEARTBEAT, OLDEST, SINCE, Scoreboard, heartbeat_s
 
 SLOW_S = 0.5
 STACK = '  File "/app.py", line 3, in app\n    sleep()\n'
@@ -126,7 +126,7 @@ def test_a_loop_is_judged_by_its_turns() -> None:
     scene = Scene()
     row = scene.board.row(0, 0)
     row.cells[HEARTBEAT] = round(10.0e9)
-    row.cells[SINCE] = round(1.0e9)  # its oldest request, which waits for something
+    row.cells[OLDEST] = round(1.0e9)  # its oldest request, which waits for something
     limit_s = SLOW_S + heartbeat_s(30, SLOW_S)
     scene.slow_log.check(10.0 + limit_s - 0.01)
     assert not scene.asked
@@ -136,6 +136,16 @@ def test_a_loop_is_judged_by_its_turns() -> None:
     scene.slow_log.message_received(Message(scene.workers[0], "stacks", answer, 10.8))
     assert scene.lines.written[0][0] == "event loop blocked"
     assert scene.lines.written[0][1]["serving"] == "a GET /b"
+
+
+def test_a_worker_that_stands_still_while_it_is_idle_is_told_like_a_loop() -> None:
+    scene = Scene()
+    scene.board.row(0, 0).cells[HEARTBEAT] = round(10.0e9)
+    scene.slow_log.check(11.0)
+    assert scene.asked == [100]
+    scene.slow_log.check(11.3)
+    ((event, fields),) = scene.lines.written
+    assert (event, fields["elapsed"]) == ("event loop blocked", "1.30s")
 
 
 @pytest.mark.parametrize("seed", range(20))

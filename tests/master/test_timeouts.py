@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.master.policy import GRACE_MARGIN_S, STACKS_WAIT_S, SUSPENDED_S
+from prefork.master.policy import GRACE_MARGIN_S, STACKS_WAIT_S, STOPPED, SUSPENDED_S
 from prefork.master.roster import AskFault, AskStacks, Kill, Retire, WorkerHandle
 from tests.master.world import BOOT_S, GRACEFUL_S, TIMEOUT_S, World, kinds, started
 
@@ -134,6 +134,80 @@ def test_a_hang_always_ends_in_exactly_one_kill(looks: list[float], answer_after
     assert kinds(actions) in (["AskStacks", "Kill"], ["AskStacks", "AskFault", "Kill"])
     if answer_after == 0:
         assert "AskFault" not in kinds(actions)
+
+
+# --- a process that stands still outside any unit of work
+
+
+def test_a_process_that_does_not_beat_is_killed_like_a_hung_one() -> None:
+    world = started()
+    silent = world.slot(0)
+    world.beat(silent)
+    assert world.look() == []
+    assert world.at_wake() == [AskStacks(silent)]
+    assert world.at_wake() == [AskFault(silent)]
+    assert world.at_wake() == [Kill(silent, "its process did not move for 30.5 s, over --timeout")]
+    assert world.later(100) == []
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_process_that_answers_and_beats_again_is_let_live(stopped: bool) -> None:
+    world = started()
+    worker = world.slot(0)
+    world.beat(worker, stopped=stopped)
+    assert world.later(TIMEOUT_S) == [AskStacks(worker)]
+    world.answer(worker)
+    assert world.later(2 * STACKS_WAIT_S - 0.01) == []
+    world.beat(worker)
+    assert world.later(1.0) == []
+    assert (worker.hang, worker.killed) == (None, None)
+
+
+def test_a_process_that_answers_and_does_not_beat_is_killed() -> None:
+    world = started()
+    worker = world.slot(0)
+    world.beat(worker)
+    world.later(TIMEOUT_S)
+    world.answer(worker)
+    assert world.later(STACKS_WAIT_S) == []
+    assert world.at_wake() == [Kill(worker, "its process did not move for 30.5 s, over --timeout")]
+
+
+def test_a_stopped_process_gets_no_signal_that_could_crash_it_when_it_goes_on() -> None:
+    world = started()
+    worker = world.slot(0)
+    world.beat(worker, stopped=True)
+    world.later(TIMEOUT_S)
+    assert world.later(STACKS_WAIT_S) == []
+    assert world.at_wake() == [Kill(worker, f"its process did not move for 30.5 s, over --timeout: {STOPPED}")]
+
+
+def test_a_retiring_worker_is_judged_while_it_serves() -> None:
+    world = started()
+    worker = world.slot(0)
+    world.policy.stop(world.now_s)
+    world.look()
+    worker.retiring_s = world.now_s + 1000  # not the graceful timeout
+    world.beat(worker)
+    assert AskStacks(worker) in world.later(TIMEOUT_S)
+
+
+def test_a_timeout_of_zero_judges_nobody() -> None:
+    world = started(timeout_s=0)
+    world.beat(world.slot(0))
+    world.begin(world.slot(1))
+    assert world.later(1000) == []
+    assert world.policy.timeouts.silent(1, 1e9) == (False, float("inf"))
+
+
+def test_a_process_that_serves_no_clients_has_as_much_time() -> None:
+    timeouts = started().policy.timeouts
+    beat_ns, limit_s = round(100e9), 100 + TIMEOUT_S + 2 * STACKS_WAIT_S
+    assert timeouts.silent(0, 1e9) == (False, float("inf"))
+    assert timeouts.silent(beat_ns, limit_s - 0.01) == (False, limit_s)
+    assert timeouts.silent(beat_ns, limit_s) == (True, limit_s)
+    timeouts.woke_late(50.0, limit_s)
+    assert timeouts.silent(beat_ns, limit_s) == (False, limit_s + SUSPENDED_S)
 
 
 # --- retiring

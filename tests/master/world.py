@@ -21,8 +21,15 @@ MOST_ROUNDS = 50  # of asking again because something was to be done
 class World:
     """A master with its workers. Time passes only by `later`; `wake_s` is when the policy wants to be asked again."""
 
-    def __init__(self, workers: int = 2, *, preload: bool = False, jitter: Callable[[], float] = lambda: 0.5) -> None:
-        timeouts = Timeouts(timeout_s=TIMEOUT_S, graceful_timeout_s=GRACEFUL_S, boot_timeout_s=BOOT_S)
+    def __init__(
+        self,
+        workers: int = 2,
+        *,
+        preload: bool = False,
+        timeout_s: float = TIMEOUT_S,
+        jitter: Callable[[], float] = lambda: 0.5,
+    ) -> None:
+        timeouts = Timeouts(timeout_s=timeout_s, graceful_timeout_s=GRACEFUL_S, boot_timeout_s=BOOT_S)
         self.policy = Policy(workers=workers, timeouts=timeouts, jitter=jitter)
         self.roster = Roster()
         self.preload = preload
@@ -108,6 +115,10 @@ class World:
         """The worker has completed its unit."""
         self._units.pop(worker.pid, None)
         self._completed[worker.generation] = self._completed.get(worker.generation, 0) + 1
+
+    def beat(self, worker: WorkerHandle, *, stopped: bool = False) -> None:
+        """The worker beats; without a unit of work this is what it is judged by. `stopped`: it was stopped then."""
+        self._units[worker.pid] = Unit(since_ns=round(self.now_s * 1e9), silent=True, stopped=stopped)
 
     def answer(self, worker: WorkerHandle) -> None:
         """The worker's stacks have come."""

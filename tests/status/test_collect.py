@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
 from prefork.config.config import resolve
-from prefork.status.collect import Collector
-from prefork.status.scoreboard import BUSY_NS, HEARTBEAT, HELD, SINCE, Scoreboard
+from prefork.status.collect import FOLLOW_S, Collector
+from prefork.status.scoreboard import ACCEPTED, BUSY_NS, HEARTBEAT, HELD, OLDEST, SINCE, Scoreboard
 from tests.status.test_server_state import state, worker
 
 SECOND = 1_000_000_000
@@ -35,7 +37,7 @@ def test_a_thread_is_busy_with_what_it_has_in_hand() -> None:
 
 
 def test_a_loop_whose_request_waits_is_not_busy_meanwhile() -> None:
-    state, ratio = seen({SINCE: ago(90), HEARTBEAT: ago(0.5), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
+    state, ratio = seen({OLDEST: ago(90), HEARTBEAT: ago(0.5), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
     assert (state, ratio) == ("BUSY", pytest.approx(0.1, abs=0.02))
 
 
@@ -45,4 +47,40 @@ def test_a_loop_that_is_stuck_is_busy_for_whomever() -> None:
 
 
 def test_a_loop_that_is_late_by_a_beat_is_not_stuck() -> None:
-    assert seen({HEARTBEAT: ago(1.5), HELD: 1}, engine="aio") == ("IDLE", 0)
+    assert seen({HEARTBEAT: ago(0.75), HELD: 1}, engine="aio") == ("IDLE", 0)
+
+
+class Queue:
+    """Stands for a listener: so many clients wait."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    def queue(self) -> tuple[int, int]:
+        return self.waiting, 128
+
+
+@pytest.mark.parametrize(("timeout", "limit_s"), [("30", 5.0), ("3", 3.0), ("0", 5.0)])
+def test_clients_that_wait_and_nobody_accepts_make_it_unready(
+    monkeypatch: pytest.MonkeyPatch, timeout: str, limit_s: float
+) -> None:
+    now_s = 5000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    board, queue, known = Scoreboard(groups=8, threads=1), Queue(), state(gone={0: {"accepted": 3}})
+    config = resolve("shop:app", {"workers": "1", "timeout": timeout}, {})
+    collector = Collector(config=config, board=board, listeners=cast("Any", [queue]))
+    assert collector.unready(known) == ""
+    now_s += 100
+    queue.waiting = 2
+    assert collector.tick(now_s, lambda: known) <= now_s + FOLLOW_S
+    assert collector.unready(known).startswith("clients wait"), "seen by whoever asks after a long time"
+    queue.waiting = 0
+    assert collector.unready(known) == ""
+    queue.waiting = 2
+    now_s += limit_s - 0.1
+    assert collector.unready(known) == ""
+    now_s += 0.2
+    assert collector.unready(known) == f"clients wait and nobody has accepted for {limit_s + 0.1:.1f} s"
+    assert collector.unready(replace(known, stopping=True)) == "the server is stopping"
+    board.row(7).cells[ACCEPTED] += 1
+    assert collector.unready(known) == ""

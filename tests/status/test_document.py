@@ -29,7 +29,9 @@ def worker(**given: Any) -> WorkerState:
 
 def reading(*, since_s: float = 0, held: int = 0, serving: str = "", **counters: int) -> Reading:
     counted = dict.fromkeys(COUNTERS, 0) | counters
-    return Reading(since_ns=round(since_s * 1e9), serving=serving, held=held, counters=counted)
+    since_ns = round(since_s * 1e9)
+    moved_ns = round((NOW_S - 0.1) * 1e9)
+    return Reading(since_ns=since_ns, unit_ns=since_ns, moved_ns=moved_ns, serving=serving, held=held, counters=counted)
 
 
 def latencies(count: int) -> Histogram:
@@ -104,12 +106,16 @@ def test_a_deadline_that_has_passed_is_negative() -> None:
     assert entry["deadline_in_s"] == -10.0
 
 
+def test_without_a_timeout_there_is_no_deadline() -> None:
+    assert snapshot(reading=reading(since_s=4960)).document(timeout_s=0, now_s=NOW_S)["deadline_in_s"] is None
+
+
 def document(**server: Any) -> dict[str, Any]:
     head: dict[str, Any] = {
         "version": "1.2.3", "pid": 77, "started": "2026-11-22T16:47:05.123Z", "uptime_s": 3725.0,
         "app": "shop.py:handle",
         "kind": "stream", "engine": "blocking", "accept": "shared", "generation": 3, "workers": 2, "ready": True,
-        "reloading": False, "stopping": False, "last_reload": None, "control": None, "config": {},
+        "unready": None, "reloading": False, "stopping": False, "last_reload": None, "control": None, "config": {},
     }  # fmt: skip
     counters = dict.fromkeys(COUNTERS, 0) | {"completed": 1234, "bytes_out": 5 * 1024 * 1024, "busy_ns": 2_500_000_000}
     busy = snapshot(reading=reading(since_s=4995, held=1, serving="unix:"), latencies=latencies(10), busy_ratio=0.5)
@@ -154,14 +160,15 @@ def test_the_table() -> None:
 
 
 def test_the_table_of_a_server_that_has_not_booted_and_one_whose_reload_was_abandoned() -> None:
-    young = document(kind=None, engine=None, ready=False)
+    young = document(kind=None, engine=None, ready=False, unready="the server is starting")
     assert "(not loaded yet)" in table(young)
-    assert table(young).split("\n")[0].endswith("starting")
+    assert table(young).split("\n")[0].endswith("not ready: the server is starting")
     failed = {"generation": 4, "ok": False, "reason": "SyntaxError: bad", "ended": "2026-11-22T16:50:00.000Z"}
     text = table(document(last_reload=failed, reloading=True))
     assert text.endswith("last reload: generation 4, 2026-11-22T16:50:00.000Z, abandoned: SyntaxError: bad")
     assert text.split("\n")[0].endswith("ready, reloading")
-    assert table(document(stopping=True, ready=False)).split("\n")[0].endswith("stopping")
+    stopping = document(stopping=True, ready=False, unready="the server is stopping")
+    assert table(stopping).split("\n")[0].endswith("not ready: the server is stopping")
 
 
 def test_the_table_names_the_last_unexpected_death() -> None:

@@ -17,8 +17,10 @@ from prefork.status.scoreboard import (
     BEGAN,
     CELLS,
     COUNTERS,
+    HEARTBEAT,
     HELD,
     HISTOGRAM,
+    OLDEST,
     PID,
     QUEUE,
     QUEUE_BUCKETS,
@@ -171,9 +173,41 @@ def test_work_is_told_of_those_who_have_some() -> None:
         board.row(0, thread).serve(f"peer {thread}")
         board.row(0, thread).cells[cell] = 5
     assert board.work(0) == [
-        Work(thread=1, since_ns=0, heartbeat_ns=0, held=5, text="peer 1"),
-        Work(thread=2, since_ns=5, heartbeat_ns=0, held=0, text="peer 2"),
+        Work(thread=1, since_ns=0, unit_ns=0, held=5, text="peer 1"),
+        Work(thread=2, since_ns=5, unit_ns=5, held=0, text="peer 2"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "sinces", "judged"),
+    [
+        (0, (0, 0), 0),
+        (0, (5, 0), 0),  # not ready yet, or nobody is served any more
+        (7, (0, 0), 7),
+        (7, (5, 0), 5),
+        (7, (0, 5), 5),
+        (7, (9, 0), 9),  # a call in a turn that has lasted since 7
+        (7, (9, 5), 5),
+    ],
+)
+def test_the_timeout_counts_from_the_oldest_unit_or_from_what_was_last_seen_of_the_process(
+    heartbeat: int, sinces: tuple[int, int], judged: int
+) -> None:
+    board = Scoreboard(groups=1, threads=2)
+    board.row(0).cells[HEARTBEAT] = heartbeat
+    for thread, since in enumerate(sinces):
+        board.row(0, thread).cells[SINCE] = since
+    assert board.read(0).judged_ns == judged
+
+
+def test_what_an_event_loop_serves_is_told_but_not_judged() -> None:
+    board = Scoreboard(groups=1, threads=1)
+    cells = board.row(0).cells
+    cells[HEARTBEAT], cells[OLDEST], cells[BEGAN] = 9, 5, 7
+    reading = board.read(0)
+    assert (reading.since_ns, reading.unit_ns, reading.judged_ns) == (5, 0, 9)
+    (work,) = board.work(0)
+    assert (work.since_ns, work.unit_ns) == (5, 0)
 
 
 def test_a_loop_has_the_oldest_and_what_it_began_last() -> None:
@@ -184,7 +218,7 @@ def test_a_loop_has_the_oldest_and_what_it_began_last() -> None:
     row.cells[BEGAN] = 7
     assert (board.read(1).since_ns, board.read(1).serving) == (7, "young"), "no beat has named anybody yet"
     row.serve("old")
-    row.cells[SINCE] = 5
+    row.cells[OLDEST] = 5
     assert (board.read(1).since_ns, board.read(1).serving) == (5, "old")
     assert (board.begun(1), board.last(1)) == ((7, "young"), ("young",))
     row.cells[BEGAN] = 0

@@ -45,6 +45,9 @@ def test_the_heartbeat() -> None:
     assert shared.heartbeat_ns == 0
     shared.heartbeat_ns = 1 << 50
     assert shared.heartbeat_ns == 1 << 50
+    assert shared.reader_ns == 0
+    shared.reader_ns = 1 << 49
+    assert (shared.reader_ns, shared.heartbeat_ns, shared.version) == (1 << 49, 1 << 50, 0)
 
 
 SCRIPT = """

@@ -198,7 +198,7 @@ const TOTALS = [
 ];
 
 function mood(server) {
-  return server.stopping ? "stopping" : !server.ready ? "starting" : server.reloading ? "reloading" : "ready";
+  return server.unready ? `not ready: ${server.unready}` : server.reloading ? "reloading" : "ready";
 }
 
 function show(found) {
@@ -206,7 +206,7 @@ function show(found) {
   say(document.querySelector("h1 span"), server.app);
   document.title = `${server.app} · ${mood(server)} · prefork`;
   say($("state"), mood(server));
-  $("state").className = mood(server);
+  $("state").className = server.unready ? "unready" : mood(server);
   $("facts").replaceChildren("prefork ", figure("server.version", server.version), ", pid ",
     figure("server.pid", String(server.pid)), ", up ", figure("server.uptime_s", seconds(server.uptime_s)),
     ", generation ", figure("server.generation", String(server.generation)), ", ",

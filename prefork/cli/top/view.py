@@ -331,8 +331,8 @@ def paint(interval: Interval, view: View, queues: Queues, size: tuple[int, int],
 
 def _server(interval: Interval) -> Line:
     server = interval.document["server"]
-    state = "stopping" if server["stopping"] else "ready" if server["ready"] else "starting"
-    style = {"ready": "bold green", "starting": "bold cyan", "stopping": "bold yellow"}[state]
+    state = f"not ready: {server['unready']}" if server["unready"] else "ready"
+    style = "bold red" if server["unready"] else "bold green"
     serves = f" ({server['kind']}, {server['engine']})" if server["kind"] else ""
     about = f"  pid {server['pid']}  generation {server['generation']}  up {cell('uptime_s', server['uptime_s'])}  "
     reloading: Line = [(", reloading", "bold yellow")] if server["reloading"] else []

@@ -87,9 +87,9 @@ class AioEngine:
         if not starting.done():
             return  # told to stop while the application started up
         await starting
-        self._link.ready(self._worker.app.kind, self.name)  # before the first connection, which may end the process
         self._heartbeat.on_beat.append(self._check_orders)
         self._heartbeat.start()
+        self._link.ready(self._worker.app.kind, self.name)  # before the first connection, which may end the process
         self._acceptor.open()
         self._connections.on_change = self._acceptor.on_change
         self._connections.publish()

@@ -17,7 +17,7 @@ from time import monotonic_ns, thread_time_ns
 
 from prefork.engines.accept import AcceptBalance
 from prefork.engines.context import WorkerContext, most_units
-from prefork.status.scoreboard import BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HEARTBEAT, SINCE, heartbeat_s
+from prefork.status.scoreboard import BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HEARTBEAT, OLDEST, heartbeat_s
 
 _NO_WORK = 0, b""
 
@@ -65,12 +65,11 @@ class Heartbeat:
         self._beat()
 
     def stop(self) -> None:
-        """Stop beating: the loop is about to end, and must not count as blocked."""
+        """Stop beating: nobody is served any more, and --graceful-timeout alone judges the end of the worker."""
         self._flush()
         self._period_s = 0.0
         self._cells[BUSY_NS] = thread_time_ns() - self._began_ns
-        self._cells[HEARTBEAT] = 0
-        self._cells[SINCE] = 0
+        self._cells[HEARTBEAT] = self._cells[OLDEST] = 0
 
     def _sleep(self) -> None:
         self.awake = False
@@ -104,7 +103,7 @@ class Heartbeat:
         since_ns, row_text = self.oldest()
         if since_ns:
             self._row.note(row_text)
-        cells[SINCE] = since_ns
+        cells[OLDEST] = since_ns
         for callback in self.on_beat:
             callback()
 

@@ -5,7 +5,7 @@ process it is in: connections spread evenly with no coordination. A retiring thr
 accept() runs out of its SO_RCVTIMEO (ACCEPT_WAIT_S); a directed signal would not end accept(), as Python retries it.
 
 The main thread serves nobody. It waits for signals and for the master's death, so that both are seen while every
-thread is in a handler.
+thread is in a handler, and it beats, which tells the master that the process moves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPE
 from prefork.runtime.connection import Connection, HandlerSocket
 from prefork.runtime.forks import OURS
 from prefork.runtime.loader import App
-from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HELD, SINCE, Row
+from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HEARTBEAT, HELD, SINCE, Row, heartbeat_s
 
 # --- Taking connections from the listeners that all workers share, for engines that block.
 #
@@ -123,6 +123,7 @@ class BlockingEngine:
         self._go = threading.Event()  # the master knows that this worker is ready
         self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
         OURS.own(self._left)
+        self._period_s = heartbeat_s(config.timeout_s, config.slow_s)
         self._most = most_units(config)
         self._asked_to_leave = False
         self._server = _server(self._listeners[0], app) if app.kind == "socketserver" else None
@@ -138,21 +139,27 @@ class BlockingEngine:
         # Made now: each needs a descriptor, and those may be out once clients are served.
         self._acceptors = [Acceptor(self._listeners) for _ in self._rows]
         start_threads(self._rows, self._thread)
+        self._beat()
         self._link.ready(self._app.kind, self.name)  # before the first handler, which may end the process
         self._go.set()
         while not self._link.retiring:
-            self._link.wait()
+            self._link.wait(self._period_s)
+            self._beat()
         self._finish(len(self._rows))
 
     def _finish(self, left: int) -> None:
         """Wait for the threads, at most for the graceful timeout."""
         until_s = self._link.leave_by_s
         while left and (wait_s := until_s - time.monotonic()) > 0:
-            if self._link.wait(wait_s, also=self._left):
+            if self._link.wait(min(wait_s, self._period_s), also=self._left):
                 left -= os.eventfd_read(self._left)
+            self._beat()
         cut = sum(row.cells[HELD] for row in self._rows)
         if cut:
             self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
+
+    def _beat(self) -> None:
+        self._rows[0].cells[HEARTBEAT] = monotonic_ns()
 
     def _thread(self, row: Row) -> None:
         self._go.wait()

@@ -36,7 +36,17 @@ from prefork.engines.wsgi.app import WsgiApp, WsgiPeer
 from prefork.engines.wsgi.connection import HttpConnection
 from prefork.engines.wsgi.phases import Phase, PreHttp
 from prefork.runtime.forks import OURS
-from prefork.status.scoreboard import ACCEPTED, BUSY_NS, BYTES_IN, BYTES_OUT, COMPLETED, HELD, Row
+from prefork.status.scoreboard import (
+    ACCEPTED,
+    BUSY_NS,
+    BYTES_IN,
+    BYTES_OUT,
+    COMPLETED,
+    HEARTBEAT,
+    HELD,
+    Row,
+    heartbeat_s,
+)
 
 # --- The application threads of an event loop: work goes in by a queue, results come back by an eventfd.
 #
@@ -131,6 +141,8 @@ class Reactor:
         self._drains = all(listener.owned for listener in worker.listeners)  # the accept queue is ours alone
         self._until_s = 0.0  # when what is still in flight is cut
         self._most = most_units(config)
+        self._period_s = heartbeat_s(config.timeout_s, config.slow_s)
+        self._beat_ns = 0  # when the next heartbeat is due
         self.deadlines: Deadlines[Phase] = Deadlines()
         self.now_ns: int = monotonic_ns()
         self.bytes_in = self.bytes_out = 0  # of this turn
@@ -150,6 +162,7 @@ class Reactor:
             OURS.own(self._pool.fd)
             self._handlers[self._pool.fd] = self._results
             self._epoll.register(self._pool.fd, EPOLLIN)
+        self._beat(monotonic_ns())
         self._link.ready(
             self._worker.app.kind, self.name
         )  # before the first call of the application, which may end the process
@@ -164,7 +177,10 @@ class Reactor:
         self._balance.sleeps()
         events = self._epoll.poll(wait_s, _EVENTS)
         self._balance.woke()
-        now_ns = self.now_ns = self._clock_ns()
+        turn_ns = monotonic_ns()
+        if turn_ns >= self._beat_ns:
+            self._beat(turn_ns)
+        now_ns = self.now_ns = turn_ns if self._pool else turn_ns - self.app.busy_ns
         self.context.tick()
         phases, ready = self._phases, []
         for fd, mask in events:
@@ -191,12 +207,19 @@ class Reactor:
         return monotonic_ns() - (0 if self._pool else self.app.busy_ns)
 
     def _wait_s(self) -> float:
-        """Return how long to wait for events: until the next deadline."""
+        """Return how long to wait for events: until the next deadline, or the next heartbeat."""
         if self._later:
             return 0.0
         until_ns = min(self.deadlines.next_ns(), self._acceptor.check_ns)
         left_s = (until_ns - self._clock_ns()) / 1e9
-        return max(0.0, min(left_s, self._until_s - time.monotonic() if self._until_s else 3600.0))
+        if self._until_s:
+            left_s = min(left_s, self._until_s - time.monotonic())
+        return max(0.0, min(left_s, self._period_s))
+
+    def _beat(self, now_ns: int) -> None:
+        """Tell the master that the loop turns; twice a period if turns follow each other, so that none comes late."""
+        self._cells[HEARTBEAT] = now_ns
+        self._beat_ns = now_ns + round(self._period_s * 5e8)
 
     def _flush(self) -> None:
         """Tell the scoreboard what this turn has moved (measured: one store a request each would cost 12 %)."""

@@ -383,7 +383,8 @@ def test_status_counts_what_the_clients_count(serve: Serve, place: Place, name: 
     assert totals["bytes_in"] == 200 * len(b"hi\n")
     assert 0 < totals["p50_us"] < 1_000_000
     for worker in document["workers"]:
-        assert 20 < worker["deadline_in_s"] <= 30, "the loop's last turn is the unit that --timeout is for"
+        in_progress = worker["serving_s"] is not None  # of a protocol it is not known
+        assert (20 < worker["deadline_in_s"] <= 30) if in_progress else worker["deadline_in_s"] is None
     for client in waiting:
         client.close()
     server.signal(signal.SIGTERM)
