@@ -137,7 +137,7 @@ class Timeouts:
         return AskStacks(worker), now_s + STACKS_WAIT_S
 
     def _working(self, worker: WorkerHandle, unit: Unit, now_s: float) -> Verdict:
-        if worker.hang is not None and worker.hang.since_ns == unit.since_ns:
+        if worker.hang is not None and (worker.hang.since_ns, worker.hang.completed) == (unit.since_ns, unit.completed):
             took = f"{now_s - unit.since_ns / 1e9:.1f} s, over --timeout"
             reason = f"its process did not move for {took}" if unit.silent else f"one unit of work took {took}"
             return self._ask_again(worker, unit, worker.hang, now_s, reason)
@@ -147,7 +147,7 @@ class Timeouts:
         limit_s = max(unit.since_ns / 1e9 + self.timeout_s, self.grace_until_s)
         if now_s < limit_s:
             return None, limit_s
-        worker.hang = Hang(since_ns=unit.since_ns, serving=unit.serving, asked_s=now_s)
+        worker.hang = Hang(since_ns=unit.since_ns, serving=unit.serving, asked_s=now_s, completed=unit.completed)
         return AskStacks(worker), now_s + STACKS_WAIT_S
 
     def _ask_again(self, worker: WorkerHandle, unit: Unit, hang: Hang, now_s: float, reason: str) -> Verdict:

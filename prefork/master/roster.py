@@ -29,6 +29,7 @@ class Hang:
     since_ns: int  # when its unit of work began, or the last that was seen of its process
     serving: str  # of an event loop, until it has answered, the oldest of those that it serves
     asked_s: float  # for its Python stacks
+    completed: int = 0  # units, when it was asked
     verdict: str = ""  # of one that boots: what it dies of, also if the question wakes it, and it ends by itself
     answered: bool = False
     stacks: str = ""  # the answer
@@ -84,12 +85,14 @@ class Unit:
     """What is known of one worker now.
 
     `since_ns`: what --timeout counts from, 0 = nothing. `silent`: that is not a unit of work, but the last that was
-    seen of its process. `serving`: whose its oldest work is. `stopped`: known of a worker that is out of time.
+    seen of its process. `completed`: how many units it has completed, so that a loop is known to move within a long
+    turn. `serving`: whose its oldest work is. `stopped`: known of a worker that is out of time.
     """
 
     since_ns: int = 0
     serving: str = ""
     silent: bool = False
+    completed: int = 0
     stopped: bool = False
 
 

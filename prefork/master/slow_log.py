@@ -146,6 +146,9 @@ class SlowLog(Observer):
                 )
         elif message.kind == Kind.STACKS and self._request and message.worker is self._request.worker:
             request = self._request
+            if request.thread == _LOOP and self.board.read(request.worker.group).unit_ns:
+                self._request = None  # it was between two calls of a long turn
+                return
             if self._began_ns(request) != request.began_ns:
                 self._report(request, now_s, reason=_ENDED)
                 return

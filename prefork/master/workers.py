@@ -294,6 +294,7 @@ class Workers:
                 since_ns=reading.judged_ns,
                 serving=reading.serving,
                 silent=not reading.unit_ns,
+                completed=0 if reading.unit_ns else reading.counters["completed"],
                 stopped=worker.hang is not None and stopped(worker.pid),
             )
         return units

@@ -163,6 +163,19 @@ def test_a_process_that_answers_and_beats_again_is_let_live(stopped: bool) -> No
     assert (worker.hang, worker.killed) == (None, None)
 
 
+def test_a_loop_that_completes_units_in_a_long_turn_moves() -> None:
+    world = started()
+    worker = world.slot(0)
+    world.beat(worker)
+    assert world.later(TIMEOUT_S) == [AskStacks(worker)]
+    world.answer(worker)
+    world.completed(worker, 7)
+    assert world.later(2 * STACKS_WAIT_S) == [AskStacks(worker)]
+    world.beat(worker)
+    assert world.later(1.0) == []
+    assert worker.killed is None
+
+
 def test_a_process_that_answers_and_does_not_beat_is_killed() -> None:
     world = started()
     worker = world.slot(0)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefork.master.policy import Policy, Timeouts
@@ -119,6 +120,10 @@ class World:
     def beat(self, worker: WorkerHandle, *, stopped: bool = False) -> None:
         """The worker beats; without a unit of work this is what it is judged by. `stopped`: it was stopped then."""
         self._units[worker.pid] = Unit(since_ns=round(self.now_s * 1e9), silent=True, stopped=stopped)
+
+    def completed(self, worker: WorkerHandle, count: int) -> None:
+        """The worker has completed so many units in all."""
+        self._units[worker.pid] = replace(self._units[worker.pid], completed=count)
 
     def answer(self, worker: WorkerHandle) -> None:
         """The worker's stacks have come."""
