@@ -20,6 +20,7 @@ from tests.support.web import fetch, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.conftest import Serve
     from tests.support.control import Place
@@ -178,6 +179,29 @@ def test_an_idle_server_replaces_nobody_and_uses_no_cpu(serve: Serve, way: Way, 
     assert server.worker_pids() == pids
     assert used_s() - before_s < 0.5, "three or four processes, for five seconds"
     assert "hung" not in server.log
+
+
+@pytest.mark.parametrize("way", [WAYS["wsgi"], WAYS["asgi"]], ids=["wsgi", "asgi"])
+def test_a_stopped_worker_is_killed_while_it_retires(serve: Serve, way: Way) -> None:
+    server = serve(*way, "--workers", "1", "--timeout", f"{TIMEOUT_S}s", "--graceful-timeout", "5m", expected_exit=0)
+    pid = ask(server, way)
+    with dial(server.address) as client:
+        client.sendall(line(way, "hi")[:-2])  # the head is not complete, so the connection is in flight
+        server.signal(signal.SIGTERM)
+        eventually(lambda: "draining" in title(pid), within_s=20, what="the beginning of its end")
+        with standing(pid):
+            server.wait_log(rf"killing worker.*pid={pid} reason=.{STOPPED}", within_s=TIMEOUT_S + LATE_S)
+
+
+@pytest.mark.parametrize("way", [pytest.param(WAYS[name], id=name) for name in ("threads", "wsgi", "asgi")])
+def test_the_end_of_a_worker_is_judged_by_the_graceful_timeout_alone(serve: Serve, way: Way, tmp_path: Path) -> None:
+    (tmp_path / "slow_end.py").write_text("import time\ndef worker_stopping(worker):\n    time.sleep(4)\n")
+    hooks = ("--hooks", str(tmp_path / "slow_end.py"))
+    server = serve(*way, *hooks, "--workers", "1", "--timeout", "1s", "--graceful-timeout", "30s")
+    ask(server, way)
+    server.signal(signal.SIGTERM)
+    server.wait_log("stopped uptime")
+    assert "killing worker" not in server.log
 
 
 def test_with_a_timeout_of_zero_nobody_is_replaced_and_the_log_says_so(serve: Serve) -> None:
