@@ -24,7 +24,7 @@ from prefork.config.config import Config, Setting, configure, raw_of
 from prefork.config.options import OPTIONS
 from prefork.core.log import LogFile, open_log
 from prefork.core.privileges import WorkingDirectory, identity_of, move
-from prefork.core.signals import TABLE
+from prefork.core.signals import TABLE, UNEXPECTED
 from prefork.errors import ConfigError
 from prefork.master.loop import Master
 from prefork.master.resources import Resources
@@ -121,7 +121,7 @@ def _put_back() -> Iterator[None]:
     """Leave the process as it was found."""
     logger = logging.getLogger("prefork")
     logging_before = logger.handlers[:], logger.level, logger.propagate
-    handlers = {signum: signal.getsignal(signum) for signum in TABLE}
+    handlers = {signum: signal.getsignal(signum) for signum in (*TABLE, *UNEXPECTED)}
     wakeup_fd = signal.set_wakeup_fd(-1)
     place, title = WorkingDirectory.current(), setproctitle.getproctitle()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -9,6 +9,7 @@ beside any number of idle connections.
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import json
 import os
 import select
@@ -68,6 +69,7 @@ class Answers:
         self._shared = shared
         self._collector = collector
         self._page = page
+        self._names: frozenset[str] | None = None
         self._version = 0  # of `_state`
         self._state: MasterState | None = None
         self._snapshot: ServerSnapshot | None = None
@@ -81,8 +83,16 @@ class Answers:
             b"/status.json": self._status,
         }
 
-    def answer(self, method: str, path: bytes) -> Answer:
-        """The answer to a request."""
+    def restrict(self, names: frozenset[str] | None) -> None:
+        """Answer only requests for an IP address or for these names; None: for any."""
+        self._names = names
+
+    def answer(self, method: str, path: bytes, authority: bytes) -> Answer:
+        """The answer to a request. `authority`: host and port that it is for."""
+        host = host_of(authority)
+        if self._names is not None and not is_own(host, self._names):
+            why = f"{host[:100]} is not a name of this server: use an IP address, localhost, or the name of --admin\n"
+            return Answer(421, why.encode("latin-1"))
         if method not in ("GET", "HEAD"):
             return Answer(405, b"405 Method Not Allowed\n", fields=(("Allow", "GET, HEAD"),))
         found = self._paths.get(path)
@@ -124,8 +134,13 @@ class Answers:
     def _master_state(self) -> MasterState:
         """The latest that the master has written."""
         if self._state is None or self._shared.version != self._version:
-            self._version, text = self._shared.read()
-            self._state = MasterState.from_text(text)
+            try:
+                self._version, text = self._shared.read()
+                self._state = MasterState.from_text(text)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                if self._state is None:
+                    raise
+                # A worker has spoiled it: what was known holds until the master writes again.
         return self._state
 
     def _text(self, name: str, write: Callable[[ServerSnapshot], bytes]) -> bytes:
@@ -151,6 +166,41 @@ class Answers:
 
 def _json(document: dict[str, Any]) -> bytes:
     return json.dumps(document).encode() + b"\n"
+
+
+# --- Whom a request is for. The page of a stranger in the browser of somebody on this machine can have the stranger's
+# name lead to a loopback address, and then read all answers (DNS rebinding); but the browser names the stranger.
+
+
+def own_names(listener: Listener, wanted: str) -> frozenset[str] | None:
+    """The names to answer for on the listener, in small letters; None if it is not on loopback: for all.
+
+    `wanted` is the host of --admin.
+    """
+    if listener.sock.family == socket.AF_UNIX:
+        return None
+    address = ipaddress.ip_address(listener.sock.getsockname()[0].partition("%")[0])
+    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
+        return None
+    return frozenset({name.lower().rstrip(".") for name in ("localhost", socket.gethostname(), wanted) if name})
+
+
+def host_of(authority: bytes) -> str:
+    """The host of `host:port`, without the brackets of an IPv6 address."""
+    text = authority.decode("latin-1")
+    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+
+
+def is_own(host: str, names: frozenset[str]) -> bool:
+    """True for an IP address, one of the names, or what is below localhost. HTTP/1.0 may name nobody."""
+    name = host.lower().rstrip(".")
+    if not name or name in names or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 # --- One HTTP client: a request in, an answer out, the end. Nothing here blocks; every client has a deadline.
@@ -205,7 +255,7 @@ class AdminClient:
         self.asked = True
         if isinstance(event, Request):
             head = event.method == "HEAD"
-            self._say(_written(answers.answer(event.method, event.path), head=head), now_s)
+            self._say(_written(answers.answer(event.method, event.path, event.authority), head=head), now_s)
         else:
             self._say(error_response(getattr(event, "status", 400), stamp(time.time())), now_s)
 
@@ -254,6 +304,7 @@ class Admin:
     """ADMIN. What it was given before the fork, and its clients."""
 
     listener: Listener
+    host: str  # of --admin
     answers: Answers
     log: Log
     lifeline: int  # read end of the pipe whose EOF is the master's death
@@ -269,6 +320,7 @@ class Admin:
 
     def run(self) -> int:
         """Answer until told to stop. Returns the exit code."""
+        self.answers.restrict(own_names(self.listener, self.host))
         self._sock = self.listener.copy()  # the master's own is dropped, as in every child
         self.close_in_child()
         self.log.identify(admin=os.getpid())

@@ -25,7 +25,7 @@ from prefork.engines import ENGINES, import_early
 from prefork.errors import AppLoadError, BootError
 from prefork.runtime.hooks import load_hooks
 from prefork.runtime.inherited import Inherited, tls_of
-from prefork.runtime.master_link import Kind, Receiver, Sender
+from prefork.runtime.master_link import OF_CHECK, Kind, Receiver, Sender
 from prefork.worker.process import load_app
 
 # --- `check` loads the app as a worker would, in a child process, and binds nothing.
@@ -55,7 +55,7 @@ def check_app(config: Config) -> Finding:
     )
     pid = spawn(child.run)
     os.close(report_end)
-    receiver = Receiver(report)
+    receiver = Receiver(report, OF_CHECK)
     try:
         answer = _wait(receiver, config.boot_timeout_s)
     finally:
@@ -66,6 +66,8 @@ def check_app(config: Config) -> Finding:
         raise BootError(f"cannot load {config.app!r}: not done within --boot-timeout {config.boot_timeout_s:g} s")
     if answer is None:
         raise BootError(f"cannot load {config.app!r}: the process ended, by {exit_}", receiver.text)
+    if answer.get("app_kind", "wsgi") not in ENGINES:
+        raise BootError(f"cannot load {config.app!r}: the process named a kind that is none, {answer['app_kind']!r}")
     if answer["kind"] == Kind.FAILED:
         fault = AppLoadError if answer["code"] == AppLoadError.exit_code else BootError
         raise fault(answer["message"], answer["detail"])

@@ -289,11 +289,11 @@ class LineHandler(logging.Handler):
         words = [utc(record.created), record.levelname]
         if self.identity:
             words.append("[" + " ".join(f"{k}={v}" for k, v in self.identity.items()) + "]")
-        words.append(_printable(record.getMessage()))
+        words.append(printable(record.getMessage()))
         fields = dict(self._fields(record))
         detail = str(fields.pop("detail", "") or "") + self._traceback(record)
         words += [f"{key}={_quote(value)}" for key, value in fields.items() if value is not None]
-        body = "".join(f"    {_printable(line)}\n" for line in detail.split("\n") if line)
+        body = "".join(f"    {printable(line)}\n" for line in detail.split("\n") if line)
         return " ".join(words) + "\n" + body
 
     def _json(self, record: logging.LogRecord) -> str:
@@ -371,7 +371,7 @@ def utc(epoch_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((epoch_s - whole) * 1000):03d}Z"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text with control characters escaped: what a client sent can neither forge a line nor drive a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

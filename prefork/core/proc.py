@@ -56,6 +56,11 @@ def thread_states(pid: int) -> set[str]:
     return {text.rpartition(")")[2].split()[0] for text in stats if text}
 
 
+def children() -> frozenset[int]:
+    """The children of this thread (proc(5), children); empty if they cannot be known."""
+    return frozenset(map(int, _read("/proc/thread-self/children").split()))
+
+
 def _read(path: str) -> str:
     try:
         with open(path, "rb") as file:

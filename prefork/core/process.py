@@ -127,6 +127,23 @@ def adopted(master: int, lifeline: int) -> bool:
     return os.getppid() == master
 
 
+_OOM_ABOVE = 50  # thousandths of the memory of the machine
+
+
+def prefer_as_victim(parent: int) -> None:
+    """Have the kernel take this process rather than `parent` when memory runs out (proc(5), oom_score_adj).
+
+    Call it before a change of user, which makes the file root's. Where it cannot be done, nothing happens.
+    """
+    try:
+        with open(f"/proc/{parent}/oom_score_adj", "rb") as file:
+            score = min(1000, int(file.read()) + _OOM_ABOVE)
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(score))
+    except (OSError, ValueError):
+        pass  # no /proc, or the template has done it before it changed its user
+
+
 def die_with_parent(parent: int, libc: Any) -> bool:
     """Ask the kernel to SIGKILL this process when `parent` dies (prctl(2), PR_SET_PDEATHSIG).
 

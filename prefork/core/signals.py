@@ -37,6 +37,14 @@ NOT_OURS = (
 STACKS = signal.SIGRTMIN + 1  # answered by a Python handler: the stacks of all threads
 FAULT = signal.SIGRTMIN + 2  # answered by faulthandler, in C: works while other C code holds the GIL
 
+# What the master has no use for, and what would end it by default: it says so in the log and goes on. Left out are
+# those that cannot be caught, those that faulthandler reports, and SIGPIPE, which every client that leaves early may
+# cause. The C library keeps 32 and 33 for itself.
+FATAL = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
+_HARMLESS = frozenset({signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGTSTP})
+_LEFT_OUT = {*TABLE, *FATAL, *_HARMLESS, signal.SIGPIPE, signal.SIGKILL, signal.SIGSTOP}
+UNEXPECTED = frozenset(int(signum) for signum in signal.valid_signals() if signum not in _LEFT_OUT)
+
 
 class SignalInbox:
     """MASTER and WORKER. Remembers signals until the loop takes them.
@@ -81,6 +89,12 @@ class SignalInbox:
         signal.set_wakeup_fd(-1)
         os.close(self.fd)
         os.close(self._write_fd)
+
+
+def by_default(signums: Iterable[int]) -> None:
+    """Let the signals do what they do in a Python process of its own."""
+    for signum in signums:
+        signal.signal(signum, signal.SIG_IGN if signum == signal.SIGXFSZ else signal.SIG_DFL)
 
 
 def ignore(signum: int) -> None:

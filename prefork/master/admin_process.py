@@ -19,7 +19,6 @@ from prefork.config.config import Config
 from prefork.core.listener import Listener
 from prefork.core.process import Exit, spawn
 from prefork.errors import FORK_REFUSED
-from prefork.master.children import Children
 from prefork.master.policy import Backoff, Timeouts
 from prefork.master.templates import silence
 from prefork.master.workers import Workers, capacity
@@ -43,14 +42,13 @@ class AdminHandle:
         *,
         config: Config,
         workers: Workers,
-        children: Children,
         timeouts: Timeouts,
         state: Callable[[], MasterState],
     ) -> None:
         self.listener: Listener | None = None
         self._log = workers.log
         self._workers = workers
-        self._children = children
+        self._children = workers.children
         self._timeouts = timeouts
         self._state = state
         self._backoff = Backoff()
@@ -61,6 +59,7 @@ class AdminHandle:
         self._written = b""
         if config.admin is None:
             return
+        self._host = config.admin.host
         self._shared = SharedSnapshot(_ROOM + _ROOM_PER_WORKER * capacity(config.workers))
         # In the master, as its successors may find other code at its place; and only where it is wanted.
         self._code = importlib.import_module("prefork.admin.process")
@@ -115,6 +114,7 @@ class AdminHandle:
         assert self.listener is not None
         admin = self._code.Admin(
             listener=self.listener,
+            host=self._host,
             answers=self._answers,
             log=self._log,
             lifeline=self._workers.lifeline,
@@ -168,10 +168,10 @@ class AdminHandle:
             self.listener.close()
             self.listener = None
 
-    def shutdown(self) -> None:
+    def shutdown(self, *, at_once: bool) -> None:
         """The server has ended."""
         if self._pid:
-            if not self._wanted:
+            if not self._wanted and not at_once:
                 self._wait()
             self._children.kill([self._pid])
             self._pid = 0

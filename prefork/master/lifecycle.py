@@ -21,7 +21,6 @@ from prefork.core.privileges import WorkingDirectory
 from prefork.core.systemd import ACTIVATED, Notifier, activated
 from prefork.errors import BindError, ConfigError
 from prefork.master.admin_process import AdminHandle
-from prefork.master.children import Children
 from prefork.master.history import History
 from prefork.master.observer import Observer
 from prefork.master.policy import Policy
@@ -104,7 +103,6 @@ class Lifecycle(Observer):
         log: Log,
         policy: Policy,
         workers: Workers,
-        children: Children,
         resources: Resources,
         history: History,
         control: Control,
@@ -117,7 +115,7 @@ class Lifecycle(Observer):
         self._policy = policy
         self._workers = workers
         self._listeners = workers.listeners  # one list: what is handed over, new workers do not get any more
-        self._children = children
+        self._children = workers.children
         self._resources = resources
         self._history = history
         self._control = control
@@ -127,7 +125,7 @@ class Lifecycle(Observer):
         self.notifier = Notifier(os.environ)
         self.upgrade = Upgrade(
             log=log,
-            children=children,
+            children=workers.children,
             started_in=started_in,
             notifier=self.notifier,
             boot_timeout_s=config.boot_timeout_s,
@@ -284,10 +282,11 @@ class Lifecycle(Observer):
         self._announce_stop(why, now_s)
         self._log.info("leaving", signal=why, stops_in=f"{self._config.lame_duck_s:g}s")
 
-    def stop(self, why: str) -> None:
+    def stop(self, why: str, *, at_once: bool = False) -> None:
         """Stop the server, and an upgrade with it."""
         now_s = time.monotonic()
-        self._hold_off()
+        if not at_once:  # it may take a moment, and nobody will serve the queues
+            self._hold_off()
         self._announce_stop(why, now_s)
         self._policy.stop(now_s)
         self._log.info("stopping", signal=why, workers=len(self._workers.roster))

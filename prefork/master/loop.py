@@ -7,6 +7,7 @@ deaths are judged: a service manager may signal the whole group, and then a deat
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -23,16 +24,15 @@ from prefork.core.log import Log
 from prefork.core.privileges import WorkingDirectory
 from prefork.core.proc import pss_bytes, rss_bytes
 from prefork.core.process import Exit
-from prefork.core.signals import TABLE, SignalInbox
+from prefork.core.signals import TABLE, UNEXPECTED, SignalInbox, by_default, name
 from prefork.errors import FORK_REFUSED, AppLoadError, BootError, PreforkError
 from prefork.master import roster as do
 from prefork.master.admin_process import AdminHandle
-from prefork.master.children import Children
 from prefork.master.commands import Commands
 from prefork.master.history import History
 from prefork.master.lifecycle import Lifecycle
 from prefork.master.observer import Observer
-from prefork.master.policy import Policy, Timeouts
+from prefork.master.policy import Policy, Timeouts, kill
 from prefork.master.resources import Resources
 from prefork.master.roster import Roster, WorkerHandle
 from prefork.master.slow_log import SlowLog
@@ -41,6 +41,7 @@ from prefork.master.upgrade import Takeover
 from prefork.master.workers import Message, Workers, capacity
 from prefork.runtime.master_link import Kind
 
+IGNORED_EVERY_S = 1.0  # between two lines about one signal: a line that cannot be written may cause it (SIGXFSZ)
 MEMORY_EVERY_S = 1.0
 MEMORY_SAMPLES = 3  # in a row above the limit: a peak is no leak
 
@@ -54,16 +55,13 @@ class Master:
         self._resources = resources
         self._started_s = time.monotonic()
         self._fatal: PreforkError | None = None  # why the start failed
-        self._inbox = SignalInbox(TABLE)
-        self._children = Children()
+        self._inbox = SignalInbox([*TABLE, *UNEXPECTED])
+        self._guard = Guard(log)
         self._workers = Workers(
             config=config, log=log, close_others=self._close_in_child, inherited=resources.inherited
         )
-        timeouts = Timeouts(
-            timeout_s=config.timeout_s,
-            graceful_timeout_s=config.graceful_timeout_s,
-            boot_timeout_s=config.boot_timeout_s,
-        )
+        self._children = self._workers.children
+        timeouts = Timeouts.of(config)
         takeover = Takeover.of(os.environ)
         wanted, generation = takeover.follows(config.workers) if takeover else (config.workers, 0)
         self._policy = Policy(workers=wanted, timeouts=timeouts, generation=generation)
@@ -72,13 +70,7 @@ class Master:
         self._slow_log = SlowLog.of(config, self._workers)
         # What operators ask and are told.
         self._history = History(config=config, policy=self._policy, workers=self._workers)
-        self._admin = AdminHandle(
-            config=config,
-            workers=self._workers,
-            children=self._children,
-            timeouts=timeouts,
-            state=self._history.state,
-        )
+        self._admin = AdminHandle(config=config, workers=self._workers, timeouts=timeouts, state=self._history.state)
         self._commands = Commands(
             policy=self._policy,
             workers=self._workers,
@@ -93,7 +85,6 @@ class Master:
             log=log,
             policy=self._policy,
             workers=self._workers,
-            children=self._children,
             resources=resources,
             history=self._history,
             control=self._control,
@@ -113,6 +104,7 @@ class Master:
         """Serve. Raises BindError, BootError or AppLoadError when it cannot start."""
         setproctitle.setproctitle(f"prefork: master {self._config.app}")
         self._log.identify(master=os.getpid())
+        self._guard.open()
         try:
             self._lifecycle.open()
             if not self._config.timeout_s:
@@ -122,16 +114,17 @@ class Master:
             self._lifecycle.failed(str(error))
             raise
         finally:
-            for signum in TABLE.keys() - {signal.SIGCHLD}:
+            for signum in (TABLE.keys() | UNEXPECTED) - {signal.SIGCHLD}:
                 signal.signal(signum, signal.SIG_IGN)  # we leave already; the interpreter would restore their defaults
             self._children.kill(self._workers.pids())  # leave no worker behind, whatever ended the loop
             self._lifecycle.close()
             self._resources.close()
-            self._admin.shutdown()
+            self._admin.shutdown(at_once=self._policy.at_once)
             self._commands.ended = True
             self._control.close(time.monotonic())  # answers `prefork stop`
             self._workers.close()
             self._inbox.close()
+            self._guard.close()
         self._log.info("stopped", uptime=f"{time.monotonic() - self._started_s:.1f}s", **self._workers.totals)
         return 0
 
@@ -149,6 +142,8 @@ class Master:
                 self._policy.rollout.prepared(generation)
             for message in self._workers.read_messages():
                 self._handle_message(message)
+            for worker, reason in self._workers.liars():
+                self._act(kill(worker, reason))
             self._children.reap()
             self._control.read_requests(time.monotonic())
             if self._fatal is not None and not self._policy.stopping:
@@ -159,10 +154,14 @@ class Master:
             raise self._fatal
 
     def _supervise(self) -> float:
-        """Do what is to be done; return when to look again. Each action is asked for once, so this ends."""
+        """Do what is to be done; return when to look again. Each action is asked for once, so this ends.
+
+        Rows are read once, as those that a worker writes to meanwhile could ask for more and more.
+        """
+        units: dict[int, do.Unit] = {}
         while True:
             queued = self._policy.stopping and any(listener.waiting() for listener in self._workers.listeners)
-            units = self._workers.units()
+            units = self._workers.units() | units
             actions, wake_s = self._policy.supervise(self._workers.roster, units, time.monotonic(), queued=queued)
             if not actions:
                 return wake_s
@@ -192,19 +191,16 @@ class Master:
     # --- signals
 
     def _handle_signal(self, signum: int) -> None:
-        name = signal.Signals(signum).name
-        if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            again = self._policy.stopping
-            if not again:
-                (self._lifecycle.begin_lame_duck if signum == signal.SIGTERM else self._lifecycle.stop)(name)
-            if signum == signal.SIGQUIT or (again and signum == signal.SIGINT):
-                self._lifecycle.upgrade.kill()
-                for worker in self._workers.roster:
-                    worker.killed = f"stopped at once by {name}"
-                    self._workers.kill(worker)
-        elif signum == signal.SIGHUP and not self._policy.ending:
-            self._log.info("reloading", signal=name)
-            self._policy.rollout.reload()
+        why = name(signum)
+        if signum == signal.SIGQUIT or (signum == signal.SIGINT and self._policy.stopping):
+            self._stop_at_once(why)
+        elif signum in (signal.SIGTERM, signal.SIGINT):
+            if not self._policy.stopping:
+                (self._lifecycle.begin_lame_duck if signum == signal.SIGTERM else self._lifecycle.stop)(why)
+        elif signum == signal.SIGHUP:
+            if not self._policy.ending:
+                self._log.info("reloading", signal=why)
+                self._policy.rollout.reload()
         elif signum == signal.SIGUSR1:
             self._log.reopen(create=True)  # first: workers do not create it
             self._workers.reopen_logs()
@@ -214,7 +210,19 @@ class Master:
         elif signum in (signal.SIGTTIN, signal.SIGTTOU):
             wanted = self._policy.workers + (1 if signum == signal.SIGTTIN else -1)
             if refused := self.scale(max(1, wanted)):
-                self._log.warning("scaling refused", signal=name, reason=refused)
+                self._log.warning("scaling refused", signal=why, reason=refused)
+        elif signum in UNEXPECTED:
+            self._guard.ignored(signum)
+
+    def _stop_at_once(self, why: str) -> None:
+        """Kill everybody, and spawn nobody any more."""
+        self._policy.at_once = True
+        if not self._policy.stopping:
+            self._lifecycle.stop(why, at_once=True)
+        self._lifecycle.upgrade.kill()
+        for worker in self._workers.roster:
+            worker.killed = f"stopped at once by {why}"
+            self._workers.kill(worker)
 
     def scale(self, workers: int) -> str | None:
         """Want this many workers; return why not, if that cannot be."""
@@ -238,15 +246,15 @@ class Master:
         if message.kind == Kind.READY:
             served = self._workers.completed(worker.generation, but=worker)  # it may have served before we know of it
             self._policy.ready(worker, served, time.monotonic())
-            self._log.debug("worker ready", **worker.identity, engine=message.fields.get("engine"))
+            self._log.debug("worker ready", **worker.identity, engine=message.fields["engine"])
             self._announce()
-        elif message.kind == Kind.STACKS and worker.hang is not None:
-            worker.hang.answer(str(message.fields["text"]), str(message.fields["current"]))
+        elif message.kind == Kind.STACKS and worker.hang is not None and not worker.hang.answered:
+            worker.hang.answer(message.fields["text"], message.fields["current"])
             self._log.warning(
                 "worker hung", **worker.identity, serving=worker.hang.serving or None, detail=worker.hang.stacks
             )
         elif message.kind == Kind.ENOUGH:
-            worker.stale = str(message.fields["reason"])
+            worker.stale = message.fields["reason"]
 
     def _announce(self) -> None:
         """Say that the server is ready, when every worker serves for the first time."""
@@ -261,7 +269,7 @@ class Master:
 
     def _worker_exited(self, child: Exit) -> None:
         """Log why the worker has ended, and let the policy decide on its slot."""
-        for message in self._workers.read_messages_of(child.pid):  # the last ones: it may have been ready
+        for message in self._workers.last_messages(child.pid):  # the last ones: it may have been ready
             self._handle_message(message)
         worker, death = self._workers.remove(child)
         for observer in self._observers:
@@ -373,11 +381,42 @@ class Master:
 
     def _close_in_child(self) -> None:
         """CHILD, first thing: close what is the master's own."""
+        by_default(UNEXPECTED)
+        self._guard.close()
         self._inbox.close()
         self._resources.close_in_child()
         self._control.close_in_child()
         self._admin.close_in_child()
         self._lifecycle.close_in_child()
+
+
+# --- What would end the master without a word: signals that nobody should send it, and crashes.
+
+
+class Guard:
+    """MASTER. Logs unexpected signals, and has faulthandler write the stack of a fatal one to the log."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._named_s: dict[int, float] = {}  # by signal: when the log may name it again
+        self._reports = not faulthandler.is_enabled()  # else the caller of prefork.serve() has said where to write
+
+    def open(self) -> None:
+        """From now on crashes are reported."""
+        if self._reports:
+            faulthandler.enable(file=self._log.handler.fd)
+
+    def close(self) -> None:
+        """At the end, and in each child: leave the signals to others."""
+        if self._reports:
+            faulthandler.disable()
+
+    def ignored(self, signum: int) -> None:
+        """Log that a signal came which has no meaning."""
+        now_s = time.monotonic()
+        if now_s >= self._named_s.get(signum, 0.0):
+            self._named_s[signum] = now_s + IGNORED_EVERY_S
+            self._log.warning("signal ignored", signal=name(signum))
 
 
 # --- --max-memory: a worker whose own share of memory stays above the limit is replaced like any outdated one.

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from prefork.config.config import Config
 from prefork.master.rollout import Rollout, settled
 from prefork.master.roster import Action, AskFault, AskStacks, Hang, Kill, Retire, Roster, Spawn, Unit, WorkerHandle
 
@@ -84,6 +85,15 @@ class Timeouts:
     graceful_timeout_s: float
     boot_timeout_s: float
     grace_until_s: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config) -> Timeouts:
+        """Make them as they are configured."""
+        return cls(
+            timeout_s=config.timeout_s,
+            graceful_timeout_s=config.graceful_timeout_s,
+            boot_timeout_s=config.boot_timeout_s,
+        )
 
     def woke_late(self, late_s: float, now_s: float) -> bool:
         """Note how late the master woke; True if it was suspended."""
@@ -184,6 +194,7 @@ class Policy:
         self.rollout = Rollout(_latest=generation)
         self.backoff = Backoff()
         self.stopping = False
+        self.at_once = False  # nobody is waited for, and nobody is spawned
         self.stop_at_s = _NEVER  # when the stop is to begin, once it was asked for (--lame-duck)
         self.booted = False  # all workers have been ready once
         self._jitter = jitter
@@ -296,7 +307,7 @@ class Policy:
     def _stop(self, roster: Roster, now_s: float, *, queued: bool) -> list[Action]:
         actions: list[Action] = [Retire(worker, "stop") for worker in roster if self._serves_on(worker)]
         drain_until_s = self._stopped_s + self.timeouts.graceful_timeout_s
-        if queued and not roster and self.backoff.not_before_s <= now_s < drain_until_s:
+        if queued and not roster and not self.at_once and self.backoff.not_before_s <= now_s < drain_until_s:
             actions.append(Spawn(0, self.rollout.generation, "drain"))  # the workers died, or others told them to go
         return actions
 

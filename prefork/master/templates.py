@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefork.core.proc import stopped
+from prefork.core.proc import children, stopped
 from prefork.core.process import spawn
+from prefork.errors import FORK_REFUSED
+from prefork.master.children import Children
 from prefork.master.policy import STOPPED, Timeouts
-from prefork.runtime.master_link import Kind, Receiver
+from prefork.runtime.master_link import NO_MESSAGE, OF_TEMPLATE, READ_MOST, REST_MOST, Kind, Receiver
 from prefork.worker.process import Worker
 from prefork.worker.template import Template
 
@@ -31,39 +33,65 @@ def silence(pid: int, beat_ns: int, now_s: float) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class TemplateHandle:
-    """MASTER. One template process as the master sees it; what runs in it is Template (worker/template.py)."""
+    """MASTER. One template process as the master sees it; what runs in it is Template (worker/template.py).
+
+    It runs code of the application, perhaps as another user, so nothing that it says is believed: a pid only if it is
+    of a child of the master that has come since the order and that nobody else has named.
+    """
 
     pid: int
     generation: int
     orders: socket.socket
     receiver: Receiver
     beat: memoryview  # one cell: its last heartbeat (ns), 0 until it is prepared
+    known: Children
+    prepared: bool = False
     failure: dict[str, Any] | None = field(default=None)
     killed: str | None = None
 
     def fork(self, order: dict[str, int], fds: Sequence[int]) -> int:
         """Have a worker forked and return its pid. Raises OSError; EAGAIN if the template does not answer."""
+        if self.killed is not None:
+            raise OSError(errno.EAGAIN, "the template process was killed")
+        before = children()
         self.orders.settimeout(ANSWER_S)
         try:
             socket.send_fds(self.orders, [json.dumps(order).encode()], fds)
-            answer = json.loads(self.orders.recv(4096) or b"{}")
+            data = self.orders.recv(4096)
+            answer = json.loads(data or b"null")
         except OSError as error:
             self.kill(f"it did not answer: {error}")
             raise OSError(errno.EAGAIN, "the template process does not answer") from None
-        if "pid" not in answer:
-            number = answer.get("errno", errno.EAGAIN)
-            raise OSError(number, os.strerror(number))
-        return int(answer["pid"])
+        except (ValueError, RecursionError):
+            answer = ""
+        match answer:
+            case {"pid": pid} if self.known.is_new(pid) and pid not in before:
+                return int(pid)
+            case {"errno": int(number)} if number in FORK_REFUSED:
+                raise OSError(number, os.strerror(number))
+            case {"pid": pid}:
+                self.kill(f"it named a process that is no new child of the master: {str(pid)[:40]!r}")
+            case None if not data:
+                pass  # it has died
+            case {}:
+                self.kill("it could not fork")
+            case _:
+                self.kill("it gave an answer that is none")
+        raise OSError(errno.EAGAIN, "the template process did not fork a worker")
 
-    def read_messages(self) -> bool:
+    def read_messages(self, most: int = READ_MOST) -> bool:
         """Read what the template has sent; True if it says that it is prepared. Never blocks."""
-        prepared = False
-        for message in self.receiver.read():
+        was_prepared = self.prepared
+        for message in self.receiver.read(most):
             if message["kind"] == Kind.PREPARED:
-                prepared = True
-            elif message["kind"] == Kind.FAILED:
+                self.prepared = True
+            elif self.prepared:
+                self.receiver.refuse("failed after prepared")
+            else:
                 self.failure = message
-        return prepared
+        if self.receiver.fault:
+            self.kill(f"{NO_MESSAGE}: {self.receiver.fault}")
+        return self.prepared and not was_prepared
 
     def kill(self, reason: str) -> None:
         """Send SIGKILL to the template, which serves no client. The loop reaps it like any child."""
@@ -85,6 +113,7 @@ class Templates:
     """MASTER. Forks templates, reads their messages, and ends them when their generation has passed."""
 
     libc: ctypes.CDLL
+    known: Children
     _live: dict[int, TemplateHandle] = field(default_factory=dict)  # by generation
 
     def prepare(self, generation: int, prototype: Worker, close_in_child: Callable[[], None]) -> None:
@@ -122,7 +151,12 @@ class Templates:
             orders_end.close()
             os.close(report_end)
         self._live[generation] = TemplateHandle(
-            pid=pid, generation=generation, orders=orders, receiver=Receiver(report), beat=beat
+            pid=pid,
+            generation=generation,
+            orders=orders,
+            receiver=Receiver(report, OF_TEMPLATE),
+            beat=beat,
+            known=self.known,
         )
 
     def fork(self, worker: Worker) -> int:
@@ -165,7 +199,8 @@ class Templates:
 
     def remove(self, template: TemplateHandle) -> None:
         """The template was reaped: read its last messages and forget it."""
-        template.read_messages()
+        template.killed = template.killed or ""  # reaped: nobody to signal any more
+        template.read_messages(REST_MOST)
         template.close()
         del self._live[template.generation]
 

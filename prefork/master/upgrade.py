@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefork.core.listener import Listener
-from prefork.core.log import Log
+from prefork.core.log import Log, printable
 from prefork.core.pidfile import PidFile
 from prefork.core.privileges import WorkingDirectory
 from prefork.core.process import Exit, spawn
@@ -36,6 +36,7 @@ from prefork.core.signals import TABLE
 from prefork.core.systemd import ACTIVATED, Notifier
 from prefork.master.children import Children
 from prefork.master.policy import GRACE_MARGIN_S
+from prefork.runtime.master_link import NO_MESSAGE
 
 # --- The new master
 
@@ -63,8 +64,8 @@ class Takeover:
         """Read the variable, if there is one that is meant for this very process."""
         try:
             inherited = json.loads(environ.pop(VARIABLE, "{}"))
-            return cls(inherited) if inherited["successor"] == os.getpid() else None
-        except (ValueError, TypeError, KeyError, OSError):
+            return cls(_checked(inherited)) if inherited["successor"] == os.getpid() else None
+        except (ValueError, TypeError, KeyError, OSError, RecursionError, OverflowError):
             return None  # not written by Upgrade
 
     @property
@@ -165,6 +166,20 @@ class NewMasterReady:
     fds: frozenset[int]
 
 
+def _read(data: bytes) -> tuple[frozenset[int] | None, str]:
+    """What a new master says: the descriptors that it took, or None and why it fails."""
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        said = None
+    match said:
+        case {"ready": True, "took": [*fds]} if all(type(fd) is int for fd in fds):
+            return frozenset(fds), ""
+        case {"ready": False, "reason": str(reason)}:
+            return None, printable(reason[:MESSAGE_MOST])
+    return None, f"{NO_MESSAGE}: {printable(data[:40].decode('ascii', 'replace'))}"
+
+
 @dataclass(slots=True, kw_only=True)
 class Upgrade:
     """MASTER, the old one. `started_in`: the folder and umask that this process was started with."""
@@ -178,6 +193,7 @@ class Upgrade:
     new_master: int | None = None  # pid, from the fork until it was reaped or has taken over
     done: bool = False  # it has taken over
     _channel: socket.socket | None = field(default=None, repr=False)
+    _lent: frozenset[int] = frozenset()  # the descriptors that it has
     _reason: str = ""  # why it is to fail, once that is so
     _until_s: float = _NEVER  # to be ready; then, to be gone
 
@@ -230,6 +246,7 @@ class Upgrade:
         ours.setblocking(False)
         self.children.register(self.new_master, self._exited)
         self._channel = ours
+        self._lent = frozenset(_descriptors(inherited))
         self._reason = ""
         self._until_s = time.monotonic() + self.boot_timeout_s
         self.log.info("upgrading", successor=self.new_master)
@@ -256,15 +273,15 @@ class Upgrade:
 
     def fds(self) -> list[int]:
         """What is readable when the new master has sent a message."""
-        return [self._channel.fileno()] if self._channel is not None else []
+        return [self._channel.fileno()] if self._channel is not None and not self._reason else []
 
     def step(self, now_s: float) -> NewMasterReady | None:
         """Read the new master's message, and keep its deadlines. Returns what to hand over, when it is ready."""
-        message = self._read_message()
-        if message and not self._reason:
-            if message["ready"]:
-                return NewMasterReady(self.new_master or 0, frozenset(message["took"]))
-            self._reason = str(message["reason"])
+        if not self._reason and (data := self._receive()):
+            took, reason = _read(data)
+            if took is not None and took <= self._lent:
+                return NewMasterReady(self.new_master or 0, took)
+            self.cancel(reason or "it took descriptors that it was not given", now_s)
         if self.running and now_s >= self._until_s:
             if self._reason:
                 self.kill()
@@ -307,8 +324,8 @@ class Upgrade:
 
     def _exited(self, child: Exit) -> None:
         if not self.done:
-            while message := self._read_message():  # its last words
-                self._reason = self._reason or str(message.get("reason") or "")
+            if not self._reason and (data := self._receive()):  # its last word
+                self._reason = _read(data)[1]
             reason = self._reason or f"it died of {child}"
             self.log.error("upgrade failed", successor=child.pid, reason=reason, serving="the old version")
             self._close()
@@ -319,22 +336,53 @@ class Upgrade:
         if self._channel is not None:
             self._channel.close()
 
-    def _read_message(self) -> dict[str, Any] | None:
+    def _receive(self) -> bytes:
+        """What the new master has sent; nothing if there is nothing yet, or it has ended."""
         if self._channel is None:
-            return None
+            return b""
         try:
             data = self._channel.recv(MESSAGE_MOST)
         except OSError:
-            return None  # nothing yet; or its end, which is told by SIGCHLD
+            return b""  # nothing yet; or its end, which is told by SIGCHLD
         if not data:
             self._close()
-            return None
-        return dict(json.loads(data))
+        return data
 
     def _close(self) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+def _checked(inherited: dict[str, Any]) -> dict[str, Any]:
+    """The variable, if it is as `Upgrade` writes it. Raises ValueError, TypeError or KeyError if it is not."""
+    for number in ("master", "generation", "configured", "workers", "channel"):
+        _whole(inherited[number])
+    match inherited["pid_file"]:
+        case None | [str(), int()]:
+            pass
+        case _:
+            raise ValueError("no pid file")
+    for entry in inherited["listeners"]:
+        match entry:
+            case {
+                "bind": str(),
+                "address": str(),
+                "activated": bool(),
+                "owned": bool(),
+                "slot": None | int(),
+                "inode": None | [int(), int()],
+                "hold": None | {"members": int(), "fd": int()},
+            }:
+                _whole(entry["fd"])
+            case _:
+                raise ValueError("no listener")
+    return inherited
+
+
+def _whole(value: Any) -> None:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number from 0")
 
 
 def _descriptors(inherited: dict[str, Any]) -> list[int]:

@@ -25,10 +25,11 @@ from prefork.core.proc import stopped
 from prefork.core.process import Exit, spawn
 from prefork.core.signals import FAULT, STACKS
 from prefork.errors import FORK_REFUSED, ConfigError, PreforkError
+from prefork.master.children import Children
 from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Inherited
-from prefork.runtime.master_link import Kind, Receiver
+from prefork.runtime.master_link import NO_MESSAGE, OF_WORKER, READ_MOST, REST_MOST, Kind, Receiver
 from prefork.runtime.orders import Orders
 from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
@@ -57,6 +58,7 @@ class Workers:
     log: Log
     close_others: Callable[[], None]  # closes in a child what else only the master may hold
     inherited: Inherited
+    children: Children = field(default_factory=Children)
     listeners: list[Listener] = field(default_factory=list)
     roster: Roster = field(default_factory=Roster)
     gone: dict[int, dict[str, int]] = field(default_factory=dict)  # by slot: COUNTERS of workers that are gone, cpu_ns
@@ -85,7 +87,7 @@ class Workers:
         self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.libc = ctypes.CDLL(None, use_errno=True)
-        self.templates = Templates(libc=self.libc)
+        self.templates = Templates(libc=self.libc, known=self.children)
 
     # --- start and end
 
@@ -114,7 +116,7 @@ class Workers:
             raise
         finally:
             os.close(report_end)
-        self._receivers[pid] = Receiver(report)
+        self._receivers[pid] = Receiver(report, OF_WORKER)
         self._orders_fds[pid] = orders_fd
         handle = WorkerHandle(
             pid=pid, slot=order.slot, generation=order.generation, group=group, spawned_s=time.monotonic()
@@ -273,17 +275,31 @@ class Workers:
         return self.templates.fds() + [each.fd for each in self._receivers.values() if not each.closed]
 
     def read_messages(self) -> Iterator[Message]:
-        """Yield what workers have sent since the last call. Never blocks."""
+        """Yield what workers have sent since the last call, a part if it is much. Never blocks."""
         for pid in list(self._receivers):
-            yield from self.read_messages_of(pid)
+            yield from self._read(pid, READ_MOST)
 
-    def read_messages_of(self, pid: int) -> Iterator[Message]:
-        """Yield what one worker has sent since the last call. Never blocks."""
-        if receiver := self._receivers.get(pid):
-            for message in receiver.read():
-                if message["kind"] == Kind.FAILED:
-                    self._failures[pid] = message
-                yield Message(self.roster.workers[pid], message["kind"], message, time.monotonic())
+    def last_messages(self, pid: int) -> Iterator[Message]:
+        """Yield what a worker that has ended had sent. Never blocks."""
+        return self._read(pid, REST_MOST)
+
+    def _read(self, pid: int, most: int) -> Iterator[Message]:
+        worker, receiver = self.roster.workers[pid], self._receivers[pid]
+        for message in receiver.read(most):
+            match message["kind"]:
+                case Kind.FAILED if not worker.pending:
+                    receiver.refuse("failed after ready")
+                case Kind.READY if not worker.pending:
+                    pass  # it has said so
+                case kind:
+                    if kind == Kind.FAILED:
+                        self._failures[pid] = message
+                    yield Message(worker, kind, message, time.monotonic())
+
+    def liars(self) -> list[tuple[WorkerHandle, str]]:
+        """The workers that have sent what is no message, and why they are to be killed for it."""
+        faults = ((self.roster.workers[pid], each.fault) for pid, each in self._receivers.items() if each.fault)
+        return [(worker, f"{NO_MESSAGE}: {fault}") for worker, fault in faults if not worker.killed]
 
     def units(self) -> dict[int, Unit]:
         """By pid, what the policy judges."""

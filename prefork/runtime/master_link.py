@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import signal
 import sys
@@ -22,8 +23,9 @@ from enum import StrEnum
 from os import write  # bound now: that of eventlet waits
 from select import POLLIN, poll
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
+from prefork.core.log import printable
 from prefork.core.process import ORPHANED
 from prefork.core.signals import FAULT, NOT_OURS, STACKS, SignalInbox, ignore
 from prefork.core.stacks import compose
@@ -35,9 +37,18 @@ from prefork.status.scoreboard import TEXT_BYTES
 #
 # Lines that are not JSON are faulthandler's, which writes plain text from C when the interpreter cannot. The writer
 # never blocks: what does not fit into the pipe is dropped, as a worker must not wait for a master that is stopped.
+#
+# The application may write into the pipe as well, so the master believes nothing: a message is checked against FIELDS
+# as it is read, and one that is none is the receiver's `fault`, for which the process that sent it is killed.
 
 
+READ_MOST = 1 << 16  # bytes in one turn of the master's loop: no process may keep it from the others
+REST_MOST = 1 << 20  # bytes of a process that has ended: as much as a pipe can hold
 _LINE_MOST = 1 << 20  # a stack of a hundred threads is some 100 KB
+_TEXT_MOST = 1 << 18  # characters of faulthandler's that are kept
+_FLOOD = 4 << 20  # bytes in a second: no honest process comes near it
+_TORN_MOST = 100  # messages in a row that were written in part: after one, an honest process writes a whole one
+_STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
 
 class Kind(StrEnum):
@@ -52,6 +63,71 @@ class Kind(StrEnum):
     LOADED = "loaded"  # `prefork check`: the app can be served
 
 
+class Field(NamedTuple):
+    """What a field of a message may be: a text of at most `most` characters, or a number from 0 to `most`."""
+
+    type: type[str | int | float]
+    most: int
+    lines: bool = False  # a text may have line ends
+    words: frozenset[str] = frozenset()  # if there are any, a text is one of them
+
+    def checked(self, value: Any) -> Any:
+        """The value, with the control characters of a text escaped. Raises ValueError if it cannot be."""
+        if self.type is not str:
+            whole = type(value) is int
+            if not (whole or (self.type is float and type(value) is float and math.isfinite(value))):
+                raise ValueError("is no number")
+            if not 0 <= value <= self.most:
+                raise ValueError(f"is not from 0 to {self.most}")
+            return value
+        if not isinstance(value, str):
+            raise ValueError("is no text")
+        if len(value) > self.most:
+            raise ValueError(f"is longer than {self.most} characters")
+        if self.words and value not in self.words:
+            raise ValueError(f"is none of {', '.join(sorted(self.words))}")
+        return "\n".join(map(printable, value.split("\n"))) if self.lines else printable(value)
+
+
+_NAME = Field(str, 40)
+_SERVING = Field(str, 4 * TEXT_BYTES)
+_STACKS = Field(str, 2 * _STACKS_MOST, lines=True)
+FIELDS: dict[str, dict[str, Field]] = {
+    Kind.READY: {"app_kind": _NAME, "engine": _NAME},
+    Kind.FAILED: {"code": Field(int, 255), "message": Field(str, 8000), "detail": _STACKS},
+    Kind.PREPARED: {},
+    Kind.STACKS: {"text": _STACKS, "current": _SERVING},
+    Kind.SLOW: {
+        "serving": _SERVING,
+        "elapsed_s": Field(float, 10**9),
+        "stack": _STACKS,
+        "also": Field(int, 10**9),
+    },
+    Kind.ENOUGH: {"reason": Field(str, 40, words=frozenset({"max-requests"}))},
+    Kind.LOADED: {"app_kind": _NAME},
+}
+OF_WORKER = frozenset({Kind.READY, Kind.FAILED, Kind.STACKS, Kind.SLOW, Kind.ENOUGH})
+OF_TEMPLATE = frozenset({Kind.PREPARED, Kind.FAILED})
+OF_CHECK = frozenset({Kind.LOADED, Kind.FAILED})
+NO_MESSAGE = "it sent the master a message that is none"
+
+
+def checked(message: dict[str, Any], kinds: frozenset[Kind]) -> dict[str, Any]:
+    """The message with the fields of its kind, and no others. Raises ValueError, which says what is wrong with it."""
+    kind = message.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"its kind is {printable(str(kind)[:40])!r}" if isinstance(kind, str) else "it has no kind")
+    found: dict[str, Any] = {"kind": kind}
+    for name, field in FIELDS[kind].items():
+        if name not in message:
+            raise ValueError(f"{kind} without {name}")
+        try:
+            found[name] = field.checked(message[name])
+        except ValueError as error:
+            raise ValueError(f"{name} of {kind} {error}") from None
+    return found
+
+
 class Sender:
     """WORKER. Writes messages to the master."""
 
@@ -61,7 +137,10 @@ class Sender:
         os.set_blocking(fd, False)
 
     def send(self, kind: Kind, **fields: Any) -> None:
-        """Send one message; drop it when the pipe is full or the master is gone."""
+        """Send one message, long texts cut; drop it when the pipe is full or the master is gone."""
+        for name, field in FIELDS[kind].items():
+            if field.type is str:
+                fields[name] = fields[name][: field.most]
         line = memoryview((b"\n" if self._torn else b"") + json.dumps({"kind": kind, **fields}).encode() + b"\n")
         try:
             while line:
@@ -73,46 +152,82 @@ class Sender:
 
 
 class Receiver:
-    """MASTER. Reads one worker's messages; `text` collects what faulthandler wrote."""
+    """MASTER. Reads the messages, of these kinds, of one process; `text` collects what faulthandler wrote.
 
-    def __init__(self, fd: int) -> None:
+    `fault`: why something that it said is no message; nothing more is read of it then.
+    """
+
+    def __init__(self, fd: int, kinds: frozenset[Kind]) -> None:
         self.fd = fd
         self.text = ""
-        self.closed = False
+        self.fault = ""
+        self.closed = False  # there is nothing more to read
+        self._kinds = kinds
         self._buffer = b""
+        self._torn = 0
+        self._flood = (0.0, 0)  # since when (monotonic s), and the bytes that came since
         os.set_blocking(fd, False)
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Yield the messages that have arrived. Never blocks."""
+    def read(self, most: int = READ_MOST) -> Iterator[dict[str, Any]]:
+        """Yield the messages in the next `most` bytes, if so many have arrived. Never blocks."""
         try:
-            while chunk := os.read(self.fd, 65536):
+            while most > 0 and not self.closed and (chunk := os.read(self.fd, min(READ_MOST, most))):
+                most -= len(chunk)
+                self._watch(len(chunk))
                 self._buffer += chunk
+                if len(self._buffer) > _LINE_MOST:
+                    self._buffer += b"\n"
                 yield from self._lines()
-            self.closed = True
+            self.closed = self.closed or most > 0
         except BlockingIOError:
-            pass  # all read
-        if len(self._buffer) > _LINE_MOST or self.closed:
+            return  # all read
+        if self.closed:
             self._buffer += b"\n"
             yield from self._lines()
 
+    def refuse(self, fault: str) -> None:
+        """The process has said what it must not say."""
+        self.fault = self.fault or fault
+        self.closed = True
+        self._buffer = b""
+
+    def _watch(self, size: int) -> None:
+        since_s, before = self._flood
+        now_s = time.monotonic()
+        self._flood = (since_s, before + size) if now_s - since_s < 1.0 else (now_s, size)
+        if self._flood[1] > _FLOOD:
+            self.refuse(f"more than {_FLOOD >> 20} MB in a second")
+
     def _lines(self) -> Iterator[dict[str, Any]]:
         *lines, self._buffer = self._buffer.split(b"\n")
+        texts = []
         for line in lines:
+            message = None
             try:
                 message = json.loads(line) if line.startswith(b"{") else None
-            except ValueError:
-                message = None
-            if isinstance(message, dict) and "kind" in message:
-                yield message
+                found = checked(message, self._kinds) if isinstance(message, dict) else None
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, RecursionError) or message is not None:
+                    self.refuse(str(error))
+                    return
+                found = None  # a message that was written in part
+                self._torn += 1
+                if self._torn > _TORN_MOST:
+                    self.refuse(f"more than {_TORN_MOST} of which a part is missing")
+                    return
+            if found is not None:
+                self._torn = 0
+                yield found
+                if self.fault:
+                    return
             elif line:
-                self.text = (self.text + line.decode("utf-8", "replace") + "\n")[-_LINE_MOST:]
+                texts.append(printable(line.decode("utf-8", "replace")) + "\n")
+        if texts:
+            self.text = (self.text + "".join(texts))[-_TEXT_MOST:]
 
     def close(self) -> None:
         """Close the master's end."""
         os.close(self.fd)
-
-
-_STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
 
 class MasterLink:

@@ -67,6 +67,7 @@ class Collector:
     _pss: PssCache = field(default_factory=PssCache)
     _marks: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # by pid: the last two (clock, busy) in ns
     _cpu_s: dict[int, float | None] = field(default_factory=dict)  # by pid, as seen last
+    _most: dict[int, dict[str, int]] = field(default_factory=dict)  # by slot: the highest that its counters have been
     _tick_s: float = 0.0
     _follow_s: float = 0.0
     _accepted: int = -1  # in all, as seen last
@@ -111,7 +112,7 @@ class Collector:
         latencies.merge(state.latencies)
         for each in workers:
             latencies.merge(each.latencies)
-        slots = _slots(state, workers)
+        slots = self._slots(state, workers)
         waits = [sum(counts) for counts in zip(state.waits, *(each.waits for each in workers), strict=True)]
         document = {
             "server": self._server(state, unready, now_s),
@@ -209,20 +210,23 @@ class Collector:
         spent_ns = max(1, now_ns - then_ns) * self.config.threads
         return min(1.0, max(0.0, (busy_ns - before_ns) / spent_ns))
 
+    def _slots(self, state: MasterState, workers: Iterable[WorkerSnapshot]) -> dict[int, dict[str, int]]:
+        """The counters of each slot. They never fall, though a worker may have spoiled the rows of a live one."""
+        slots = {slot: dict(counted) for slot, counted in state.gone.items()}
+        for each in workers:
+            counted = slots.setdefault(each.worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
+            for name, value in each.reading.counters.items():
+                counted[name] += value
+            counted["cpu_ns"] += round((each.cpu_s or 0) * 1e9)
+        for slot, counted in slots.items():
+            most = self._most.setdefault(slot, {})
+            most.update({name: max(value, most.get(name, 0)) for name, value in counted.items()})
+        return {slot: dict(self._most[slot]) for slot in sorted(slots)}
+
 
 def held_is_busy(engine: str | None) -> bool:
     """True if each connection occupies a thread."""
     return engine == "blocking"
-
-
-def _slots(state: MasterState, workers: Iterable[WorkerSnapshot]) -> dict[int, dict[str, int]]:
-    slots = {slot: dict(counted) for slot, counted in state.gone.items()}
-    for each in workers:
-        counted = slots.setdefault(each.worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
-        for name, value in each.reading.counters.items():
-            counted[name] += value
-        counted["cpu_ns"] += round((each.cpu_s or 0) * 1e9)
-    return dict(sorted(slots.items()))
 
 
 def _listener(listener: Listener) -> Document:

@@ -57,7 +57,7 @@ class DeathRecord:
     def cause(self) -> str:
         """One word or two, by which deaths are counted."""
         if self.killed or self.verdict:
-            return "boot-timeout" if self.worker.pending else "timeout" if self.hung else "killed"
+            return "killed" if not self.hung else "boot-timeout" if self.worker.pending else "timeout"
         return "out-of-memory" if self.oom else str(self.exit)
 
     @property

@@ -12,15 +12,18 @@ An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Ru
   called, as no one else can tell while that runs; a reader may find it half written. An event loop, which serves many,
   has two texts: the oldest as of its last heartbeat (OLDEST), and the one that began last (BEGAN). Neither is judged,
   as what an event loop serves may wait for anything.
+- The application of one worker can write to the rows of all. So readers take a figure that cannot be, such as a count
+  below 0 or a time to come, for 0, and a figure is only ever shown, added up, or compared with a time limit.
 """
 
 from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from time import time_ns
+from time import monotonic_ns, time_ns
 
-from prefork.status.histogram import ARRAY_DIGITS, BUCKETS, Histogram
+from prefork.core.log import printable
+from prefork.status.histogram import ARRAY_DIGITS, BUCKETS, COUNT_MOST, Histogram
 
 # --- the heartbeat of a process: how often it writes one, and when it counts as stuck
 
@@ -126,15 +129,15 @@ class Scoreboard:
         """What the rows of the group say now, added up."""
         rows = [self.row(group, thread) for thread in range(self.threads)]
         since_ns, peer = min((found for row in rows if (found := row.serving)[0]), default=(0, ""))
-        units = [began_ns for row in rows if (began_ns := row.cells[SINCE])]
-        heartbeat_ns = rows[0].cells[HEARTBEAT]
+        units = [began_ns for row in rows if (began_ns := _past(row.cells[SINCE]))]
+        heartbeat_ns = _past(rows[0].cells[HEARTBEAT])
         return Reading(
             since_ns=since_ns,
             unit_ns=min(units, default=0),
             moved_ns=max(heartbeat_ns, *units) if units and heartbeat_ns else heartbeat_ns,
             serving=peer,
-            held=sum(row.cells[HELD] for row in rows),
-            counters={name: sum(row.cells[cell] for row in rows) for name, cell in COUNTERS.items()},
+            held=sum(_count(row.cells[HELD]) for row in rows),
+            counters={name: sum(_count(row.cells[cell]) for row in rows) for name, cell in COUNTERS.items()},
         )
 
     def work(self, group: int) -> list[Work]:
@@ -142,9 +145,9 @@ class Scoreboard:
         found = []
         for thread in range(self.threads):
             row = self.row(group, thread)
-            (since_ns, text), held = row.serving, row.cells[HELD]
+            (since_ns, text), held = row.serving, _count(row.cells[HELD])
             if since_ns or held:
-                unit_ns = row.cells[SINCE]
+                unit_ns = _past(row.cells[SINCE])
                 found.append(Work(thread=thread, since_ns=since_ns, unit_ns=unit_ns, held=held, text=text))
         return found
 
@@ -159,7 +162,7 @@ class Scoreboard:
     def queue_waits(self, group: int) -> list[int]:
         """The waits of the group's connections in the kernel's queue: counts by `queue_bucket`."""
         rows = [self.row(group, thread).cells[QUEUE : QUEUE + QUEUE_BUCKETS] for thread in range(self.threads)]
-        return [sum(counts) for counts in zip(*rows, strict=True)]
+        return [sum(map(_count, counts)) for counts in zip(*rows, strict=True)]
 
     def last(self, group: int) -> tuple[str, ...]:
         """The current or latest request or client of each thread of the group."""
@@ -169,7 +172,7 @@ class Scoreboard:
     def begun(self, group: int) -> tuple[int, str]:
         """The unit of work that an event loop has begun last: since when (ns, 0 = it has ended), and its text."""
         row = self.row(group)
-        began_ns = row.cells[BEGAN]
+        began_ns = _past(row.cells[BEGAN])
         return began_ns, row.latest if began_ns else ""
 
     def slow(self, group: int) -> list[Slow]:
@@ -222,7 +225,7 @@ class Row:
             if ended_ns := self.cells[at]:
                 start = 8 * (self._first + at + 2)
                 text = _readable(self.memory[start : start + TEXT_BYTES])
-                found.append(Slow(ended_ns=ended_ns, took_ns=self.cells[at + 1], text=text))
+                found.append(Slow(ended_ns=ended_ns, took_ns=_count(self.cells[at + 1]), text=text))
         return found
 
     @property
@@ -238,9 +241,9 @@ class Row:
     @property
     def serving(self) -> tuple[int, str]:
         """Since when a unit of work is in progress (ns, 0 = none), and its text."""
-        if since_ns := self.cells[SINCE] or self.cells[OLDEST]:
+        if since_ns := _past(self.cells[SINCE] or self.cells[OLDEST]):
             return since_ns, self.peer
-        began_ns = self.cells[BEGAN]
+        began_ns = _past(self.cells[BEGAN])
         return began_ns, self.latest if began_ns else self.peer
 
 
@@ -262,8 +265,17 @@ def request_text(prefix: bytes, method: str, target: bytes) -> bytes:
 
 def _readable(text: bytes) -> str:
     """The text of a row. The name of a client on a Unix socket may be anything: control characters are escaped."""
-    found = text.rstrip(b"\0").decode("utf-8", "replace")
-    return found if found.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in found)
+    return printable(text.rstrip(b"\0").decode("utf-8", "replace"))
+
+
+def _count(value: int) -> int:
+    """What was counted, or 0 for what no worker can have counted."""
+    return value if 0 <= value <= COUNT_MOST else 0
+
+
+def _past(time_ns: int) -> int:
+    """A time (CLOCK_MONOTONIC, ns), or 0 for one that has not come yet."""
+    return time_ns if 0 < time_ns <= monotonic_ns() else 0
 
 
 def queue_bucket(waited_ms: int) -> int:

@@ -28,6 +28,7 @@ class SharedSnapshot:
         self._place = _PREFIX.size + room
         self._memory = mmap.mmap(-1, _HEADER + 2 * self._place)
         self._cells = memoryview(self._memory)[:_HEADER].cast("q")
+        self._written = 0  # of the writer: the cell may be written to by other processes as well
 
     @property
     def version(self) -> int:
@@ -38,7 +39,7 @@ class SharedSnapshot:
         """Replace the text. Raises ValueError if it is longer than the room."""
         if _PREFIX.size + len(text) > self._place:
             raise ValueError(f"a text of {len(text)} bytes for a place of {self._place}")
-        version = self._cells[_VERSION] + 1
+        version = self._written = self._written + 1
         start = _HEADER + version % 2 * self._place
         self._memory[start : start + _PREFIX.size] = _PREFIX.pack(len(text), zlib.crc32(text))
         self._memory[start + _PREFIX.size : start + _PREFIX.size + len(text)] = text

@@ -21,7 +21,7 @@ import setproctitle
 from prefork.config.config import Config
 from prefork.core.listener import Listener, own_share
 from prefork.core.log import Log, guard_output
-from prefork.core.process import ORPHANED, adopted, die_with_parent
+from prefork.core.process import ORPHANED, adopted, die_with_parent, prefer_as_victim
 from prefork.engines import ENGINES, engine_of, import_for
 from prefork.engines.context import WorkerContext
 from prefork.errors import AppLoadError, BootError
@@ -100,6 +100,7 @@ class Worker:
     def run(self) -> int:
         """Serve until told to stop. Returns the exit code."""
         self.close_in_child()
+        prefer_as_victim(self.master)
         if not self.inherited.assume_identity(Sender(self.report)):
             return BOOT_FAILED
         if not adopted(self.master, self.lifeline) or not die_with_parent(self.master, self.libc):

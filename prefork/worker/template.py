@@ -28,7 +28,7 @@ from typing import Any
 import setproctitle
 
 from prefork.core.address import format_sockaddr
-from prefork.core.process import ORPHANED, die_with_parent, spawn
+from prefork.core.process import ORPHANED, die_with_parent, prefer_as_victim, spawn
 from prefork.core.signals import NOT_OURS, SignalInbox, ignore
 from prefork.errors import AppLoadError
 from prefork.runtime.forks import OURS
@@ -55,6 +55,7 @@ class Template:
     def run(self) -> int:
         """Import the app, then fork workers until the master is gone. Returns the exit code."""
         self.close_in_child()
+        prefer_as_victim(self.prototype.master)
         if not self.prototype.inherited.assume_identity(Sender(self.report)):
             return APP_FAILED
         if not die_with_parent(self.prototype.master, self.prototype.libc):

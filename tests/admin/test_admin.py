@@ -386,7 +386,7 @@ def test_who_does_not_finish_or_does_not_read_is_dropped(serve: Serve) -> None:
     idle = sockets(admin)
     with dial(address) as slow, dial(address) as deaf:
         slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n")
-        deaf.sendall(b"GET /status.json HTTP/1.1\r\nHost: a\r\n\r\n")
+        deaf.sendall(b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
         eventually(lambda: len(sockets(admin) - idle) == 2, within_s=15, what="both are held")
         assert read_to_end(slow) == b""
         eventually(lambda: sockets(admin) == idle, within_s=30, what="nobody connected")

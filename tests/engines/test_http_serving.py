@@ -53,7 +53,7 @@ def test_what_the_application_is_told(server: RunningServer) -> None:
         said = json.loads(browser.post("/told?a=%20b", b"12345").body)
         host, port = browser.sock.getsockname()
     assert said == {
-        "method": "POST", "path": "/told", "query": "a=%20b", "scheme": "http", "host": "test",
+        "method": "POST", "path": "/told", "query": "a=%20b", "scheme": "http", "host": "localhost",
         "client": [host, str(port)], "body": "12345",
     }  # fmt: skip
 

@@ -53,7 +53,7 @@ HUNG: dict[str, Any] = {"hung": True, "stacks": "thread Main:\n  at work\n"}
         ),
         (died(), "SIGKILL", "killed from outside: by the kernel, out of memory, or by a person"),
         (died(killed="over --timeout", **HUNG), "timeout", "over --timeout"),
-        (died(state(ready_s=None), killed="not ready"), "boot-timeout", "not ready"),
+        (died(state(ready_s=None), killed="it lied"), "killed", "it lied"),
         (died(state(ready_s=None), killed="not ready", **HUNG), "boot-timeout", "not ready"),
         (died(state(retiring_s=70.0), killed="still busy"), "killed", "still busy"),
         (died(message={"code": 3, "message": "no database", "detail": ""}), "SIGKILL", "no database"),

@@ -40,7 +40,7 @@ class Response:
 
 def request(path: str = "/", *, method: str = "GET", body: bytes | None = None, minor: int = 1, **fields: str) -> bytes:
     """Return a whole request; `x_forwarded_for="…"` is the field X-Forwarded-For."""
-    lines = [f"{method} {path} HTTP/1.{minor}", *([] if "host" in fields else ["Host: test"])]
+    lines = [f"{method} {path} HTTP/1.{minor}", *([] if "host" in fields else ["Host: localhost"])]
     lines += [f"{name.replace('_', '-').title()}: {value}" for name, value in fields.items()]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")

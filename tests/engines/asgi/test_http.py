@@ -60,7 +60,7 @@ def test_the_scope(server: RunningServer) -> None:
     assert said == {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.5"}, "http_version": "1.1", "method": "POST",
         "scheme": "http", "path": "/scope", "raw_path": "/scope", "query_string": "a=%20b", "root_path": "",
-        "headers": [["host", "test"], ["x-many", "1"], ["content-length", "5"]], "client": [host, port],
+        "headers": [["host", "localhost"], ["x-many", "1"], ["content-length", "5"]], "client": [host, port],
         "server": [address, int(listening)], "state": {"shared": said["state"]["shared"]},
         "extensions": {"http.response.pathsend": {}, "http.response.early_hint": {}},
     }  # fmt: skip

@@ -40,7 +40,8 @@ def test_the_environ(server: RunningServer) -> None:
         host, port = browser.sock.getsockname()
     expected = {
         "REQUEST_METHOD": "POST", "PATH_INFO": "/environ", "QUERY_STRING": "a=%20b", "RAW_URI": "/environ?a=%20b",
-        "CONTENT_LENGTH": "5", "CONTENT_TYPE": "text/x", "HTTP_HOST": "test", "HTTP_X_MANY": "1", "SCRIPT_NAME": "",
+        "CONTENT_LENGTH": "5", "CONTENT_TYPE": "text/x", "HTTP_HOST": "localhost", "HTTP_X_MANY": "1",
+        "SCRIPT_NAME": "",
         "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_NAME": "127.0.0.1", "REMOTE_ADDR": host, "REMOTE_PORT": str(port),
         "SERVER_PORT": server.address.rpartition(":")[2], "wsgi.url_scheme": "http", "wsgi.version": [1, 0],
         "wsgi.multiprocess": False, "wsgi.run_once": False,
