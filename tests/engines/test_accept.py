@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.engines.accept import AHEAD, ASLEEP_NS, PATIENCE_NS, AcceptBalance
+from prefork.runtime.orders import Orders
 from prefork.status.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ def wake_fd() -> Iterator[int]:
 @pytest.fixture
 def workers(wake_fd: int) -> list[AcceptBalance]:
     board = Scoreboard(groups=64, threads=1)
-    found = [AcceptBalance(board, group, wake_fd) for group in range(4)]
+    orders = Orders(64)
+    found = [AcceptBalance(board, orders, group, wake_fd) for group in range(4)]
     for group, worker in enumerate(found):
         board.clear(group)
+        orders.begin(group)
         worker.publish(10, able=True)
         worker.sleeps()
     return found
