@@ -268,6 +268,7 @@ def test_while_nobody_accepts_the_server_is_not_ready_everywhere(serve: Serve, p
     assert place.status()["server"]["unready"] is None
 
 
+@pytest.mark.smoke
 def test_without_workers_the_server_is_not_ready_everywhere(serve: Serve, place: Place) -> None:
     server = serve(*WAYS["wsgi"], "--workers", "2", *ADMIN, env=place.env)
     address = address_of(server)
