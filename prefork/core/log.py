@@ -117,6 +117,7 @@ class ReportingWriter(LogWriter):
         self._what = what
         self._fields = fields
         self._next_s = [0.0, 0.0]  # when the one and the other may be told again
+        log.writers.append(self)
 
     def write(self, data: bytes) -> bool:
         """Write as a LogWriter does."""
@@ -125,13 +126,16 @@ class ReportingWriter(LogWriter):
         if self.lost and complete == bool(lost) and (now_s := time.monotonic()) >= self._next_s[complete]:
             self._next_s[complete] = now_s + _REPORT_S
             if complete:
-                self._report()
+                self.report()
             else:
                 self._log.warning(f"cannot write {self._what}", **self._fields, reason=self.fault)
         return complete
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Tell what was lost and has not been told, if there is any."""
         count, size = self.lost, self.lost_bytes
+        if not count:
+            return
         self._log.warning(f"{self._what} lost", **self._fields, count=count, bytes=size)
         if not self._log.dropped:  # else this line is lost itself
             self.lost -= count
@@ -313,6 +317,7 @@ class Log:
     def __init__(self, handler: LineHandler, file: LogFile | None = None) -> None:
         self.handler = handler
         self._files = [file] if file else []
+        self.writers: list[ReportingWriter] = []  # that report to this log
 
     def identify(self, **identity: Any) -> None:
         """Set the name of the process in each line; a worker calls this once after the fork."""
@@ -327,6 +332,11 @@ class Log:
     def also(self, file: LogFile) -> None:
         """Reopen this one too. Before any fork."""
         self._files.append(file)
+
+    def report_losses(self) -> None:
+        """Tell what was lost and has not been told: a worker calls this at its end."""
+        for writer in self.writers:
+            writer.report()
 
     def debug(self, event: str, **fields: Any) -> None:
         """Something for developers of prefork."""

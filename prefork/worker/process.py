@@ -152,6 +152,7 @@ class Worker:
             return error.exit_code
         end()
         ending.run()
+        self.log.report_losses()
         return 0
 
     def _serve(self, app: App, rows: list[Row], link: MasterLink, end: Callable[[], None]) -> None:

@@ -289,6 +289,33 @@ def test_a_reader_that_does_not_keep_up_costs_whole_lines() -> None:
     ]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to become another user")
+def test_a_pipe_of_another_user_does_not_block() -> None:
+    """It cannot be opened again, and its description is not ours alone."""
+    script = """
+        import os
+        from prefork.core.log import LogWriter
+
+        os.setuid(65534)
+        writer = LogWriter(1)
+        for _ in range(3000):
+            writer.write(b"x" * 99 + b"\\n")
+        assert os.get_blocking(1)
+        os.write(2, b"%d" % writer.lost)
+    """
+    read_end, write_end = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(script)], stdout=write_end, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        lines = pipe.read().splitlines()
+    assert done.returncode == 0, done.stderr
+    assert len(lines) + int(done.stderr) in (3000, 3001), "one may be there in part"
+    assert int(done.stderr) > 2000
+    assert set(lines[:-1]) == {b"x" * 99}
+
+
 def test_a_line_is_one_write(tmp_path: Path) -> None:
     """Long ones too: lines of several processes do not mix in a file opened for appending."""
     path = tmp_path / "log"

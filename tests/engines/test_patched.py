@@ -80,7 +80,10 @@ def ask(browser: Browser) -> int:
     return int(pid)
 
 
-@pytest.mark.parametrize("options", [(), ("--preload",), ("--reload",), ("--accept", "per-worker")])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param((), marks=pytest.mark.smoke), ("--preload",), ("--reload",), ("--accept", "per-worker")],
+)
 def test_a_patched_application_serves(serve: Serve, app: AppWriter, patch: str, options: tuple[str, ...]) -> None:
     """Through a reload, the death of a worker, and a stop."""
     spec = app(patch + WSGI, attribute="app")
