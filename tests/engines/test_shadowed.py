@@ -49,7 +49,7 @@ STANDARD = [
     "datetime", "decimal", "email", "enum", "errno", "fcntl", "functools", "gc", "hashlib", "heapq", "http",
     "importlib", "inspect", "io", "ipaddress", "itertools", "json", "linecache", "logging", "math", "mmap",
     "multiprocessing", "os", "pathlib", "pickle", "platform", "profile", "queue", "random", "re", "secrets",
-    "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "stat", "string", "struct",
+    "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "stat", "string", "struct",
     "subprocess", "sys", "tempfile", "textwrap", "threading", "time", "token", "tokenize", "traceback",
     "types", "typing", "urllib", "warnings", "weakref", "zlib",
 ]  # fmt: skip
@@ -78,7 +78,7 @@ def test_the_names_are_of_modules() -> None:
     assert all(importlib.util.find_spec(name) for name in STANDARD)
 
 
-@pytest.mark.parametrize("name", [*STANDARD, *OURS])
+@pytest.mark.parametrize("name", [pytest.param("select", marks=pytest.mark.smoke), *STANDARD, *OURS])
 def test_a_wsgi_application_in_a_file_with_the_name_of_another_module(serve: Serve, app: AppWriter, name: str) -> None:
     spec = app(WSGI.replace("{name}", name), name=f"{name}.py", attribute="app")
     server = serve(spec, "--workers", "1", "--log-level", "debug")

@@ -501,6 +501,11 @@ def test_the_middleware_of_sentry() -> None:
     assert guess(sentry.SentryAsgiMiddleware(app)) == "asgi"
 
 
+def test_dash() -> None:
+    dash = pytest.importorskip("dash")
+    assert guess(dash.Dash()) == "wsgi"
+
+
 # --- files with the names of other modules
 
 BARE = "def app(environ, start_response): ..."
