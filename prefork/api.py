@@ -10,6 +10,7 @@ import difflib
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import threading
@@ -68,7 +69,12 @@ def run(config: Config) -> int:
 
 
 def _refuse_company() -> None:
-    """Raise ConfigError unless this is the only thread, and no event loop runs in it."""
+    """Raise ConfigError unless this is the only thread, no event loop runs in it, and nobody has patched `select`."""
+    if not hasattr(select, "epoll"):
+        raise ConfigError(
+            "serve() was called in an interpreter that gevent or the like has patched, where no master can run; "
+            "call it without the patch, with the application's name, as in serve('shop.py:app')"
+        )
     if threading.current_thread() is not threading.main_thread():
         name = threading.current_thread().name
         raise ConfigError(f"serve() was called in the thread {name!r}: it needs the main thread, for its signals")

@@ -140,6 +140,13 @@ def test_a_patch_of_nobodys_is_seen_too(app: AppWriter) -> None:
     assert "the application has patched the interpreter" in done.stderr
 
 
+def test_a_patched_process_cannot_be_a_master() -> None:
+    pytest.importorskip("gevent")
+    source = f"{PATCH['gevent']}import prefork\nprefork.serve(lambda environ, start_response: [], bind='127.0.0.1:0')"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
+    assert "serve('shop.py:app')" in done.stderr.splitlines()[-1]
+
+
 def test_a_library_that_does_not_patch_changes_nothing(serve: Serve, app: AppWriter) -> None:
     pytest.importorskip("gevent")
     server = serve(app("import gevent\nfrom tests.apps.web import app", attribute="app"), "--threads", "2")
