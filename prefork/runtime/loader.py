@@ -334,7 +334,7 @@ def guess(target: Callable[..., Any]) -> str | None:
             return "protocol"
     arity, any_number = _arity(target)
     if _is_coroutine(target):
-        return "asgi" if any_number and arity < 2 else {3: "asgi", 2: "streams"}.get(arity)
+        return "asgi" if any_number and arity == 0 else {3: "asgi", 2: "streams"}.get(arity)
     if any_number and arity == 0:
         return None if isinstance(made, type) and not hasattr(made, "__iter__") else "wsgi"
     return {2: "wsgi", 1: "stream"}.get(arity)

@@ -347,7 +347,7 @@ def test_from_python(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_the_interface_can_be_said(serve: Serve, app: AppWriter) -> None:
-    name = app("async def handle(*streams):\n    streams[1].write(await streams[0].readline())\n")
+    name = app("async def handle(reader, writer=None, *others):\n    writer.write(await reader.readline())\n")
     assert "--interface" in run("check", name).stderr
     server = serve(name, "--interface", "streams", *ONE)
     assert exchange(server.address, b"hi\n") == b"hi\n"
