@@ -47,6 +47,7 @@ REST_MOST = 1 << 20  # bytes of a process that has ended: as much as a pipe can 
 _LINE_MOST = 1 << 20  # a stack of a hundred threads is some 100 KB
 _TEXT_MOST = 1 << 18  # characters of faulthandler's that are kept
 _FLOOD = 4 << 20  # bytes in a second: no honest process comes near it
+_MESSAGES = 1000  # in a second
 _TORN_MOST = 100  # messages in a row that were written in part: after one, an honest process writes a whole one
 _STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
@@ -164,7 +165,7 @@ class Receiver:
         self.closed = False  # there is nothing more to read
         self._kinds = kinds
         self._buffer = b""
-        self._torn = 0
+        self._torn = self._said = 0
         self._flood = (0.0, 0)  # since when (monotonic s), and the bytes that came since
         os.set_blocking(fd, False)
 
@@ -194,7 +195,9 @@ class Receiver:
     def _watch(self, size: int) -> None:
         since_s, before = self._flood
         now_s = time.monotonic()
-        self._flood = (since_s, before + size) if now_s - since_s < 1.0 else (now_s, size)
+        if now_s - since_s >= 1.0:
+            since_s, before, self._said = now_s, 0, 0
+        self._flood = since_s, before + size
         if self._flood[1] > _FLOOD:
             self.refuse(f"more than {_FLOOD >> 20} MB in a second")
 
@@ -208,7 +211,7 @@ class Receiver:
                 found = checked(message, self._kinds) if isinstance(message, dict) else None
             except (ValueError, RecursionError) as error:
                 if isinstance(error, RecursionError) or message is not None:
-                    self.refuse(str(error))
+                    self.refuse(str(error) if message is not None else "nested too deeply")
                     return
                 found = None  # a message that was written in part
                 self._torn += 1
@@ -217,6 +220,10 @@ class Receiver:
                     return
             if found is not None:
                 self._torn = 0
+                self._said += 1
+                if self._said > _MESSAGES:
+                    self.refuse(f"more than {_MESSAGES} messages in a second")
+                    return
                 yield found
                 if self.fault:
                     return

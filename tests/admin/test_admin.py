@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefork.admin.process import is_own, own_names
+from prefork.core.address import Address
+from prefork.core.listener import open_listener
 from tests.support.admin import (
     ADMIN,
     address_of,
@@ -501,3 +504,54 @@ def test_the_configuration_is_shown() -> None:
     done = run("config", "--json", env={"PREFORK_ADMIN": "[::1]:9100"})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["admin"] == {"value": "[::1]:9100", "source": "PREFORK_ADMIN"}
+
+
+# --- whom a request is for
+
+
+def asked_as(address: str, host: str | None) -> tuple[int, bytes]:
+    """Ask for the status as a browser does that has been told this name."""
+    with Browser(address) as browser:
+        browser.send(request("/status.json", host=host) if host is not None else b"GET /status.json HTTP/1.0\r\n\r\n")
+        answer = browser.response()
+        return answer.status, answer.body
+
+
+OWN = ["127.0.0.1", "127.0.0.1:8000", "[::1]:80", "10.1.2.3", "localhost", "LocalHost:1", "localhost.", "a.localhost"]
+FOREIGN = [
+    "evil.example",
+    "evil.example:80",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "notlocalhost",
+    "0x7f.1",
+]
+
+
+@pytest.mark.parametrize("host", [*OWN, socket.gethostname(), None])
+def test_on_loopback_its_own_names_are_answered(shared: Shared, host: str | None) -> None:
+    assert asked_as(address_of(shared("talkback", "--workers", "2", *ADMIN)), host)[0] == 200
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_on_loopback_no_other_name_is_answered(shared: Shared, host: str) -> None:
+    status, body = asked_as(address_of(shared("talkback", "--workers", "2", *ADMIN)), host)
+    assert status == 421
+    assert body.startswith(f"{host.partition(':')[0]} is not a name of this server".encode())
+    assert body.count(b"\n") == 1
+
+
+def test_elsewhere_any_name_is_answered(serve: Serve, tmp_path: Path) -> None:
+    for where in ("0.0.0.0:0", f"unix:{tmp_path / 'admin'}"):
+        server = serve("talkback", "--admin", where)
+        address = address_of(server).replace("0.0.0.0", "127.0.0.1")
+        assert asked_as(address, "evil.example")[0] == 200
+
+
+def test_the_name_of_the_option_is_one_of_its_own() -> None:
+    listener = open_listener(Address.parse("127.0.0.1:0"), backlog=1)
+    names = own_names(listener, "Metrics.Internal.")
+    listener.close()
+    assert names
+    assert is_own("metrics.internal", names)
+    assert not is_own("internal", names)
