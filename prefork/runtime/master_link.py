@@ -45,9 +45,10 @@ from prefork.status.scoreboard import TEXT_BYTES
 READ_MOST = 1 << 16  # bytes in one turn of the master's loop: no process may keep it from the others
 REST_MOST = 1 << 20  # bytes of a process that has ended: as much as a pipe can hold
 _LINE_MOST = 1 << 20  # a stack of a hundred threads is some 100 KB
-_TEXT_MOST = 1 << 18  # characters of faulthandler's that are kept
+_TEXT_MOST = 1 << 16  # characters of faulthandler's that are kept
 _FLOOD = 4 << 20  # bytes in a second: no honest process comes near it
 _MESSAGES = 1000  # in a second
+_LINES = 100_000  # in a second
 _TORN_MOST = 100  # messages in a row that were written in part: after one, an honest process writes a whole one
 _STACKS_MOST = 32_000  # characters; half a pipe, so that the message fits whole
 
@@ -165,7 +166,7 @@ class Receiver:
         self.closed = False  # there is nothing more to read
         self._kinds = kinds
         self._buffer = b""
-        self._torn = self._said = 0
+        self._torn = self._said = self._heard = 0
         self._flood = (0.0, 0)  # since when (monotonic s), and the bytes that came since
         os.set_blocking(fd, False)
 
@@ -196,13 +197,17 @@ class Receiver:
         since_s, before = self._flood
         now_s = time.monotonic()
         if now_s - since_s >= 1.0:
-            since_s, before, self._said = now_s, 0, 0
+            since_s, before, self._said, self._heard = now_s, 0, 0, 0
         self._flood = since_s, before + size
         if self._flood[1] > _FLOOD:
             self.refuse(f"more than {_FLOOD >> 20} MB in a second")
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         *lines, self._buffer = self._buffer.split(b"\n")
+        self._heard += len(lines)
+        if self._heard > _LINES:
+            self.refuse(f"more than {_LINES} lines in a second")
+            return
         texts = []
         for line in lines:
             message = None

@@ -27,7 +27,7 @@ import asyncio, os, signal, time
 
 def hang():
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    os.write(1, b"hung\n")
+    os.write(1, b"hung\\n")
     while True:
         time.sleep(60)
 
