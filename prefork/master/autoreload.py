@@ -31,6 +31,7 @@ from prefork.runtime.import_reporter import sources_in, times
 CHECK_MS = 400  # check at least this often: for reports, and for changes that inotify did not tell
 _SEND_S = 1.0  # a watcher that is stopped in a debugger must not keep a worker from serving
 _REPORT_MOST = 1 << 18
+_REPORTS_MOST = 1000  # in one check
 
 
 class Watch:
@@ -156,11 +157,18 @@ class Watcher:
         return self.sources.folders != before
 
     def _read_reports(self) -> None:
-        while True:
+        for _ in range(_REPORTS_MOST):
             try:
                 report = self.inbox.recv(_REPORT_MOST)
             except BlockingIOError:
                 return  # all read
             if not report:
                 return  # no worker is left, and the master ends
-            self.sources.learn(**json.loads(report))
+            try:
+                said = json.loads(report)
+            except (ValueError, RecursionError):
+                continue  # the application may write here as well
+            match said:
+                case {"files": dict(files), "folders": [*folders], "imported": bool(imported), "loaded": bool(loaded)}:
+                    if all(isinstance(each, str) and "\0" not in each for each in (*files, *folders)):
+                        self.sources.learn(files=files, folders=folders, imported=imported, loaded=loaded)
