@@ -251,9 +251,11 @@ class Master:
             self._announce()
         elif message.kind == Kind.STACKS and worker.hang is not None and not worker.hang.answered:
             worker.hang.answer(message.fields["text"], message.fields["current"])
-            self._log.warning(
-                "worker hung", **worker.identity, serving=worker.hang.serving or None, detail=worker.hang.stacks
-            )
+            if message.received_s >= worker.told_s + 1.0:
+                worker.told_s = message.received_s
+                self._log.warning(
+                    "worker hung", **worker.identity, serving=worker.hang.serving or None, detail=worker.hang.stacks
+                )
         elif message.kind == Kind.ENOUGH:
             worker.stale = message.fields["reason"]
 

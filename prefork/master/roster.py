@@ -20,6 +20,7 @@ class WorkerHandle(WorkerState):
     killed: str | None = None  # why the master sent SIGKILL
     served_at_ready: int = 0  # what the others of its generation had completed when it got ready
     hang: Hang | None = None  # set while it is out of time
+    told_s: float = 0.0  # when the log had its stacks last; spoiled rows can make it hang anew each moment
 
 
 @dataclass(slots=True, kw_only=True)
