@@ -16,6 +16,7 @@ import pytest
 from tests.support.client import dial, read_to_end
 from tests.support.owner import EACH_ENGINE, EACH_KIND, KINDS, Kind, ask, links, question
 from tests.support.processes import alive, wait_idle
+from tests.support.tls import TLS, trusting
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -153,3 +154,15 @@ def test_daemonic_processes_end_with_their_worker(serve: Serve, kind: Kind) -> N
         server.signal(signal.SIGHUP)
         server.wait_log("reloaded generation=2")
         eventually(lambda: not alive(pid), within_s=AT_ONCE_S, what="the process ended by Python")
+
+
+@pytest.mark.parametrize("kind", [KINDS[name] for name in ("wsgi", "wsgi-threads", "asgi", "asgi-asyncio")])
+@pytest.mark.parametrize("deed", ["fork", "cfork"])
+def test_under_tls_an_ended_connection_ends_at_once_as_well(serve: Serve, kind: Kind, deed: str) -> None:
+    server = serve(*kind, *ONE, *TLS)
+    dialled = dial(server.address, timeout_s=AT_ONCE_S)
+    with dialled as sock, trusting().wrap_socket(sock, server_hostname="localhost") as tls:
+        tls.sendall(question(kind, deed))
+        pid = int(read_to_end(tls).rpartition(b"\r\n\r\n")[2])
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not alive(pid), within_s=AT_ONCE_S, what="the child gone")
