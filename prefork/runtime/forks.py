@@ -29,6 +29,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from select import epoll  # now, as the application may patch the module
 from typing import Any
 
@@ -132,7 +133,8 @@ class Forks:
         faulthandler.unregister(FAULT)
         wakeup_fd = signal.set_wakeup_fd(-1)
         if wakeup_fd >= 0 and wakeup_fd not in self._fds:  # the application's
-            signal.set_wakeup_fd(wakeup_fd)
+            with suppress(ValueError):  # as uvloop leaves it while it starts a program
+                signal.set_wakeup_fd(wakeup_fd)
 
     def end(self) -> None:
         """End a child that has returned from the application into the server."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
@@ -32,6 +33,24 @@ def job() -> None:
     """Take a moment, and note the end."""
     time.sleep(0.5)
     write("job")
+
+
+async def call_a_program() -> None:
+    """Use an event loop for all that it can do: a timer, a thread, a connection, a program."""
+    await asyncio.sleep(0.01)
+    await asyncio.to_thread(time.sleep, 0.01)
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    await reader.read()
+    writer.close()
+    server.close()
+    program = await asyncio.create_subprocess_exec("true")
+    assert await program.wait() == 0
+
+
+def run_a_loop(library: str) -> None:
+    """Run an event loop in a process of one's own."""
+    importlib.import_module(library).run(call_a_program())
 
 
 def square(number: int) -> int:
@@ -89,6 +108,13 @@ class Deeds:
         process.join(5)
         return f"{process.is_alive()} {process.exitcode}"
 
+    def loop(self, library: str) -> str:
+        """Run an event loop in a forked process; say how that went."""
+        process: Any = multiprocessing.get_context("fork").Process(target=run_a_loop, args=(library,))
+        process.start()
+        process.join(20)
+        return f"{process.is_alive()} {process.exitcode}"
+
     def compute(self, _: str) -> str:
         """Use a pool of processes; say their pids."""
         self.pool = self.pool or ProcessPoolExecutor(2)
@@ -123,6 +149,12 @@ class Deeds:
     def stop_loop(self, _: str) -> str:
         """Stop the event loop that serves."""
         asyncio.get_event_loop().stop()
+        return "ok"
+
+    def cancel_all(self, _: str) -> str:
+        """Cancel every task but this one, as handlers of a signal do."""
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
         return "ok"
 
     def take_signals(self, _: str) -> str:

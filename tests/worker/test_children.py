@@ -107,6 +107,15 @@ def test_a_child_that_returns_into_the_server_is_ended_and_counts_nothing(serve:
     assert " accepted=3 completed=3 errors=0 " in server.log
 
 
+@EACH_KIND
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
+def test_a_child_may_run_an_event_loop_of_its_own(serve: Serve, kind: Kind, library: str) -> None:
+    server = serve(*kind, *ONE)
+    worker = ask(server, kind, "pid")
+    assert ask(server, kind, f"loop {library}", timeout_s=30) == "False 0", server.log
+    assert ask(server, kind, "pid") == worker
+
+
 @EACH_ENGINE
 @HOW
 @pytest.mark.parametrize("end", ["stop", "kill-worker", "kill-master", "reload"])

@@ -73,6 +73,16 @@ def test_a_loop_that_the_application_stops_goes_on(serve: Serve, kind: Kind) -> 
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize("kind", LOOPS)
+def test_an_application_that_cancels_all_tasks_cancels_none_of_the_servers(serve: Serve, kind: Kind) -> None:
+    server = serve(*kind, *ONE)
+    pid = ask(server, kind, "pid")
+    ask(server, kind, "cancel_all")
+    assert ask(server, kind, "pid") == pid
+    reload(server, kind)
+    assert server.stop() == 0
+
+
 @EACH_KIND
 def test_a_term_from_somebody_else_retires_a_worker(serve: Serve, kind: Kind) -> None:
     server = serve(*kind, *ONE)

@@ -11,10 +11,12 @@ close the connections that are left, and let the application shut down.
 from __future__ import annotations
 
 import asyncio
+import asyncio.tasks
 import importlib
 import socket
 import threading
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from prefork.core.listener import Listener
@@ -62,7 +64,7 @@ class AioEngine:
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
-        serving = self._loop.create_task(self._run())
+        serving = self._own_task(self._run())
         while not serving.done():
             try:
                 self._loop.run_until_complete(serving)
@@ -71,18 +73,22 @@ class AioEngine:
                     raise
                 self._worker.log.warning("the application has stopped the event loop; it goes on")
 
+    def _own_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task of the engine, which asyncio.all_tasks() does not show: some applications cancel all."""
+        task = self._loop.create_task(coroutine)
+        asyncio.tasks._unregister_task(task)  # documented for those who extend asyncio
+        return task
+
     async def _run(self) -> None:
         OURS.own_loop(self._before_loop)  # now, as uvloop opens some of them when it runs
         OURS.on_fork.append(self._forked)
         self._thread = threading.get_ident()
         self._link.listen()
-        own: set[Any] = set()  # tasks of the engine, which task lists leave out
-        self._link.tasks = lambda: tasks_of(self._loop, self._service.names(), without=own)
+        self._link.tasks = lambda: tasks_of(self._loop, self._service.names())
         for fd in self._link.fds:
             self._loop.add_reader(fd, self._on_master, fd)
         starting = self._loop.create_task(self._service.begin())
-        retiring = self._loop.create_task(self._retiring.wait())
-        own |= {asyncio.current_task(), retiring}
+        retiring = self._own_task(self._retiring.wait())
         await asyncio.wait((starting, retiring), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             return  # told to stop while the application started up

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import Any
 
 _MOST = 200  # frames
@@ -24,8 +24,6 @@ def stack_of(task: asyncio.Task[Any]) -> str:
 def tasks_of(
     loop: asyncio.AbstractEventLoop,
     names: dict[asyncio.Task[Any], str],
-    *,
-    without: Set[asyncio.Task[Any]] = frozenset(),
 ) -> tuple[list[tuple[str, str]], str]:
     """Return the titles and stacks of the loop's tasks, and whom the running task serves.
 
@@ -37,7 +35,7 @@ def tasks_of(
     except RuntimeError:
         everything = set()
     current = asyncio.current_task(loop)
-    others = sorted(everything - names.keys() - without, key=asyncio.Task.get_name)
+    others = sorted(everything - names.keys(), key=asyncio.Task.get_name)
     told = [task for task in (*names, *others) if not task.done()]
     sections = []
     for task in told[:_TASKS_MOST]:
