@@ -28,6 +28,7 @@ import mmap
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from select import epoll  # now, as the application may patch the module
@@ -136,11 +137,21 @@ class Forks:
             with suppress(ValueError):  # as uvloop leaves it while it starts a program
                 signal.set_wakeup_fd(wakeup_fd)
 
-    def end(self) -> None:
-        """End a child that has returned from the application into the server."""
+    def end(self, error: BaseException | None = None) -> None:
+        """End a child that has come back from the application to the server, by this exception if there is one.
+
+        SystemExit is no mistake: the child ends as it wants to.
+        """
         assert self._log is not None
-        self._log.warning("a child that the application forked has returned into the server: it is ended")
-        os._exit(RETURNED)
+        code = RETURNED
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        else:
+            self._log.warning("a child that the application forked has returned into the server: it is ended")
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
+                stream.flush()
+        os._exit(code & 0xFF)
 
 
 OURS = Forks()

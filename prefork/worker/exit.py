@@ -97,11 +97,11 @@ class Exit:
 
     def run(self) -> None:
         """Wait for what the application has begun, and run its exit functions. May not return."""
-        try:
-            threading._shutdown()  # type: ignore[attr-defined]
-            atexit._run_exitfuncs()
-        except BaseException as error:  # noqa: BLE001 - the application's own functions, whatever they raise
-            self._log.error("exit function failed", exc=error)
+        for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+            try:
+                step()
+            except BaseException as error:  # noqa: BLE001 - the application's own functions, whatever they raise
+                self._log.error("exit function failed", exc=error)
 
     def _watch(self) -> None:
         while (left_s := self._until_s - monotonic()) > 0:

@@ -48,6 +48,8 @@ def load_app(config: Config, inherited: Inherited, log: Log) -> App:
     guard_output(log)
     before = sys.path[:]
     app = inherited.load(config.app, config.interface)
+    if OURS.forked:
+        OURS.end()
     if app.renamed:
         log.debug("app module renamed", app=app.name, module=app.renamed, reason="another module has its name")
     if fault := _fault_of_patch(app, config):

@@ -105,6 +105,17 @@ def test_a_child_that_returns_into_the_server_is_ended_and_counts_nothing(serve:
     assert ask(server, kind, "pid") == str(worker)
     server.stop()
     assert " accepted=3 completed=3 errors=0 " in server.log
+    if kind[0].endswith(("wsgi", "asgi")):
+        assert server.log.count("GET /") == 3  # lines of the access log
+
+
+@EACH_KIND
+def test_a_child_that_leaves_by_an_exception_leaves_as_it_wants_to(serve: Serve, kind: Kind) -> None:
+    server = serve(*kind, *ONE)
+    worker = ask(server, kind, "pid")
+    assert ask(server, kind, "leave 7") == "7"
+    assert ask(server, kind, "pid") == worker
+    assert "returned into the server" not in server.log
 
 
 @EACH_KIND

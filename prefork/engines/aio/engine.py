@@ -68,8 +68,10 @@ class AioEngine:
         while not serving.done():
             try:
                 self._loop.run_until_complete(serving)
-            except RuntimeError:
-                if serving.done():
+            except (RuntimeError, SystemExit) as error:
+                if OURS.forked:
+                    OURS.end(error)
+                if serving.done() or isinstance(error, SystemExit):
                     raise
                 self._worker.log.warning("the application has stopped the event loop; it goes on")
 
@@ -153,6 +155,8 @@ class AioEngine:
     def _on_unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an uncaught exception, in the application or in a library that it uses."""
         error, transport = context.get("exception"), context.get("transport")
+        if OURS.forked:
+            OURS.end(error)
         if error is not None and transport is not None:  # in a protocol: the loop has closed its connection
             self._errors.add(error, peer_of(transport))
         elif not isinstance(error, ConnectionError) or isinstance(context.get("future"), asyncio.Task):

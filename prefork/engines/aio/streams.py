@@ -26,6 +26,7 @@ from prefork.engines.linger import LINGER_S, LingeringTransport, end_sending
 from prefork.engines.peer import peer_of
 from prefork.engines.request_log import count_unit
 from prefork.engines.timers import NEVER
+from prefork.runtime.forks import OURS
 from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, GONE, IDLE_CLOSED, TOO_LONG, row_text
 
 _LIMIT = 65536  # bytes of a line; the default of asyncio.start_server
@@ -195,6 +196,8 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         try:
             await service.handle(reader, writer)
         except BaseException as error:  # noqa: BLE001 - the handler border
+            if OURS.forked:
+                OURS.end(error)
             outcome = self._judge(error, writer)
         counted = IDLE_CLOSED if self._silent and outcome != ERRORS else outcome
         count_unit(row, counted, monotonic_ns() - self.since_ns - reader.waited_ns - writer.waited_ns)

@@ -17,6 +17,7 @@ from prefork.engines.asgi.phases import TURN_BYTES
 from prefork.http.asgi import AsgiResponse, Message
 from prefork.http.head import CONTINUE
 from prefork.http.response import ResponseError
+from prefork.runtime.forks import OURS
 
 if TYPE_CHECKING:
     from prefork.engines.asgi.app import AsgiApp, AsgiPeer
@@ -263,6 +264,8 @@ class RequestResponseCycle:
 
     def _finish(self) -> int:
         """Count and log the complete response, before its last bytes leave. Returns the time (CLOCK_MONOTONIC ns)."""
+        if OURS.forked:
+            OURS.end()
         app = self._app
         now_ns = monotonic_ns()
         app.log.finish(app.row, self.peer, self.request, self.response, now_ns - self.began_ns - self.waited_ns)
@@ -270,6 +273,8 @@ class RequestResponseCycle:
 
     def _failed(self, error: BaseException) -> None:
         """Handle an exception of the application, or a break of ASGI's rules."""
+        if OURS.forked:
+            OURS.end(error)
         response = self.response
         if response.done or self.gone:
             # No response can tell it any more. Log it, unless the client's leaving is the cause.

@@ -247,7 +247,7 @@ class BlockingEngine:
         The clock of the handler stops here, so that a close that lingers is not its time.
         """
         if OURS.forked:
-            OURS.end()
+            OURS.end(error)
         cells = row.cells
         busy_ns = cells[BUSY_NS] + monotonic_ns() - cells[SINCE]
         cells[SINCE] = 0

@@ -82,7 +82,7 @@ class WsgiApp:
         cells[SINCE] = began_ns = monotonic_ns()
         part = call.step()
         if OURS.forked:
-            OURS.end()
+            OURS.end(call.error)
         took_ns = monotonic_ns() - began_ns
         cells[SINCE] = 0
         self.busy_ns += took_ns
@@ -100,7 +100,7 @@ class WsgiApp:
         row.cells[SINCE] = began_ns = monotonic_ns()
         call.close()
         if OURS.forked:
-            OURS.end()
+            OURS.end(call.error)
         took_ns = monotonic_ns() - began_ns
         row.cells[SINCE] = 0
         self.busy_ns += took_ns
