@@ -28,7 +28,7 @@ TABLE: dict[signal.Signals, str] = {
     signal.SIGTTOU: "one worker less, down to 1",
 }
 
-# Ctrl-C and a terminal that closes signal the whole group: the master reads them and tells its workers with TERM.
+# Ctrl-C and a terminal that closes signal the whole group: the master reads them and gives its workers orders.
 NOT_OURS = (
     signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU,
 )  # fmt: skip

@@ -86,6 +86,7 @@ def test_a_child_cuts_nobody_and_holds_nothing_of_the_server(serve: Serve, kind:
     assert ask(server, kind, "terminate fork") == "False -15"
 
 
+@pytest.mark.smoke
 @EACH_ENGINE
 def test_a_child_is_named_after_its_worker(serve: Serve, kind: Kind) -> None:
     server = serve(*kind, *ONE)

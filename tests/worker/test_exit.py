@@ -160,6 +160,7 @@ def test_what_the_caller_of_serve_has_registered_runs_in_the_caller_only(tmp_pat
     assert [writer for _, writer in lines[1:]] == [pid, pid]
 
 
+@pytest.mark.smoke
 def test_what_an_application_registers_in_the_template_runs_in_each_worker_and_not_in_the_template(
     serve: Serve, tmp_path: Path
 ) -> None:
