@@ -18,7 +18,8 @@ class ServingThread(threading.Thread):
 
     def __init__(self, target: Callable[[Row], None], row: Row, name: str) -> None:
         self._serves = False
-        super().__init__(target=target, args=(row,), name=name, daemon=True)
+        self._serve, self._row = target, row
+        super().__init__(name=name, daemon=True)
 
     @property
     def daemon(self) -> bool:  # type: ignore[override]
@@ -26,9 +27,9 @@ class ServingThread(threading.Thread):
         return not self._serves
 
     def run(self) -> None:
-        """Run the target."""
+        """Serve."""
         self._serves = True
-        super().run()
+        self._serve(self._row)
 
 
 def start_threads(rows: Sequence[Row], target: Callable[[Row], None]) -> None:

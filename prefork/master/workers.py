@@ -227,6 +227,7 @@ class Workers:
             os.close(fd)
         for receiver in self._receivers.values():
             receiver.close()
+        self.orders.close()
         self.templates.close_in_child()
 
     # --- orders

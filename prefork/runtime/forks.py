@@ -26,12 +26,12 @@ import ctypes
 import faulthandler
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from select import epoll  # now, as the application may patch the module
 from typing import Any
 
 import setproctitle
@@ -44,6 +44,7 @@ from prefork.core.signals import FAULT
 RETURNED = 70  # exit code of a child that has returned into the server: EX_SOFTWARE of sysexits.h
 _EPOLL = "anon_inode:[eventpoll]"
 _LOOPS_OWN = (_EPOLL, "anon_inode:[eventfd]", "anon_inode:[io_uring]", "pipe:")
+_epoll = getattr(select, "epoll", None)  # now, as gevent takes it away; then such a process cannot serve
 _MAP_FIXED = 0x10  # linux/mman.h; the mmap module has no name for it
 _Name = tuple[int, Any]  # family and address of a socket
 
@@ -110,7 +111,8 @@ class Forks:
     def _drop_descriptors(self) -> None:
         names = {_name(listener.sock.fileno()) for listener in self.listeners}
         nothing = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        empty = epoll()
+        assert _epoll is not None
+        empty = _epoll()
         for fd in open_descriptors() - {nothing.fileno(), empty.fileno()}:
             kind = _kind(fd)
             if kind == self._fds.get(fd) or (kind.startswith("socket:") and _is_at(_name(fd), names)):

@@ -37,7 +37,8 @@ class Orders:
             self._own = mmap.mmap(fd, size)
             with suppress(OSError):  # a kernel that does not know the seal: workers are trusted with the memory
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS | _F_SEAL_FUTURE_WRITE)
-            self.cells = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ)).cast("q")
+            self._shown = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+            self.cells = memoryview(self._shown).cast("q")
         finally:
             os.close(fd)
         self._writable = memoryview(self._own).cast("q")
@@ -60,6 +61,12 @@ class Orders:
     def reopen_logs(self) -> None:
         """Order every worker to open its log files again."""
         self._writable[LOGS] += 1
+
+    def close(self) -> None:
+        """After the last worker."""
+        self.close_in_child()
+        self.cells.release()
+        self._shown.close()
 
     def close_in_child(self) -> None:
         """CHILD: give up the writable mapping."""

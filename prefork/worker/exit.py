@@ -28,9 +28,11 @@ from typing import Any
 from prefork.core.log import Log
 from prefork.engines.serving import ServingThread
 
-_LEAST_S = 0.5  # for the end, if the graceful timeout is over already
+_LEAST_S = 0.5  # past the graceful timeout: what an engine cuts at it has a moment to clean up
 _MOST_S = 0.9  # past the graceful timeout: 0.1 s later the master kills
 _EVERYBODYS = {("logging", "shutdown"), ("multiprocessing.util", "_exit_function"), ("weakref", "finalize._exitfunc")}
+_HOME = __file__.removesuffix("worker/exit.py")
+_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _TOOLS = {"coverage", "sitecustomize", "usercustomize"}
 
 
@@ -92,7 +94,7 @@ class Exit:
     def watch(self, leave_by_s: float) -> None:
         """Begin to watch the time: the last connection is done. `leave_by_s`: monotonic seconds."""
         if not self._until_s:
-            self._until_s = max(leave_by_s, min(monotonic() + _LEAST_S, leave_by_s + _MOST_S))
+            self._until_s = min(max(monotonic(), leave_by_s) + _LEAST_S, leave_by_s + _MOST_S)
             start_new_thread(self._watch, ())  # a real one, whatever patches the threading module
 
     def run(self) -> None:
@@ -121,13 +123,12 @@ class Exit:
                 yield f"process {child.name}"
         if frame := sys._current_frames().get(self._main):
             stack = traceback.extract_stack(frame)
-            called = [at for at, entry in enumerate(stack) if entry.filename == __file__]
-            own = [entry for entry in stack[called[-1] + 1 if called else 0 :] if not _is_pythons(entry.filename)]
+            called = max((at for at, entry in enumerate(stack) if entry.filename.startswith(_HOME)), default=-1)
+            own = [entry for entry in stack[called + 1 :] if not _is_pythons(entry.filename)]
             if own:
                 yield f"{own[-1].name}() at {own[-1].filename}:{own[-1].lineno}"
 
 
 def _is_pythons(filename: str) -> bool:
-    """Return whether a file is of the standard library, or of this package."""
-    home = os.path.dirname(os.path.dirname(__file__))
-    return filename.startswith((home, os.path.dirname(os.__file__) + os.sep, "<")) and "site-packages" not in filename
+    """Return whether a file is of the standard library."""
+    return filename.startswith((_LIBRARY, "<")) and "site-packages" not in filename

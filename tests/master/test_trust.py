@@ -194,9 +194,9 @@ import prefork.worker.template as template
 MASTER = os.getppid()
 SAID = {said}
 
-def lie(self, order, report, app, inbox):
+def lie(self, order, *fds, **rest):
     if not os.path.exists(os.environ["LIES"]):
-        return forked(self, order, report, app, inbox)
+        return forked(self, order, *fds, **rest)
     os.unlink(os.environ["LIES"])
     return SAID
 

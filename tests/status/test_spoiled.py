@@ -30,8 +30,8 @@ def spoil(pattern):
     start = 8 * board._rows_at
     until = time.monotonic() + 3
     while time.monotonic() < until:
-        size = len(board._memory) - start
-        board._memory[start:] = os.urandom(size) if pattern == b"random" else bytes([int(pattern)]) * size
+        size = len(board.memory) - start
+        board.memory[start:] = os.urandom(size) if pattern == b"random" else bytes([int(pattern)]) * size
         time.sleep(0.01)
     os._exit(7)
 
@@ -79,7 +79,7 @@ def test_what_cannot_be_counts_as_nothing(value: int) -> None:
         board.row(0, thread).cells[:] = memoryview((value).to_bytes(8, "little", signed=True) * CELLS).cast("q")
     reading = board.read(0)
     assert set(reading.counters.values()) == {0}
-    assert (reading.since_ns, reading.heartbeat_ns, reading.held) == (0, 0, 0)
+    assert (reading.since_ns, reading.unit_ns, reading.moved_ns, reading.held) == (0, 0, 0, 0)
     assert not any(board.queue_waits(0))
     assert board.histogram(0) == Histogram(2)
     assert board.begun(0)[0] == 0
