@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import subprocess
 import sys
+import textwrap
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -493,17 +496,26 @@ def test_a_module_without_an_attribute(folder: Path, where: str, source: str, hi
     assert str(refused(where)).endswith(hint.format(where))
 
 
-def test_the_middleware_of_sentry() -> None:
-    sentry = pytest.importorskip("sentry_sdk.integrations.asgi")
+@pytest.mark.parametrize(
+    ("package", "made", "kind"),
+    [("sentry_sdk.integrations.asgi", "SentryAsgiMiddleware(app)", "asgi"), ("dash", "Dash()", "wsgi")],
+    ids=["sentry", "dash"],
+)
+def test_objects_of_others(package: str, made: str, kind: str) -> None:
+    """In a process of its own: Sentry imports eventlet, if it is there, which warns at each fork from then on."""
+    if not find_spec(package.partition(".")[0]):
+        pytest.skip(f"{package} is not installed")
+    source = f"""
+        from prefork.runtime.loader import guess
+        import {package} as library
 
-    async def app(scope: object, receive: object, send: object) -> None: ...
+        async def app(scope, receive, send): ...
 
-    assert guess(sentry.SentryAsgiMiddleware(app)) == "asgi"
-
-
-def test_dash() -> None:
-    dash = pytest.importorskip("dash")
-    assert guess(dash.Dash()) == "wsgi"
+        print(guess(library.{made}))
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(source)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{kind}\n", done.stderr
 
 
 # --- files with the names of other modules
