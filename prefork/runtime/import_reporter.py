@@ -35,15 +35,15 @@ class Imports:
 
     def loaded(self) -> None:
         """The app is loaded: tell its files, and later what it imports while it serves."""
+        known = len(sys.modules)  # now: the thread may begin when more have come
         self._tell(set(_imported()), loaded=True)
-        start_new_thread(self._follow, ())  # a thread of the system, also where gevent has patched `threading`
+        start_new_thread(self._follow, (known,))  # a thread of the system, also where gevent has patched `threading`
 
     def failed(self, error: BaseException) -> None:
         """The app could not be loaded: tell what it was made of up to there, and where it broke."""
         self._tell(set(_imported()) | set(_places(error)), loaded=False)
 
-    def _follow(self) -> None:
-        known = len(sys.modules)
+    def _follow(self, known: int) -> None:
         while True:
             sleep(_LOOK_S)
             if len(sys.modules) != known:
