@@ -53,6 +53,9 @@ AHEAD = 2  # connections more than the mean that a worker may have taken before 
 LAG = 8  # connections less than the mean that others have to wait for: who was away gets no more than these
 
 
+_CANNOT_BE = 1 << 40  # connections: an application has written over the cells; each worker heals its own in a beat
+
+
 class AcceptBalance:
     """WORKER. Its own line among those of all workers, in shared memory; each writes its own only.
 
@@ -90,14 +93,14 @@ class AcceptBalance:
             if cells[group] == opened:
                 cells[group] = 0
         for opened, awake_ns in zip(cells, self._awake[:size].tolist(), strict=True):
-            if opened and (not awake_ns or awake_ns > late_ns):
+            if 0 < opened < _CANNOT_BE and (not awake_ns or awake_ns > late_ns):
                 total += opened - 1
                 others += 1
         return not others or held < total / others + 0.5
 
     def took(self) -> None:
         """This worker has taken one."""
-        self._taken[self._group] += 1
+        self._taken[self._group] = (self._taken[self._group] + 1) % _CANNOT_BE
 
     def ahead(self, held: int) -> bool:
         """Whether this worker has taken more than those who could have taken one in its place."""

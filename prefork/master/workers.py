@@ -67,7 +67,7 @@ class Workers:
     board: Scoreboard = field(init=False)
     orders: Orders = field(init=False)
     _receivers: dict[int, Receiver] = field(default_factory=dict)  # by pid
-    _orders_fds: dict[int, int] = field(default_factory=dict)  # by pid
+    _orders_fds: dict[int, int] = field(default_factory=dict)  # by pid: the write end of its pipe
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: the message FAILED, if it sent one
     _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
@@ -98,15 +98,15 @@ class Workers:
             return None
         self.board.clear(group)
         self.orders.begin(group)
-        orders_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        orders_end, orders_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         report, report_end = os.pipe2(os.O_CLOEXEC)
         worker = replace(
-            self._prototype(lambda: self.close_in_child(report)),
+            self._prototype(lambda: self.close_in_child(report, orders_fd)),
             slot=order.slot,
             generation=order.generation,
             group=group,
             report=report_end,
-            orders_fd=orders_fd,
+            orders_fd=orders_end,
         )
         try:
             pid = self.templates.fork(worker) if self.config.preload else spawn(worker.run)
@@ -116,6 +116,7 @@ class Workers:
             raise
         finally:
             os.close(report_end)
+            os.close(orders_end)
         self._receivers[pid] = Receiver(report, OF_WORKER)
         self._orders_fds[pid] = orders_fd
         handle = WorkerHandle(
@@ -166,13 +167,13 @@ class Workers:
         """The end for children: its EOF is the master's death."""
         return self._lifeline[0]
 
-    def close_in_child(self, report: int = -1) -> None:
+    def close_in_child(self, *own: int) -> None:
         """CHILD, first thing: close what only the master may hold."""
         self.close_others()
         self.templates.close_in_child()
         os.close(self._lifeline[1])
-        if report >= 0:
-            os.close(report)
+        for fd in own:  # of the child itself
+            os.close(fd)
         for receiver in self._receivers.values():
             receiver.close()
         for orders_fd in self._orders_fds.values():
@@ -235,7 +236,7 @@ class Workers:
     def retire(self, worker: WorkerHandle) -> None:
         """Tell the worker to finish the requests in flight and exit."""
         self.orders.retire(worker.group)
-        os.eventfd_write(self._orders_fds[worker.pid], 1)
+        _wake(self._orders_fds[worker.pid])
 
     def stop(self, *, drain: bool) -> None:
         """Tell all workers, those to come included, to leave; with `drain` they serve what waits before they do."""
@@ -251,7 +252,7 @@ class Workers:
 
     def _wake_all(self) -> None:
         for orders_fd in self._orders_fds.values():
-            os.eventfd_write(orders_fd, 1)
+            _wake(orders_fd)
 
     def ask_stacks(self, worker: WorkerHandle) -> None:
         """Ask for its Python stacks; they come as a message."""
@@ -330,6 +331,13 @@ class Workers:
 
 def _nothing() -> None:
     pass
+
+
+def _wake(orders_fd: int) -> None:
+    try:
+        os.write(orders_fd, b"\0")
+    except OSError:
+        pass  # EAGAIN: it has not read the last ones; EPIPE: it is dead. The order stands in the memory
 
 
 def capacity(workers: int) -> int:

@@ -43,6 +43,8 @@ from prefork.core.signals import FAULT
 
 RETURNED = 70  # exit code of a child that has returned into the server: EX_SOFTWARE of sysexits.h
 _EPOLL = "anon_inode:[eventpoll]"
+_MEMORY = "/memfd:prefork"
+_NEEDED = 3  # descriptors: what takes the place of ours, and the list of those that are open
 _LOOPS_OWN = (_EPOLL, "anon_inode:[eventfd]", "anon_inode:[io_uring]", "pipe:")
 _epoll = getattr(select, "epoll", None)  # now, as gevent takes it away; then such a process cannot serve
 _MAP_FIXED = 0x10  # linux/mman.h; the mmap module has no name for it
@@ -60,6 +62,7 @@ class Forks:
         self.listeners: Sequence[Listener] = ()
         self._handlers: dict[int, Any] = {}  # by signal: the handler of ours
         self._boards: list[tuple[int, int]] = []  # address and size of the memory that we share
+        self._spares: list[int] = []
         self._libc: Any = None
         self._log: Log | None = None
         self._who = ""
@@ -73,6 +76,8 @@ class Forks:
         self.on_fork = []
         if not self._hooked:
             self._hooked = True
+            # Held now, and given up in the child, which needs as many: there may be none left then.
+            self._spares = [os.eventfd(0, os.EFD_CLOEXEC) for _ in range(_NEEDED)]
             os.register_at_fork(after_in_child=self._after_in_child)
 
     def own(self, *fds: int) -> None:
@@ -100,9 +105,11 @@ class Forks:
         if process.forking or self._log is None:
             return  # our own fork
         self.forked = True
-        self._drop_descriptors()
-        self._drop_memory()
-        self._drop_signals()
+        for step in (self._drop_descriptors, self._drop_memory, self._drop_signals):
+            try:
+                step()
+            except OSError as error:  # the others matter none the less
+                self._log.error("a forked child keeps something of the server", reason=error.strerror)
         setproctitle.setproctitle(f"prefork: child of {self._who}")
         self._log.identify(child_of=self._who.split(" gen=")[0], pid=os.getpid())
         for callback in self.on_fork:
@@ -110,12 +117,15 @@ class Forks:
 
     def _drop_descriptors(self) -> None:
         names = {_name(listener.sock.fileno()) for listener in self.listeners}
+        while self._spares:
+            os.close(self._spares.pop())
         nothing = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         assert _epoll is not None
         empty = _epoll()
         for fd in open_descriptors() - {nothing.fileno(), empty.fileno()}:
             kind = _kind(fd)
-            if kind == self._fds.get(fd) or (kind.startswith("socket:") and _is_at(_name(fd), names)):
+            ours = kind == self._fds.get(fd) or kind.startswith(_MEMORY)
+            if ours or (kind.startswith("socket:") and _is_at(_name(fd), names)):
                 os.dup2(empty.fileno() if kind == _EPOLL else nothing.fileno(), fd, inheritable=False)
         empty.close()
         nothing.close()

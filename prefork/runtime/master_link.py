@@ -1,6 +1,6 @@
 """WORKER. Its link to the master: orders in, messages out, and the lifeline.
 
-Orders come by shared memory and an eventfd (orders.py). TERM and USR1 mean the same if somebody else sends them, unless
+Orders come by shared memory and a pipe (orders.py). TERM and USR1 mean the same if somebody else sends them, unless
 the application has taken them for itself.
 
 The lifeline is a pipe whose other end only the master holds: its EOF means that the master is gone, and the worker
@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from os import write  # bound now: that of eventlet waits
+from os import read, write  # bound now: those of eventlet wait
 from select import POLLIN, poll
 from types import FrameType
 from typing import Any, NamedTuple
@@ -243,7 +243,7 @@ class Receiver:
 
 
 class MasterLink:
-    """WORKER. `orders_fd`: this worker's eventfd; the master has it too, and nobody else."""
+    """WORKER. `orders_fd`: the end of this worker's pipe in which the master's orders are announced."""
 
     def __init__(
         self,
@@ -288,6 +288,11 @@ class MasterLink:
     def told_to_retire(self) -> bool:
         """True if this worker itself was told to leave, not the whole server."""
         return self._leave_by_s > 0 or self._orders.retires(self._group)
+
+    @property
+    def ordered(self) -> bool:
+        """True if it is the master that wants this worker to leave."""
+        return self._orders.retires(self._group) or self.stopping
 
     @property
     def leave_by_s(self) -> float:
@@ -347,9 +352,9 @@ class MasterLink:
     def look(self) -> None:
         """Act on the orders and the signals that have come. Never blocks."""
         try:
-            os.eventfd_read(self._orders_fd)
-        except BlockingIOError:
-            pass  # it ends waits; what is ordered stands in the memory
+            read(self._orders_fd, 4096)
+        except OSError:
+            pass  # nothing is announced; or the application has closed it, and hears of orders a moment later
         came = self._inbox.take()
         if signal.SIGUSR1 in came or self._logs != self._orders.cells[LOGS]:
             self._logs = self._orders.cells[LOGS]

@@ -1,8 +1,9 @@
-"""The master's orders to its workers: shared memory that only the master can write, and an eventfd for each worker.
+"""The master's orders to its workers: shared memory that only the master can write, and a pipe to each worker.
 
 No signal is involved, so an application may do with signals, signal masks and event loops what it likes, and its worker
-still hears that it is to retire. The memory says what is wanted; the eventfd ends the wait of the worker's engine, so
-that it looks. Threads in accept() look when accept() runs out of its time.
+still hears that it is to retire. The memory says what is wanted; a byte in the pipe ends the wait of the worker's
+engine, so that it looks. Threads in accept() look when accept() runs out of its time. The pipe is no eventfd, as that
+is one open file for both: a worker could fill it, or make it blocking, and the master would wait.
 
 The memory is sealed when the master has mapped it (fcntl(2), F_SEAL_FUTURE_WRITE): no other process can write to it,
 nor shrink it under the master.

@@ -87,6 +87,8 @@ COUNTERS = {
     "busy_ns": BUSY_NS,
 }
 
+_CANNOT_BE = 1 << 62  # one more of a figure that is larger could raise
+
 _METHODS = {"GET": b"GET ", "POST": b"POST ", "HEAD": b"HEAD "}  # others are put into bytes each time
 
 
@@ -198,6 +200,14 @@ class Row:
         self.place = slice(start, start + TEXT_BYTES)
         start = 8 * (first + _LATEST)
         self.latest_place = slice(start, start + TEXT_BYTES)
+
+    def heal(self) -> None:
+        """Set the owner's figures to 0 if they cannot be: an application has written over them."""
+        counters = self.cells[HELD:_TEXT]
+        values = counters.tolist()
+        if min(values) < 0 or max(values) > _CANNOT_BE:
+            for part in (counters, self.cells[HISTOGRAM:]):
+                part[:] = memoryview(bytes(8 * len(part))).cast("q")
 
     def serve(self, peer: str) -> None:
         """Write what is being served; a text that is too long is cut."""

@@ -22,6 +22,7 @@ import traceback
 import weakref
 from _thread import start_new_thread
 from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
@@ -110,6 +111,10 @@ class Exit:
             sleep(left_s)
         what = ", ".join(self._unfinished()) or "the end of the application"
         self._log.warning("application cut", unfinished=what, after=f"{self._graceful_timeout_s:g}s")
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
+                stream.flush()
+        self._log.report_losses()
         os._exit(0)
 
     def _unfinished(self) -> Iterator[str]:

@@ -15,6 +15,7 @@ import sys
 from _thread import start_new_thread
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import setproctitle
 
@@ -34,6 +35,7 @@ from prefork.runtime.orders import Orders
 from prefork.status.scoreboard import HEARTBEAT, PID, SINCE, Row, Scoreboard
 from prefork.worker.exit import Exit, forget_callers
 
+END_MARGIN_S = 1.0  # past the graceful timeout a worker that has not ended itself is killed
 BOOT_FAILED = 3
 APP_FAILED = 4
 
@@ -88,7 +90,7 @@ class Worker:
     log: Log
     board: Scoreboard
     orders: Orders
-    orders_fd: int  # eventfd of this worker alone: the master has ordered something
+    orders_fd: int  # read end of the pipe in which orders are announced
     wake_fd: int  # eventfd of all workers (engines/accept.py)
     listeners: Sequence[Listener]
     report: int  # write end of the pipe to the master
@@ -135,17 +137,14 @@ class Worker:
             row.cells[PID] = pid
         place = WorkerPlace(slot=self.slot, generation=self.generation, pid=pid)
         ending = Exit(self.log, self.config.graceful_timeout_s)
-
-        def end() -> None:
-            for row in rows:
-                row.cells[HEARTBEAT] = row.cells[SINCE] = 0  # from here on the graceful timeout judges
-            ending.watch(link.leave_by_s)
-
+        end = partial(self._end, rows, link, ending)
         try:
             app = self.app or load_app(self.config, self.inherited, self.log)
             link.look()
             if not link.told_to_retire:  # else that came while the app was loaded
                 self.inherited.hooks.worker_started(place)
+                if OURS.forked:
+                    OURS.end()
                 self._serve(app, rows, link, end)
                 end()
                 self.inherited.hooks.worker_stopping(place)
@@ -176,6 +175,16 @@ class Worker:
             end=end,
         )
         engine_of(app.kind)(context).run()
+
+    def _end(self, rows: list[Row], link: MasterLink, ending: Exit) -> None:
+        """Note that the last connection is done: from here on the worker is judged by --graceful-timeout alone."""
+        for row in rows:
+            row.cells[SINCE] = 0
+        rows[0].cells[HEARTBEAT] = 0
+        if not link.ordered and self.config.timeout_s:  # the master does not know: let --timeout end at the same time
+            last_s = link.leave_by_s + END_MARGIN_S - self.config.timeout_s
+            rows[0].cells[HEARTBEAT] = max(1, round(last_s * 1e9))
+        ending.watch(link.leave_by_s)
 
     def _title(self, state: str) -> None:
         setproctitle.setproctitle(f"prefork: worker {self.slot} gen={self.generation} {state}")

@@ -5,8 +5,8 @@ is forked twice: the process in between exits at once, so that the worker become
 subreaper (prctl(2), PR_SET_CHILD_SUBREAPER), and is reaped and judged like any other. gc.freeze() keeps the collector
 from writing to the pages that are shared.
 
-One order, one answer, over a SOCK_SEQPACKET pair: {slot, generation, group}, the worker's end of its pipe and its
-eventfd (SCM_RIGHTS) in, {pid} or {errno} out. The template dies with the master, or when the master closes its end.
+One order, one answer, over a SOCK_SEQPACKET pair: {slot, generation, group}, the worker's ends of its
+pipes (SCM_RIGHTS) in, {pid} or {errno} out. The template dies with the master, or when the master closes its end.
 """
 
 from __future__ import annotations

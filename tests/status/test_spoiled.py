@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from prefork.status.histogram import Histogram
 from prefork.status.scoreboard import CELLS, Scoreboard
 from tests.support.admin import ADMIN, address_of, admin_pid, status, workers_of
-from tests.support.client import exchange
+from tests.support.client import dial, exchange, read_to_end
 from tests.support.processes import alive
 from tests.support.wait import eventually
 from tests.support.web import fetch
@@ -27,7 +28,7 @@ from prefork.status.scoreboard import Scoreboard
 
 def spoil(pattern):
     (board,) = [each for each in gc.get_objects() if isinstance(each, Scoreboard)]
-    start = 8 * board._rows_at
+    start = 0
     until = time.monotonic() + 3
     while time.monotonic() < until:
         size = len(board.memory) - start
@@ -70,6 +71,54 @@ def test_nobody_stumbles_over_a_spoiled_scoreboard(serve: Serve, app: AppWriter,
     assert "Traceback" not in server.log
     assert len(server.log) < 100_000
     assert server.stop() == 0
+
+
+SPOIL_ONCE = """
+import gc, struct
+from prefork.status.scoreboard import Scoreboard
+
+def spoil(path):
+    value = path.rpartition("/")[2]
+    if value:
+        (board,) = [each for each in gc.get_objects() if isinstance(each, Scoreboard)]
+        board.memory[:] = struct.pack("q", int(value)) * (len(board.memory) // 8)
+    return b"ok"
+
+def wsgi(environ, start_response):
+    body = spoil(environ["PATH_INFO"])
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+async def asgi(scope, receive, send):
+    assert scope["type"] == "http"
+    body = spoil(scope["path"])
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, 1])
+@pytest.mark.parametrize("way", [("wsgi",), ("wsgi", "--threads", "2"), ("asgi",), ("asgi", "--loop", "asyncio")])
+def test_workers_serve_again_after_a_scoreboard_was_spoiled(
+    serve: Serve, app: AppWriter, way: tuple[str, ...], value: int
+) -> None:
+    name, *options = way
+    spec = app(SPOIL_ONCE, attribute=name)
+    server = serve(spec, *options, "--workers", "2", "--timeout", "3", expect_traceback=True)
+
+    def answered(path: str = "/") -> bool:
+        try:
+            with dial(server.address, timeout_s=2) as sock:
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                return read_to_end(sock).endswith(b"ok")
+        except OSError:
+            return False
+
+    answered(f"/{value}")
+    eventually(lambda: all(answered() for _ in range(8)), within_s=30, what="answers again")
+    assert server.running
+    server.signal(signal.SIGQUIT)  # a request that met a spoiled row may have been left half done
+    assert server.wait_exit() == 0
 
 
 @pytest.mark.parametrize("value", [-1, -(2**63), 2**63 - 1])

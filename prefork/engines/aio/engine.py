@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from prefork.core.listener import Listener
@@ -49,8 +50,10 @@ class AioEngine:
     def __init__(self, worker: WorkerContext) -> None:
         self._worker = worker
         self._link = worker.link
-        self._before_loop = open_descriptors()
+        before = open_descriptors()
         self._loop = _new_loop(worker.config.loop)
+        self._loop.run_until_complete(asyncio.sleep(0))  # uvloop opens some of its descriptors when it runs
+        OURS.own_loop(before)
         asyncio.set_event_loop(self._loop)
         self._errors = RateLimitedLog(worker.log)
         self._loop.set_exception_handler(self._on_unhandled)
@@ -82,7 +85,6 @@ class AioEngine:
         return task
 
     async def _run(self) -> None:
-        OURS.own_loop(self._before_loop)  # now, as uvloop opens some of them when it runs
         OURS.on_fork.append(self._forked)
         self._thread = threading.get_ident()
         self._link.listen()
@@ -95,7 +97,7 @@ class AioEngine:
         if not starting.done():
             return  # told to stop while the application started up
         await starting
-        self._heartbeat.on_beat.append(self._check_orders)
+        self._heartbeat.on_beat += [self._check_orders, self._connections.publish]
         self._heartbeat.start()
         self._link.ready(self._worker.app.kind, self.name)  # before the first connection, which may end the process
         self._acceptor.open()
@@ -208,6 +210,8 @@ class AioEngine:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=max(_LEAST_S, min(_CUT_S, until_s - time.monotonic())))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._loop.shutdown_asyncgens(), max(_LEAST_S, until_s - time.monotonic()))
 
 
 def _new_loop(name: str) -> asyncio.AbstractEventLoop:

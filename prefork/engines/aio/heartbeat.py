@@ -96,6 +96,7 @@ class Heartbeat:
         if not self._period_s:
             return
         self._loop.call_later(self._period_s, self._beat)  # first: a fault below must not look like a blocked loop
+        self._row.heal()
         self._flush()  # what was sent in turns that no input had begun
         cells = self._cells
         cells[HEARTBEAT] = monotonic_ns()

@@ -159,6 +159,8 @@ class BlockingEngine:
             self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
 
     def _beat(self) -> None:
+        for row in self._rows:
+            row.heal()
         self._rows[0].cells[HEARTBEAT] = monotonic_ns()
 
     def _thread(self, row: Row) -> None:

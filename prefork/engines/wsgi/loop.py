@@ -218,6 +218,9 @@ class Reactor:
 
     def _beat(self, now_ns: int) -> None:
         """Tell the master that the loop turns; twice a period if turns follow each other, so that none comes late."""
+        for row in self._worker.rows:
+            row.heal()
+        self._announce()  # once more, as an application may have written over it
         self._cells[HEARTBEAT] = now_ns
         self._beat_ns = now_ns + round(self._period_s * 5e8)
 
