@@ -52,7 +52,6 @@ class AioEngine:
         self._link = worker.link
         before = open_descriptors()
         self._loop = _new_loop(worker.config.loop)
-        self._loop.run_until_complete(asyncio.sleep(0))  # uvloop opens some of its descriptors when it runs
         OURS.own_loop(before)
         asyncio.set_event_loop(self._loop)
         self._errors = RateLimitedLog(worker.log)
@@ -67,7 +66,7 @@ class AioEngine:
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
-        serving = self._own_task(self._run())
+        serving = self._own_task(self._run(open_descriptors()))
         while not serving.done():
             try:
                 self._loop.run_until_complete(serving)
@@ -84,7 +83,8 @@ class AioEngine:
         asyncio.tasks._unregister_task(task)  # documented for those who extend asyncio
         return task
 
-    async def _run(self) -> None:
+    async def _run(self, before: set[int]) -> None:
+        OURS.own_loop(before)  # once more, as uvloop opens some descriptors when it begins to run
         OURS.on_fork.append(self._forked)
         self._thread = threading.get_ident()
         self._link.listen()
