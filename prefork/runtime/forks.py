@@ -171,7 +171,7 @@ OURS = Forks()
 
 def open_descriptors() -> set[int]:
     """Return the numbers of the descriptors that this process has open."""
-    return set(map(int, os.listdir("/proc/self/fd")))
+    return {fd for fd in map(int, os.listdir("/proc/self/fd")) if _kind(fd)}  # not the one of the list itself
 
 
 def _kind(fd: int) -> str:
