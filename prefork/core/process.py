@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from select import POLLIN, poll
 from typing import Any
@@ -73,17 +74,19 @@ _ADOPTION_S = 2.0
 CHILD_CRASHED = 70  # EX_SOFTWARE of sysexits.h: `run` raised
 
 
+def flush_output() -> None:
+    """Write what is buffered of standard output and standard error. Raises nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # a full disk, a closed pipe or stream; or there is none
+            stream.flush()
+
+
 def spawn(run: Callable[[], int]) -> int:
     """Fork; return the child's pid. In the child call `run` with all signals blocked and exit with what it returns.
 
     Raises OSError (errors.FORK_REFUSED) when the system has no process or memory left; nothing has changed then.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            try:
-                stream.flush()  # else both processes would write what is buffered
-            except OSError:
-                pass  # /dev/full or a closed pipe: no reason not to fork
+    flush_output()  # else both processes would write what is buffered
     global forking  # noqa: PLW0603 - a fork is of the whole process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     forking = True
@@ -108,8 +111,7 @@ def _child(run: Callable[[], int]) -> None:
         sys.excepthook(*sys.exc_info())
     finally:
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_output()
         finally:
             os._exit(code)
 

@@ -29,7 +29,6 @@ import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -160,9 +159,7 @@ class Forks:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         else:
             self._log.warning("a child that the application forked has returned into the server: it is ended")
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
-                stream.flush()
+        process.flush_output()
         os._exit(code & 0xFF)
 
 

@@ -22,11 +22,11 @@ import traceback
 import weakref
 from _thread import start_new_thread
 from collections.abc import Iterator
-from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
 from prefork.core.log import Log
+from prefork.core.process import flush_output
 from prefork.engines.serving import ServingThread
 
 _LEAST_S = 0.5  # past the graceful timeout: what an engine cuts at it has a moment to clean up
@@ -111,9 +111,7 @@ class Exit:
             sleep(left_s)
         what = ", ".join(self._unfinished()) or "the end of the application"
         self._log.warning("application cut", unfinished=what, after=f"{self._graceful_timeout_s:g}s")
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
-                stream.flush()
+        flush_output()
         self._log.report_losses()
         os._exit(0)
 

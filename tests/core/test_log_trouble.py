@@ -19,6 +19,7 @@ from tests.support.client import Outcome, attempt, exchange, talkback_reply
 from tests.support.load import Load, fresh
 from tests.support.processes import children
 from tests.support.server import APPS
+from tests.support.stuck import fill, read_all
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -105,25 +106,11 @@ class Reader:
 
     def fill(self) -> None:
         """Leave the server no room for a single line."""
-        os.set_blocking(self.server_end, False)
-        for size in (65536, 1):
-            try:
-                while os.write(self.server_end, b"\n" * size):
-                    pass
-            except BlockingIOError:
-                continue  # full, for this size
-        os.set_blocking(self.server_end, True)
+        fill(self.server_end)
 
     def read(self) -> str:
         """Read what there is."""
-        os.set_blocking(self.fd, False)
-        text = b""
-        try:
-            while chunk := os.read(self.fd, 65536):
-                text += chunk
-        except BlockingIOError:
-            pass  # all of it
-        return text.decode()
+        return read_all(self.fd)
 
 
 @pytest.fixture(params=["pipe", "socket"])

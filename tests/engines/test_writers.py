@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.client import exchange
 from tests.support.server import STOP_S
+from tests.support.stuck import fill, read_all
 from tests.support.web import Browser, fetch
 
 if TYPE_CHECKING:
@@ -87,25 +88,11 @@ class Output:
 
     def fill(self) -> None:
         """Leave no room; the description that the server shares is blocking again afterwards."""
-        os.set_blocking(self.server_end, False)
-        for size in (65536, 1):
-            try:
-                while os.write(self.server_end, b"\n" * size):
-                    pass
-            except BlockingIOError:
-                continue  # full, for this size
-        os.set_blocking(self.server_end, True)
+        fill(self.server_end)
 
     def read(self) -> str:
         """Read what there is."""
-        os.set_blocking(self.fd, False)
-        text = b""
-        try:
-            while chunk := os.read(self.fd, 65536):
-                text += chunk
-        except BlockingIOError:
-            pass  # all of it
-        return text.decode()
+        return read_all(self.fd)
 
 
 @pytest.fixture(params=["pipe", "socket", "terminal"])
