@@ -5,11 +5,11 @@ close(2) with unread input sends a reset, and a reset makes the client's kernel 
 still comes is read and thrown away: until the client ends as well, but not for longer than LINGER_S from when the
 kernel had the response, and not more than LINGER_BYTES (RFC 9112 9.6). Then the connection is closed, whatever is left.
 
-A response that was cut must not look complete where the end of the connection is the end of the body. There the close
-is made a reset on purpose: SO_LINGER with a time of 0 (socket(7)).
+A response that was cut must not look complete where the end of the connection is the end of the body. There a reset
+comes before the close, on purpose.
 
-shutdown(2) comes before every close: close(2) alone ends a connection only when no other process has a copy of it, and
-a C library of the application may have forked one (runtime/forks.py).
+shutdown(2), or the reset, comes before every close: close(2) alone ends a connection only when no other process has a
+copy of it, and a C library of the application may have forked one (runtime/forks.py).
 
 One policy, three drivers: `close` for a thread and its blocking socket, `LingeringSocket` for an epoll loop,
 `LingeringTransport` for an asyncio transport. A transport under TLS cannot end its sending alone, so it lingers only if
@@ -28,6 +28,7 @@ from contextlib import suppress
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prefork.core.libc import libc
 from prefork.core.listener import timeval
 from prefork.engines.timers import NEVER
 from prefork.errors import NOT_OPEN
@@ -39,6 +40,7 @@ LINGER_S = 2.0  # the client's time to read its last response, while what it sen
 LINGER_BYTES = 64 << 20  # that are read of it at most
 _LOOK_NS = round(LINGER_S * 1e9 / 8)  # how often a transport is asked whether the kernel has the response
 _CHUNK = 65536  # bytes of one recv()
+_SOCKADDR = 16  # bytes of a sockaddr; all of them zero: its family is AF_UNSPEC
 _SO_MEMINFO = 55  # socket(7) has no entry; linux/sock_diag.h: the first word is the receive queue's memory
 
 
@@ -50,9 +52,12 @@ def unread(sock: socket.socket | _socket.socket) -> int:
     return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
 
 
-def reset_at_close(sock: socket.socket) -> None:
-    """Let close() end the connection with a reset. Raises OSError."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+def reset(sock: socket.socket | _socket.socket) -> None:
+    """End a TCP connection with a reset; its socket is still to be closed. A Unix socket is left as it is.
+
+    connect(2) to no address dissolves a connection at once. A close() with SO_LINGER would wait for the last copy.
+    """
+    libc.connect(sock.fileno(), bytes(_SOCKADDR), _SOCKADDR)
 
 
 def hang_up(sock: socket.socket | _socket.socket) -> None:
@@ -65,21 +70,40 @@ def hang_up(sock: socket.socket | _socket.socket) -> None:
 def end_sending(transport: Any) -> None:
     """End the connection of a transport that is about to close its socket, as it is in connection_lost().
 
-    Not if the close is to be a reset, and not under asyncio's own TLS, where the socket is closed by then: there the
-    end of TLS has told the client.
+    Not under TLS, where the socket is closed by then: there the end of TLS has told the client.
     """
+    sock = _socket_of(transport)
+    if sock is None:
+        return
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # the client is gone, or was sent a reset
+    finally:
+        sock.detach()
+
+
+def cut(transport: Any, *, complete: bool = True) -> None:
+    """Cut the connection of a transport at once; unsent bytes are lost.
+
+    By a reset if there are any, or if what was sent is not `complete`: it must not look so.
+    """
+    sock = _socket_of(transport)
+    if sock is not None:
+        if transport.get_write_buffer_size() or not complete:
+            reset(sock)
+        else:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+        sock.detach()
+    transport.abort()
+
+
+def _socket_of(transport: Any) -> _socket.socket | None:
+    """Return a second object for a transport's socket, as uvloop's has no shutdown(); to be detached. None: closed."""
     sock = transport.get_extra_info("socket")
     fd = sock.fileno() if sock is not None else -1
-    if fd < 0:
-        return
-    bare = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)  # uvloop's has no shutdown(); the family is unused
-    try:
-        if not bare.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
-            bare.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # the client is gone
-    finally:
-        bare.detach()
+    return _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd) if fd >= 0 else None  # the family is unused
 
 
 def discard(sock: socket.socket | _socket.socket, left: int) -> int:
@@ -216,7 +240,7 @@ class LingeringTransport:
         """See asyncio.Protocol."""
         self._left -= len(data)
         if self._left <= 0:
-            self._transport.abort()
+            cut(self._transport)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -238,8 +262,8 @@ class LingeringTransport:
         if self.deadline_ns > now_ns:
             self._timers.watch(self)
         else:
-            self._transport.abort()
+            cut(self._transport)
 
     def abort(self) -> None:
         """Cut the connection."""
-        self._transport.abort()
+        cut(self._transport)

@@ -173,6 +173,8 @@ class HandlerSocket(socket.socket):
     def adopt(cls, sock: _socket.socket, cells: memoryview, idle_s: float) -> HandlerSocket:
         """Take over the descriptor of a bare socket."""
         mine = cls(sock.family, sock.type, sock.proto, sock.detach())
+        if mine.gettimeout() is not None:  # an application has called socket.setdefaulttimeout()
+            mine.settimeout(None)
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             mine.setsockopt(socket.SOL_SOCKET, option, timeval(idle_s))
         mine._cells = cells

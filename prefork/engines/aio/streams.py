@@ -22,7 +22,7 @@ from prefork.engines.aio.connections import has_unread_input
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.aio.service import LoopContext
 from prefork.engines.aio.tasks import stack_of
-from prefork.engines.linger import LINGER_S, LingeringTransport, end_sending
+from prefork.engines.linger import LINGER_S, LingeringTransport, cut, end_sending
 from prefork.engines.peer import peer_of
 from prefork.engines.request_log import count_unit
 from prefork.engines.timers import NEVER
@@ -124,7 +124,7 @@ class StreamConnection(asyncio.StreamReaderProtocol):
     def abort(self) -> None:
         """Close the connection at once; unsent bytes are lost."""
         if self._transport is not None:
-            self._transport.abort()
+            cut(self._transport)
 
     def linger(self, *, sends: bool = False) -> bool:
         """Begin a lingering close if a plain one would reset the connection; return whether it lingers.

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.engines.aio.connections import has_unread_input
 from prefork.engines.aio.waiting import Notify
-from prefork.engines.asgi.phases import ReadProgress, close_after_response, reset
+from prefork.engines.asgi.phases import ReadProgress, close_after_response
 from prefork.engines.asgi.request import ClientDisconnected, RequestResponseCycle
 from prefork.engines.asgi.websocket import WebSocketConnection
-from prefork.engines.linger import end_sending
+from prefork.engines.linger import cut, end_sending
 from prefork.engines.timers import NEVER
 from prefork.http.head import Request
 from prefork.http.limits import Refusal
@@ -267,7 +267,7 @@ class HttpConnection(asyncio.Protocol):
         response = cycle.response
         if response.aborted or not response.keep_alive or self._eof or cycle.body_open:
             if response.aborted and not response.framed:
-                reset(self._transport)
+                cut(self._transport, complete=False)
             else:
                 more = cycle.body_open or cycle.request.keep_alive or has_unread_input(self._transport)
                 sends = cycle.body_open and response.framed
@@ -374,7 +374,7 @@ class HttpConnection(asyncio.Protocol):
                 self._app.abandon(cycle)
                 self._app.log.count_gone()
                 self._leave()
-                reset(self._transport)
+                cut(self._transport, complete=False)
                 return
         self.write(self._app.refuse(self.peer, refusal))
         self._close(linger=True, sends=cycle is not None or refusal.status == 413)
@@ -428,4 +428,4 @@ class HttpConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close the connection at once; unsent bytes are lost."""
-        self._transport.abort()
+        cut(self._transport, complete=self._cycle is None or self._cycle.response.framed)

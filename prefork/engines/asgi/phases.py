@@ -16,10 +16,10 @@ from prefork.engines.linger import (
     LINGER_BYTES,
     LINGER_S,
     LingeringTransport,
+    cut,
     discard,
     end_sending,
     hang_up,
-    reset_at_close,
 )
 from prefork.engines.proxy_header import ProxyInput
 from prefork.engines.timers import NEVER
@@ -146,7 +146,7 @@ class FlushingClose(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close the connection at once; unsent bytes are lost."""
-        self._transport.abort()
+        cut(self._transport)
 
 
 def close_after_response(
@@ -161,12 +161,6 @@ def close_after_response(
     closing = LingeringClose(app, transport) if lingers else FlushingClose(app, transport)
     app.connections.replace(connection, closing)
     transport.set_protocol(closing)
-
-
-def reset(transport: Any) -> None:
-    """Close a connection with a reset, so that what was sent does not look like a whole response."""
-    reset_at_close(transport.get_extra_info("socket"))
-    transport.abort()
 
 
 _HANDSHAKE = b"\x16"  # RFC 8446 5.1: the type of a client's first record

@@ -17,9 +17,9 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from prefork.engines.aio.waiting import Notify
-from prefork.engines.asgi.phases import TURN_BYTES, close_after_response, reset, unsent
+from prefork.engines.asgi.phases import TURN_BYTES, close_after_response, unsent
 from prefork.engines.asgi.request import ClientDisconnected, tells_of_leaving
-from prefork.engines.linger import end_sending
+from prefork.engines.linger import cut, end_sending
 from prefork.engines.timers import NEVER
 from prefork.http.asgi import AsgiResponse, Message
 from prefork.http.response import ResponseError
@@ -264,7 +264,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close the connection at once; unsent bytes are lost."""
-        self._transport.abort()
+        cut(self._transport)
 
     def retire(self) -> None:
         """Close the WebSocket, once its handshake is answered: the worker retires."""
@@ -346,7 +346,7 @@ class WebSocketConnection(asyncio.Protocol):
         answer = self._app.deny(status, self.began_ns)
         self._end(Closed(ABNORMAL, ""), status)
         if self._response is not None and self._response.begun:
-            reset(self._transport)
+            cut(self._transport, complete=False)
         else:
             self._write(answer)
             self._finish()

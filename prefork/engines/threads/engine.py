@@ -19,6 +19,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic_ns
 from typing import Any, cast
 
@@ -126,6 +127,7 @@ class BlockingEngine:
         self._period_s = heartbeat_s(config.timeout_s, config.slow_s)
         self._most = most_units(config)
         self._asked_to_leave = False
+        self._sockets: dict[Row, _socket.socket] = {}  # the last connection of each thread
         self._server = _server(self._listeners[0], app) if app.kind == "socketserver" else None
         self._handle = self._handle_request if self._server else self._handle_stream
 
@@ -157,6 +159,9 @@ class BlockingEngine:
         cut = sum(row.cells[HELD] for row in self._rows)
         if cut:
             self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
+            for sock in self._sockets.values():
+                with suppress(OSError):  # that one has ended
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def _beat(self) -> None:
         for row in self._rows:
@@ -199,7 +204,9 @@ class BlockingEngine:
         cells[ACCEPTED] += 1
         peer = format_sockaddr(family, sockaddr)
         row.serve(peer)
-        sock = _socket.socket(family, _socket.SOCK_STREAM, 0, fd)
+        self._sockets[row] = sock = _socket.socket(family, _socket.SOCK_STREAM, 0, fd)
+        if sock.gettimeout() is not None:  # an application has called socket.setdefaulttimeout()
+            sock.settimeout(None)
         note_wait(sock, family, cells)
         self._handle(sock, sockaddr, peer, row)
         cells[HELD] = 0
@@ -226,7 +233,7 @@ class BlockingEngine:
 
     def _handle_request(self, sock: _socket.socket, sockaddr: Any, _peer: str, row: Row) -> None:
         before_ns = row.cells[BUSY_NS]
-        request = HandlerSocket.adopt(sock, row.cells, self._idle_s)
+        self._sockets[row] = request = HandlerSocket.adopt(sock, row.cells, self._idle_s)
         try:
             self._app.target(request, sockaddr, self._server)
         except BaseException as error:  # noqa: BLE001 - the handler border

@@ -17,7 +17,7 @@ import socket
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.engines.linger import LingeringSocket, hang_up, reset_at_close, unread
+from prefork.engines.linger import LingeringSocket, hang_up, reset, unread
 from prefork.engines.timers import NEVER
 from prefork.engines.wsgi.phases import Host
 from prefork.errors import CLIENT_GONE, PlainHttpError
@@ -99,7 +99,6 @@ class HttpConnection:
         "_app",
         "_call",
         "_context",
-        "_ended",
         "_incoming",
         "_loop",
         "_mask",
@@ -124,7 +123,6 @@ class HttpConnection:
         self.state = IDLE
         self._incoming = RequestQueue(context.limits, context.fields)
         self._call: WsgiCall | None = None
-        self._ended = False  # its close is to be a reset
         self._out: PendingWrite | None = None  # what the socket did not take yet
         self._since_ns = 0  # when the body that is arriving began
         self._mask: int = EPOLLIN
@@ -331,8 +329,7 @@ class HttpConnection:
         """The last response is with the kernel, or as much of it as there will be."""
         try:
             if call and call.aborted and not call.framed:
-                reset_at_close(self._sock)  # its end would look like the body's
-                self._ended = True
+                reset(self._sock)  # its end would look like the body's
             more = call is None or call.request.keep_alive or unread(self._sock)
         except OSError:
             more = False
@@ -365,15 +362,15 @@ class HttpConnection:
         self.close()
 
     def close(self) -> None:
-        """Close at once; the application learns of it if it still has the request."""
+        """Close at once, by a reset if the response would look complete; the application learns of it."""
         running, self.state = self.state == BUSY, CLOSED
         self._incoming.close()
-        self._out = None
         self._loop.forget(self)
-        if self._ended:
-            self._sock.close()
-        else:
-            hang_up(self._sock)
+        call = self._call
+        if self._out is not None or (call is not None and not (call.done or call.framed)):
+            self._out = None
+            reset(self._sock)
+        hang_up(self._sock)
         if not running:
             self._close_call()
 

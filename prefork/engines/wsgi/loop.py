@@ -342,6 +342,8 @@ class Reactor:
         if self._phases:
             after = f"{self._worker.config.graceful_timeout_s:g}s"
             self._worker.log.warning("connections cut", count=len(self._phases), after=after)
+            for phase in list(self._phases.values()):
+                phase.close()
 
     def _failed(self, error: BaseException) -> None:
         self._worker.log.error("engine failed", exc=error)

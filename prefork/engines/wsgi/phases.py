@@ -37,6 +37,9 @@ class Phase(Bounded, Protocol):
     def expire(self) -> None:
         """The deadline has passed."""
 
+    def close(self) -> None:
+        """Close the connection at once."""
+
 
 class Host(Protocol):
     """What the phases use of their loop. `now_ns`: the time of this turn. `bytes_in`, `bytes_out`: counts of this turn.

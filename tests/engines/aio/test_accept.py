@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.client import Hammer, Outcome, abort, collect, crowd, dial, exchange, read_to_end, talkback_reply
 from tests.support.fairness import ROUNDS, share_evenly
-from tests.support.processes import open_fds, stat
+from tests.support.processes import open_fds, stat, wait_idle
 from tests.support.server import APPS
 from tests.support.wait import eventually
 
@@ -101,6 +101,7 @@ def test_nobody_new_waits_for_a_worker_that_is_blocked(serve: Serve, app: str, h
 
 def leave_no_descriptor(pid: int) -> int:
     """Let it open nothing more; return how many it has."""
+    wait_idle(pid)  # a client hears of the end of its connection before the descriptor is closed
     used = open_fds(pid)
     first_free = next(fd for fd in range(len(used) + 1) if fd not in used)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
