@@ -14,6 +14,7 @@ from prefork.cli.options import configured
 from prefork.cli.send import send
 from prefork.cli.top.command import top
 from prefork.config.config import Config
+from prefork.core.log import LogWriter
 from prefork.errors import PreforkError
 
 _SERVE_HELP = """Serve APP with worker processes that share one listener.
@@ -60,9 +61,18 @@ def main() -> None:
     try:
         cli.main(standalone_mode=True)
     except PreforkError as error:
-        click.echo(f"prefork: {error}", err=True)
-        if error.detail:
-            click.echo(error.detail.rstrip(), err=True)
+        _say("\n".join(filter(None, (f"prefork: {error}", error.detail.rstrip()))))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)  # the reader of our output has gone
+
+
+def _say(text: str) -> None:
+    """Print to standard error, but do not wait for long for a reader that is stuck: the exit code has to come."""
+    try:
+        fd = sys.stderr.fileno()
+    except (OSError, AttributeError, ValueError):  # replaced, or none
+        click.echo(text, err=True)
+        return
+    sys.stderr.flush()
+    LogWriter(fd).write(f"{text}\n".encode(sys.stderr.encoding, "backslashreplace"))

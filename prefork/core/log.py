@@ -17,6 +17,8 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from os import write  # bound now: eventlet replaces it, and gevent takes poll away
 from select import POLLOUT, poll
 from typing import Any, BinaryIO, cast
@@ -27,13 +29,13 @@ from prefork.errors import ConfigError
 # --- Writing to a descriptor whose reader may be stuck: a log in a pipe that nobody reads must not stop the service.
 #
 # O_NONBLOCK belongs to the open file description, which standard error shares with other programs, so it is never set
-# there. A pipe or terminal is opened once more, as a description of our own (/proc/self/fd, proc(5)); a socket is asked
-# for each write not to wait (MSG_DONTWAIT); a file does not wait. A pipe of another user cannot be opened again: there
-# poll(2) says before each small write whether it has room.
+# there. A pipe or terminal is opened once more, as a description of our own (/proc/self/fd, proc(5)): by the master, as
+# that of another user can then be written to by workers. A socket is asked for each write not to wait (MSG_DONTWAIT); a
+# file does not wait. Where a pipe cannot be opened again, poll(2) says before each small write whether it has room.
 
 
-WAIT_S = 0.1  # a reader that lags a little is waited for, once
-_SMALL = 512  # bytes that a pipe with room takes at once (_POSIX_PIPE_BUF)
+WAIT_S = 0.1  # a reader that lags a little is waited for as long as this, and no longer in any second
+_SMALL = 4096  # bytes that a pipe with room takes at once (pipe(7), PIPE_BUF)
 _REPORT_S = 1.0
 _NEWLINE = 0x0A
 
@@ -41,30 +43,30 @@ _NEWLINE = 0x0A
 class LogWriter:
     """Writes lines and other output. `lost` counts the writes that were lost, whole or in part, `lost_bytes` the bytes.
 
-    `write` raises nothing, and waits for room at most WAIT_S at a time. After a write that did not fit it waits no
-    more, until there is room. Threads may share a writer: Python switches between them at calls only, so that no count
-    is changed by two at once.
+    `write` raises nothing, and waits for room at most WAIT_S in a second. After a write that did not fit it waits no
+    more, until there is room. `fd`: where it writes to. Threads may share a writer: Python switches between them at
+    calls only, so that no count is changed by two at once.
     """
 
     def __init__(self, fd: int) -> None:
         self.lost = self.lost_bytes = 0
         self.fault = ""  # of the last write that was lost
-        self._fd = fd
+        self.fd = fd
+        self._given = fd
         self._socket: socket.socket | None = None
         self._may_block = False
+        self._patience_s = WAIT_S  # how long it may still wait; it grows again with the time
+        self._waited_s = 0.0  # when it last did (monotonic)
         self._stuck = False  # the last write did not fit
         self._midline = False  # the last byte written ends no line
         self._torn = False  # and what followed it was lost
         try:
-            mode = os.fstat(fd).st_mode
-            if stat.S_ISSOCK(mode):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 self._socket = socket.socket(fileno=os.dup(fd))
-            elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-                self._may_block = True
-                self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-                self._may_block = False
+            elif (own := _own_description(fd)) is not None:
+                self.fd = own
         except OSError:
-            pass  # closed, without a reader, or another user's
+            self._may_block = True  # another user's; or closed, or without a reader
 
     def write(self, data: bytes) -> bool:
         """Write all of it, or drop and count what has no room. Returns whether all was written."""
@@ -83,6 +85,13 @@ class LogWriter:
         self._stuck = self._torn = False
         return True
 
+    def share(self) -> None:
+        """CHILD. Go on without a description of our own: it would keep a pipe open for as long as the child lives."""
+        if self._socket is not None:
+            self._socket.close()
+        self._may_block |= self.fd != self._given or self._socket is not None
+        self.fd, self._socket = self._given, None
+
     def _write(self, data: memoryview) -> int:
         if self._stuck or self._may_block:  # a pipe that is full may still take a few bytes: it is no sign of a reader
             self._wait()
@@ -94,21 +103,45 @@ class LogWriter:
 
     def _wait(self) -> None:
         """Wait for room. Raises BlockingIOError if there is none."""
+        began_s = time.monotonic()
+        self._patience_s = min(WAIT_S, self._patience_s + (began_s - self._waited_s) * WAIT_S)
         room = poll()
-        room.register(self._fd, POLLOUT)
-        if not room.poll(0 if self._stuck else WAIT_S * 1000):
+        room.register(self.fd, POLLOUT)
+        found = room.poll(0 if self._stuck else self._patience_s * 1000)
+        self._waited_s = time.monotonic()
+        self._patience_s = max(0.0, self._patience_s - (self._waited_s - began_s))
+        if not found:
             raise BlockingIOError(errno.EAGAIN, "nobody reads it")
 
     def _write_now(self, data: memoryview) -> int:
         if self._socket is not None:
             return self._socket.send(data, socket.MSG_DONTWAIT)
-        return write(self._fd, data[:_SMALL] if self._may_block else data)
+        return write(self.fd, data[:_SMALL] if self._may_block else data)
+
+
+_descriptions: dict[tuple[int, int, int], int] = {}  # our own, by the descriptor and the file that it leads to
+
+
+def _own_description(fd: int) -> int | None:
+    """Open a pipe or terminal once more, for this process and those that it forks. None: it is neither.
+
+    Raises OSError.
+    """
+    facts = os.fstat(fd)
+    if not (stat.S_ISFIFO(facts.st_mode) or stat.S_ISCHR(facts.st_mode)):
+        return None
+    key = fd, facts.st_dev, facts.st_ino
+    if key not in _descriptions:
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        _descriptions[key] = os.open(f"/proc/self/fd/{fd}", flags)
+    return _descriptions[key]
 
 
 class ReportingWriter(LogWriter):
     """A LogWriter that tells the log when it cannot write `what`, and, once it can again, how much of it was lost.
 
-    Each at most once a second.
+    Each at most once a second, and no handler that an application has added to the logger "prefork": a print() may be
+    what is being written, and such a handler might print.
     """
 
     def __init__(self, fd: int, log: Log, what: str, **fields: Any) -> None:
@@ -128,7 +161,7 @@ class ReportingWriter(LogWriter):
             if complete:
                 self.report()
             else:
-                self._log.warning(f"cannot write {self._what}", **self._fields, reason=self.fault)
+                self._log.warn_here(f"cannot write {self._what}", **self._fields, reason=self.fault)
         return complete
 
     def report(self) -> None:
@@ -136,7 +169,7 @@ class ReportingWriter(LogWriter):
         count, size = self.lost, self.lost_bytes
         if not count:
             return
-        self._log.warning(f"{self._what} lost", **self._fields, count=count, bytes=size)
+        self._log.warn_here(f"{self._what} lost", **self._fields, count=count, bytes=size)
         if not self._log.dropped:  # else this line is lost itself
             self.lost -= count
             self.lost_bytes -= size
@@ -200,6 +233,14 @@ def guard_output(log: Log) -> None:
         if getattr(sys, f"__{name}__") is stream:
             setattr(sys, f"__{name}__", guarded)
         setattr(sys, name, guarded)
+        for handler in _handlers():  # the caller of `prefork.serve`, or --hooks, has set up logging
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                handler.setStream(guarded)
+
+
+def _handlers() -> Iterator[logging.Handler]:
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        yield from getattr(logger, "handlers", ())
 
 
 # --- The log's file, with --log PATH: opened to append, and opened again when a rotation has moved it away (USR1).
@@ -275,11 +316,19 @@ class LineHandler(logging.Handler):
         line = self._json(record) if self.json else self._text(record)
         told = self._out.lost
         if told:
-            lost = logging.makeLogRecord({"levelno": logging.WARNING, "msg": "log lines lost"})
-            lost.levelname, lost.fields = "WARNING", {"count": told}
+            lost = _warning("log lines lost", {"count": told})
             line = (self._json(lost) if self.json else self._text(lost)) + line
         if self._out.write(line.encode("utf-8", "backslashreplace")):
             self._out.lost -= told
+
+    def share(self) -> None:
+        """CHILD. See LogWriter."""
+        self._out.share()
+
+    @property
+    def crash_fd(self) -> int:
+        """Where faulthandler may write, without waiting for a reader."""
+        return self._out.fd
 
     @property
     def dropped(self) -> int:
@@ -311,12 +360,17 @@ class LineHandler(logging.Handler):
         return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
 
 
+def _warning(event: str, fields: dict[str, Any]) -> logging.LogRecord:
+    return logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": event, "fields": fields})
+
+
 class Log:
     """What one process writes to the log. Methods take an event and its facts: `log.info("ready", workers=4)`."""
 
     def __init__(self, handler: LineHandler, file: LogFile | None = None) -> None:
         self.handler = handler
-        self._files = [file] if file else []
+        self._file = file
+        self._others: list[LogFile] = []
         self.writers: list[ReportingWriter] = []  # that report to this log
 
     def identify(self, **identity: Any) -> None:
@@ -325,13 +379,23 @@ class Log:
 
     def reopen(self, *, create: bool = False) -> None:
         """Go on in the files that --log and the like lead to now; the master creates them. Not for standard error."""
-        for file in self._files:
+        for file in filter(None, (self._file, *self._others)):
             if reason := file.reopen(create=create):
                 self.warning("cannot reopen the log", reason=reason, path=file.path)
 
     def also(self, file: LogFile) -> None:
         """Reopen this one too. Before any fork."""
-        self._files.append(file)
+        self._others.append(file)
+
+    def share(self) -> None:
+        """CHILD of the application. Keep open what it was given, and this log."""
+        while self._others:
+            self._others.pop().close()
+        while _descriptions:
+            os.close(_descriptions.popitem()[1])
+        self.handler.share()
+        for writer in self.writers:
+            writer.share()
 
     def report_losses(self) -> None:
         """Tell what was lost and has not been told: a worker calls this at its end."""
@@ -350,6 +414,11 @@ class Log:
         """Something that an operator should know."""
         self._log(logging.WARNING, event, fields)
 
+    def warn_here(self, event: str, **fields: Any) -> None:
+        """As `warning`, in this log only: no handler of the application is called."""
+        if _logger.isEnabledFor(logging.WARNING):
+            self.handler.handle(_warning(event, fields))
+
     def error(self, event: str, **fields: Any) -> None:
         """Something that failed. `exc=` adds an exception's traceback, `detail=` lines of text, below the line."""
         self._log(logging.ERROR, event, fields)
@@ -367,6 +436,9 @@ class Log:
 def open_log(*, level: str = "info", style: str = "text", fd: int = 2, file: LogFile | None = None) -> Log:
     """Attach our handler to the logger "prefork" and return the process's Log. Call once, before any fork."""
     handler = LineHandler(fd if file is None else file.fd, style)
+    for standard in (1, 2):
+        with suppress(OSError):  # while this user may do that
+            _own_description(standard)
     for old in _logger.handlers[:]:
         _logger.removeHandler(old)
     _logger.addHandler(handler)

@@ -40,7 +40,7 @@ class Written:
         self._read_end, self.fd = os.pipe()
         os.set_blocking(self._read_end, False)
         self.log = open_log(style=style, level=level, fd=self.fd)
-        self.sink = self.log.handler._out._fd  # its own description of the pipe
+        self.sink = self.log.handler.crash_fd  # its own description of the pipe
 
     def text(self) -> str:
         """What was written since the last call."""
