@@ -8,7 +8,6 @@ beside any number of idle connections.
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import json
 import os
@@ -309,7 +308,6 @@ class Admin:
     log: Log
     lifeline: int  # read end of the pipe whose EOF is the master's death
     master: int  # pid
-    libc: ctypes.CDLL  # loaded before the fork: dlopen takes locks
     identity: Identity | None
     close_in_child: Callable[[], None]  # closes what only the master may hold
     _clients: dict[int, AdminClient] = field(default_factory=dict)  # by descriptor, the oldest first
@@ -321,7 +319,7 @@ class Admin:
     def run(self) -> int:
         """Answer until told to stop. Returns the exit code."""
         self.answers.restrict(own_names(self.listener, self.host))
-        self._sock = self.listener.copy()  # the master's own is dropped, as in every child
+        self._sock = self.listener.sock
         self.close_in_child()
         self.log.identify(admin=os.getpid())
         try:
@@ -330,7 +328,7 @@ class Admin:
         except OSError as error:
             self.log.error("admin cannot change its user", uid=self.identity and self.identity.uid, reason=error)
             return NO_IDENTITY
-        if not die_with_parent(self.master, self.libc):
+        if not die_with_parent(self.master):
             return ORPHANED
         for signum in (*NOT_OURS, signal.SIGTERM):  # the master stops us: we answer until it has ended
             ignore(signum)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import os
@@ -43,16 +42,14 @@ def check_app(config: Config) -> Finding:
     """Load and validate. Raises PreforkError, with the exit code that `prefork serve` would end with."""
     move(config.chdir, config.umask, config.sources)
     log = open_log(level=config.log_level, style=config.log_format)
-    import_early(config.app)
+    import_early(config.app, user=config.user is not None)
     inherited = Inherited(
         hooks=load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"]),
         identity=identity_of(config.user, config.group, config.sources),
         tls=tls_of(config),
     )
     report, report_end = os.pipe2(os.O_CLOEXEC)
-    child = _Child(
-        config=config, inherited=inherited, log=log, report=report_end, parent=os.getpid(), libc=ctypes.CDLL(None)
-    )
+    child = _Child(config=config, inherited=inherited, log=log, report=report_end, parent=os.getpid())
     pid = spawn(child.run)
     os.close(report_end)
     receiver = Receiver(report, OF_CHECK)
@@ -95,13 +92,12 @@ class _Child:
     log: Log
     report: int
     parent: int
-    libc: ctypes.CDLL
 
     def run(self) -> int:
         sender = Sender(self.report)
         if not self.inherited.assume_identity(sender):
             return BootError.exit_code
-        if not die_with_parent(self.parent, self.libc):
+        if not die_with_parent(self.parent):
             return ORPHANED
         faulthandler.enable(file=self.report, all_threads=True)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())

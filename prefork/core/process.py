@@ -15,8 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from select import POLLIN, poll
-from typing import Any
 
+from prefork.core.libc import libc
 from prefork.core.signals import name
 
 # --- What a wait status says: the one place that turns it into words.
@@ -54,8 +54,11 @@ class Exit:
         return f"exit code {self.code}" if self.signum is None else name(self.signum)
 
 
-def reap() -> list[Exit]:
-    """Collect every child that has exited. SIGCHLDs coalesce, so this asks until there is none; it never blocks."""
+def reap(stopped: dict[int, str]) -> list[Exit]:
+    """Collect every child that has exited. SIGCHLDs coalesce, so this asks until there is none; it never blocks.
+
+    A child that has asked to be traced (ptrace(2)) and stopped would never go on: it is killed, and noted in `stopped`.
+    """
     exits: list[Exit] = []
     while True:
         try:
@@ -64,6 +67,10 @@ def reap() -> list[Exit]:
             return exits  # no children at all
         if pid == 0:
             return exits  # the rest are alive
+        if os.WIFSTOPPED(status):
+            os.kill(pid, signal.SIGKILL)
+            stopped[pid] = "it had asked to be traced, and stopped"
+            continue
         cpu_ns = round((usage.ru_utime + usage.ru_stime) * 1e9)
         exits.append(Exit.of_status(pid, status, cpu_ns=cpu_ns, peak_rss_bytes=usage.ru_maxrss * 1024))
 
@@ -146,7 +153,7 @@ def prefer_as_victim(parent: int) -> None:
         pass  # no /proc, or the template has done it before it changed its user
 
 
-def die_with_parent(parent: int, libc: Any) -> bool:
+def die_with_parent(parent: int) -> bool:
     """Ask the kernel to SIGKILL this process when `parent` dies (prctl(2), PR_SET_PDEATHSIG).
 
     Returns False if the parent is dead already. The setting is lost at the next fork and at a change of uid.

@@ -8,12 +8,15 @@ it interrupts. The byte that CPython writes to the wakeup fd ends the loop's wai
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from os import read  # bound now: that of eventlet waits where this one says that there is nothing
 from types import FrameType
+
+from prefork.core.libc import libc
 
 # What the master does with each signal.
 TABLE: dict[signal.Signals, str] = {
@@ -39,11 +42,30 @@ FAULT = signal.SIGRTMIN + 2  # answered by faulthandler, in C: works while other
 
 # What the master has no use for, and what would end it by default: it says so in the log and goes on. Left out are
 # those that cannot be caught, those that faulthandler reports, and SIGPIPE, which every client that leaves early may
-# cause. The C library keeps 32 and 33 for itself.
+# cause.
 FATAL = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
 _HARMLESS = frozenset({signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGTSTP})
 _LEFT_OUT = {*TABLE, *FATAL, *_HARMLESS, signal.SIGPIPE, signal.SIGKILL, signal.SIGSTOP}
 UNEXPECTED = frozenset(int(signum) for signum in signal.valid_signals() if signum not in _LEFT_OUT)
+
+# The C library keeps these for itself (nptl(7)): it has handlers for them once there are threads, and until then the
+# default, which ends the process. As it refuses to change them, the kernel is asked.
+_INTERNAL = (32, 33)
+_RT_SIGACTION = {"x86_64": 13, "aarch64": 134, "riscv64": 134}.get(os.uname().machine)  # sigaction(2)
+_SIG_DFL, _SIG_IGN = 0, 1
+
+
+def set_internal(*, ignored: bool) -> None:
+    """Ignore the signals of the C library if they have their default, or the other way round."""
+    if _RT_SIGACTION is None:
+        return
+    before, after = (_SIG_DFL, _SIG_IGN) if ignored else (_SIG_IGN, _SIG_DFL)
+    for signum in _INTERNAL:
+        action = (ctypes.c_ulong * 8)()  # struct sigaction of the kernel begins with the handler
+        libc.syscall(_RT_SIGACTION, signum, None, action, ctypes.c_size_t(8))
+        if action[0] == before:
+            action[0] = after
+            libc.syscall(_RT_SIGACTION, signum, action, None, ctypes.c_size_t(8))
 
 
 class SignalInbox:
@@ -71,6 +93,10 @@ class SignalInbox:
 
     def _record(self, signum: int, _frame: FrameType | None) -> None:
         self._pending.append(signum)
+
+    def holds(self, signums: Collection[int]) -> bool:
+        """Return whether one of these signals waits to be taken."""
+        return any(signum in signums for signum in list(self._pending))
 
     def take(self) -> list[int]:
         """Return the signals that came since the last call, oldest first. Never blocks."""

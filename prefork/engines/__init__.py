@@ -38,12 +38,12 @@ _SERVICES = {
 }  # each has the class SERVICE
 
 
-def import_early(app: str) -> None:
+def import_early(app: str, *, user: bool) -> None:
     """MASTER, before it forks, as --user may not be able to read our files. Import the engines but for the heavy one.
 
-    Built-in applications do no harm.
+    Built-in applications do no harm. `user`: workers run as another user.
     """
-    if ":" in app:
+    if ":" in app or user:
         with _apps_folders_last(sys.path[:]):
             for name in ("blocking", "reactor"):
                 importlib.import_module(_MODULES[name])

@@ -13,17 +13,16 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from prefork.config.config import Config
 from prefork.core.listener import Listener
 from prefork.core.process import Exit, spawn
 from prefork.errors import FORK_REFUSED
+from prefork.master.history import History
 from prefork.master.policy import Backoff, Timeouts
 from prefork.master.templates import silence
 from prefork.master.workers import Workers, capacity
-from prefork.status.collect import Collector
-from prefork.status.server_state import MasterState
 from prefork.status.snapshot import SharedSnapshot
 
 HEARTBEAT_S = 1.0  # how often the master says that it lives
@@ -35,27 +34,21 @@ _NEVER = float("inf")
 
 
 class AdminHandle:
-    """MASTER. `state` returns what to publish. `listener` is set when listeners are opened (lifecycle.py)."""
+    """MASTER. `listener` is set when listeners are opened (lifecycle.py)."""
 
-    def __init__(
-        self,
-        *,
-        config: Config,
-        workers: Workers,
-        timeouts: Timeouts,
-        state: Callable[[], MasterState],
-    ) -> None:
+    def __init__(self, *, config: Config, workers: Workers, timeouts: Timeouts, history: History) -> None:
         self.listener: Listener | None = None
         self._log = workers.log
         self._workers = workers
         self._children = workers.children
         self._timeouts = timeouts
-        self._state = state
+        self._state = history.state
         self._backoff = Backoff()
         self._pid = 0
         self._spawned_s = 0.0
         self._killed = ""  # why the master sent SIGKILL
         self._wanted = False
+        self._spawning = False
         self._written = b""
         if config.admin is None:
             return
@@ -66,7 +59,7 @@ class AdminHandle:
         page = importlib.import_module("prefork.admin.page")
         self._answers = self._code.Answers(
             shared=self._shared,
-            collector=Collector(config=config, board=workers.board, listeners=workers.listeners),
+            collector=history.collector,  # the process has a copy, which goes on from what is known here at the fork
             page=page.document(),
         )
 
@@ -119,12 +112,14 @@ class AdminHandle:
             log=self._log,
             lifeline=self._workers.lifeline,
             master=os.getpid(),
-            libc=self._workers.libc,
             identity=self._workers.inherited.identity,
             close_in_child=self._workers.close_in_child,
         )
         self._shared.reader_ns = time.monotonic_ns()  # that of its predecessor is none of it
+        self._written = b""  # the state is written again, as the predecessor could write there as well
+        self.publish()
         self._killed = ""
+        self._spawning = True
         try:
             self._pid = spawn(admin.run)
         except OSError as error:
@@ -133,6 +128,8 @@ class AdminHandle:
             again = f"{self._backoff.wait(now_s, _NO_JITTER):.2f}s"
             self._log.error("cannot fork the admin", reason=error.strerror, again_in=again)
             return
+        finally:
+            self._spawning = False
         self._children.register(self._pid, self._exited)
         self._spawned_s = now_s
         self._log.debug("admin spawned", admin=self._pid)
@@ -189,6 +186,9 @@ class AdminHandle:
             os.close(fd)
 
     def close_in_child(self) -> None:
-        """CHILD: close what only the master may hold."""
+        """CHILD: close what only the master and the admin process may hold."""
+        if self._spawning:
+            return  # this is the admin process
         if self.listener is not None:
             self.listener.close()
+            self._shared.close()

@@ -10,7 +10,6 @@ Workers send reports to the watcher as datagrams; the watcher sends SIGHUP to th
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import os
@@ -18,6 +17,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import setproctitle
 
@@ -52,8 +52,7 @@ class Watch:
 
         Raises OSError if the system has no process left.
         """
-        libc = ctypes.CDLL(None)  # before the fork: dlopen takes locks
-        watcher = Watcher(inbox=self._inbox, master=os.getpid(), log=self._log, libc=libc)
+        watcher = Watcher(inbox=self._inbox, master=os.getpid(), log=self._log)
 
         def run() -> int:
             close_in_child()
@@ -116,7 +115,6 @@ class Watcher:
     inbox: socket.socket
     master: int
     log: Log
-    libc: ctypes.CDLL
     sources: Sources = field(default_factory=Sources)
 
     def run(self) -> int:
@@ -125,7 +123,7 @@ class Watcher:
             ignore(signum)  # its end is the master's business
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        if not die_with_parent(self.master, self.libc):
+        if not die_with_parent(self.master):
             return ORPHANED
         self.log.identify(watcher=os.getpid())
         setproctitle.setproctitle("prefork: watcher")
@@ -170,5 +168,13 @@ class Watcher:
                 continue  # the application may write here as well
             match said:
                 case {"files": dict(files), "folders": [*folders], "imported": bool(imported), "loaded": bool(loaded)}:
-                    if all(isinstance(each, str) and "\0" not in each for each in (*files, *folders)):
+                    if all(map(_is_path, (*files, *folders))):
                         self.sources.learn(files=files, folders=folders, imported=imported, loaded=loaded)
+
+
+def _is_path(said: Any) -> bool:
+    """Return whether this can be the path of a file."""
+    try:
+        return isinstance(said, str) and b"\0" not in os.fsencode(said)
+    except UnicodeEncodeError:
+        return False

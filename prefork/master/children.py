@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from prefork.core.log import Log
 from prefork.core.process import Exit, reap
 
+REAP_S = 5.0  # much memory takes its time
+_LOOK_S = 0.002
 _PID_MOST = 1 << 22  # linux/threads.h, PID_MAX_LIMIT
 
 
 class Children:
     """MASTER. Maps the pid of each child process to the function that handles its exit."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.stopped: dict[int, str] = {}  # by pid of a child that was killed because it had stopped to be traced: why
+        self.reap_s = REAP_S  # how long to wait for the end of a child that was killed
         self._handlers: dict[int, Callable[[Exit], None]] = {}
 
     def register(self, pid: int, on_exit: Callable[[Exit], None]) -> None:
@@ -41,15 +48,24 @@ class Children:
 
         A child without a handler is an orphan that this process got as init or as a subreaper.
         """
-        for child in reap():
+        for child in reap(self.stopped):
             if on_exit := self._handlers.pop(child.pid, None):
                 on_exit(child)
+            self.stopped.pop(child.pid, None)
 
     def kill(self, pids: Iterable[int]) -> None:
-        """Kill these children and wait for their ends. Their handlers are not called."""
-        killed = list(pids)
-        for pid in killed:
+        """Kill these children and wait for their ends, for at most `reap_s`. Their handlers are not called.
+
+        The end of a process is not seen while another one traces it.
+        """
+        left = list(pids)
+        for pid in left:
             os.kill(pid, signal.SIGKILL)
-        for pid in killed:
-            os.waitpid(pid, 0)  # bounded: SIGKILL cannot be refused
             self._handlers.pop(pid, None)
+        until_s = time.monotonic() + self.reap_s
+        while left := [pid for pid in left if os.waitpid(pid, os.WNOHANG)[0] != pid]:
+            if time.monotonic() >= until_s:
+                for pid in left:
+                    self._log.error("cannot end a process", pid=pid, reason="it is traced, or waits in the kernel")
+                return
+            time.sleep(_LOOK_S)  # no event tells of all of them, and it is over in a moment

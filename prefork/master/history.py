@@ -28,7 +28,7 @@ class History(Observer):
     workers: Workers
     control: str | None = None  # the path of the socket
     reloads: dict[int, str | None] = field(default_factory=dict)  # the latest, by generation: why abandoned
-    _collector: Collector = field(init=False)
+    collector: Collector = field(init=False)
     deaths: Deaths = field(default_factory=Deaths)
     _kind: tuple[str | None, str | None] = (None, None)  # of the app, and its engine, as workers report them
     _began_s: float = field(default_factory=time.monotonic)
@@ -38,7 +38,7 @@ class History(Observer):
     _last_reload: Document | None = None
 
     def __post_init__(self) -> None:
-        self._collector = Collector(config=self.config, board=self.workers.board, listeners=self.workers.listeners)
+        self.collector = Collector(config=self.config, board=self.workers.board, listeners=self.workers.listeners)
 
     # --- what happened
 
@@ -84,7 +84,7 @@ class History(Observer):
 
     def tick(self, now_s: float) -> float:
         """Note how busy every worker is and who waits, when it is time to; return when to call again (monotonic s)."""
-        return self._collector.tick(now_s, self.state)
+        return self.collector.tick(now_s, self.state)
 
     # --- what is known
 
@@ -113,11 +113,11 @@ class History(Observer):
 
     def document(self) -> Document:
         """What `status --json` prints, now."""
-        return self._collector.snapshot(self.state()).document
+        return self.collector.snapshot(self.state()).document
 
     def activity(self, worker: WorkerState) -> Document:
         """The state of one worker, what it serves, and for how long."""
-        reading = self._collector.reading(worker.group)
+        reading = self.collector.reading(worker.group)
         busy_s = time.monotonic() - reading.since_ns / 1e9 if reading.since_ns else None
         return {
             **name_of(worker),

@@ -21,11 +21,12 @@ import setproctitle
 
 from prefork.config.config import Config
 from prefork.control.server import Control
+from prefork.core.libc import libc
 from prefork.core.log import Log
 from prefork.core.privileges import WorkingDirectory
 from prefork.core.proc import pss_bytes, rss_bytes
 from prefork.core.process import Exit
-from prefork.core.signals import TABLE, UNEXPECTED, SignalInbox, by_default, name
+from prefork.core.signals import TABLE, UNEXPECTED, SignalInbox, by_default, name, set_internal
 from prefork.errors import FORK_REFUSED, AppLoadError, BootError, PreforkError
 from prefork.master import roster as do
 from prefork.master.admin_process import AdminHandle
@@ -42,6 +43,7 @@ from prefork.master.upgrade import Takeover
 from prefork.master.workers import Message, Workers, capacity
 from prefork.runtime.master_link import Kind
 
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 IGNORED_EVERY_S = 1.0  # between two lines about one signal: a line that cannot be written may cause it (SIGXFSZ)
 MEMORY_EVERY_S = 1.0
 MEMORY_SAMPLES = 3  # in a row above the limit: a peak is no leak
@@ -56,12 +58,13 @@ class Master:
         self._resources = resources
         self._started_s = time.monotonic()
         self._fatal: PreforkError | None = None  # why the start failed
+        self._interrupted = False  # a SIGINT has come
         self._inbox = SignalInbox([*TABLE, *UNEXPECTED])
         self._workers = Workers(
             config=config, log=log, close_others=self._close_in_child, inherited=resources.inherited
         )
         self._children = self._workers.children
-        self._guard = Guard(log, self._workers.libc)
+        self._guard = Guard(log)
         timeouts = Timeouts.of(config)
         takeover = Takeover.of(os.environ)
         wanted, generation = takeover.follows(config.workers) if takeover else (config.workers, 0)
@@ -71,7 +74,7 @@ class Master:
         self._slow_log = SlowLog.of(config, self._workers)
         # What operators ask and are told.
         self._history = History(config=config, policy=self._policy, workers=self._workers)
-        self._admin = AdminHandle(config=config, workers=self._workers, timeouts=timeouts, state=self._history.state)
+        self._admin = AdminHandle(config=config, workers=self._workers, timeouts=timeouts, history=self._history)
         self._commands = Commands(
             policy=self._policy,
             workers=self._workers,
@@ -117,7 +120,7 @@ class Master:
         finally:
             for signum in (TABLE.keys() | UNEXPECTED) - {signal.SIGCHLD}:
                 signal.signal(signum, signal.SIG_IGN)  # we leave already; the interpreter would restore their defaults
-            self._children.kill(self._workers.pids())  # leave no worker behind, whatever ended the loop
+            self._children.kill(self._workers.pids())  # leave nobody behind, whatever ended the loop
             self._lifecycle.close()
             self._resources.close()
             self._admin.shutdown(at_once=self._policy.at_once)
@@ -132,10 +135,11 @@ class Master:
     def _loop(self) -> None:
         while True:
             wake_s = min(self._lifecycle.maintain(), self._supervise(), self._answer())
-            if self._policy.stopping and not self._workers.roster and not self._lifecycle.upgrade.running:
-                break
-            now_s = time.monotonic()
-            roster = self._workers.roster
+            now_s, roster = time.monotonic(), self._workers.roster
+            if self._policy.stopping and not self._lifecycle.upgrade.running:
+                wake_s = min(wake_s, over_s := self._workers.over_s(now_s, at_once=self._policy.at_once))
+                if over_s <= now_s:
+                    break
             self._wait(min(wake_s, self._memory_limit.check(roster, now_s), self._slow_log.check(now_s)))
             for signum in self._inbox.take():
                 self._handle_signal(signum)
@@ -167,7 +171,10 @@ class Master:
             if not actions:
                 return wake_s
             for action in actions:
-                self._act(action)
+                if not (isinstance(action, do.Spawn) and self._inbox.holds(_ENDS)):  # a fork can take its time
+                    self._act(action)
+            if self._inbox.holds(_ENDS):
+                return time.monotonic()  # what was left out is asked for again if it is still wanted
 
     def _answer(self) -> float:
         """Tell operators and the admin process how it went; return when to come again (monotonic seconds)."""
@@ -193,9 +200,10 @@ class Master:
 
     def _handle_signal(self, signum: int) -> None:
         why = name(signum)
-        if signum == signal.SIGQUIT or (signum == signal.SIGINT and self._policy.stopping):
+        if signum == signal.SIGQUIT or (signum == signal.SIGINT and self._interrupted):
             self._stop_at_once(why)
         elif signum in (signal.SIGTERM, signal.SIGINT):
+            self._interrupted |= signum == signal.SIGINT
             if not self._policy.stopping:
                 (self._lifecycle.begin_lame_duck if signum == signal.SIGTERM else self._lifecycle.stop)(why)
         elif signum == signal.SIGHUP:
@@ -408,9 +416,8 @@ class _Stack(ctypes.Structure):
 class Guard:
     """MASTER. Logs unexpected signals, and has faulthandler write the stack of a fatal one to the log."""
 
-    def __init__(self, log: Log, libc: ctypes.CDLL) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
-        self._libc = libc
         self._before = _Stack()  # for handlers
         self._named_s: dict[int, float] = {}  # by signal: when the log may name it again
         self._reports = not faulthandler.is_enabled()  # else the caller of prefork.serve() has said where to write
@@ -418,14 +425,16 @@ class Guard:
     def open(self) -> None:
         """From now on crashes are reported."""
         if self._reports:
-            faulthandler.enable(file=self._log.handler.fd)
+            faulthandler.enable(file=self._log.handler.crash_fd)
         # Python runs all handlers on the stack that faulthandler has made for its own. A few that are nested, as when
         # several signals come at once, overflow it (measured: 45 did, of 16 KB).
-        self._libc.sigaltstack(ctypes.byref(_Stack(flags=_SS_DISABLE)), ctypes.byref(self._before))
+        libc.sigaltstack(ctypes.byref(_Stack(flags=_SS_DISABLE)), ctypes.byref(self._before))
+        set_internal(ignored=True)
 
     def close(self) -> None:
         """At the end, and in each child: leave the signals to others."""
-        self._libc.sigaltstack(ctypes.byref(self._before), None)
+        libc.sigaltstack(ctypes.byref(self._before), None)
+        set_internal(ignored=False)
         if self._reports:
             faulthandler.disable()
 

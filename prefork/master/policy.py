@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from prefork.config.config import Config
 from prefork.master.rollout import Rollout, settled
 from prefork.master.roster import Action, AskFault, AskStacks, Hang, Kill, Retire, Roster, Spawn, Unit, WorkerHandle
+from prefork.runtime.orders import GRACE_MARGIN_S
 
 # --- How long to wait before the next spawn, after workers that died without having done any work. Pure.
 
@@ -67,7 +68,6 @@ class Backoff:
 
 
 STACKS_WAIT_S = 0.25
-GRACE_MARGIN_S = 1.0
 BOOTING_GRACE_S = 0.5  # it may have accepted already, with its `ready` on the way; else it serves nobody
 SUSPENDED_S = 1.0
 STOPPED = "the process is stopped (SIGSTOP or a debugger)"
@@ -296,11 +296,11 @@ class Policy:
 
     def _fill(self, roster: Roster) -> list[Action]:
         spawns: list[Action] = []
+        self._filled |= {worker.slot for worker in roster}
         for slot in range(self.workers):
             if not roster.in_slot(slot):
                 cause = "respawn" if slot in self._filled else "scale" if self.booted else "start"
                 spawns.append(Spawn(slot, self.rollout.generation, cause))
-                self._filled.add(slot)
         self._filled.intersection_update(range(self.workers))
         return spawns
 

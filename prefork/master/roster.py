@@ -16,8 +16,9 @@ from prefork.status.server_state import WorkerState
 class WorkerHandle(WorkerState):
     """MASTER. What the master alone knows about a worker, beyond its WorkerState."""
 
-    stale: str | None = None  # why it is to be replaced: max-requests, max-memory
+    stale: str | None = None  # why it is to be replaced: max-requests, max-memory, SIGTERM from somebody else
     killed: str | None = None  # why the master sent SIGKILL
+    killed_s: float = 0.0  # when (monotonic)
     served_at_ready: int = 0  # what the others of its generation had completed when it got ready
     hang: Hang | None = None  # set while it is out of time
     told_s: float = 0.0  # when the log had its stacks last; spoiled rows can make it hang anew each moment

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import mmap
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefork.core.libc import libc
 from prefork.core.proc import children, stopped
 from prefork.core.process import spawn
 from prefork.errors import FORK_REFUSED
@@ -22,6 +23,7 @@ from prefork.runtime.master_link import NO_MESSAGE, OF_TEMPLATE, READ_MOST, REST
 from prefork.worker.process import Worker
 from prefork.worker.template import Template
 
+LEAVE_S = 1.0  # for the end of the processes that an application has started in a template
 ANSWER_S = 1.0  # the master waits meanwhile. A double fork takes 4 to 7 ms: a template that takes 1 s is stuck
 
 
@@ -47,7 +49,8 @@ class TemplateHandle:
     known: Children
     prepared: bool = False
     failure: dict[str, Any] | None = field(default=None)
-    killed: str | None = None
+    killed: str | None = None  # or told to leave: why
+    leave_by_s: float = 0.0  # when it is killed, if it was told to leave (monotonic)
 
     def fork(self, order: dict[str, int], fds: Sequence[int]) -> int:
         """Have a worker forked and return its pid. Raises OSError; EAGAIN if the template does not answer."""
@@ -95,9 +98,18 @@ class TemplateHandle:
 
     def kill(self, reason: str) -> None:
         """Send SIGKILL to the template, which serves no client. The loop reaps it like any child."""
-        if self.killed is None:
-            self.killed = reason
+        if self.killed is None or self.leave_by_s:
+            self.killed, self.leave_by_s = self.killed or reason, 0.0
             os.kill(self.pid, signal.SIGKILL)
+
+    def leave(self, now_s: float, reason: str) -> float:
+        """Have it end what the application has started in it, and leave; return when it is killed (monotonic s)."""
+        if not self.prepared:
+            self.kill(reason)
+        elif self.killed is None:
+            self.killed, self.leave_by_s = reason, now_s + LEAVE_S
+            self.orders.shutdown(socket.SHUT_WR)
+        return self.leave_by_s
 
     def close(self) -> None:
         """After it was reaped."""
@@ -112,13 +124,12 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 class Templates:
     """MASTER. Forks templates, reads their messages, and ends them when their generation has passed."""
 
-    libc: ctypes.CDLL
     known: Children
     _live: dict[int, TemplateHandle] = field(default_factory=dict)  # by generation
 
     def prepare(self, generation: int, prototype: Worker, close_in_child: Callable[[], None]) -> None:
         """Fork a template. Raises OSError if the system has no process left."""
-        self.libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         report, report_end = os.pipe2(os.O_CLOEXEC)
         try:
             orders, orders_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -178,6 +189,11 @@ class Templates:
         """Kill those that have not beaten for too long; return when that may be (monotonic seconds)."""
         wake_s = float("inf")
         for template in self._live.values():
+            if template.leave_by_s:
+                if now_s >= template.leave_by_s:
+                    template.kill("")
+                wake_s = min(wake_s, template.leave_by_s or wake_s)
+                continue
             beat_ns = 0 if template.killed else template.beat[0]
             hung, limit_s = timeouts.silent(beat_ns, now_s)
             if hung:
@@ -193,9 +209,13 @@ class Templates:
 
     def keep_only(self, generation: int) -> None:
         """End all templates but one: nothing is forked from them any more."""
-        for other in list(self._live):
+        for other, template in self._live.items():
             if other != generation:
-                self.discard(other, "its generation has passed")
+                template.leave(time.monotonic(), "its generation has passed")
+
+    def leave(self, now_s: float) -> float:
+        """The last worker has ended: end all; return until when to wait for them (monotonic seconds)."""
+        return max((each.leave(now_s, "the server stops") for each in self._live.values()), default=0.0)
 
     def remove(self, template: TemplateHandle) -> None:
         """The template was reaped: read its last messages and forget it."""

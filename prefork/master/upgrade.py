@@ -35,8 +35,8 @@ from prefork.core.process import Exit, spawn
 from prefork.core.signals import TABLE
 from prefork.core.systemd import ACTIVATED, Notifier
 from prefork.master.children import Children
-from prefork.master.policy import GRACE_MARGIN_S
 from prefork.runtime.master_link import NO_MESSAGE
+from prefork.runtime.orders import GRACE_MARGIN_S
 
 # --- The new master
 

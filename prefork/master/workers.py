@@ -9,7 +9,6 @@ once, also in another process that learns of a death a moment later (status/snap
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
@@ -25,7 +24,7 @@ from prefork.core.proc import stopped
 from prefork.core.process import Exit, spawn
 from prefork.core.signals import FAULT, STACKS
 from prefork.errors import FORK_REFUSED, ConfigError, PreforkError
-from prefork.master.children import Children
+from prefork.master.children import REAP_S, Children
 from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Inherited
@@ -36,8 +35,10 @@ from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
 from prefork.worker.process import Worker
 
+REAP_AT_ONCE_S = 0.2
 ROWS_LEAST = 64
 ROWS_PER_WORKER = 4
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Workers:
     log: Log
     close_others: Callable[[], None]  # closes in a child what else only the master may hold
     inherited: Inherited
-    children: Children = field(default_factory=Children)
+    children: Children = field(init=False)
     listeners: list[Listener] = field(default_factory=list)
     roster: Roster = field(default_factory=Roster)
     gone: dict[int, dict[str, int]] = field(default_factory=dict)  # by slot: COUNTERS of workers that are gone, cpu_ns
@@ -73,10 +74,10 @@ class Workers:
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
     _wake_fd: int = field(init=False)  # eventfd through which workers wake each other
     templates: Templates = field(init=False)
-    libc: ctypes.CDLL = field(init=False)
     oom: OomKills = field(default_factory=OomKills)
 
     def __post_init__(self) -> None:
+        self.children = Children(self.log)
         groups = capacity(self.config.workers)
         threads = self.config.threads
         try:
@@ -86,8 +87,7 @@ class Workers:
             raise PreforkError(f"no memory for {groups} workers of {threads} threads: {error.strerror}") from None
         self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.libc = ctypes.CDLL(None, use_errno=True)
-        self.templates = Templates(libc=self.libc, known=self.children)
+        self.templates = Templates(known=self.children)
 
     # --- start and end
 
@@ -158,7 +158,6 @@ class Workers:
             lifeline=self.lifeline,
             master=os.getpid(),
             close_in_child=close_in_child,
-            libc=self.libc,
             inherited=self.inherited,
         )
 
@@ -203,9 +202,10 @@ class Workers:
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         self.board.vacate(worker.group)
         hang = worker.hang
+        killed = worker.killed or self.children.stopped.get(child.pid)
         return worker, DeathRecord(
             worker=worker,
-            killed=worker.killed,
+            killed=killed,
             hung=hang is not None,
             verdict=hang.verdict if hang and worker.pending else "",
             stacks=hang.stacks if hang else "",
@@ -217,7 +217,7 @@ class Workers:
             requests=reading.counters["completed"],
             last=self.board.last(worker.group),
             slow=tuple(self.board.slow(worker.group)),
-            oom=self.oom.claim() if child.signum == signal.SIGKILL and not worker.killed else False,
+            oom=self.oom.claim() if child.signum == signal.SIGKILL and not killed else False,
             message=self._failures.pop(child.pid, None),
             fault=receiver.text,
         )
@@ -264,7 +264,21 @@ class Workers:
 
     def kill(self, worker: WorkerHandle) -> None:
         """SIGKILL. Its pid is ours until it is reaped, so this cannot hit a stranger."""
+        worker.killed_s = worker.killed_s or time.monotonic()
         os.kill(worker.pid, signal.SIGKILL)
+
+    def over_s(self, now_s: float, *, at_once: bool) -> float:
+        """Return until when a stop has to wait (monotonic seconds); not later than now: it is over.
+
+        For all workers, but not for long for one that was killed and is not seen to end; then for the templates.
+        """
+        reap_s = REAP_AT_ONCE_S if at_once else REAP_S
+        until_s = max((each.killed_s + reap_s if each.killed_s else _NEVER for each in self.roster), default=0.0)
+        if until_s <= now_s and not at_once:
+            until_s = self.templates.leave(now_s)
+        if until_s <= now_s:
+            self.children.reap_s = REAP_AT_ONCE_S  # they have had their time
+        return until_s
 
     # --- what is known
 
@@ -308,8 +322,9 @@ class Workers:
         units = {}
         for worker in self.roster:
             reading = self.board.read(worker.group)
+            never_beat = worker.serving and not reading.moved_ns
             units[worker.pid] = Unit(
-                since_ns=reading.judged_ns,
+                since_ns=round((worker.ready_s or 0.0) * 1e9) if never_beat else reading.judged_ns,
                 serving=reading.serving,
                 silent=not reading.unit_ns,
                 completed=0 if reading.unit_ns else reading.counters["completed"],

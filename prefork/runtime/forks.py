@@ -7,6 +7,8 @@ processes have. So in each child that Python code forks (os.fork, multiprocessin
 - the number of each descriptor of ours gets another file: an unconnected socket; in place of an epoll, an empty epoll.
   It is not closed, as its number would be given to a file of the application, which a finalizer of ours would close.
 - the scoreboard is replaced by private memory, so that nothing is counted twice;
+- what it prints, and the log, go to the descriptors that the server was given, and no longer to copies that wait for
+  nobody (core/log.py): a child that redirects its standard streams keeps none of ours open;
 - signals mean what they mean in plain Python, except for those that the application has handlers for;
 - the title says whose child it is.
 
@@ -23,12 +25,15 @@ from __future__ import annotations
 
 import _socket
 import ctypes
+import errno
 import faulthandler
 import mmap
 import os
 import select
 import signal
 import socket
+import sys
+from _thread import get_ident
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -36,6 +41,7 @@ from typing import Any
 import setproctitle
 
 from prefork.core import process
+from prefork.core.libc import libc
 from prefork.core.listener import Listener
 from prefork.core.log import Log
 from prefork.core.signals import FAULT
@@ -62,13 +68,13 @@ class Forks:
         self._handlers: dict[int, Any] = {}  # by signal: the handler of ours
         self._boards: list[tuple[int, int]] = []  # address and size of the memory that we share
         self._spares: list[int] = []
-        self._libc: Any = None
+        self._masks: dict[int, set[int | signal.Signals]] = {}  # by thread that forks: what it blocks otherwise
         self._log: Log | None = None
         self._who = ""
 
-    def begin(self, who: str, log: Log, libc: ctypes.CDLL, listeners: Sequence[Listener]) -> None:
+    def begin(self, who: str, log: Log, listeners: Sequence[Listener]) -> None:
         """Begin to watch for forks. `who`: this process, as its children are named after it."""
-        self._who, self._log, self._libc, self.listeners = who, log, libc, listeners
+        self._who, self._log, self.listeners = who, log, listeners
         self._fds = {}
         self._handlers = {}
         self._boards = []
@@ -77,7 +83,7 @@ class Forks:
             self._hooked = True
             # Held now, and given up in the child, which needs as many: there may be none left then.
             self._spares = [os.eventfd(0, os.EFD_CLOEXEC) for _ in range(_NEEDED)]
-            os.register_at_fork(after_in_child=self._after_in_child)
+            os.register_at_fork(before=self._before, after_in_parent=self._unblock, after_in_child=self._after_in_child)
 
     def own(self, *fds: int) -> None:
         """Note descriptors of ours that stay open for the life of the process."""
@@ -98,24 +104,48 @@ class Forks:
         """Note that the handlers that these signals have now are ours."""
         self._handlers.update((signum, signal.getsignal(signum)) for signum in signums)
 
+    def _before(self) -> None:
+        """Block signals: one that comes to the child before it is itself would go to a handler of ours, and be lost."""
+        if not process.forking:
+            self._masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def _unblock(self) -> None:
+        if (mask := self._masks.pop(get_ident(), None)) is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     # --- in the child
 
     def _after_in_child(self) -> None:
-        if process.forking or self._log is None:
-            return  # our own fork
-        self.forked = True
-        for step in (self._drop_descriptors, self._drop_memory, self._drop_signals):
+        try:
+            if not process.forking and self._log is not None:  # else it is our own fork
+                self.forked = True
+                self._become_foreign(self._log)
+        finally:
+            self._unblock()
+            self._masks.clear()  # of threads that are not here
+
+    def _become_foreign(self, log: Log) -> None:
+        for step in (log.share, self._drop_descriptors, self._drop_memory, self._drop_signals):
             try:
                 step()
             except OSError as error:  # the others matter none the less
-                self._log.error("a forked child keeps something of the server", reason=error.strerror)
+                log.error("a forked child keeps something of the server", reason=error.strerror)
+        # What a child of this one has at these places is its own.
+        self.listeners, self._fds, self._handlers, self._boards = (), {}, {}, []
         setproctitle.setproctitle(f"prefork: child of {self._who}")
-        self._log.identify(child_of=self._who.split(" gen=")[0], pid=os.getpid())
+        log.identify(child_of=self._who.split(" gen=")[0], pid=os.getpid())
         for callback in self.on_fork:
             callback()
 
     def _drop_descriptors(self) -> None:
-        names = {_name(listener.sock.fileno()) for listener in self.listeners}
+        timeout_s = _socket.getdefaulttimeout()
+        _socket.setdefaulttimeout(None)  # else each object made here would change the socket, for both processes
+        try:
+            self._replace_descriptors({_name(listener.sock.fileno()) for listener in self.listeners})
+        finally:
+            _socket.setdefaulttimeout(timeout_s)
+
+    def _replace_descriptors(self, names: set[_Name | None]) -> None:
         while self._spares:
             os.close(self._spares.pop())
         nothing = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -130,7 +160,7 @@ class Forks:
         nothing.close()
 
     def _drop_memory(self) -> None:
-        remap = self._libc.mmap
+        remap = libc.mmap
         remap.restype = ctypes.c_void_p
         remap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
@@ -141,7 +171,7 @@ class Forks:
         for signum, handler in self._handlers.items():
             if signal.getsignal(signum) == handler:
                 signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-        faulthandler.disable()
+        faulthandler.enable(file=2)  # no longer into the pipe to the master
         faulthandler.unregister(FAULT)
         wakeup_fd = signal.set_wakeup_fd(-1)
         if wakeup_fd >= 0 and wakeup_fd not in self._fds:  # the application's
@@ -151,12 +181,17 @@ class Forks:
     def end(self, error: BaseException | None = None) -> None:
         """End a child that has come back from the application to the server, by this exception if there is one.
 
-        SystemExit is no mistake: the child ends as it wants to.
+        SystemExit is no mistake: the child ends as it wants to. Functions registered with atexit do not run.
         """
         assert self._log is not None
         code = RETURNED
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if code and code != error.code:
+                print(error.code, file=sys.stderr)
+        elif error is not None and not (isinstance(error, OSError) and error.errno == errno.ENOTCONN):
+            code = 1  # not for the answer that it has tried to give on what stands in for its connection
+            self._log.error("a child that the application forked has failed", exc=error)
         else:
             self._log.warning("a child that the application forked has returned into the server: it is ended")
         process.flush_output()

@@ -105,7 +105,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "stack": _STACKS,
         "also": Field(int, 10**9),
     },
-    Kind.ENOUGH: {"reason": Field(str, 40, words=frozenset({"max-requests"}))},
+    Kind.ENOUGH: {"reason": Field(str, 40, words=frozenset({"max-requests", "SIGTERM"}))},
     Kind.LOADED: {"app_kind": _NAME},
 }
 OF_WORKER = frozenset({Kind.READY, Kind.FAILED, Kind.STACKS, Kind.SLOW, Kind.ENOUGH})
@@ -359,6 +359,8 @@ class MasterLink:
         if signal.SIGUSR1 in came or self._logs != self._orders.cells[LOGS]:
             self._logs = self._orders.cells[LOGS]
             self._reopen()
+        if signal.SIGTERM in came and not self.retiring:  # not the master's word: it is to send another worker
+            self.enough("SIGTERM")
         if signal.SIGTERM in came or self.told_to_retire:
             self._begin_to_retire()
 

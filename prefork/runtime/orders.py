@@ -19,6 +19,8 @@ from contextlib import suppress
 _F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h, since 5.1
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
+GRACE_MARGIN_S = 1.0  # past the graceful timeout a worker that has not ended itself is killed
+
 # Cells of 64 bits.
 STOPPING = 0  # 1: the whole server stops, so a retiring worker drains the accept queue
 LOGS = 1  # how often the logs were to be opened again

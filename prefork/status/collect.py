@@ -4,8 +4,8 @@
 worker is now, not its average since it started: `tick` notes the busy time of every worker once in BUSY_S.
 
 `unready` is the one answer to whether clients should come here. Beyond what the master knows it is no while clients
-wait in an accept queue and nobody has accepted one for UNSERVED_S, or for --timeout if that is shorter: `tick` follows
-the queues and the number of connections accepted, once in FOLLOW_S.
+wait in an accept queue and no worker of that queue has accepted one for UNSERVED_S, or for --timeout if that is less:
+`tick` follows the queues and the number of connections accepted, once in FOLLOW_S.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Collector:
     _most: dict[int, dict[str, int]] = field(default_factory=dict)  # by slot: the highest that its counters have been
     _tick_s: float = 0.0
     _follow_s: float = 0.0
-    _accepted: int = -1  # in all, as seen last
-    _served_s: float = 0.0  # when no client waited, or one was accepted, as seen last
+    # By listener: the connections accepted by all who may, and when one was, or no client waited; as seen last.
+    _served: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def tick(self, now_s: float, state: Callable[[], MasterState]) -> float:
         """Note how busy every worker is and who waits, when it is time to; return when to call again (monotonic s)."""
@@ -88,20 +88,23 @@ class Collector:
         """Why load balancers should send no clients here, now; empty if they should."""
         now_s = time.monotonic()
         self._follow(state, now_s)
-        unserved_s = now_s - self._served_s
+        unserved_s = now_s - min((since_s for _, since_s in self._served.values()), default=now_s)
         if state.unready or unserved_s < min(UNSERVED_S, self.config.timeout_s or UNSERVED_S):
             return state.unready
         return f"clients wait and nobody has accepted for {unserved_s:.1f} s"
 
     def _follow(self, state: MasterState, now_s: float) -> None:
         """Note whether clients wait, and whether one was accepted since the last look."""
-        accepted = sum(counted.get("accepted", 0) for counted in state.gone.values())
+        by_slot = {slot: counted.get("accepted", 0) for slot, counted in state.gone.items()}
         for worker in state.workers:
-            for thread in range(self.config.threads):
-                accepted += self.board.row(worker.group, thread).cells[ACCEPTED]
-        waiting = any(found[0] for listener in self.listeners if (found := listener.queue()))
-        if accepted != self._accepted or not waiting:
-            self._accepted, self._served_s = accepted, now_s
+            rows = (self.board.row(worker.group, thread) for thread in range(self.config.threads))
+            by_slot[worker.slot] = by_slot.get(worker.slot, 0) + sum(row.cells[ACCEPTED] for row in rows)
+        in_all = sum(by_slot.values())
+        for place, listener in enumerate(self.listeners):
+            accepted = in_all if listener.slot is None else by_slot.get(listener.slot, 0)
+            queue = listener.queue()
+            if not (queue and queue[0]) or accepted != self._served.get(place, (-1, 0.0))[0]:
+                self._served[place] = accepted, now_s
 
     def snapshot(self, state: MasterState) -> ServerSnapshot:
         """Collect everything, now."""

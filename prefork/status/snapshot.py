@@ -1,4 +1,4 @@
-"""A text in shared memory, written by one process and read by others that never wait for the writer (a seqlock).
+"""A text in shared memory, written by one process and read by another that never waits for the writer (a seqlock).
 
 An anonymous mmap, made before the fork, has room for two texts: the writer fills the one that is not current and then
 makes it current. A reader that is overtaken twice while it copies sees a wrong checksum, and reads again. A writer that
@@ -55,6 +55,11 @@ class SharedSnapshot:
             if version and len(text) == length and zlib.crc32(text) == checksum:
                 return version, text
         raise ValueError("there is no whole text")
+
+    def close(self) -> None:
+        """CHILD that does not read it: give up the memory, so that nothing there can write to it."""
+        self._cells.release()
+        self._memory.close()
 
     @property
     def heartbeat_ns(self) -> int:

@@ -73,9 +73,18 @@ def forget_callers() -> None:
     for each in _callers:
         if isinstance(each, weakref.finalize):
             each.atexit = False
-    processes: Any = sys.modules.get("multiprocessing.process")
-    if processes is not None:  # they are the caller's, to end and to wait for
+
+
+def forget_processes() -> None:
+    """WORKER and TEMPLATE, first thing. Forget the processes of whoever forked this one: it ends them, and waits."""
+    if processes := sys.modules.get("multiprocessing.process"):
         processes._children.clear()
+
+
+def end_processes() -> None:
+    """TEMPLATE, at its end. End the processes that the application has started in it by multiprocessing."""
+    if util := sys.modules.get("multiprocessing.util"):
+        util._exit_function()
 
 
 def _is_everybodys(function: object) -> bool:
@@ -111,6 +120,9 @@ class Exit:
             sleep(left_s)
         what = ", ".join(self._unfinished()) or "the end of the application"
         self._log.warning("application cut", unfinished=what, after=f"{self._graceful_timeout_s:g}s")
+        for child in _children():
+            if child.daemon:
+                child.terminate()
         flush_output()
         self._log.report_losses()
         os._exit(0)
@@ -120,8 +132,7 @@ class Exit:
         for thread in threading.enumerate():
             if not (thread.daemon or thread is threading.main_thread() or isinstance(thread, ServingThread)):
                 yield f"thread {thread.name}"
-        processes: Any = sys.modules.get("multiprocessing.process")
-        for child in list(processes._children) if processes is not None else ():
+        for child in _children():
             if not child.daemon:
                 yield f"process {child.name}"
         if frame := sys._current_frames().get(self._main):
@@ -130,6 +141,12 @@ class Exit:
             own = [entry for entry in stack[called + 1 :] if not _is_pythons(entry.filename)]
             if own:
                 yield f"{own[-1].name}() at {own[-1].filename}:{own[-1].lineno}"
+
+
+def _children() -> list[Any]:
+    """Return the processes that the application has started by multiprocessing."""
+    processes = sys.modules.get("multiprocessing.process")
+    return list(processes._children) if processes else []
 
 
 def _is_pythons(filename: str) -> bool:

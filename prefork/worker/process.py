@@ -7,7 +7,6 @@ ties itself to the master, takes its signals, unblocks, takes its identity, load
 from __future__ import annotations
 
 import _thread
-import ctypes
 import os
 import select
 import signal
@@ -31,11 +30,10 @@ from prefork.runtime.hooks import WorkerPlace
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import MasterLink, Sender
-from prefork.runtime.orders import Orders
+from prefork.runtime.orders import GRACE_MARGIN_S, Orders
 from prefork.status.scoreboard import HEARTBEAT, PID, SINCE, Row, Scoreboard
-from prefork.worker.exit import Exit, forget_callers
+from prefork.worker.exit import Exit, forget_callers, forget_processes
 
-END_MARGIN_S = 1.0  # past the graceful timeout a worker that has not ended itself is killed
 BOOT_FAILED = 3
 APP_FAILED = 4
 
@@ -97,7 +95,6 @@ class Worker:
     lifeline: int  # read end of the pipe whose EOF is the master's death
     master: int  # pid
     close_in_child: Callable[[], None]  # closes what only the master may hold
-    libc: ctypes.CDLL  # loaded before the fork: dlopen takes locks
     inherited: Inherited
     app: App | None = None  # loaded already, by the template
 
@@ -107,12 +104,13 @@ class Worker:
         prefer_as_victim(self.master)
         if not self.inherited.assume_identity(Sender(self.report)):
             return BOOT_FAILED
-        if not adopted(self.master, self.lifeline) or not die_with_parent(self.master, self.libc):
+        if not adopted(self.master, self.lifeline) or not die_with_parent(self.master):
             return ORPHANED
         if self.app is None:  # else what is registered is the application's, from the template
             forget_callers()
+        forget_processes()
         pid = os.getpid()
-        OURS.begin(f"worker {self.slot} gen={self.generation}", self.log, self.libc, self.listeners)
+        OURS.begin(f"worker {self.slot} gen={self.generation}", self.log, self.listeners)
         OURS.own(self.wake_fd)
         OURS.own_memory(self.board.memory)
         if self.inherited.imports:
@@ -153,6 +151,8 @@ class Worker:
             return error.exit_code
         end()
         ending.run()
+        if OURS.forked:
+            OURS.end()
         self.log.report_losses()
         return 0
 
@@ -182,7 +182,7 @@ class Worker:
             row.cells[SINCE] = 0
         rows[0].cells[HEARTBEAT] = 0
         if not link.ordered and self.config.timeout_s:  # the master does not know: let --timeout end at the same time
-            last_s = link.leave_by_s + END_MARGIN_S - self.config.timeout_s
+            last_s = link.leave_by_s + GRACE_MARGIN_S - self.config.timeout_s
             rows[0].cells[HEARTBEAT] = max(1, round(last_s * 1e9))
         ending.watch(link.leave_by_s)
 

@@ -35,7 +35,7 @@ from prefork.runtime.forks import OURS
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import Kind, Sender
 from prefork.status.scoreboard import heartbeat_s
-from prefork.worker.exit import forget_callers
+from prefork.worker.exit import end_processes, forget_callers, forget_processes
 from prefork.worker.process import APP_FAILED, Worker, load_app
 
 ORDER_MOST = 4096  # bytes of an order or an answer
@@ -58,15 +58,16 @@ class Template:
         prefer_as_victim(self.prototype.master)
         if not self.prototype.inherited.assume_identity(Sender(self.report)):
             return APP_FAILED
-        if not die_with_parent(self.prototype.master, self.prototype.libc):
+        if not die_with_parent(self.prototype.master):
             return ORPHANED
         for signum in (*NOT_OURS, signal.SIGTERM):
             ignore(signum)  # its end is the master's business
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         inbox = SignalInbox([signal.SIGUSR1])
         forget_callers()
+        forget_processes()
         prototype = self.prototype
-        OURS.begin(f"template gen={self.generation}", prototype.log, prototype.libc, prototype.listeners)
+        OURS.begin(f"template gen={self.generation}", prototype.log, prototype.listeners)
         OURS.own(*self._mine(), *inbox.fds, prototype.wake_fd)
         OURS.own_memory(prototype.board.memory)
         OURS.own_handlers((*NOT_OURS, signal.SIGTERM, signal.SIGUSR1))
@@ -113,6 +114,7 @@ class Template:
             try:
                 data, fds, _flags, _address = socket.recv_fds(self.orders, ORDER_MOST, 2)
                 if not data:
+                    end_processes()
                     return 0  # the master closed its end
                 order = json.loads(data)
                 answer = self._fork(order, *fds, app=app, inbox=inbox)

@@ -52,7 +52,7 @@ def test_reap_collects_all_that_have_exited_and_never_waits() -> None:
         import os
         from prefork.core.process import reap
 
-        assert reap() == []  # no children at all
+        assert reap({}) == []  # no children at all
         gate, gate_end = os.pipe()
         os.set_inheritable(gate, True)
 
@@ -60,15 +60,15 @@ def test_reap_collects_all_that_have_exited_and_never_waits() -> None:
             return os.posix_spawn("/bin/sh", ["sh", "-c", script], {})
 
         waits = child(f"read line <&{gate}; exit 9")
-        assert reap() == []  # one, and it lives
+        assert reap({}) == []  # one, and it lives
         gone = {child(f"exit {code}"): code for code in range(5)}
         for pid in gone:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it has exited, and leave it to reap()
-        assert {found.pid: found.code for found in reap()} == gone
-        assert reap() == []
+        assert {found.pid: found.code for found in reap({})} == gone
+        assert reap({}) == []
         os.close(gate_end)
         os.waitid(os.P_PID, waits, os.WEXITED | os.WNOWAIT)
-        assert [(found.pid, found.code) for found in reap()] == [(waits, 9)]
-        assert reap() == []
+        assert [(found.pid, found.code) for found in reap({})] == [(waits, 9)]
+        assert reap({}) == []
     """
     subprocess.run([sys.executable, "-c", dedent(script)], check=True, timeout=30)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 import tty
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.client import exchange
-from tests.support.server import STOP_S
+from tests.support.processes import session_members
+from tests.support.server import ROOT, STOP_S, clean_environment
 from tests.support.stuck import fill, read_all
+from tests.support.wait import eventually
 from tests.support.web import Browser, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.conftest import AppWriter, Serve
     from tests.support.server import RunningServer
@@ -108,12 +115,13 @@ def output(request: pytest.FixtureRequest) -> Iterator[Output]:
 ONTO_STDOUT = "import os, sys; os.dup2(int(sys.argv[1]), 1); os.execv(sys.argv[2], sys.argv[2:])"
 
 
-def serve_into(serve: Serve, output: Output, *args: str) -> RunningServer:
+def serve_into(serve: Serve, output: Output, *args: str, env: dict[str, str] | None = None) -> RunningServer:
     """Start a server with this standard output; its log is read as always."""
     return serve(
         *args,
         "--workers", "1",
         pass_fds=[output.server_end],
+        env=env,
         wrapper=[sys.executable, "-c", ONTO_STDOUT, str(output.server_end)],
     )  # fmt: skip
 
@@ -216,6 +224,36 @@ def test_a_reader_that_is_gone_fails_no_request(serve: Serve, app: AppWriter) ->
     server.wait_log('cannot write output stream=stdout reason="Broken pipe"')
 
 
+ECHOES = """
+import logging, sys
+
+logging.getLogger("prefork").addHandler(logging.StreamHandler(sys.stdout))
+
+def app(environ, start_response):
+    print("x" * 9999, flush=True)
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_loss_is_not_told_to_handlers_that_print_while_something_is_printed(
+    serve: Serve, app: AppWriter, unbuffered: str
+) -> None:
+    output = Output()
+    env = {"PYTHONUNBUFFERED": unbuffered}
+    server = serve_into(serve, output, app(ECHOES, attribute="app"), env=env)
+    output.fill()
+    for _ in range(5):
+        assert fetch(server).body == b"ok"
+    output.read()
+    assert fetch(server).body == b"ok"
+    server.wait_log("output lost stream=stdout")
+    assert "reentrant" not in server.log
+    os.close(output.fd)
+    os.close(output.server_end)
+
+
 SHOWS = """
 import sys
 
@@ -239,3 +277,139 @@ def test_the_streams_are_as_python_made_them(serve: Serve, app: AppWriter, unbuf
     assert fetch(server).body.decode() == repr(facts)
     server.wait_log(r"^\\xe9\nflushed$")
     assert "bytes\n" in server.log
+
+
+# --- readers of other kinds, and other writers
+
+LONG = 900
+ACCESS = re.compile(rf'127\.0\.0\.1 - - \[[^]]*\] "GET /(\w)\1{{{LONG - 1}}} HTTP/1\.1" 200 \d+ "-" "-" \d+')
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_lines_of_several_workers_are_whole_although_they_cannot_open_the_pipe(serve: Serve) -> None:
+    """It is root's, so they write to what the master has opened."""
+    output = Output()
+    server = serve_into(serve, output, "hello", "--access-log", "-", "--user", "nobody", "--threads", "4")
+    got: list[str] = []
+
+    def ask(letter: str) -> None:
+        with Browser(server) as browser:
+            for _ in range(100):
+                assert browser.get("/" + letter * LONG).status == 200
+
+    clients = [threading.Thread(target=ask, args=(letter,)) for letter in "abcdef"]
+    for client in clients:
+        client.start()
+    while any(client.is_alive() for client in clients):
+        if select.select([output.fd], [], [], 0.1)[0]:
+            got.append(output.read())
+    assert server.stop() == 0
+    lines = "".join([*got, output.read()]).splitlines()
+    assert len(lines) == 600
+    assert all(map(ACCESS.fullmatch, lines))
+    os.close(output.fd)
+    os.close(output.server_end)
+
+
+CONFIGURES = """
+import logging, sys
+import prefork
+
+logging.basicConfig(level="INFO", stream=sys.stdout)
+log = logging.getLogger("shop")
+
+def app(environ, start_response):
+    log.info("x" * 999)
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+if __name__ == "__main__":
+    sys.exit(prefork.serve(app, bind="127.0.0.1:0", workers=1, log=sys.argv[1], control="none"))
+"""
+
+
+def test_logging_that_was_set_up_before_the_server_holds_up_no_request(tmp_path: Path) -> None:
+    output, script, log = Output(), tmp_path / "shop.py", tmp_path / "log"
+    script.write_text(CONFIGURES)
+    command = [sys.executable, "-c", ONTO_STDOUT, str(output.server_end), sys.executable, str(script), str(log)]
+    with started(command, output) as server:
+        ready = re.compile(r"listening address=(\S+)(?s:.*)ready workers=1")
+        found = eventually(lambda: ready.search(log.read_text()) if log.exists() else None, within_s=20, what="ready")
+        output.fill()
+        began = time.monotonic()
+        with Browser(found[1]) as browser:
+            for _ in range(20):
+                assert browser.get().body == b"ok"
+        assert time.monotonic() - began < 10 * ONCE_S
+        server.terminate()
+        assert server.wait(STOP_S) == 0
+    assert "output lost stream=stdout count=20" in log.read_text()
+
+
+@contextmanager
+def started(command: list[str], output: Output) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process in a session of its own, to which it leaves nobody; then close the output."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[output.server_end],
+        env=clean_environment({"PYTHONPATH": str(ROOT)}),
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+            eventually(lambda: not session_members(process.pid), within_s=10, what="nobody left")
+        finally:
+            process.kill()
+            os.close(output.fd)
+            os.close(output.server_end)
+
+
+def test_a_reader_that_is_slow_holds_up_nobody_for_more_than_a_tenth_of_the_time(serve: Serve, app: AppWriter) -> None:
+    output = Output()
+    server = serve_into(serve, output, app(SAYS, attribute="asgi"), "--access-log", "-")
+    output.fill()
+    over = threading.Event()
+
+    def read_slowly() -> None:
+        while not over.wait(0.09):
+            os.read(output.fd, 4096)
+
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    waits = []
+    try:
+        began = time.monotonic()
+        with Browser(server) as browser:
+            while time.monotonic() - began < 3:
+                before = time.monotonic()
+                assert browser.get().body == b"ok"
+                waits.append(time.monotonic() - before)
+    finally:
+        over.set()
+        reader.join()
+    held_up_s = sum(wait for wait in waits if wait > 0.05)
+    assert held_up_s < 2 * (ONCE_S + 3 * ONCE_S) + 0.3, "two writers, each with its patience and what grew of it"
+    server.wait_log("output lost stream=stdout|cannot write")
+    os.close(output.fd)
+    os.close(output.server_end)
+
+
+ONTO_STDERR = ONTO_STDOUT.replace(", 1)", ", 2)")
+
+
+@pytest.mark.parametrize("how", ["crash", "boot failure"])
+def test_a_server_whose_last_words_nobody_reads_ends_all_the_same(app: AppWriter, how: str) -> None:
+    output = Output()
+    source = SAYS if how == "crash" else "raise RuntimeError('no')"
+    command = [sys.executable, "-c", ONTO_STDERR, str(output.server_end), sys.executable, "-m", "prefork", "serve"]
+    command += [app(source, attribute="wsgi"), "--workers", "1", "--bind", "127.0.0.1:0"]
+    if how != "crash":
+        output.fill()
+    with started(command, output) as server:
+        if how == "crash":
+            eventually(lambda: "ready workers" in output.read(), within_s=20, what="ready")
+            output.fill()
+            os.kill(server.pid, signal.SIGSEGV)
+        assert server.wait(20) == (-signal.SIGSEGV if how == "crash" else 4)

@@ -8,6 +8,7 @@ from textwrap import dedent
 
 PRELUDE = """
 import os, select, signal
+from prefork.core.log import open_log
 from prefork.core.process import spawn
 from prefork.master.children import Children
 
@@ -16,7 +17,7 @@ def ended(pid):
     poll.register(os.pidfd_open(pid), select.POLLIN)
     assert poll.poll(5000), "it still runs"
 
-children = Children()
+children = Children(open_log())
 exits = []
 """
 

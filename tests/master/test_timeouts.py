@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.master.policy import GRACE_MARGIN_S, STACKS_WAIT_S, STOPPED, SUSPENDED_S
+from prefork.master.policy import STACKS_WAIT_S, STOPPED, SUSPENDED_S
 from prefork.master.roster import AskFault, AskStacks, Kill, Retire, WorkerHandle
+from prefork.runtime.orders import GRACE_MARGIN_S
 from tests.master.world import BOOT_S, GRACEFUL_S, TIMEOUT_S, World, kinds, started
 
 if TYPE_CHECKING:

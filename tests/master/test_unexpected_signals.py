@@ -26,6 +26,8 @@ OTHERS = {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE,
 }  # fmt: skip
 
+OF_LIBC = {32, 33}  # which Python knows nothing of
+
 
 def test_every_signal_that_ends_a_process_is_in_the_table_or_named_or_fatal() -> None:
     assert set(signal.valid_signals()) == UNEXPECTED | TABLE.keys() | FATAL | OTHERS
@@ -37,13 +39,21 @@ def test_every_signal_that_ends_a_process_is_in_the_table_or_named_or_fatal() ->
 def test_the_master_names_each_and_serves_on(serve: Serve) -> None:
     server = serve("--workers", "2")
     workers = server.worker_pids()
-    for signum in sorted(UNEXPECTED | {signal.SIGPIPE, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT}):
+    for signum in sorted(UNEXPECTED | {signal.SIGPIPE, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT} | OF_LIBC):
         os.kill(server.pid, signum)
     for signum in UNEXPECTED:
         server.wait_log(f'WARNING .*signal ignored signal="?{name(signum)}"?$')
     assert server.worker_pids() == workers
+    assert not OF_LIBC & ignored(workers.pop()), "programs that a worker starts would inherit that"
     assert exchange(server.address, b"hi\n")
     assert server.stop() == 0
+
+
+def ignored(pid: int) -> set[int]:
+    """The signals that a process ignores."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(status.partition("SigIgn:")[2].split()[0], 16)
+    return {bit + 1 for bit in range(64) if mask >> bit & 1}
 
 
 def test_a_flood_of_one_is_one_line_a_second(serve: Serve) -> None:

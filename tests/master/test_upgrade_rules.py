@@ -198,7 +198,7 @@ def test_a_failure_is_told_in_one_message_however_long(family: Family) -> None:
 def upgrade() -> Upgrade:
     return Upgrade(
         log=open_log(),
-        children=Children(),
+        children=Children(open_log()),
         started_in=WorkingDirectory.current(),
         notifier=Notifier({}),
         boot_timeout_s=5.0,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from prefork.config.config import resolve
-from prefork.status.collect import FOLLOW_S, Collector
+from prefork.status.collect import FOLLOW_S, UNSERVED_S, Collector
 from prefork.status.scoreboard import ACCEPTED, BUSY_NS, HEARTBEAT, HELD, OLDEST, SINCE, Scoreboard
 from tests.status.test_server_state import state, worker
 
@@ -53,8 +53,9 @@ def test_a_loop_that_is_late_by_a_beat_is_not_stuck() -> None:
 class Queue:
     """Stands for a listener: so many clients wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot: int | None = None) -> None:
         self.waiting = 0
+        self.slot = slot  # of the worker whose queue it is
 
     def queue(self) -> tuple[int, int]:
         return self.waiting, 128
@@ -83,4 +84,20 @@ def test_clients_that_wait_and_nobody_accepts_make_it_unready(
     assert collector.unready(known) == f"clients wait and nobody has accepted for {limit_s + 0.1:.1f} s"
     assert collector.unready(replace(known, stopping=True)) == "the server is stopping"
     board.row(7).cells[ACCEPTED] += 1
+    assert collector.unready(known) == ""
+
+
+def test_where_each_worker_has_a_queue_the_others_do_not_serve_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 5000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    board, queues = Scoreboard(groups=8, threads=1), [Queue(0), Queue(1)]
+    known = state(workers=(worker(slot=0, group=3), worker(slot=1, group=4)), gone={1: {"accepted": 3}})
+    config = resolve("shop:app", {"workers": "2", "accept": "per-worker"}, {})
+    collector = Collector(config=config, board=board, listeners=cast("Any", queues))
+    queues[1].waiting = 1
+    assert collector.unready(known) == ""
+    now_s += UNSERVED_S
+    board.row(3).cells[ACCEPTED] += 1
+    assert collector.unready(known) == "clients wait and nobody has accepted for 5.0 s"
+    board.row(4).cells[ACCEPTED] += 1
     assert collector.unready(known) == ""
