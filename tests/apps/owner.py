@@ -9,10 +9,15 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
+import faulthandler
+import gc
 import importlib
 import multiprocessing
 import os
+import select
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -59,6 +64,34 @@ def square(number: int) -> int:
     return number * number
 
 
+def watch_up_to(number: int) -> list[select.epoll]:
+    """Make epolls that have something to tell, until one has this number."""
+    ready, end = os.pipe()
+    os.write(end, b"x")
+    epolls: list[select.epoll] = []
+    while not epolls or epolls[-1].fileno() < number:
+        epolls.append(select.epoll())
+        epolls[-1].register(ready, select.EPOLLIN)
+    return epolls
+
+
+def wait_for(pid: int) -> str:
+    """Wait for the end of a child; say its exit code."""
+    return str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+class Helpers:
+    """A manager with a list, and a daemonic process."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self.manager = context.Manager()
+        self.list = self.manager.list()
+        self.process = context.Process(target=time.sleep, args=(LONG_S,), daemon=True)
+        self.process.start()
+        self.pids = [self.manager._process.pid, self.process.pid]  # type: ignore[attr-defined]
+
+
 class Deeds:
     """What a client may ask for; each method returns the answer."""
 
@@ -82,6 +115,18 @@ class Deeds:
             os._exit(0)
         return str(pid)
 
+    def daemon(self, _: str) -> str:
+        """Fork a child that becomes a daemon as most do: it closes nothing but its standard streams; say its pid."""
+        if not (pid := os.fork()):
+            print("a child says this", file=sys.stderr, flush=True)
+            os.setsid()
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            time.sleep(LONG_S)
+            os._exit(0)
+        return str(pid)
+
     def cfork(self, _: str) -> str:
         """Fork in C, where no hook of Python runs."""
         libc = ctypes.PyDLL(None)
@@ -97,8 +142,50 @@ class Deeds:
     def leave(self, code: str) -> str:
         """Fork a child that leaves by sys.exit(); say its exit code."""
         if not (pid := os.fork()):
-            sys.exit(int(code))
-        return str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            sys.exit(int(code) if code.isdigit() else code)
+        return wait_for(pid)
+
+    def fail(self, what: str) -> str:
+        """Fork a child that raises; say its exit code."""
+        if not (pid := os.fork()):
+            raise ValueError(what)
+        return wait_for(pid)
+
+    def crash(self, _: str) -> str:
+        """Have crashes reported, and fork a child that crashes; say its exit code."""
+        faulthandler.enable()
+        if not (pid := os.fork()):
+            if faulthandler.is_enabled():
+                os.abort()
+            os._exit(0)
+        return wait_for(pid)
+
+    def grandchild(self, _: str) -> str:
+        """Fork a child that takes all numbers of descriptors for its epolls, and forks; say how many tell no more."""
+        most = max(map(int, os.listdir("/proc/self/fd")))
+        if not (pid := os.fork()):
+            gc.disable()  # what is collected would close its number
+            os.closerange(3, most + 1)
+            epolls = watch_up_to(most)
+            if not (grandchild := os.fork()):
+                os._exit(sum(not epoll.poll(0) for epoll in epolls))
+            os._exit(int(wait_for(grandchild)))
+        return wait_for(pid)
+
+    def timeout(self, seconds: str) -> str:
+        """Give sockets a timeout by default."""
+        socket.setdefaulttimeout(float(seconds))
+        return "ok"
+
+    def blocks(self, _: str) -> str:
+        """Fork while a socket has no timeout; say whether it still has none."""
+        sock, other = socket.socketpair()
+        with sock, other:
+            sock.settimeout(None)
+            if not (pid := os.fork()):
+                os._exit(0)
+            wait_for(pid)
+            return str(os.get_blocking(sock.fileno()))
 
     def process(self, method: str) -> str:
         """Start a daemonic process; say its pid."""
@@ -114,6 +201,33 @@ class Deeds:
         process.terminate()
         process.join(5)
         return f"{process.is_alive()} {process.exitcode}"
+
+    def terminate_at_once(self, _: str) -> str:
+        """Start processes, and end each by a signal before it has done anything; say how many have not ended."""
+        left = 0
+        for _number in range(20):
+            process: Any = multiprocessing.get_context("fork").Process(target=time.sleep, args=(LONG_S,))
+            process.start()
+            process.terminate()
+            process.join(2)
+            if process.is_alive():
+                left += 1
+                process.kill()
+                process.join()
+        return str(left)
+
+    def pools(self, _: str) -> str:
+        """Use pools of processes one after the other; say what the last one has computed."""
+        for _number in range(5):
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                squares = pool.map(square, range(4))
+        return str(squares)
+
+    def helpers(self, _: str) -> str:
+        """Use the helpers that were started at import; say who serves, their pids, and how often they were used."""
+        assert HELPERS is not None
+        HELPERS.list.append(os.getpid())
+        return " ".join(map(str, (os.getpid(), *HELPERS.pids, len(HELPERS.list))))
 
     def loop(self, library: str) -> str:
         """Run an event loop in a forked process; say how that went."""
@@ -194,6 +308,7 @@ def prepare(what: str) -> None:
 if "DIARY" in os.environ:
     atexit.register(write, "atexit")
 prepare(os.environ.get("SETUP", ""))
+HELPERS = Helpers() if os.environ.get("SETUP") == "helpers" else None
 DEEDS = Deeds()
 
 
@@ -206,6 +321,14 @@ def act(text: str) -> bytes:
 def handle(conn: Any) -> None:
     """Serve as a stream handler."""
     conn.sendall(act(conn.readline().decode()))
+
+
+class Request(socketserver.StreamRequestHandler):
+    """Serve as a handler of socketserver."""
+
+    def handle(self) -> None:
+        """Answer."""
+        self.wfile.write(act(self.rfile.readline().decode()))
 
 
 async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -101,6 +101,17 @@ def test_what_is_cut_at_the_graceful_timeout_is_named_in_one_line(
     assert "killing worker" not in server.log
 
 
+@EACH_ENGINE
+def test_daemonic_processes_end_although_the_application_is_cut(serve: Serve, kind: Kind) -> None:
+    server = serve(*kind, *ONE, "--graceful-timeout", "1")
+    pid = int(ask(server, kind, "process fork"))
+    ask(server, kind, "stuck")
+    assert alive(pid)
+    assert server.stop() == 0
+    server.wait_log('application cut unfinished="thread uploader" after=1s')
+    eventually(lambda: not alive(pid), within_s=WITHIN_S, what="the process gone")
+
+
 @pytest.mark.parametrize("kind", [KINDS["wsgi-threads"], KINDS["asgi"]], ids=["wsgi-threads", "asgi"])
 def test_an_exporter_of_opentelemetry_loses_no_span(serve: Serve, tmp_path: Path, kind: Kind) -> None:
     names = tmp_path / "names"

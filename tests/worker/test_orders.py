@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.owner import EACH_KIND, KINDS, Kind, ask
+from tests.support.owner import EACH_ENGINE, EACH_KIND, KINDS, Kind, ask
 from tests.support.processes import alive
 from tests.support.wait import eventually
 
@@ -96,6 +96,19 @@ def test_a_term_from_somebody_else_retires_a_worker(serve: Serve, kind: Kind) ->
     os.kill(pid, signal.SIGTERM)
     eventually(lambda: not alive(pid), within_s=LATE_S, what="the worker gone")
     assert int(ask(server, kind, "pid")) != pid
+
+
+@EACH_ENGINE
+def test_a_worker_that_somebody_else_retires_has_a_successor_before_it_has_ended(serve: Serve, kind: Kind) -> None:
+    server = serve(*kind, *DEBUG, "--graceful-timeout", "20s")
+    pid = int(ask(server, kind, "pid"))
+    ask(server, kind, "stuck")
+    os.kill(pid, signal.SIGTERM)
+    server.wait_log("spawned .* cause=recycle", within_s=LATE_S)
+    eventually(lambda: int(ask(server, kind, "pid")) != pid, within_s=2 * LATE_S, what="its successor")
+    assert alive(pid), "it waits for its thread"
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not alive(pid), within_s=LATE_S, what="the old worker gone")
 
 
 @EACH_KIND
