@@ -177,6 +177,50 @@ def test_a_watcher_that_dies_is_told_and_the_server_serves_on(serve: Serve, proj
     expect(server, "two")
 
 
+# Sends a report of its own to the watcher when it is imported.
+SAYS = """
+import os, socket
+
+for name in os.listdir("/proc/self/fd"):
+    try:
+        sock = socket.socket(fileno=os.dup(int(name)))
+    except OSError:
+        continue  # no socket, or closed by now
+    with sock:
+        if sock.type == socket.SOCK_SEQPACKET:
+            sock.send({!r})
+            os.write(1, b"said\\n")
+"""
+REPORT = b'{"files":{"%s":1},"folders":[],"imported":true,"loaded":true}'
+REPORTS = {
+    "a path with half a character": REPORT % b"/x\\ud800",
+    "a path with the other half": REPORT % b"/x\\udc00",
+    "a path with a byte": REPORT % b"/x\\udcff",
+    "a path with a zero": REPORT % b"/x\\u0000",
+    "a long path": REPORT % (b"/x" * 9999),
+    "no path": REPORT % b"",
+    "a folder with half a character": b'{"files":{},"folders":["/x\\ud800"],"imported":true,"loaded":true}',
+    "a folder with a byte": b'{"files":{},"folders":["/x\\udcff"],"imported":true,"loaded":true}',
+    "a folder that is none": b'{"files":{},"folders":[null],"imported":true,"loaded":true}',
+    "times that are none": b'{"files":{"main.py":[]},"folders":[],"imported":false,"loaded":true}',
+    "too deep": b"[" * 99_999,
+    "no text": b"\xff\x00",
+}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_report_that_is_none_does_not_end_the_watcher(serve: Serve, project: Project, report: str) -> None:
+    project.save("main.py", SAYS.format(REPORTS[report]) + MAIN)
+    project.word("one")
+    server = start(serve, project)
+    watcher = pid_of(server, "prefork: watcher")
+    server.wait_log("^said$")
+    project.word("two")
+    expect(server, "two")
+    assert pid_of(server, "prefork: watcher") == watcher
+    assert "watcher died" not in server.log
+
+
 def test_ctrl_c_ends_everything(serve: Serve, project: Project) -> None:
     project.word("one")
     server = start(serve, project)

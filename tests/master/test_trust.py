@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.client import exchange
 from tests.support.processes import alive, children
+from tests.support.story import events
 from tests.support.wait import eventually
 from tests.support.web import fetch
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import AppWriter, Serve
+    from tests.support.control import Place
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +185,47 @@ def test_escapes_do_not_reach_the_terminal(serve: Serve, app: AppWriter, tmp_pat
     os.kill(victim, signal.SIGKILL)
     server.wait_log(r"\\x1b\]0;owned\\x07")
     assert "\x1b" not in server.log
+
+
+# Is the first to be imported, says that it is ready, and never gets there.
+EARLY = """
+import time
+
+try:
+    os.close(os.open(LIES + ".told", os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    pass
+else:
+    lie()
+    while True:
+        time.sleep(60)
+"""
+READY = b'{"kind":"ready","app_kind":"wsgi","engine":"reactor"}\n'
+TIMEOUT_S = 1.0
+LATE_S = 2.0  # 0.5 s in which it could have answered; the rest is for busy machines
+
+
+@pytest.mark.parametrize("way", ["threads", "wsgi", "asgi"])
+def test_who_says_that_it_is_ready_and_never_gets_there_is_replaced(
+    serve: Serve, app: AppWriter, tmp_path: Path, place: Place, way: str
+) -> None:
+    lies = tmp_path / "lies"
+    lies.write_bytes(READY)
+    name, *options = WAYS[way]
+    args = (app(LIAR + EARLY, attribute=name), *options, "--workers", "1", "--timeout", f"{TIMEOUT_S:g}s")
+    server = serve(*args, env={"LIES": str(lies), **place.env})
+    (liar,) = server.worker_pids()
+    server.wait_log(rf"worker died .*pid={liar} cause=SIGKILL reason=.its process did not move for 1\.\d s")
+    (ready,), (killed,) = events(server.log, "ready"), events(server.log, "killing worker")
+    assert killed.pid == liar
+    assert TIMEOUT_S - 0.1 <= killed.at_s - ready.at_s <= TIMEOUT_S + LATE_S
+    assert "time.sleep(60)" in server.log, "where it stood"
+    successor = eventually(lambda: ask(server.address, way, "truth"), within_s=15, what="a worker that serves")
+    assert server.worker_pids() == {successor}
+    assert [worker["pid"] for worker in place.status()["workers"]] == [successor]
+    assert place.status()["server"]["ready"]
+    assert len(events(server.log, "killing worker")) == 1, "its successor has told the truth"
+    assert server.stop() == 0
 
 
 # --- the template

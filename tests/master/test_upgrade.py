@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from tests.master.test_stop import wait_heard
 from tests.master.test_systemd import Manager
 from tests.support.client import Hammer, Outcome, attempt, collect, crowd, dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import alive, children, open_fds
@@ -159,6 +160,25 @@ def test_clients_in_hand_are_served_to_the_end_and_the_queue_by_the_new_master(s
     gate.open()
     assert collect(inside + waiting, HI) == {Outcome.OK: 12}
     line.master = line.successor(mark)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["INT", "INT again"])
+def test_an_interrupt_after_the_hand_over_is_the_first_one(start: Start, gate: Gate, *, again: bool) -> None:
+    line = start(GATED, "--workers", "2", env=gate.env)
+    clients = crowd(line.server.address, 2)
+    gate.wait_entered(2)
+    mark = line.usr2()
+    line.server.wait_log("took over predecessor=", after=mark, within_s=SOON_S)
+    line.server.wait_log("handed over", after=mark)
+    line.master = line.successor(mark)
+    line.server.signal(signal.SIGINT)
+    wait_heard(line.server)
+    if again:
+        line.server.signal(signal.SIGINT)
+    else:
+        gate.open()
+    assert collect(clients, HI)[Outcome.OK] == (0 if again else 2)
+    assert line.server.wait_exit() == 0
 
 
 def test_after_an_upgrade_a_stop_drains_and_holds_off_as_ever(start: Start, gate: Gate) -> None:
