@@ -25,6 +25,7 @@ from prefork.config.config import Config, Setting, configure, raw_of
 from prefork.config.options import OPTIONS
 from prefork.core.log import LogFile, open_log
 from prefork.core.privileges import WorkingDirectory, identity_of, move
+from prefork.core.process import open_standard_descriptors
 from prefork.core.signals import TABLE, UNEXPECTED
 from prefork.errors import ConfigError
 from prefork.master.loop import Master
@@ -57,6 +58,7 @@ def run(config: Config) -> int:
 
     Raises PreforkError if it cannot start.
     """
+    open_standard_descriptors()
     started_in = move(config.chdir, config.umask, config.sources)
     identity = identity_of(config.user, config.group, config.sources)
     file = LogFile(config.log, identity) if config.log != "-" else None

@@ -88,6 +88,15 @@ def flush_output() -> None:
             stream.flush()
 
 
+def open_standard_descriptors() -> None:
+    """Open /dev/null at those of the numbers 0 to 2 that are closed: else a client could be there, and read the log."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+
+
 def spawn(run: Callable[[], int]) -> int:
     """Fork; return the child's pid. In the child call `run` with all signals blocked and exit with what it returns.
 

@@ -53,11 +53,13 @@ def unread(sock: socket.socket | _socket.socket) -> int:
 
 
 def reset(sock: socket.socket | _socket.socket) -> None:
-    """End a TCP connection with a reset; its socket is still to be closed. A Unix socket is left as it is.
+    """End a connection with a reset; its socket is still to be closed. A Unix socket, which knows none, is shut down.
 
     connect(2) to no address dissolves a connection at once. A close() with SO_LINGER would wait for the last copy.
     """
-    libc.connect(sock.fileno(), bytes(_SOCKADDR), _SOCKADDR)
+    if libc.connect(sock.fileno(), bytes(_SOCKADDR), _SOCKADDR):
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def hang_up(sock: socket.socket | _socket.socket) -> None:

@@ -231,7 +231,7 @@ LIES = [
     ({**SLOW, "elapsed_s": 1e300}, "elapsed_s of slow is not from 0 to 1000000000"),
     ({**SLOW, "serving": "x" * 1000}, "serving of slow is longer than 768 characters"),
     ({"kind": "enough"}, "enough without reason"),
-    ({"kind": "enough", "reason": "of it all"}, "reason of enough is none of max-requests"),
+    ({"kind": "enough", "reason": "of it all"}, "reason of enough is none of SIGTERM, max-requests"),
     ({"kind": "ready", "app_kind": [], "engine": ""}, "app_kind of ready is no text"),
     ({"kind": "failed", "code": 4, "message": None, "detail": ""}, "message of failed is no text"),
     ({"kind": "failed", "code": 4, "message": "", "detail": "x" * 65_000}, "detail of failed is longer than"),

@@ -46,7 +46,7 @@ from prefork.worker import exit
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
 child.start()
 if os.fork() == 0:
-    exit.forget_callers()
+    exit.forget_processes()
     print(multiprocessing.active_children(), flush=True)
     os._exit(0)
 os.wait()
