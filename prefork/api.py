@@ -23,7 +23,7 @@ import setproctitle
 
 from prefork.config.config import Config, Setting, configure, raw_of
 from prefork.config.options import OPTIONS
-from prefork.core.log import LogFile, open_log
+from prefork.core.log import LogFile, close_descriptions, open_log
 from prefork.core.privileges import WorkingDirectory, identity_of, move
 from prefork.core.process import open_standard_descriptors
 from prefork.core.signals import TABLE, UNEXPECTED
@@ -144,4 +144,5 @@ def _put_back() -> Iterator[None]:
         setproctitle.setproctitle(title)
         logger.handlers[:], level, logger.propagate = logging_before
         logger.setLevel(level)
+        close_descriptions()
         place.restore()

@@ -137,6 +137,12 @@ def _own_description(fd: int) -> int | None:
     return _descriptions[key]
 
 
+def close_descriptions() -> None:
+    """Close what was opened once more. Writers that are to go on have to `share` first."""
+    while _descriptions:
+        os.close(_descriptions.popitem()[1])
+
+
 class ReportingWriter(LogWriter):
     """A LogWriter that tells the log when it cannot write `what`, and, once it can again, how much of it was lost.
 
@@ -235,7 +241,7 @@ def guard_output(log: Log) -> None:
         setattr(sys, name, guarded)
         for handler in _handlers():  # the caller of `prefork.serve`, or --hooks, has set up logging
             if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
-                handler.setStream(guarded)
+                handler.stream = guarded  # setStream() would flush the old one, which may be stuck
 
 
 def _handlers() -> Iterator[logging.Handler]:
@@ -327,7 +333,7 @@ class LineHandler(logging.Handler):
 
     @property
     def crash_fd(self) -> int:
-        """Where faulthandler may write, without waiting for a reader."""
+        """Where faulthandler may write: where the log goes, without waiting for the reader of a pipe."""
         return self._out.fd
 
     @property
@@ -391,8 +397,7 @@ class Log:
         """CHILD of the application. Keep open what it was given, and this log."""
         while self._others:
             self._others.pop().close()
-        while _descriptions:
-            os.close(_descriptions.popitem()[1])
+        close_descriptions()
         self.handler.share()
         for writer in self.writers:
             writer.share()

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from _thread import get_ident
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,13 +70,22 @@ def reap(stopped: dict[int, str]) -> list[Exit]:
             return exits  # the rest are alive
         if os.WIFSTOPPED(status):
             os.kill(pid, signal.SIGKILL)
-            stopped[pid] = "it had asked to be traced, and stopped"
+            stopped[_process_of(pid)] = "it had asked to be traced, and stopped"
             continue
         cpu_ns = round((usage.ru_utime + usage.ru_stime) * 1e9)
         exits.append(Exit.of_status(pid, status, cpu_ns=cpu_ns, peak_rss_bytes=usage.ru_maxrss * 1024))
 
 
-forking = False  # in and after a fork of ours, for the hooks of os.register_at_fork
+def _process_of(thread: int) -> int:
+    """Return the pid of the process that a thread belongs to: one that stops is told of by its own number."""
+    try:
+        with open(f"/proc/{thread}/status") as file:
+            return int(file.read().partition("Tgid:")[2].split(None, 1)[0])
+    except (OSError, ValueError, IndexError):
+        return thread
+
+
+forking = 0  # the thread that makes a fork of ours, and that in the child, for the hooks of os.register_at_fork
 ORPHANED = 1  # exit code; nobody is left to read it
 _ADOPTION_S = 2.0
 CHILD_CRASHED = 70  # EX_SOFTWARE of sysexits.h: `run` raised
@@ -94,7 +104,7 @@ def open_standard_descriptors() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
 
 
 def spawn(run: Callable[[], int]) -> int:
@@ -105,13 +115,13 @@ def spawn(run: Callable[[], int]) -> int:
     flush_output()  # else both processes would write what is buffered
     global forking  # noqa: PLW0603 - a fork is of the whole process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    forking = True
+    forking = get_ident()
     try:
         pid = os.fork()
         if pid == 0:
             _child(run)
     finally:
-        forking = False
+        forking = 0
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
@@ -119,7 +129,7 @@ def spawn(run: Callable[[], int]) -> int:
 def _child(run: Callable[[], int]) -> None:
     """Run and exit without unwinding: the parent's finally blocks, atexit and buffers are not ours."""
     global forking  # noqa: PLW0603
-    forking = False
+    forking = 0
     code = CHILD_CRASHED
     try:
         code = run()

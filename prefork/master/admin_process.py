@@ -50,6 +50,7 @@ class AdminHandle:
         self._wanted = False
         self._spawning = False
         self._written = b""
+        self._has_process = config.admin is not None
         if config.admin is None:
             return
         self._host = config.admin.host
@@ -191,4 +192,5 @@ class AdminHandle:
             return  # this is the admin process
         if self.listener is not None:
             self.listener.close()
+        if self._has_process:
             self._shared.close()

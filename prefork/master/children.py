@@ -63,9 +63,14 @@ class Children:
             os.kill(pid, signal.SIGKILL)
             self._handlers.pop(pid, None)
         until_s = time.monotonic() + self.reap_s
-        while left := [pid for pid in left if os.waitpid(pid, os.WNOHANG)[0] != pid]:
+        while left := [pid for pid in left if not _ended(pid)]:
             if time.monotonic() >= until_s:
                 for pid in left:
                     self._log.error("cannot end a process", pid=pid, reason="it is traced, or waits in the kernel")
                 return
             time.sleep(_LOOK_S)  # no event tells of all of them, and it is over in a moment
+
+
+def _ended(pid: int) -> bool:
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return found == pid and not os.WIFSTOPPED(status)  # as it may, to be traced, before it ends

@@ -136,7 +136,7 @@ class Master:
         while True:
             wake_s = min(self._lifecycle.maintain(), self._supervise(), self._answer())
             now_s, roster = time.monotonic(), self._workers.roster
-            if self._policy.stopping and not self._lifecycle.upgrade.running:
+            if self._policy.stopping and (self._policy.at_once or not self._lifecycle.upgrade.running):
                 wake_s = min(wake_s, over_s := self._workers.over_s(now_s, at_once=self._policy.at_once))
                 if over_s <= now_s:
                     break
@@ -165,7 +165,7 @@ class Master:
         """
         units: dict[int, do.Unit] = {}
         while True:
-            queued = self._policy.stopping and any(listener.waiting() for listener in self._workers.listeners)
+            queued = self._policy.stopping and self._workers.queued()
             units = self._workers.units() | units
             actions, wake_s = self._policy.supervise(self._workers.roster, units, time.monotonic(), queued=queued)
             if not actions:

@@ -213,13 +213,18 @@ class Templates:
             if other != generation:
                 template.leave(time.monotonic(), "its generation has passed")
 
+    @property
+    def leaving(self) -> bool:
+        """True if one was told to leave: it forks nobody any more."""
+        return any(template.leave_by_s for template in self._live.values())
+
     def leave(self, now_s: float) -> float:
         """The last worker has ended: end all; return until when to wait for them (monotonic seconds)."""
         return max((each.leave(now_s, "the server stops") for each in self._live.values()), default=0.0)
 
     def remove(self, template: TemplateHandle) -> None:
         """The template was reaped: read its last messages and forget it."""
-        template.killed = template.killed or ""  # reaped: nobody to signal any more
+        template.killed, template.leave_by_s = template.killed or "", 0.0  # reaped: nobody to signal any more
         template.read_messages(REST_MOST)
         template.close()
         del self._live[template.generation]

@@ -282,6 +282,10 @@ class Workers:
 
     # --- what is known
 
+    def queued(self) -> bool:
+        """Return whether connections wait that a worker could still take, after the last one has ended."""
+        return not self.templates.leaving and any(listener.waiting() for listener in self.listeners)
+
     def pids(self) -> list[int]:
         """The live workers, and the templates that they are forked from."""
         return self.templates.pids() + [worker.pid for worker in self.roster]

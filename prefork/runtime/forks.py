@@ -75,6 +75,7 @@ class Forks:
     def begin(self, who: str, log: Log, listeners: Sequence[Listener]) -> None:
         """Begin to watch for forks. `who`: this process, as its children are named after it."""
         self._who, self._log, self.listeners = who, log, listeners
+        self.forked = False
         self._fds = {}
         self._handlers = {}
         self._boards = []
@@ -105,9 +106,13 @@ class Forks:
         self._handlers.update((signum, signal.getsignal(signum)) for signum in signums)
 
     def _before(self) -> None:
-        """Block signals: one that comes to the child before it is itself would go to a handler of ours, and be lost."""
-        if not process.forking:
-            self._masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        """Block signals: one that came to the child too early would go to a handler of ours, and be lost.
+
+        The mask is noted first, as a handler of the application may raise, here or in what follows.
+        """
+        if process.forking != get_ident():
+            self._masks.setdefault(get_ident(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def _unblock(self) -> None:
         if (mask := self._masks.pop(get_ident(), None)) is not None:
@@ -117,9 +122,12 @@ class Forks:
 
     def _after_in_child(self) -> None:
         try:
-            if not process.forking and self._log is not None:  # else it is our own fork
+            if process.forking == get_ident() or self._log is None:
+                return  # it is our own fork
+            if not self.forked:
                 self.forked = True
                 self._become_foreign(self._log)
+            self._log.identify(child_of=self._who.split(" gen=")[0], pid=os.getpid())
         finally:
             self._unblock()
             self._masks.clear()  # of threads that are not here
@@ -130,10 +138,7 @@ class Forks:
                 step()
             except OSError as error:  # the others matter none the less
                 log.error("a forked child keeps something of the server", reason=error.strerror)
-        # What a child of this one has at these places is its own.
-        self.listeners, self._fds, self._handlers, self._boards = (), {}, {}, []
         setproctitle.setproctitle(f"prefork: child of {self._who}")
-        log.identify(child_of=self._who.split(" gen=")[0], pid=os.getpid())
         for callback in self.on_fork:
             callback()
 

@@ -22,6 +22,7 @@ import traceback
 import weakref
 from _thread import start_new_thread
 from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
@@ -122,7 +123,8 @@ class Exit:
         self._log.warning("application cut", unfinished=what, after=f"{self._graceful_timeout_s:g}s")
         for child in _children():
             if child.daemon:
-                child.terminate()
+                with suppress(Exception):  # whatever class it is of
+                    child.terminate()
         flush_output()
         self._log.report_losses()
         os._exit(0)

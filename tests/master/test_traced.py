@@ -178,7 +178,7 @@ def test_a_worker_that_asks_to_be_traced_and_stops_is_replaced(
     before = workers_of(server)
     assert len(before) == 2
     assert ask(server, way, "trace") == b""
-    victim = int(server.wait_log(r"worker died .*pid=(\d+) cause=SIGKILL")[1])
+    victim = int(server.wait_log(r'worker died .*pid=(\d+) cause=SIGKILL reason="it had asked to be traced')[1])
     assert victim in before
     eventually(lambda: len(workers_of(server)) == 2, within_s=15, what="two workers")
     assert workers_of(server) & before == before - {victim}, "nobody else was touched"

@@ -352,3 +352,10 @@ def test_a_response_that_breaks_off_is_reset_although_c_code_has_a_copy(
             os.kill(pid, signal.SIGKILL)
             client.close()
     eventually(lambda: not alive(pid), within_s=AT_ONCE_S, what="the child gone")
+
+
+@pytest.mark.parametrize("kind", [KINDS[name] for name in ("wsgi", "coroutine-asyncio", "asgi")])
+def test_handlers_that_raise_while_the_application_forks_leave_no_signal_blocked(serve: Serve, kind: Kind) -> None:
+    server = serve(*kind, *ONE, expect_traceback=True)
+    assert ask(server, kind, "alarms", timeout_s=20) == "[]"
+    assert ask(server, kind, "terminate fork") == "False -15"

@@ -159,7 +159,7 @@ class BlockingEngine:
         cut = sum(row.cells[HELD] for row in self._rows)
         if cut:
             self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
-            for sock in self._sockets.values():
+            for sock in list(self._sockets.values()):
                 with suppress(OSError):  # that one has ended
                     sock.shutdown(socket.SHUT_RDWR)
 
