@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.client import dial, exchange, read_to_end, talkback_reply
 from tests.support.load import Load, fresh
-from tests.support.processes import children, open_fds, stat
+from tests.support.processes import children, open_fds, stat, wait_idle
 from tests.support.story import events
 from tests.support.wait import eventually
 
@@ -214,6 +214,7 @@ def test_a_reload_without_room_for_a_thread_costs_nobody(serve: Serve, group: Pa
 @contextmanager
 def without_descriptors(pid: int) -> Iterator[None]:
     """Let a process open nothing more, until the end of the context."""
+    wait_idle(pid)  # it may have some open for a moment
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = open_fds(pid)
     free = next(fd for fd in range(len(used) + 1) if fd not in used)
