@@ -11,7 +11,8 @@ from typing import Any
 from prefork.core.log import Log
 from prefork.core.process import Exit, reap
 
-REAP_S = 5.0  # much memory takes its time
+REAP_S = 5.0  # for the end of a child that was killed: much memory takes its time
+REAP_AT_ONCE_S = 0.2  # where nobody is waited for
 _LOOK_S = 0.002
 _PID_MOST = 1 << 22  # linux/threads.h, PID_MAX_LIMIT
 
@@ -22,7 +23,7 @@ class Children:
     def __init__(self, log: Log) -> None:
         self._log = log
         self.stopped: dict[int, str] = {}  # by pid of a child that was killed because it had stopped to be traced: why
-        self.reap_s = REAP_S  # how long to wait for the end of a child that was killed
+        self.reap_s = REAP_S
         self._handlers: dict[int, Callable[[Exit], None]] = {}
 
     def register(self, pid: int, on_exit: Callable[[Exit], None]) -> None:

@@ -24,7 +24,7 @@ from prefork.core.proc import stopped
 from prefork.core.process import Exit, spawn
 from prefork.core.signals import FAULT, STACKS
 from prefork.errors import FORK_REFUSED, ConfigError, PreforkError
-from prefork.master.children import REAP_S, Children
+from prefork.master.children import REAP_AT_ONCE_S, REAP_S, Children
 from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Inherited
@@ -35,7 +35,6 @@ from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
 from prefork.worker.process import Worker
 
-REAP_AT_ONCE_S = 0.2
 ROWS_LEAST = 64
 ROWS_PER_WORKER = 4
 _NEVER = float("inf")

@@ -32,6 +32,7 @@ from tests.support.client import Hammer, dial, exchange, read_to_end, talkback_r
 from tests.support.control import Place
 from tests.support.processes import alive, children, open_fds, session_members
 from tests.support.server import APPS, run
+from tests.support.users import as_root
 from tests.support.wait import eventually
 from tests.support.web import Browser, fetch, request
 
@@ -45,7 +46,6 @@ OBEY = f"{APPS / 'obey.py'}:handle"
 AT_THE_GATE = f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\ngated.pass_gate()\nhandle = gated.handle\n"
 HI = talkback_reply(b"hi")
 NOBODY = 65534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 # --- what is asked and answered

@@ -15,6 +15,7 @@ from tests.support.admin import ADMIN, address_of, admin_pid, figure, figures, s
 from tests.support.client import exchange
 from tests.support.processes import alive
 from tests.support.server import ROOT
+from tests.support.users import as_root
 from tests.support.wait import eventually
 from tests.support.web import Browser, fetch, request
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 NOBODY = pwd.getpwnam("nobody").pw_name
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 MUCH = 3 << 20  # bytes: the scoreboard, which workers do write to, has fewer
 
 # Writes over all that it shares with other processes and that is large, when it is imported and for each client.

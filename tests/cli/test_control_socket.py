@@ -13,6 +13,7 @@ import pytest
 from tests.support.client import exchange, talkback_reply
 from tests.support.control import Place
 from tests.support.server import ROOT, clean_environment
+from tests.support.users import as_root
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 NOBODY = 65534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 def test_the_socket_and_its_folder_are_private(serve: Serve, place: Place) -> None:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.core.log import LEVELS, open_log, utc
+from tests.support.users import as_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -289,7 +290,7 @@ def test_a_reader_that_does_not_keep_up_costs_whole_lines() -> None:
     ]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to become another user")
+@as_root
 def test_a_pipe_of_another_user_does_not_block() -> None:
     """It cannot be opened again, and its description is not ours alone."""
     script = """

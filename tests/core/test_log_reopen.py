@@ -13,6 +13,7 @@ import pytest
 from tests.support.client import Hammer, exchange
 from tests.support.processes import open_fds
 from tests.support.server import run
+from tests.support.users import as_root
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def test_a_rotation_under_load_loses_no_line_and_no_request(
     assert server.log == ""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@as_root
 def test_workers_of_another_user_follow_into_the_new_file(serve: Serve, open_folder: Path) -> None:
     """The folder is root's: the worker may open the file only since it is its own from its creation."""
     log = open_folder / "log"

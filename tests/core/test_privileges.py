@@ -13,13 +13,13 @@ import pytest
 
 from prefork.core.privileges import WorkingDirectory, identity_of, move
 from prefork.errors import ConfigError
+from tests.support.users import as_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 SOURCES = {"user": "--user", "group": "--group", "chdir": "--chdir"}
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 SOMEBODY = next(entry for entry in pwd.getpwall() if entry.pw_uid not in (0, os.geteuid()))
 THEIR_GROUP = grp.getgrgid(SOMEBODY.pw_gid)
 

@@ -21,6 +21,7 @@ from tests.support.client import exchange
 from tests.support.processes import session_members
 from tests.support.server import ROOT, STOP_S, clean_environment
 from tests.support.stuck import fill, read_all
+from tests.support.users import as_root
 from tests.support.wait import eventually
 from tests.support.web import Browser, fetch
 
@@ -285,7 +286,7 @@ LONG = 900
 ACCESS = re.compile(rf'127\.0\.0\.1 - - \[[^]]*\] "GET /(\w)\1{{{LONG - 1}}} HTTP/1\.1" 200 \d+ "-" "-" \d+')
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@as_root
 def test_lines_of_several_workers_are_whole_although_they_cannot_open_the_pipe(serve: Serve) -> None:
     """It is root's, so they write to what the master has opened."""
     output = Output()

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 NOBODY = pwd.getpwnam("nobody").pw_name
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 # Writes what a file says into the pipe to the master, in the worker that is asked to.
 LIAR = """

@@ -14,6 +14,7 @@ import pytest
 from tests.support.client import dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import alive, open_fds, session_members
 from tests.support.server import run
+from tests.support.users import as_root
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 BAD_USAGE, RUNS_ALREADY, CANNOT_BOOT = 2, 1, 3
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 SOMEBODY = next(entry for entry in pwd.getpwall() if entry.pw_uid not in (0, os.geteuid()))
 WHO = """
 import os

@@ -49,6 +49,12 @@ def preloaded(serve: Serve, kind: Kind, *options: str, env: dict[str, str] | Non
     return serve(*kind, "--preload", *options, env={"SETUP": "helpers", **(env or {})})
 
 
+def stop_without_trouble(server: RunningServer) -> None:
+    """Stop the server, and see that nothing went wrong on the way."""
+    assert server.stop() == 0
+    assert not [what for what in TROUBLE if what in server.log]
+
+
 def used_by_others(server: RunningServer, kind: Kind, known: set[int]) -> Iterator[Answer]:
     """Answers of workers until one comes that is not known."""
     while True:
@@ -68,8 +74,7 @@ def test_they_outlive_a_worker_that_is_not_needed_any_more(serve: Serve, place: 
     after = use(server, kind)
     assert after == (*(pid for pid in workers if alive(pid)), *before.helpers, before.uses + 1)
     assert all(map(alive, after.helpers))
-    assert server.stop() == 0
-    assert not [what for what in TROUBLE if what in server.log]
+    stop_without_trouble(server)
 
 
 @EACH_ENGINE
@@ -83,8 +88,7 @@ def test_they_outlive_workers_that_are_recycled(serve: Serve, kind: Kind) -> Non
     assert {answer.helpers for answer in answers} == {answers[0].helpers}
     assert [answer.uses for answer in answers] == list(range(1, len(answers) + 1))
     assert all(map(alive, answers[0].helpers))
-    assert server.stop() == 0
-    assert not [what for what in TROUBLE if what in server.log]
+    stop_without_trouble(server)
 
 
 @EACH_ENGINE
@@ -98,8 +102,7 @@ def test_a_reload_ends_them_with_the_old_template(serve: Serve, kind: Kind) -> N
     assert not {*old} & {*new.helpers}
     assert new.uses == 1
     assert all(map(alive, new.helpers))
-    assert server.stop() == 0
-    assert not [what for what in TROUBLE if what in server.log]
+    stop_without_trouble(server)
 
 
 @EACH_ENGINE
@@ -107,6 +110,5 @@ def test_a_stop_leaves_none_of_them(serve: Serve, kind: Kind) -> None:
     server = preloaded(serve, kind, "--workers", "2")
     helpers = use(server, kind).helpers
     assert all(map(alive, helpers))
-    assert server.stop() == 0
+    stop_without_trouble(server)
     assert not session_members(server.pid)
-    assert not [what for what in TROUBLE if what in server.log]
