@@ -320,7 +320,7 @@ def test_a_missing_module(folder: Path) -> None:
     assert f"there is no module 'ap' on the path, which starts with {folder}" in sentence
     assert str(refused("appps:handle")).endswith(" Did you mean 'apps'?")
     assert "there is no module 'apps.web'" in str(refused("apps.web:handle"))
-    assert "there is no module 'shop'" in str(refused("shop.web:handle"))
+    assert "there is no module 'unheard_of'" in str(refused("unheard_of.web:handle"))
 
 
 def test_a_missing_module_shows_no_traceback(folder: Path) -> None:
