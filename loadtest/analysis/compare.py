@@ -55,6 +55,7 @@ class Configuration:
     missed: int | None  # those of them that never started
     lag_p99_ns: int | None  # how late the generator saw 99 of 100 of them at most
     failures: Mapping[str, int] | None  # cause -> exchanges, INVALID rounds too; None when no load was ever put on it
+    censored: int | None  # cut off by the end of their round, INVALID rounds too
     cpu_per_request_us: float | None
     pss_bytes: float | None
     verdict: str  # the most frequent of its rounds, or INVALID when none is valid
@@ -80,10 +81,10 @@ class Comparison:
 
 
 def cpu_per_request_ns(done: Round) -> float | None:
-    """Return the CPU time of the server's processes per completed exchange, in ns."""
-    if done.client is None or not done.client.completed or done.signals is None or done.signals.server is None:
+    """Return the CPU time of the server's processes per exchange that was done in the window, in ns."""
+    if done.client is None or not done.client.done or done.signals is None or done.signals.server is None:
         return None
-    return done.signals.server.cpu_ns / done.client.completed
+    return done.signals.server.cpu_ns / done.client.done
 
 
 METRICS: Mapping[str, Metric] = {
@@ -180,6 +181,7 @@ def _configuration(name: str, load: str, group: Sequence[Round]) -> Configuratio
         missed=sum(found.missed for found in arrivals) if arrivals else None,
         lag_p99_ns=lag.p99_ns,
         failures=dict(sorted(failures.items())) if driven else None,
+        censored=sum(done.client.censored for done in group if done.client) if driven else None,
         cpu_per_request_us=None if cpu_ns is None else cpu_ns / 1e3,
         pss_bytes=_median(done.signals.pss_bytes if done.signals else None for done in valid),
         verdict=verdicts.most_common(1)[0][0],

@@ -9,8 +9,10 @@ SERVER-CPU comes before that last rule.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from loadtest.data import figures
 from loadtest.data.records import Client, Signals, Verdict
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ QUEUE_FULL = 0.9  # of the accept queue's limit
 QUEUE_SHARE = 0.25  # of an exchange that was spent waiting to be accepted
 SERVER_BUSY = 0.9  # of the server's CPUs, or of one core for its busiest process
 IDLE = 0.5  # of a core, both sides
-KEPT = 0.99  # of the exchanges that came due: so many at least must have ended well
+KEPT = 0.99  # of the exchanges that come due: so many at least must end well
+CHANCE = 3.0  # roots of the number in flight, by which that may have grown in the window
 LAG_SHARE = 0.1  # of the median latency, by which 1 in 100 arrivals may be seen late
 LAG_NS = 1_000_000  # and that much in any case
 
@@ -45,17 +48,32 @@ def _nothing(client: Client, _signals: Signals, _cpus: int) -> str:
 
 
 def _errors(client: Client, _signals: Signals, _cpus: int) -> str:
-    share = client.failed / (client.failed + client.completed)
+    lost = client.failed + client.censored
+    share = lost / (lost + client.completed)
     return f"{share:.1%} of the exchanges failed; {_causes(client)}" if share > FAILED_SHARE else ""
 
 
 def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
-    """Check the offered rate (open model): when it was not reached, the latencies are those of another load."""
+    """Check the offered rate (open model): when it was not kept, the latencies are those of another load.
+
+    It is kept if nearly all that came due in the window has a counterpart that ended in it. What is in flight at the
+    window's edges is a matter of chance: of n exchanges that do not know of each other, by some times the root of n.
+    """
     arrivals = client.arrivals
-    if arrivals is None or client.completed >= KEPT * arrivals.offered:
+    if arrivals is None:
         return ""
-    missed = f"; {arrivals.missed:,} of {arrivals.offered:,} were missed" if arrivals.missed else ""
-    return f"only {client.completed / arrivals.offered:.1%} of the exchanges that came due ended well{missed}"
+    lost = arrivals.missed + client.ended_failed
+    chance = CHANCE * math.sqrt(client.busy_s / client.duration_s) + 1
+    grew = client.growth if client.growth > chance else 0
+    if lost + grew <= (1 - KEPT) * arrivals.offered:
+        return ""
+    reached = client.rate_per_s
+    text = f"{figures.digits(reached)}/s of {figures.digits(arrivals.offered / client.duration_s)}/s"
+    if grew:
+        text += f"; in flight grew by {figures.digits(grew / client.duration_s)}/s"
+    if arrivals.missed:
+        text += f"; {arrivals.missed:,} of {arrivals.offered:,} were missed"
+    return text
 
 
 def _lag(client: Client, _signals: Signals, _cpus: int) -> str:
@@ -76,7 +94,7 @@ def _little(client: Client, _signals: Signals, _cpus: int) -> str:
     as many as are in flight, by the longest latency at most.
     """
     counted = client.busy_s / client.duration_s
-    derived = client.rate_per_s * client.latency.mean_ns / 1e9
+    derived = client.completed / client.duration_s * client.latency.mean_ns / 1e9
     off = abs(counted - derived) / max(counted, derived)
     if off <= LITTLE + client.latency.max_ns / 1e9 / client.duration_s:
         return ""
@@ -150,7 +168,8 @@ def _idle(client: Client, signals: Signals, _cpus: int) -> str:
 
 
 def _causes(client: Client) -> str:
-    return ", ".join(f"{count} {cause}" for cause, count in sorted(client.failures.items()))
+    causes = [f"{count} {cause}" for cause, count in sorted(client.failures.items())]
+    return ", ".join(causes + [f"{client.censored} cut off by the end"] * bool(client.censored))
 
 
 _RULES: tuple[tuple[str, Rule], ...] = (

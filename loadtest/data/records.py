@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMA = 1
+CLIENT_SCHEMA = 2  # of the generator's file
+_BEFORE = 1  # its schema when throughput was of what came due in the window; only the closed model can be converted
 
 
 class RecordError(Exception):
@@ -37,12 +39,13 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Second:
-    """The exchanges that started in one second of the window, or in its last part of one."""
+    """A second of the window, or one of several parts of more seconds, or its last part."""
 
     t_s: int  # since the window began
-    span_s: float  # 1, or the length of the last part
-    completed: int
-    failed: int
+    span_s: float
+    ended: int  # exchanges that ended well in it
+    completed: int  # came due in it, and ended well some time
+    failed: int  # came due in it, and failed
     p50_ns: int | None  # None when none completed
     p99_ns: int | None
 
@@ -60,9 +63,12 @@ class Client:
     connections: int
     start_ns: int  # of the window, CLOCK_MONOTONIC, which all processes of a machine share
     duration_s: float
-    completed: int  # exchanges that ended well inside the window
-    failures: Mapping[str, int]  # cause -> exchanges that did not
-    censored: int  # in flight when the run ended, and given up
+    rate_per_s: float  # throughput: what ended in the window, or of the closed model what was done in it
+    ended: int  # exchanges that ended well in the window, whenever they came due
+    ended_failed: int  # failed in the window
+    completed: int  # came due in the window, and ended well some time
+    failures: Mapping[str, int]  # cause -> exchanges that came due in the window and failed
+    censored: int  # came due in the window, and were given up when the run ended
     busy_s: float  # time that connections spent inside exchanges, cut at the window's edges
     latency: Histogram
     service_time: Histogram
@@ -71,9 +77,15 @@ class Client:
     raw: Mapping[str, Any]  # the file as it was
 
     @property
-    def rate_per_s(self) -> float:
-        """Throughput: exchanges completed per second."""
-        return self.completed / self.duration_s
+    def done(self) -> float:
+        """The exchanges that the server did in the window; the closed model has parts of some."""
+        return self.rate_per_s * self.duration_s
+
+    @property
+    def growth(self) -> int:
+        """The exchanges in flight when the window closed, less those when it opened; of the open model."""
+        came = self.arrivals.offered - self.arrivals.missed if self.arrivals else self.ended + self.ended_failed
+        return came - self.ended - self.ended_failed
 
     @property
     def lost(self) -> int:
@@ -89,13 +101,19 @@ class Client:
     def from_json(cls, data: Mapping[str, Any]) -> Client:
         """Read the generator's file. Raises RecordError when it is not one."""
         try:
-            if data["schema"] != SCHEMA:
-                raise RecordError(f"the generator's result has schema {data['schema']!r}; this version reads {SCHEMA}")
+            raw = data
+            data = _converted(data) if data["schema"] == _BEFORE else data
+            if data["schema"] != CLIENT_SCHEMA:
+                known = f"this version reads {CLIENT_SCHEMA}"
+                raise RecordError(f"the generator's result has schema {data['schema']!r}; {known}")
             return cls(
                 scenario=data["scenario"],
                 connections=data["connections"],
                 start_ns=data["window_start_ns"],
                 duration_s=data["duration_s"],
+                rate_per_s=data["rate_per_s"],
+                ended=data["ended"],
+                ended_failed=data["ended_failed"],
                 completed=data["completed"],
                 failures=dict(data["failures"]),
                 censored=data["censored"],
@@ -104,10 +122,26 @@ class Client:
                 service_time=Histogram.from_json(data["service_time"]),
                 arrivals=Arrivals.from_json(found) if (found := data.get("arrivals")) else None,
                 seconds=tuple(Second.from_json(second) for second in data.get("per_second", ())),
-                raw=data,
+                raw=raw,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(f"the generator's result lacks or garbles {error}") from None
+
+
+def _converted(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a file of the schema before as one of now, with what it has: rate x latency is what was in flight.
+
+    Raises RecordError for one of the open model, which does not have what ended in its window.
+    """
+    if data.get("arrivals"):
+        raise RecordError("it has a rate, and not what ended in the window: measure it again with this version")
+    mean_s = Histogram.from_json(data["latency"]).mean_ns / 1e9
+    rate = data["completed"] / data["duration_s"]
+    if mean_s and not data["failures"] and not data["censored"]:
+        rate = data["busy_s"] / data["duration_s"] / mean_s
+    ended = {"ended": data["completed"], "ended_failed": sum(data["failures"].values()), "rate_per_s": rate}
+    seconds = [{**second, "ended": second["completed"]} for second in data.get("per_second", ())]
+    return {**data, **ended, "schema": CLIENT_SCHEMA, "per_second": seconds}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

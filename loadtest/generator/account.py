@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prefork.status.histogram import Histogram
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
-SCHEMA = 1
-_SCRAP_S = 0.1  # a window's rest that is no second of its own: a rate over some ms says nothing
+SCHEMA = 2
+_SCRAP = 0.1  # of a slice, at the end of a window, is no slice of its own: a rate over some ms says nothing
 _TOGETHER_S = 0.5  # windows that end further apart were not all there to the end
 
 
@@ -56,6 +56,46 @@ class Arrivals:
         )
 
 
+@dataclass(slots=True)
+class Slice:
+    """A second of the window, or several."""
+
+    latency: Histogram = field(default_factory=Histogram)  # of what came due in it and went well
+    failed: int = 0  # of what came due in it
+    ended: int = 0  # went well and ended in it, whenever it came due
+
+    def add(self, other: Slice) -> None:
+        """Add the exchanges of another slice."""
+        self.latency.merge(other.latency)
+        self.failed += other.failed
+        self.ended += other.ended
+
+    def to_message(self) -> list[Any]:
+        """Return the slice as plain numbers and lists."""
+        return [self.latency.to_json(), self.failed, self.ended]
+
+    @classmethod
+    def from_message(cls, message: Sequence[Any]) -> Slice:
+        """Read the slice that `to_message` made."""
+        latency, failed, ended = message
+        return cls(Histogram.from_json(latency), failed, ended)
+
+
+def slices_of(duration_s: float, width_s: float = 1.0) -> int:
+    """Return the number of slices of a window. The last may be shorter, or up to a tenth longer."""
+    return max(math.ceil(duration_s / width_s - _SCRAP), int(duration_s > 0))
+
+
+def joined(slices: Iterable[Slice], count: int) -> list[Slice]:
+    """Join each `count` slices that follow one another to one."""
+    made: list[Slice] = []
+    for number, found in enumerate(slices):
+        if number % count == 0:
+            made.append(Slice())
+        made[-1].add(found)
+    return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """What one process recorded in its window, or several processes together."""
@@ -66,13 +106,15 @@ class Account:
     gap_ns: int | None  # the longest time that sockets were not looked at; None for users that wait for one each
     opens_ns: int  # when the window opened, CLOCK_MONOTONIC; of several processes on one machine: on average
     duration_s: float  # length of the window
+    done: float  # exchanges that went well, each with the part of its time that lies in the window
     busy_s: float
     censored: int
+    ended_failed: int  # exchanges that failed in the window, whenever they came due
     outside: int  # exchanges that went well and began before or after the window
     outside_failed: int  # also, that failed
     failures: Counter[str]
-    latencies: list[Histogram]  # one for each second of the window
-    failed: list[int]  # also
+    width_s: float  # of a slice
+    slices: list[Slice]  # of the window
     arrivals: Arrivals | None  # None in the closed model
     began_s: float = 0.0  # when this process began, after the start of the run
 
@@ -81,8 +123,7 @@ class Account:
         return {
             **{name: getattr(self, name) for name in _NUMBERS},
             "failures": dict(self.failures),
-            "latencies": [histogram.to_json() for histogram in self.latencies],
-            "failed": self.failed,
+            "slices": [found.to_message() for found in self.slices],
             "arrivals": self.arrivals.to_message() if self.arrivals else None,
         }
 
@@ -92,7 +133,7 @@ class Account:
         values = {
             **message,
             "failures": Counter(message["failures"]),
-            "latencies": [Histogram.from_json(found) for found in message["latencies"]],
+            "slices": [Slice.from_message(found) for found in message["slices"]],
             "arrivals": Arrivals.from_message(found) if (found := message["arrivals"]) else None,
         }
         return cls(**values)
@@ -101,18 +142,15 @@ class Account:
     def merged(cls, accounts: Sequence[Account]) -> Account:
         """Merge the accounts of processes that ran side by side."""
         first_s = min(account.began_s for account in accounts)
-        late_s = [round(account.began_s - first_s) for account in accounts]
-        ends_s = [late + account.duration_s for late, account in zip(late_s, accounts, strict=True)]
+        width_s = max(account.width_s for account in accounts)
+        late = [round((account.began_s - first_s) / width_s) for account in accounts]
+        ends_s = [slot * width_s + account.duration_s for slot, account in zip(late, accounts, strict=True)]
         stayed_s = [end for end in ends_s if end > max(ends_s) - _TOGETHER_S]
         duration_s = sum(stayed_s) / len(stayed_s)
-        seconds = seconds_of(duration_s)
-        latencies = [Histogram() for _ in range(seconds)]
-        failed = [0] * seconds
-        for late, account in zip(late_s, accounts, strict=True):
-            for number, latency in enumerate(account.latencies, late):
-                second = min(number, seconds - 1)
-                latencies[second].merge(latency)
-                failed[second] += account.failed[number - late]
+        slices = [Slice() for _ in range(slices_of(duration_s, width_s))]
+        for slot, account in zip(late, accounts, strict=True):
+            for number, found in enumerate(joined(account.slices, round(width_s / account.width_s)), slot):
+                slices[min(number, len(slices) - 1)].add(found)
         gaps_ns = [account.gap_ns for account in accounts if account.gap_ns is not None]
         arrivals = [account.arrivals for account in accounts if account.arrivals]
         return cls(
@@ -123,19 +161,32 @@ class Account:
             wall_s=max(account.wall_s for account in accounts),
             opens_ns=sum(account.opens_ns for account in accounts) // len(accounts),
             duration_s=duration_s,
+            done=sum(account.done for account in accounts),
             busy_s=sum(account.busy_s for account in accounts),
             censored=sum(account.censored for account in accounts),
+            ended_failed=sum(account.ended_failed for account in accounts),
             outside=sum(account.outside for account in accounts),
             outside_failed=sum(account.outside_failed for account in accounts),
             began_s=first_s,
             failures=sum((account.failures for account in accounts), Counter()),
-            latencies=latencies,
-            failed=failed,
+            width_s=width_s,
+            slices=slices,
         )
+
+    @property
+    def latency(self) -> Histogram:
+        """The latencies of all exchanges that came due in the window and went well."""
+        return _merged(found.latency for found in self.slices)
+
+    @property
+    def rate_per_s(self) -> float:
+        """The throughput in the window: what ended in it, or in the closed model what was done of it in the window."""
+        done = sum(found.ended for found in self.slices) if self.arrivals else self.done
+        return done / self.duration_s if self.duration_s else 0.0
 
     def to_result(self) -> dict[str, Any]:
         """Return the measured part of the result document, for `json.dumps`."""
-        latency = _merged(self.latencies)
+        latency = self.latency
         # The closed model sends as soon as it may: both clocks start together.
         arrivals = self.arrivals.to_message() if self.arrivals else None
         service = arrivals.pop("service") if arrivals else latency.to_json()
@@ -143,6 +194,9 @@ class Account:
             "connections": self.connections,
             "window_start_ns": self.opens_ns,
             "duration_s": self.duration_s,
+            "rate_per_s": self.rate_per_s,
+            "ended": sum(found.ended for found in self.slices),
+            "ended_failed": self.ended_failed,
             "completed": latency.n,
             "failures": dict(self.failures.most_common()),
             "censored": self.censored,
@@ -152,14 +206,17 @@ class Account:
             "arrivals": arrivals,
             "per_second": [
                 {
-                    "t_s": number,
-                    "span_s": 1.0 if number + 1 < len(self.latencies) else self.duration_s - number,
-                    "completed": second.n,
-                    "failed": failed,
-                    "p50_ns": second.quantile(0.5) if second.n else None,
-                    "p99_ns": second.quantile(0.99) if second.n else None,
+                    "t_s": round(number * self.width_s),
+                    "span_s": self.width_s
+                    if number + 1 < len(self.slices)
+                    else self.duration_s - number * self.width_s,
+                    "ended": found.ended,
+                    "completed": found.latency.n,
+                    "failed": found.failed,
+                    "p50_ns": found.latency.quantile(0.5) if found.latency.n else None,
+                    "p99_ns": found.latency.quantile(0.99) if found.latency.n else None,
                 }
-                for number, (second, failed) in enumerate(zip(self.latencies, self.failed, strict=True))
+                for number, found in enumerate(self.slices)
             ],
             "busy_s": self.busy_s,
         }
@@ -172,16 +229,14 @@ _NUMBERS = (
     "gap_ns",
     "opens_ns",
     "duration_s",
+    "width_s",
+    "done",
     "busy_s",
     "censored",
+    "ended_failed",
     "outside",
     "outside_failed",
 )
-
-
-def seconds_of(duration_s: float) -> int:
-    """Return the number of seconds of a window. The last one is up to 0.1 s longer, or shorter than a second."""
-    return max(math.ceil(duration_s - _SCRAP_S), int(duration_s > 0))
 
 
 def _merged(histograms: Iterable[Histogram]) -> Histogram:
@@ -221,7 +276,7 @@ class ProcessAccounts:
                     "began_s": account.began_s,
                     "duration_s": account.duration_s,
                     "connections": account.connections,
-                    "completed": sum(second.n for second in account.latencies),
+                    "completed": account.latency.n,
                     "failed": account.failures.total(),
                     "cpu_s": account.cpu_s,
                 }

@@ -175,6 +175,11 @@ class Report:
         lines += [
             f"failures of {name}: " + ", ".join(f"{n} {cause}" for cause, n in some.items()) for name, some in failed
         ]
+        lines += [
+            f"{found.name}: {found.censored} exchanges had not ended with their rounds, and are in no latency"
+            for found in self.comparison.configurations
+            if found.censored
+        ]
         return [*lines, "host: " + _host(self.rounds[-1].provenance)]
 
     def _reasons(self) -> list[str]:

@@ -304,7 +304,7 @@ class ResultWriter:
             why = "the run was too short, or the server does not answer"
             why += "" if self.alone else "; the workers' logs may say more"
             return f"no exchange ended on {self.environment.host}: {why}"
-        if account and not account.failures and not any(second.n for second in account.latencies):
+        if account and not account.failures and not account.latency.n:
             warmup_s = self.environment.parsed_options.warmup
             return f"no exchange began in the {account.duration_s:g} s that followed the warm-up of {warmup_s:g} s"
         return ""

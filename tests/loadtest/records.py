@@ -29,15 +29,19 @@ def generator_file(**change: Any) -> dict[str, Any]:
     """What the load generator writes: 2 s of 1,000 exchanges a second, 16 at a time, so 16 ms each."""
     latency = Histogram()
     latency.record(16_000_000, change.get("completed", 2000) or 1)
-    latency = latency if change.get("completed", 2000) else Histogram()
+    completed = change.get("completed", 2000)
+    latency = latency if completed else Histogram()
     return {
-        "schema": 1,
+        "schema": 2,
         "generator": {"engine": "readable"},
         "scenario": "nap",
         "connections": 16,
         "window_start_ns": 5_000_000_000,
         "duration_s": 2.0,
-        "completed": 2000,
+        "rate_per_s": change.get("ended", completed) / change.get("duration_s", 2.0),
+        "ended": completed,
+        "ended_failed": sum(change.get("failures", {}).values()),
+        "completed": completed,
         "failures": {},
         "censored": 0,
         "busy_s": 32.0,

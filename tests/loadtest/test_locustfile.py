@@ -57,7 +57,7 @@ def deadline(seconds: float, user: str = "TalkbackUser", engine: str = "readable
 def check_consistency(result: dict[str, Any], engine: str = "readable") -> Histogram:
     """What must hold for every result of the closed model; returns its latencies."""
     latency = Histogram.from_json(result["latency"])
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     assert result["generator"]["engine"] == engine
     assert (result["generator"]["max_gap_s"] is not None) == (engine == "fast")
     assert result["arrivals"] is None

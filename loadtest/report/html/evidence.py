@@ -108,7 +108,7 @@ def _parts(client: Client, width_s: int) -> tuple[Part, ...]:
             Part(
                 start_s=number * width_s,
                 end_s=number * width_s + span_s,
-                rate_per_s=sum(second.completed for second in seconds) / span_s if span_s else 0.0,
+                rate_per_s=sum(second.ended for second in seconds) / span_s if span_s else 0.0,
                 p50_ns=_median(_borne(0.5, [(second.p50_ns, second.completed) for second in seconds])),
                 p99_ns=max(_borne(0.99, [(second.p99_ns, second.completed) for second in seconds]), default=None),
             )

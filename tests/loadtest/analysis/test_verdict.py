@@ -35,12 +35,30 @@ SECOND = 1_000_000_000
         ),
         ({}, {"server": usage(cpu_ns=SECOND // 5), "generator": usage(cpu_ns=SECOND // 5)}, "IDLE-LIMITED", "10%"),
         ({"arrivals": arrivals()}, {}, "OK", "nothing"),
-        ({"arrivals": arrivals(offered=2020)}, {}, "OK", "nothing"),
+        ({"arrivals": arrivals(offered=2012)}, {}, "OK", "nothing"),  # 12 more in flight: three roots of 16, and one
         (
-            {"arrivals": arrivals(offered=2500, missed=400)},
+            {"arrivals": arrivals(offered=2060)},  # 3 % more than the server does
             {},
             "INVALID",
-            "only 80.0% of the exchanges that came due ended well; 400 of 2,500 were missed",
+            "1,000/s of 1,030/s; in flight grew by 30.0/s",
+        ),
+        (
+            {"arrivals": arrivals(offered=700), "ended": 372, "completed": 700, "busy_s": 600.0},
+            {},
+            "INVALID",
+            "186/s of 350/s; in flight grew by 164/s",
+        ),
+        (
+            {"arrivals": arrivals(offered=2500, missed=500)},
+            {},
+            "INVALID",
+            "1,000/s of 1,250/s; 500 of 2,500 were missed",
+        ),
+        (
+            {"arrivals": arrivals(), "censored": 40},
+            {},
+            "INVALID",
+            "2.0% of the exchanges failed; 40 cut off by the end",
         ),
         ({"arrivals": arrivals(lag_ns=1_500_000)}, {}, "OK", "nothing"),  # a tenth of the median is 1.6 ms
         (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.generator.account import Account, ProcessAccounts, seconds_of
+from loadtest.generator.account import Account, ProcessAccounts, slices_of
 from loadtest.generator.link import Batch
 from loadtest.generator.recorder import Recorder
 from prefork.status.histogram import Histogram
@@ -49,7 +49,7 @@ def replay(exchanges: list[tuple[int, int, str | None]], warmup_s: float, closes
 
 
 @given(exchanges=EXCHANGES, warmup_s=WARMUPS_S, closes_ns=st.integers(1, 6 * SECOND_NS))
-def test_an_exchange_belongs_to_the_window_in_which_it_starts(
+def test_latency_is_of_what_came_due_in_the_window_and_throughput_of_what_was_done_in_it(
     exchanges: list[tuple[int, int, str | None]], warmup_s: float, closes_ns: int
 ) -> None:
     result = replay(exchanges, warmup_s, closes_ns).to_result()
@@ -68,14 +68,27 @@ def test_an_exchange_belongs_to_the_window_in_which_it_starts(
     ended = [outcome for start, _, outcome in exchanges if not opens_ns <= start < closes_ns and outcome is not None]
     assert result["outside"] == {"completed": ended.count(""), "failed": sum(map(bool, ended))}
     assert result["busy_s"] == sum(overlap for overlap in overlaps if overlap > 0) / 1e9
+    well = [(start, length) for start, length, outcome in exchanges if outcome == ""]
+    ends = [start + length for start, length in well if opens_ns <= start + length < closes_ns]
+    assert result["ended"] == len(ends)
+    failed = [start + length for start, length, outcome in exchanges if outcome]
+    assert result["ended_failed"] == sum(opens_ns <= end < closes_ns for end in failed)
+    parts = [
+        max(0, min(start + length, closes_ns) - max(start, opens_ns)) / length
+        if length
+        else float(opens_ns <= start < closes_ns)
+        for start, length in well
+    ]
+    assert result["rate_per_s"] * result["duration_s"] == pytest.approx(sum(parts))
     per_second = result["per_second"]
-    assert [second["t_s"] for second in per_second] == list(range(seconds_of(length_ns / 1e9)))
+    assert [second["t_s"] for second in per_second] == list(range(slices_of(length_ns / 1e9)))
     assert sum(second["span_s"] for second in per_second) == pytest.approx(length_ns / 1e9)
     last = len(per_second) - 1
     for second in per_second:
         numbers = [(min((start - opens_ns) // SECOND_NS, last), outcome) for start, _, outcome in inside]
         outcomes = [outcome for number, outcome in numbers if number == second["t_s"]]
         assert second["completed"] == outcomes.count("")
+        assert second["ended"] == sum(min((end - opens_ns) // SECOND_NS, last) == second["t_s"] for end in ends)
         assert second["failed"] == sum(bool(outcome) for outcome in outcomes)
 
 
@@ -88,7 +101,8 @@ def test_merged_processes_equal_one_that_did_it_all(
     sent = [Account.from_message(json.loads(json.dumps(account.to_message()))) for account in accounts]
     merged = Account.merged(sent).to_result()
     alone = replay([exchange for part in parts for exchange in part], warmup_s, closes_ns).to_result()
-    assert merged.pop("busy_s") == pytest.approx(alone.pop("busy_s"))
+    for sum_of_parts in ("busy_s", "rate_per_s"):
+        assert merged.pop(sum_of_parts) == pytest.approx(alone.pop(sum_of_parts))
     assert merged.pop("connections") == 3 * len(parts)
     del alone["connections"]
     assert merged == alone
@@ -131,6 +145,7 @@ def test_batches_record_what_one_by_one_would(exchanges: list[tuple[int, int, in
     alone = replay([(due, length, "") for due, _, length in exchanges], 0.5, closes_ns).to_result()
     made = in_batches(exchanges, size, closes_ns, is_open=False)
     batched = made.account(connections=3, cpu_s=0.5, wall_s=2.0).to_result()
+    assert batched.pop("rate_per_s") == pytest.approx(alone.pop("rate_per_s"))
     assert batched == alone
     assert batched["arrivals"] is None
 
@@ -150,6 +165,9 @@ def test_in_the_open_model_latency_counts_from_when_an_exchange_was_due(
     assert Histogram.from_json(result["latency"]) == corrected
     assert Histogram.from_json(result["service_time"]) == service
     if exchanges:
+        ends = [due + wait + length for due, wait, length in exchanges]
+        ended = sum(SECOND_NS // 2 <= end < closes_ns for end in ends)
+        assert result["rate_per_s"] * result["duration_s"] == pytest.approx(ended)
         assert result["arrivals"]["offered"] == len(inside)
         assert result["arrivals"]["missed"] == 0
         assert Histogram.from_json(result["arrivals"]["lag"]).n == len(inside)
@@ -184,7 +202,7 @@ def test_arrivals_of_several_processes_are_added_up() -> None:
     ("duration_s", "seconds"), [(0.0, 0), (0.05, 1), (1.0, 1), (1.09, 1), (1.2, 2), (5.001, 5), (5.9, 6)]
 )
 def test_a_rest_of_some_milliseconds_is_no_second_of_its_own(duration_s: float, seconds: int) -> None:
-    assert seconds_of(duration_s) == seconds
+    assert slices_of(duration_s) == seconds
 
 
 def there_from(first_s: int, to_s: int) -> Account:
@@ -196,6 +214,48 @@ def there_from(first_s: int, to_s: int) -> Account:
     made.close(FIRST_SPAWN_NS + (to_s - first_s) * SECOND_NS)
     account = made.account(connections=1, cpu_s=0, wall_s=to_s - first_s)
     return dataclasses.replace(account, began_s=0.7 + first_s)  # by the master's clock, 0.7 s after it gave the word
+
+
+@pytest.mark.parametrize("latency_ms", [840, 900, 980])
+def test_clients_in_step_have_the_rate_of_one_that_is_measured_for_ever(latency_ms: int) -> None:
+    """Each of 16 does 5 or 6 whole exchanges in 5 s, and all the same number."""
+    made = Recorder(first_spawn_ns=0, warmup_s=1.0, window_s=5.0)
+    for number in range(8):
+        for _ in range(16):
+            start_ns = number * latency_ms * 1_000_000
+            made.completed(start_ns, start_ns + latency_ms * 1_000_000)
+    result = made.account(connections=16, cpu_s=0, wall_s=6).to_result()
+    assert result["rate_per_s"] == pytest.approx(16e3 / latency_ms)
+    assert result["ended"] % 16 == 0
+
+
+def test_what_ends_after_the_window_is_no_throughput_of_a_rate() -> None:
+    """100 exchanges come due in a second; 60 of them end in it, and 10 that came due before."""
+    made = Recorder(first_spawn_ns=0, warmup_s=1.0, window_s=1.0)
+    due_ns = [SECOND_NS + number * 10_000_000 for number in range(-10, 100)]
+    batch = Batch(due_ns=due_ns, sent_ns=due_ns, offered=[(at_ns, 0) for at_ns in due_ns])
+    batch.end_ns = [SECOND_NS + (number + 1) * 14_000_000 for number in range(110)]
+    made.completed_batch(batch, latency_of(batch))
+    result = made.account(connections=1, cpu_s=0, wall_s=3).to_result()
+    assert (result["ended"], result["rate_per_s"], result["arrivals"]["offered"]) == (71, 71.0, 100)
+    assert result["completed"] == Histogram.from_json(result["latency"]).n == 100
+
+
+def test_an_hour_takes_no_more_memory_than_some_minutes() -> None:
+    made = Recorder(first_spawn_ns=0, warmup_s=0.0, window_s=3600.0)
+    for second in range(3600):
+        for tenth in range(10):
+            start_ns = second * SECOND_NS + tenth * 100_000_000
+            made.completed(start_ns, start_ns + 1_000_000 + second)
+    account = made.account(connections=1, cpu_s=0, wall_s=3600)
+    result = account.to_result()
+    assert (account.width_s, len(result["per_second"])) == (8.0, 450)
+    assert all((found["ended"], found["completed"], found["span_s"]) == (80, 80, 8.0) for found in result["per_second"])
+    assert [found["t_s"] for found in result["per_second"]] == list(range(0, 3600, 8))
+    assert result["completed"] == 36_000
+    assert result["rate_per_s"] == pytest.approx(10)
+    merged = Account.merged([account, there_from(0, 5)]).to_result()
+    assert merged["per_second"][0]["ended"] == 80 + 50
 
 
 def test_a_process_that_came_late_or_left_early_adds_what_it_did_where_it_did_it() -> None:

@@ -90,7 +90,9 @@ def a_round(name: str, load: Load, cycle: int, centre_ns: int, chance: random.Ra
         second.record_many(latencies)
         whole.merge(second)
         percentiles = {"p50_ns": second.quantile(0.5), "p99_ns": second.quantile(0.99)}
-        seconds.append({"t_s": t_s, "span_s": 1.0, "completed": second.n, "failed": 0, **percentiles})
+        seconds.append(
+            {"t_s": t_s, "span_s": 1.0, "ended": second.n, "completed": second.n, "failed": 0, **percentiles}
+        )
     service = Histogram()
     service.record(centre_ns // 2, whole.n)
     file = {

@@ -85,8 +85,8 @@ def test_the_json_has_the_agreed_keys_and_null_for_what_is_unknown() -> None:
     assert document["schema"] == 1
     one, four, _, gone = document["configurations"]
     assert set(one) == {
-        "name", "load", "rounds", "invalid", "rate_per_s", "latency", "service_time", "failures", "cpu_per_request_us",
-        "pss_bytes", "verdict", "offered", "missed", "lag_p99_ns", "sharing",
+        "name", "load", "rounds", "invalid", "rate_per_s", "latency", "service_time", "failures", "censored",
+        "cpu_per_request_us", "pss_bytes", "verdict", "offered", "missed", "lag_p99_ns", "sharing",
     }  # fmt: skip
     assert (
         set(one["latency"])
@@ -115,6 +115,15 @@ def test_columns_stay_when_nothing_could_be_measured() -> None:
     head, _, row = render(report, "text").splitlines()[:3]
     assert head.split() == TEXT.splitlines()[0].split()
     assert row.split() == ["one", *["-"] * 9, "INVALID"]
+
+
+def test_what_had_not_ended_with_its_round_is_told() -> None:
+    rounds = [measured("one", cycle, client=client(censored=34, completed=300)) for cycle in range(2)]
+    plan = Plan(name="p", servers=(Server(name="one", command="{port}"),), loads=(Load(name="nap"),))
+    report = Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds))
+    assert "one: 68 exchanges had not ended with their rounds, and are in no latency" in render(report, "text")
+    assert json.loads(render(report, "json"))["configurations"][0]["censored"] == 68
+    assert ",68," in render(report, "csv")
 
 
 def test_failures_are_listed_by_cause() -> None:
