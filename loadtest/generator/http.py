@@ -3,8 +3,10 @@
 The parser takes bytes and finds where a response ends, its status, and whether the connection stays open. It counts the
 bytes of a body and does not keep them. A body ends by Content-Length, by the last chunk, or, without either, by the end
 of the stream. A response to HEAD, and one with status 204 or 304, has no body, whatever it announces. Interim responses
-(100, 103) are skipped. What no server should send (a length that is no number, a chunk without its line end, bytes
-after the end) is a wrong reply; a lab has to notice it.
+(100, 103) are skipped. As curl does, the parser takes what a recipient may take though no server should send it: a line
+that ends with LF alone (RFC 9112 section 2.2), a field that goes on in the next line (5.2), and a Content-Length given
+several times with one value (RFC 9110 section 8.6). Anything else that no server should send (lengths that differ, a
+length that is no number, a chunk without its line end, bytes after the end) is a wrong reply; a lab has to notice it.
 
 The size of all heads and trailers of a response together is limited, and so is the line of a chunk. Only the deadline
 of the exchange limits a body.
@@ -105,7 +107,8 @@ class WebLink(RepeatingLink):
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?")
+_HEAD_END = re.compile(rb"\n\r?\n")
 MOST_HEAD = 65536  # bytes of heads and trailers, or of a chunk's line
 _TO_THE_END = -1
 _BODILESS = (101, 204, 304)
@@ -145,10 +148,10 @@ class Response:
 
     def _head(self) -> bool:
         """Parse the head. Like every state, return whether it advanced, so that the next state can continue."""
-        end = self._buffer.find(b"\r\n\r\n")
+        end = head_end(self._buffer)
         if end < 0:
             return self._incomplete()
-        minor, self.status, fields = read_head(self._take(end + 4))
+        minor, self.status, fields = read_head(self._take(end))
         if self.status not in INTERIM:
             self._body(fields, minor)
         return True
@@ -166,9 +169,7 @@ class Response:
                 raise ExchangeError(WRONG_REPLY)
             self._state = self._chunk_line
         elif length is not None:
-            if not _LENGTH.fullmatch(length):
-                raise ExchangeError(WRONG_REPLY)
-            self._left = int(length)
+            self._left = _length(length)
             self.complete = not self._left
             self._state = self._sized
         else:
@@ -202,36 +203,33 @@ class Response:
         return taken
 
     def _chunk_line(self) -> bool:
-        end = self._buffer.find(b"\r\n")
+        end = self._buffer.find(b"\n")
         if end < 0:
             return self._incomplete()
         match = _CHUNK.fullmatch(self._buffer[:end])
         if match is None:
             raise ExchangeError(WRONG_REPLY)
-        self._buffer = self._buffer[end + 2 :]
-        size = int(match[1], 16)
-        self._left = size + 2 if size else 0
-        self._state = self._chunk if size else self._trailer
+        self._buffer = self._buffer[end + 1 :]
+        self._left = int(match[1], 16)
+        self._state = self._chunk if self._left else self._trailer
         return True
 
     def _chunk(self) -> bool:
         """Skip the chunk, and check its line end."""
-        self._left -= self._pass_over(self._left - 2)
-        if self._left > 2 or len(self._buffer) < 2:
+        self._left -= self._pass_over(self._left)
+        if self._left or self._buffer in (b"", b"\r"):
             return False
-        if not self._buffer.startswith(b"\r\n"):
+        if not self._buffer.startswith((b"\r\n", b"\n")):
             raise ExchangeError(WRONG_REPLY)
-        self._buffer = self._buffer[2:]
-        self._left = 0
+        self._buffer = self._buffer[self._buffer.index(b"\n") + 1 :]
         self._state = self._chunk_line
         return True
 
     def _trailer(self) -> bool:
-        end = self._buffer.find(b"\r\n")
+        end = self._buffer.find(b"\n")
         if end < 0:
             return self._incomplete()
-        self._take(end + 2)
-        self.complete = end == 0
+        self.complete = self._take(end + 1) in (b"\r\n", b"\n")
         return True
 
     def _incomplete(self) -> bool:
@@ -240,9 +238,15 @@ class Response:
         return False
 
 
+def head_end(came: bytes) -> int:
+    """Return the length of the head, with its empty line; -1 while it is incomplete."""
+    found = _HEAD_END.search(came)
+    return found.end() if found else -1
+
+
 def read_head(head: bytes) -> tuple[int, int, dict[bytes, bytes]]:
     """Parse a head with its empty line: minor version, status, fields. Raises ExchangeError."""
-    lines = head[:-4].split(b"\r\n")
+    lines = head.replace(b"\r\n", b"\n").split(b"\n")[:-2]
     match = _STATUS.fullmatch(lines[0])
     if match is None:
         raise ExchangeError(WRONG_REPLY)
@@ -254,10 +258,23 @@ def tokens(value: bytes) -> list[bytes]:
     return [token.strip() for token in value.lower().split(b",")]
 
 
+def _length(value: bytes) -> int:
+    """Parse a Content-Length, several of them joined by commas. Raises ExchangeError unless all are one number."""
+    lengths = {part.strip(b" \t") for part in value.split(b",")}
+    length = lengths.pop()
+    if lengths or not _LENGTH.fullmatch(length):
+        raise ExchangeError(WRONG_REPLY)
+    return int(length)
+
+
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
     """Return the fields by their lower-case names; the values of a repeated field are joined by commas."""
     found: dict[bytes, bytes] = {}
+    name = b""
     for line in lines:
+        if name and line[0] in b" \t":  # the value goes on
+            found[name] = (found[name] + b" " + line.strip(b" \t")).strip(b" \t")
+            continue
         name, colon, value = line.partition(b":")
         name = name.lower()
         value = value.strip(b" \t")

@@ -23,7 +23,7 @@ from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
 from loadtest.generator.failure import CLOSED_EARLY, WRONG_FRAME, WRONG_HANDSHAKE, WRONG_REPLY, ExchangeError
-from loadtest.generator.http import INTERIM, MOST_HEAD, read_head, tokens
+from loadtest.generator.http import INTERIM, MOST_HEAD, head_end, read_head, tokens
 from loadtest.generator.link import CHUNK, RepeatingLink
 from loadtest.plan.request import Request
 
@@ -74,8 +74,8 @@ class Handshake:
         """
         status = 100
         while status in INTERIM:
-            end = came.find(b"\r\n\r\n") + 4
-            if end < 4:
+            end = head_end(came)
+            if end < 0:
                 if len(came) > MOST_HEAD:
                     raise ExchangeError(WRONG_REPLY)
                 return None
@@ -351,7 +351,7 @@ class WebSocketTalk:
 
     def _receive(self) -> bytes:
         if time.monotonic() > self._deadline_s:
-            raise TimeoutError("the answer does not end")
+            raise TimeoutError
         data = self._connection.recv(65536)
         if not data:
             raise ExchangeError(CLOSED_EARLY)

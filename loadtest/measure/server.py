@@ -203,10 +203,16 @@ def exchange(load: Load, address: Address, folder: Path, timeout_s: float) -> No
 
 
 def _line(connection: socket.socket, scenario: str) -> None:
-    with connection.makefile("rb") as reader:
-        connection.sendall(_WORD)  # before any greeting: a server of another protocol may wait for us to begin
-        expected = _WORD if scenario == "echo" else GREETING + PREFIX + _WORD
-        reply = reader.readline() if scenario == "echo" else reader.read()
+    connection.sendall(_WORD)  # before any greeting: a server of another protocol may wait for us to begin
+    expected = _WORD if scenario == "echo" else GREETING + PREFIX + _WORD
+    reply = b""
+    try:
+        while expected.startswith(reply) and (scenario != "echo" or reply != expected):
+            if not (data := connection.recv(65536)):
+                break
+            reply += data
+    except TimeoutError:
+        raise _unfinished(reply) from None
     if not reply:
         raise ConnectionError("the connection was closed without an answer")
     if reply != expected:
@@ -226,7 +232,9 @@ def _http(connection: socket.socket, load: Load, address: Address, folder: Path,
             came = came or data[:80]
             response.feed(data)
             if time.monotonic() > deadline:
-                raise TimeoutError("the answer does not end")
+                raise TimeoutError
+    except TimeoutError:
+        raise _unfinished(came) from None
     except ExchangeError as error:
         if not came:
             raise ConnectionError("the connection was closed without an answer") from None
@@ -238,6 +246,11 @@ def _http(connection: socket.socket, load: Load, address: Address, folder: Path,
         raise WrongReplyError(f"answered {load.method} {load.path} with {flaw}, not with status {expected}")
 
 
+def _unfinished(came: bytes) -> TimeoutError:
+    """Make the error for an answer of which only this had come when the time was over."""
+    return TimeoutError(f"the answer does not end; it begins with {came[:80]!r}" if came else "timed out")
+
+
 def _message(connection: socket.socket, load: Load, address: Address, timeout_s: float) -> None:
     payload = numbered(0, load.payload)[:-1]
     talk = WebSocketTalk(connection, _opening(load, address.name), len(payload), time.monotonic() + timeout_s)
@@ -245,6 +258,8 @@ def _message(connection: socket.socket, load: Load, address: Address, timeout_s:
         talk.open()
         talk.echo(OPCODES[load.message], payload)
         talk.close()
+    except TimeoutError:
+        raise _unfinished(talk.began) from None
     except ExchangeError as error:
         if not talk.began:
             raise ConnectionError("the connection was closed without an answer") from None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.generator.failure import ExchangeError
-from loadtest.generator.http import Response
+from loadtest.generator.http import Response, head_end
 
 OK = b"HTTP/1.1 200 OK\r\n"
 GOOD = {
@@ -26,6 +26,12 @@ GOOD = {
     "chunked": (OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1F\r\n" + b"x" * 31 + b"\r\n0\r\n\r\n", 200, True),
     "chunk extension": (OK + b"Transfer-Encoding: Chunked\r\n\r\n1;a=b\r\nx\r\n0;c\r\n\r\n", 200, True),
     "trailers": (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\nC: d\r\n\r\n", 200, True),
+    "length twice": (OK + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 200, True),
+    "length in a list": (OK + b"Content-Length: 5, 5\r\n\r\nhello", 200, True),
+    "folded": (OK + b"A: b\r\n\tc\r\n \r\nContent-Length:\r\n 5\r\n\r\nhello", 200, True),
+    "LF alone": (b"HTTP/1.1 200 OK\nConnection: close\nContent-Length: 6\n\na\r\n\r\nb", 200, False),
+    "LF here and there": (OK + b"Content-Length: 5\nA: b\r\n\nhello", 200, True),
+    "chunks and LF": (OK + b"Transfer-Encoding: chunked\n\n3\nabc\n2;x\r\nde\n0\nA: b\n\n", 200, True),
     "CRLF in a chunk": (OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\n", 200, True),
 }
 
@@ -69,7 +75,13 @@ def test_an_end_before_the_last_byte_is_too_early(name: str) -> None:
         b"HTTP/1.1 20 OK\r\n\r\n",
         b"SSH-2.0-x\r\n" + b"y" * 70_000,
         OK + b"Content-Length: -1\r\n\r\n",
-        OK + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+        OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+        OK + b"Content-Length: 1, 2\r\n\r\nx",
+        OK + b"Content-Length: 1,\r\n\r\nx",
+        OK + b"Content-Length: 1, 01\r\n\r\nx",
+        OK + b"Content-Length: 1 1, 11\r\n\r\nx",
+        OK + b" Content-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\r\n\r\n",
         OK + b"Content-Length: \xb2\r\n\r\n",
         OK + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         OK + b"Transfer-Encoding: gzip\r\n\r\n",
@@ -79,6 +91,8 @@ def test_an_end_before_the_last_byte_is_too_early(name: str) -> None:
         OK + b"Transfer-Encoding: chunked\r\n\r\nx\r\n",
         OK + b"Transfer-Encoding: chunked\r\n\r\n\r\n",
         OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nabc",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\r\na\r\n",
         OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nx",
         OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 70_000,
         OK * 2 + b"Content-Length: 0\r\n\r\n",
@@ -90,10 +104,10 @@ def test_what_no_server_should_send_is_a_wrong_reply(text: bytes) -> None:
         Response().feed(text)
 
 
-@pytest.mark.parametrize("name", ["length", "close", "chunked", "no content"])
+@pytest.mark.parametrize("name", ["length", "close", "chunked", "no content", "LF alone"])
 def test_a_response_to_head_ends_with_its_head(name: str) -> None:
     text, status, keeps_alive = GOOD[name]
-    head = text[: text.index(b"\r\n\r\n") + 4]
+    head = text[: head_end(text)]
     response = Response(bodiless=True)
     assert response.feed(head)
     assert (response.status, response.length, response.keeps_alive) == (status, 0, keeps_alive)

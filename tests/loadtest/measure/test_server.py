@@ -15,7 +15,8 @@ from tests.support.server import ROOT
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
+    from collections.abc import Callable, Iterator
 
     from tests.loadtest.stand_in import Behaviour, StandIn
 
@@ -44,3 +45,41 @@ def test_a_server_of_another_protocol_is_said_so(behaviour: Behaviour, why: str,
     server = stand_in(behaviour)
     with pytest.raises(WrongReplyError, match=why):
         exchange(Load(name="x", scenario="websocket"), addresses.endpoint(server.address), ROOT, 1.0)
+
+
+def beginning(answer: bytes) -> Behaviour:
+    """Sends that much, and no more until the client gives up."""
+
+    def serve(peer: socket.socket) -> Iterator[None]:
+        peer.sendall(answer)
+        yield from behave.hang(peer)
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("scenario", "answer"),
+    [
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort"),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-"),
+        ("echo", b"rea"),
+        ("talkback", behave.GREETING),
+        ("websocket", b"HTTP/1.1 101 Switching Protocols\r\n"),
+    ],
+)
+def test_an_answer_that_does_not_end_is_shown(scenario: str, answer: bytes, stand_in: StartServer) -> None:
+    server = stand_in(beginning(answer))
+    with pytest.raises(TimeoutError, match=r"the answer does not end; it begins with ") as raised:
+        exchange(Load(name="x", scenario=scenario), addresses.endpoint(server.address), ROOT, 0.5)
+    assert repr(answer[:80]) in str(raised.value)
+
+
+def test_an_endless_answer_is_a_wrong_reply_at_once(stand_in: StartServer) -> None:
+    server = stand_in(beginning(b"x" * 200_000))
+    with pytest.raises(WrongReplyError, match=r"is talkback its scenario\?"):
+        exchange(Load(name="x"), addresses.endpoint(server.address), ROOT, 10)
+
+
+def test_lines_that_end_with_lf_alone_are_an_answer(stand_in: StartServer) -> None:
+    server = stand_in(behave.responding(b"HTTP/1.1 200 OK\nContent-Length: 6\nContent-Length: 6\n\nhello\n", good=True))
+    exchange(Load(name="x", scenario="http"), addresses.endpoint(server.address), ROOT, 2)
