@@ -121,6 +121,11 @@ _LOAD_FLAGS = (
     click.option("--body", metavar="TEXT|@FILE", help="The body of http requests (POST, PUT, PATCH: --payload bytes)."),
     click.option("--keep-alive/--no-keep-alive", default=None, help="Keep http connections open (default)."),
     click.option(
+        "--retry/--no-retry",
+        default=None,
+        help="Send a request once more if its kept connection ends before any byte of the answer (default).",
+    ),
+    click.option(
         "--status", type=Value("STATUS", values.status), help=f"The status of a good response ({_DEFAULT.status})."
     ),
     click.option("--length", type=Value("BYTES", values.length), help="The length of a good response's body (any)."),

@@ -56,6 +56,7 @@ class Configuration:
     lag_p99_ns: int | None  # how late the generator saw 99 of 100 of them at most
     failures: Mapping[str, int] | None  # cause -> exchanges, INVALID rounds too; None when no load was ever put on it
     censored: int | None  # cut off by the end of their round, INVALID rounds too
+    retried: int | None  # exchanges of the same rounds that were sent once more
     cpu_per_request_us: float | None
     pss_bytes: float | None
     verdict: str  # the most frequent of its rounds, or INVALID when none is valid
@@ -163,8 +164,8 @@ def _groups(rounds: Iterable[Round]) -> dict[tuple[str, str], list[Round]]:
 def _configuration(name: str, load: str, group: Sequence[Round]) -> Configuration:
     valid = [done for done in group if done.verdict.valid]
     clients = [done.client for done in valid if done.client]
-    driven = [done.client.failures for done in group if done.client]
-    failures = sum((Counter(causes) for causes in driven), Counter())
+    driven = [done.client for done in group if done.client]
+    failures = sum((Counter(client.failures) for client in driven), Counter())
     cpu_ns = _median(cpu_per_request_ns(done) for done in valid)
     verdicts = Counter(done.verdict.name for done in (valid or group))
     arrivals = [client.arrivals for client in clients if client.arrivals]
@@ -181,7 +182,8 @@ def _configuration(name: str, load: str, group: Sequence[Round]) -> Configuratio
         missed=sum(found.missed for found in arrivals) if arrivals else None,
         lag_p99_ns=lag.p99_ns,
         failures=dict(sorted(failures.items())) if driven else None,
-        censored=sum(done.client.censored for done in group if done.client) if driven else None,
+        censored=sum(client.censored for client in driven) if driven else None,
+        retried=sum(client.retried for client in driven) if driven else None,
         cpu_per_request_us=None if cpu_ns is None else cpu_ns / 1e3,
         pss_bytes=_median(done.signals.pss_bytes if done.signals else None for done in valid),
         verdict=verdicts.most_common(1)[0][0],

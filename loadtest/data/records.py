@@ -69,6 +69,7 @@ class Client:
     completed: int  # came due in the window, and ended well some time
     failures: Mapping[str, int]  # cause -> exchanges that came due in the window and failed
     censored: int  # came due in the window, and were given up when the run ended
+    retried: int  # exchanges that were sent once more, on a new connection
     busy_s: float  # time that connections spent inside exchanges, cut at the window's edges
     latency: Histogram
     service_time: Histogram
@@ -117,6 +118,7 @@ class Client:
                 completed=data["completed"],
                 failures=dict(data["failures"]),
                 censored=data["censored"],
+                retried=data.get("retried", 0),
                 busy_s=data["busy_s"],
                 latency=Histogram.from_json(data["latency"]),
                 service_time=Histogram.from_json(data["service_time"]),

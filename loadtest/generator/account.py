@@ -110,6 +110,7 @@ class Account:
     busy_s: float
     censored: int
     ended_failed: int  # exchanges that failed in the window, whenever they came due
+    retried: int  # exchanges that were sent once more
     outside: int  # exchanges that went well and began before or after the window
     outside_failed: int  # also, that failed
     failures: Counter[str]
@@ -165,6 +166,7 @@ class Account:
             busy_s=sum(account.busy_s for account in accounts),
             censored=sum(account.censored for account in accounts),
             ended_failed=sum(account.ended_failed for account in accounts),
+            retried=sum(account.retried for account in accounts),
             outside=sum(account.outside for account in accounts),
             outside_failed=sum(account.outside_failed for account in accounts),
             began_s=first_s,
@@ -200,6 +202,7 @@ class Account:
             "completed": latency.n,
             "failures": dict(self.failures.most_common()),
             "censored": self.censored,
+            "retried": self.retried,
             "outside": {"completed": self.outside, "failed": self.outside_failed},
             "latency": latency.to_json(),
             "service_time": service,
@@ -234,6 +237,7 @@ _NUMBERS = (
     "busy_s",
     "censored",
     "ended_failed",
+    "retried",
     "outside",
     "outside_failed",
 )

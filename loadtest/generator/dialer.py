@@ -163,7 +163,7 @@ class TlsConnection:
                 self._flush()
                 sent += self._record
                 self._record = 0
-        except BlockingIOError:
+        except OSError:  # BlockingIOError, or an error, which the next call meets again
             if not sent:
                 raise
         return sent

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
-from loadtest.generator.failure import CLOSED_EARLY, WRONG_LENGTH, WRONG_REPLY, ExchangeError
+from loadtest.generator.failure import CLOSED_EARLY, RESET, WRONG_LENGTH, WRONG_REPLY, ExchangeError
 from loadtest.generator.link import CHUNK, RepeatingLink
 
 if TYPE_CHECKING:
@@ -42,15 +42,28 @@ class Expectation:
 
 
 class WebLink(RepeatingLink):
-    """Sends the request when the response to the one before is complete; connects when there is no connection."""
+    """Sends the request when the response to the one before is complete; connects when there is no connection.
 
-    __slots__ = ("_expected", "_response")
+    A server may close a kept connection at any time, also just when a request is on its way. RFC 9112 section 9.3.1:
+    a request whose kept connection ends before any byte of an answer is sent once more, on a new connection, if
+    `retry`, which must be false for methods that are not idempotent. Its clock goes on. If nothing of it had been sent,
+    it is sent on a new connection in any case, and that counts as no retry.
+    """
+
+    __slots__ = ("_expected", "_response", "_retry")
 
     def __init__(
-        self, engine: EngineApi, request: bytes, expected: Expectation | None = None, exchanges: int = 0
+        self,
+        engine: EngineApi,
+        request: bytes,
+        expected: Expectation | None = None,
+        exchanges: int = 0,
+        *,
+        retry: bool = False,
     ) -> None:
         super().__init__(engine, request, exchanges)
         self._expected = expected or Expectation()
+        self._retry = retry
         self._response: Response | None = None  # the one that has come in part
 
     def begin(self) -> None:
@@ -70,6 +83,9 @@ class WebLink(RepeatingLink):
         self._usual = None
         self._size = CHUNK
         in_one_piece = self._response is None
+        if not data and in_one_piece:
+            self.broken(CLOSED_EARLY)
+            return
         response = self._response = self._response or Response(bodiless=self._expected.bodiless)
         try:
             if data:
@@ -98,6 +114,21 @@ class WebLink(RepeatingLink):
             self._rest = b""
             self.connection.close()
         self.engine.freed.append(self)
+
+    def broken(self, cause: str, *, unsent: bool = False) -> None:
+        """Send the request on a new connection if the server closed a kept one before any byte of an answer."""
+        kept = self._left != self._exchanges  # it has served at least one exchange
+        closed = cause in (CLOSED_EARLY, RESET) and kept and self._response is None
+        if not self.sent_ns or not closed or not (unsent or self._retry):
+            self.fail(cause)
+            return
+        if not unsent:
+            self.engine.batch.retried_ns.append(self.due_ns or self.sent_ns)
+        began_ns = self.sent_ns
+        self.drop()
+        self.sent_ns = began_ns
+        self._left = self._exchanges
+        self.connect()
 
     def drop(self) -> None:
         """Close the connection and forget the exchange."""

@@ -63,6 +63,7 @@ class Batch:
     gap_at_ns: int = 0  # when that began
     offered: list[tuple[int, int]] = field(default_factory=list)  # arrivals of the open model: when due, how late seen
     missed_ns: list[int] = field(default_factory=list)  # those of them that never started: when due
+    retried_ns: list[int] = field(default_factory=list)  # exchanges sent once more: when they started
 
     @property
     def start_ns(self) -> Sequence[int]:
@@ -142,6 +143,10 @@ class Link:
         if start_ns:
             self.engine.failed(self, start_ns, cause, connecting=connecting)
 
+    def broken(self, cause: str, *, unsent: bool = False) -> None:  # noqa: ARG002 # for links that can do better
+        """Handle a connection that ended. `unsent`: before any byte of the request in flight was sent on it."""
+        self.fail(cause)
+
     def connect(self) -> None:
         """Make a connection and send the request on it."""
         try:
@@ -171,7 +176,7 @@ class Link:
             self._rest = self.request
             return
         except OSError as error:
-            self.fail(cause_of(error))
+            self.broken(cause_of(error), unsent=True)
             return
         if sent < len(self.request):
             self._rest = self.request[sent:]
@@ -188,7 +193,7 @@ class Link:
             except SSLWantReadError:
                 interest = self.interest
             except OSError as error:
-                self.fail(cause_of(error))
+                self.broken(cause_of(error), unsent=len(self._rest) == len(self.request))
                 return False
             self.engine.modify(self.connection.fileno(), interest if self._rest else self.interest)
         return True
@@ -228,7 +233,7 @@ class RepeatingLink(Link):
             self.send_rest()
             return
         except OSError as error:
-            self.fail(cause_of(error))
+            self.broken(cause_of(error))
             return
         if data == self._usual and self.sent_ns and not self._rest:
             engine = self.engine

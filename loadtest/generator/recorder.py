@@ -67,6 +67,7 @@ class Recorder:
         self._service = Histogram()  # the open model: service times
         self._lag: Histogram | None = None  # and how late each arrival was seen; None in the closed model
         self._missed = 0
+        self._retried = 0
 
     def completed(self, start_ns: int, end_ns: int) -> None:
         """Record an exchange that succeeded."""
@@ -109,6 +110,8 @@ class Recorder:
         gap_ns = min(batch.gap_at_ns + batch.gap_ns, self._closes_ns) - looked_ns
         self._gap_ns = max(self._gap_ns or 0, gap_ns)
         self._schedule(batch)
+        for start_ns in batch.retried_ns:
+            self.retried(start_ns)
 
     def _schedule(self, batch: Batch) -> None:
         """Record what only the open model has: service times, arrivals, missed ones."""
@@ -133,6 +136,10 @@ class Recorder:
         """Record an exchange that the end of the run cut off."""
         self._spend(start_ns, end_ns)
         self._censored += self._inside(start_ns)
+
+    def retried(self, start_ns: int) -> None:
+        """Record that an exchange is sent once more; it is still one exchange, whatever becomes of it."""
+        self._retried += self._inside(start_ns)
 
     def close(self, now_ns: int) -> None:
         """Close the window, if it is still open: the run begins to stop.
@@ -162,6 +169,7 @@ class Recorder:
             done=self._done,
             busy_s=self._busy_ns / 1e9,
             censored=self._censored,
+            retried=self._retried,
             failures=self._failures,
             ended_failed=self._ended_failed,
             outside=self._outside,

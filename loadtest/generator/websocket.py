@@ -342,6 +342,16 @@ class WebSocketTalk:
                 elif kind != PONG:
                     raise ExchangeError(WRONG_REPLY)
 
+    def settle(self) -> None:
+        """Read what came between two messages, and answer pings. Raises ExchangeError if it is no ping or pong."""
+        data = self._early + self._receive()
+        self._early = b""
+        for kind, got in self._messages.feed(data):
+            if kind == PING:
+                self._connection.sendall(frame(PONG, got, self._mask))
+            elif kind != PONG:
+                raise ExchangeError(close_cause(got) if kind == CLOSE else WRONG_REPLY)
+
     def close(self) -> None:
         """Send a close frame."""
         try:

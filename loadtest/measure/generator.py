@@ -90,7 +90,8 @@ def _web_options(load: Load, base: Path) -> list[str]:
     options += [f"--header={line}" for line in load.headers]
     options += [f"--length={load.length}"] if load.length is not None else []
     options += [f"--ca={base.absolute() / load.ca}"] if load.ca else []
-    return options + ["--no-keep-alive"] * (not load.keep_alive) + ["--insecure"] * load.insecure
+    options += ["--no-keep-alive"] * (not load.keep_alive) + ["--no-retry"] * (not load.retry)
+    return options + ["--insecure"] * load.insecure
 
 
 def progress_file(folder: Path) -> Path:

@@ -39,6 +39,7 @@ LOAD_KEYS: Keys = {
     "header": ("headers", values.headers),
     "body": ("body", values.body),
     "keep-alive": ("keep_alive", values.flag),
+    "retry": ("retry", values.flag),
     "status": ("status", values.status),
     "length": ("length", values.length),
     "tls": ("tls", values.flag),

@@ -64,6 +64,7 @@ class Load:
     headers: tuple[str, ...] = ()  # each "Name: value"
     body: str = ""  # text, or @FILE
     keep_alive: bool = True  # else a connection for every request
+    retry: bool = True  # whether a request is sent once more whose kept connection ends before any byte of the answer
     status: str = "2xx"  # of a good response: 200, 2xx, or several with commas between
     length: int | None = None  # of its body, in bytes
     tls: bool = False

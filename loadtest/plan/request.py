@@ -26,6 +26,9 @@ _OURS = {
     "transfer-encoding": "the body is sent in one piece",
     "connection": "ask for a connection per request instead",
 }
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""Methods whose request may be sent twice (RFC 9110 section 9.2.2)."""
+
 _WITH_BODY = ("POST", "PUT", "PATCH")  # what a server expects a length of, even if that is 0
 
 

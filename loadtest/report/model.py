@@ -180,6 +180,11 @@ class Report:
             for found in self.comparison.configurations
             if found.censored
         ]
+        lines += [
+            f"retried: {found.retried:,} of {found.name}: a kept connection ended before any byte of the answer"
+            for found in self.comparison.configurations
+            if found.retried
+        ]
         return [*lines, "host: " + _host(self.rounds[-1].provenance)]
 
     def _reasons(self) -> list[str]:

@@ -99,6 +99,7 @@ class LocalRecording:
             self.environment.events.request.add_listener(self.on_request)
             self.environment.events.batch.add_listener(self.on_batch)
             self.environment.events.censored.add_listener(self.on_censored)
+            self.environment.events.retried.add_listener(self.on_retried)
 
     def on_request(self, request_type: str, response_time: float, exception: BaseException | None, **_: object) -> None:
         """Record an exchange that has just ended; locust gives its length in ms."""
@@ -120,6 +121,11 @@ class LocalRecording:
         assert self._recorder is not None
         self._recorder.censored(start_ns, time.perf_counter_ns())
 
+    def on_retried(self, start_ns: int, **_: object) -> None:
+        """Record that an exchange is sent once more."""
+        assert self._recorder is not None
+        self._recorder.retried(start_ns)
+
     def on_stopping(self, **_: object) -> None:
         """Close the window, before any user is asked to stop."""
         if not self.running:
@@ -138,6 +144,7 @@ class LocalRecording:
             self.environment.events.request.remove_listener(self.on_request)
             self.environment.events.batch.remove_listener(self.on_batch)
             self.environment.events.censored.remove_listener(self.on_censored)
+            self.environment.events.retried.remove_listener(self.on_retried)
             self.account = self._recorder.account(connections=self.connections, cpu_s=self._cpu_s, wall_s=self._wall_s)
             self._recorder = None
 
@@ -366,6 +373,7 @@ argument_parser.default_args_dict = functools.cache(argument_parser.default_args
 def install(environment: Environment, **_: object) -> None:
     """Attach the lab to locust's environment; its event listeners keep the objects alive."""
     environment.events.censored = EventHook()  # ours: fired with start_ns by a user whose exchange is cut off
+    environment.events.retried = EventHook()  # also: fired with start_ns by a user that sends an exchange once more
     environment.events.batch = EventHook()  # also: fired with batch and latency (a Histogram) by a FastUser
     if not isinstance(environment.runner, WorkerRunner):
         environment.events.test_start.add_listener(divide)  # before the listener that numbers the users

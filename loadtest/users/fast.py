@@ -38,7 +38,7 @@ from loadtest.generator.recorder import CONNECT
 from loadtest.generator.websocket import OPCODES, WebSocketLink
 from loadtest.users.adapter import fine_bucket
 from loadtest.users.options import DEADLINE_S, ECHOES, scenario_of, target
-from loadtest.users.web import expectation_of, opening_of, request_of, tls_of
+from loadtest.users.web import expectation_of, opening_of, request_of, retries, tls_of
 from prefork.status.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
             sent = request_of(options).encode(self.address.name)
             expected = expectation_of(options)
             exchanges = options.exchanges if options.keep_alive else 1
-            yield from (WebLink(engine, sent, expected, exchanges) for _ in range(self.clients))
+            again = retries(options)
+            yield from (WebLink(engine, sent, expected, exchanges, retry=again) for _ in range(self.clients))
             return
         first = random.getrandbits(48)
         lines = (numbered(first + number, options.payload) for number in range(self.clients))

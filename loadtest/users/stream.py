@@ -11,10 +11,13 @@ from __future__ import annotations
 import itertools
 import random
 import socket
+import ssl
 import time
+from select import POLLIN, POLLRDHUP
 from typing import TYPE_CHECKING
 
 from gevent import GreenletExit, Timeout
+from gevent.monkey import get_original
 from locust import User, constant, task
 
 from loadtest.generator.failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError, cause_of
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from locust.env import Environment
+
+
+poll = get_original("select", "poll")
 
 
 class StreamUser(User):  # type: ignore[misc]  # locust ships no types
@@ -123,7 +129,9 @@ class EchoUser(StreamUser):
 
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
-        """Send one line and read its echo, on a new connection if there is none."""
+        """Send one line and read its echo, on a new connection if there is none, or the server has ended it."""
+        if self.connection is not None and self._ended():
+            self._close()
         if self.connection is None and not self.timed(CONNECT, self.name, self._open):
             return
         if not self.timed(self.request_type, self.name, self._echo) or self.left <= 0:
@@ -135,6 +143,12 @@ class EchoUser(StreamUser):
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.left = self.environment.parsed_options.exchanges or ECHOES
         return 0
+
+    def _ended(self) -> bool:
+        """Return whether the server has ended the connection, or talks without having been asked."""
+        looker = poll()
+        looker.register(self.connection, POLLIN | POLLRDHUP)
+        return bool(looker.poll(0))
 
     def _echo(self) -> int:
         assert self.connection is not None
@@ -198,6 +212,24 @@ class WebSocketUser(EchoUser):
         self.talk = talk
         self.left = options.exchanges or float("inf")
         return 0
+
+    def _ended(self) -> bool:
+        """Return whether the server has ended the connection; answer its pings."""
+        assert self.connection is not None
+        assert self.talk is not None
+        if not super()._ended():
+            return False
+        self.connection.settimeout(0)
+        try:
+            while True:
+                self.talk.settle()
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except (OSError, ExchangeError):
+            return True
+        finally:
+            self.connection.settimeout(None)
+        return False  # nothing more has come
 
     def _echo(self) -> int:
         assert self.talk is not None

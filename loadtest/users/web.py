@@ -72,6 +72,13 @@ def add_web_options(parser: LocustArgumentParser) -> None:
         action="store_false",
         help="make a connection for each request, instead of keeping it as long as --exchanges or the server allow.",
     )
+    add(
+        "--no-retry",
+        dest="retry",
+        action="store_false",
+        help="count a request as failed if its kept connection ends before any byte of the answer. Without this option "
+        "it is sent once more, on a new connection, if its method is idempotent (RFC 9112 section 9.3.1).",
+    )
     add("--status", type=_parsed(request.status), default="2xx", help="of a good response (default %(default)s).")
     add("--length", type=whole(0), default=-1, metavar="<bytes>", help="of a good response's body (default: any).")
     add("--insecure", of=both, action="store_true", help="take any certificate of an https:// or wss:// server.")
@@ -102,6 +109,11 @@ def expectation_of(options: argparse.Namespace) -> Expectation:
     """Return what the options say about a good response."""
     length = options.length if options.length >= 0 else None
     return Expectation(statuses=request.statuses(options.status), length=length, bodiless=options.method == "HEAD")
+
+
+def retries(options: argparse.Namespace) -> bool:
+    """Return whether a request is sent once more if its kept connection ends before any byte of the answer."""
+    return bool(options.retry) and options.method in request.IDEMPOTENT
 
 
 def opening_of(options: argparse.Namespace, host: str) -> Handshake:
@@ -167,29 +179,28 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
         for name, value in self.asked.fields(address.name):
             self.fields.setdefault(name, []).append(value)
         self.exchanges = options.exchanges if options.keep_alive else 1
-        self.left = self.exchanges  # requests that this connection still takes; never 0 again if that is not limited
+        # Requests that the connection still takes (never 0 again if that is not limited), and that it has served.
+        self.left = self.exchanges
+        self.served = 0
+        self.retries = retries(options)
         # Each request is like the one before, and `expected` says which responses are good.
         self.client.client.cookiejar = None
         self.client.client.valid_response_codes = range(1000)
         self.pool = self.client.client.clientpool.get_client(self.host)._connection_pool
-        # geventhttpclient silently sends a request again, size + 1 times, if its connection breaks. The lab counts that
-        # as what it is: a request that failed.
+        # geventhttpclient silently sends a request again, size + 1 times, if its connection ends, also if that is new.
         self.pool.size = -1
+        self.pool.after_connect = self._connected
 
     @task  # type: ignore[untyped-decorator]
     def exchange(self) -> None:
         """Send one request and read its whole response."""
         start_ns = time.perf_counter_ns()
         try:
-            with self.client.request(
-                self.asked.method,
-                self.asked.path,
-                data=self.asked.body,
-                headers=self.fields,
-                allow_redirects=False,
-                stream=True,
-                catch_response=True,
-            ) as response:
+            response = self._ask()
+            if self.retries and self.served and _unanswered(response):
+                self.environment.events.retried.fire(start_ns=start_ns)
+                response = self._ask()
+            with response:
                 length, error = _read(response)
                 response.request_meta["response_time"] = (time.perf_counter_ns() - start_ns) / 1e6
                 response.request_meta["response_length"] = length
@@ -201,11 +212,28 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
             self.environment.events.censored.fire(start_ns=start_ns)
             raise
         self.left -= 1
+        self.served += 1
         if not self.left:
             self._hang_up()
 
-    def _hang_up(self) -> None:
+    def _ask(self) -> Any:
+        """Send the request, and read the head of its response: a context that reports to locust."""
+        return self.client.request(
+            self.asked.method,
+            self.asked.path,
+            data=self.asked.body,
+            headers=self.fields,
+            allow_redirects=False,
+            stream=True,
+            catch_response=True,
+        )
+
+    def _connected(self, _: object) -> None:
+        """Begin to count the requests of a new connection."""
         self.left = self.exchanges
+        self.served = 0
+
+    def _hang_up(self) -> None:
         while not self.pool._socket_queue.empty():
             self.pool._socket_queue.get(block=False).close()
 
@@ -222,9 +250,18 @@ def _read(response: Any) -> tuple[int, Exception | None]:
     return length, error
 
 
+def _unanswered(response: Any) -> bool:
+    """Return whether the connection ended before any byte of the answer came."""
+    return isinstance(_original(getattr(response, "error", None)), HTTPConnectionClosed)
+
+
+def _original(error: Any) -> Any:
+    return getattr(error, "original", None) or error  # of RetriesExceeded
+
+
 def _cause(error: Any) -> str:
     """Return the cause that an error of geventhttpclient stands for; empty without an error."""
-    error = getattr(error, "original", None) or error  # of RetriesExceeded
+    error = _original(error)
     match error:
         case None:
             return ""

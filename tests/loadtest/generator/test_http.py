@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import itertools
 import socket
 import threading
@@ -36,7 +37,7 @@ def drive() -> Iterator[Drive]:
     made: list[Driving] = []
 
     def start(address: Any, request: Request, *, clients: int = 1, **keywords: Any) -> Driving:
-        link = {name: keywords.pop(name) for name in ("expected", "exchanges") if name in keywords}
+        link = {name: keywords.pop(name) for name in ("expected", "exchanges", "retry") if name in keywords}
         made.append(Driving(address, **keywords))
         for _ in range(clients):
             made[-1].link(lambda engine: WebLink(engine, request.encode("h"), **link))
@@ -288,3 +289,88 @@ def test_the_handshake_is_a_part_of_the_latency_of_a_new_connection(stand_in: St
     latencies = [end - sent for batch in done.batches for sent, end in zip(batch.sent_ns, batch.end_ns, strict=True)]
     assert latencies[0] >= 150_000_000
     assert min(latencies[1:]) < 150_000_000
+
+
+# Kept connections that end
+
+
+def ending(*answers: int, then: Behaviour = behave.closed_early) -> Behaviour:
+    """Answers so many requests on a connection (in turn), then serves it as the other behaviour does."""
+    turns = itertools.cycle(answers)
+
+    def serve(peer: socket.socket) -> Iterator[None]:
+        for _ in range(next(turns)):
+            peer.recv(65536)
+            peer.sendall(HELLO)
+            yield
+        peer.recv(65536)
+        yield from then(peer)
+
+    return serve
+
+
+def silent_end(_: socket.socket) -> Iterator[None]:
+    yield from ()
+
+
+def test_the_clock_of_a_request_that_is_sent_once_more_goes_on(stand_in: StartServer, drive: Drive) -> None:
+    def late_end(_: socket.socket) -> Iterator[None]:
+        threading.Event().wait(0.1)
+        yield from ()
+
+    server = stand_in(ending(1, then=late_end))
+    done = drive(server.server_address, Request(), retry=True).until(completed(4))
+    assert done.failures == {}
+    retried = [start_ns for batch in done.batches for start_ns in batch.retried_ns]
+    slow = [
+        sent_ns
+        for batch in done.batches
+        for sent_ns, end_ns in zip(batch.sent_ns, batch.end_ns, strict=True)
+        if end_ns - sent_ns >= 100_000_000
+    ]
+    assert slow == retried[: len(slow)]
+    assert len(slow) >= done.completed - 1
+
+
+def test_a_request_is_sent_once_more_and_not_again(stand_in: StartServer, drive: Drive) -> None:
+    server = stand_in(ending(1, 0, then=silent_end))
+    done = drive(server.server_address, Request(), retry=True).until(failed(3))
+    assert set(done.failures) == {"closed early"}
+    assert sum(len(batch.retried_ns) for batch in done.batches) == done.failures.total()
+    assert server.connections == 2 * done.failures.total() + (done.completed > done.failures.total())
+
+
+def test_a_deadline_counts_from_the_first_send(stand_in: StartServer, drive: Drive) -> None:
+    def late_end(_: socket.socket) -> Iterator[None]:
+        threading.Event().wait(0.3)
+        yield from ()
+
+    server = stand_in(behave.in_turn(ending(1, then=late_end), behave.hang))
+    driving = drive(server.server_address, Request(), retry=True, deadline_s=0.5)
+    done = driving.until(failed(1))
+    assert set(done.failures) == {"timeout"}
+    assert done.failed_ns[0] < 750_000_000
+
+
+class CutLink(WebLink):
+    """Ends its side of a kept connection just before each exchange, so that nothing can be sent there."""
+
+    __slots__ = ()
+
+    def begin(self) -> None:
+        if isinstance(self.connection, _socket.socket) and self.connection.fileno() >= 0:
+            self.connection.shutdown(socket.SHUT_WR)
+        super().begin()
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_request_of_which_nothing_could_be_sent_goes_on_a_new_connection_and_is_no_retry(
+    retry: bool, stand_in: StartServer, drive: Drive
+) -> None:
+    server = stand_in(reading(HELLO))
+    driving = drive(server.server_address, Request(), clients=0)
+    request = Request.made(method="POST", payload=1, body=b"").encode("h")
+    done = driving.link(lambda engine: CutLink(engine, request, retry=retry)).until(completed(3))
+    assert done.failures == {}
+    assert not any(batch.retried_ns for batch in done.batches)
+    assert server.connections == done.completed

@@ -86,7 +86,7 @@ def test_the_json_has_the_agreed_keys_and_null_for_what_is_unknown() -> None:
     one, four, _, gone = document["configurations"]
     assert set(one) == {
         "name", "load", "rounds", "invalid", "rate_per_s", "latency", "service_time", "failures", "censored",
-        "cpu_per_request_us", "pss_bytes", "verdict", "offered", "missed", "lag_p99_ns", "sharing",
+        "cpu_per_request_us", "pss_bytes", "verdict", "offered", "missed", "lag_p99_ns", "sharing", "retried",
     }  # fmt: skip
     assert (
         set(one["latency"])
@@ -131,6 +131,21 @@ def test_failures_are_listed_by_cause() -> None:
     report = render(Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds)), "text")
     assert "failures of one: 1 refused, 2 reset" in report
     assert report.splitlines()[2].split()[11] == "3"
+
+
+def test_what_was_sent_once_more_is_told() -> None:
+    rounds = [
+        *(measured("one", cycle, client=client(retried=700)) for cycle in range(2)),
+        measured("four", 0),  # as an older file has it
+        failed("gone", 0),
+    ]
+    report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds))
+    line = "retried: 1,400 of one: a kept connection ended before any byte of the answer"
+    assert [said for said in render(report, "text").splitlines() if said.startswith("retried")] == [line]
+    found = json.loads(render(report, "json"))["configurations"]
+    assert [one["retried"] for one in found] == [1400, 0, None]
+    rows = csv.DictReader(io.StringIO(render(report, "csv")))
+    assert [row["retried"] for row in rows] == ["1400", "0", ""]
 
 
 def test_several_loads_have_a_table_each() -> None:
