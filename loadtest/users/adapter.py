@@ -482,3 +482,41 @@ def fine_percentiles(csv: Any, entry: Any, use_current: bool = False) -> list[An
 
 locust.stats.bucket_response_time = fine_bucket
 locust.stats.StatsCSV._percentile_fields = fine_percentiles
+
+
+class CompleteCsv(locust.stats.StatsCSVFileWriter):  # type: ignore[misc]  # locust ships no types
+    """locust's CSV files, with a last look when the run is over.
+
+    locust writes them once a second and never again, so what ended in the last second would be missing. By the time it
+    closes them, --json-file has emptied the statistics.
+    """
+
+    def __init__(self, environment: Environment, *args: Any, **keywords: Any) -> None:
+        super().__init__(environment, *args, **keywords)
+        self._greenlet: Any = None  # that writes once a second
+        # locust calls these in reverse order: the ones that end the run were added later, and come before.
+        environment.events.quitting.add_listener(self.on_quitting)
+
+    def stats_writer(self) -> None:
+        """Write the files once a second."""
+        self._greenlet = gevent.getcurrent()
+        super().stats_writer()
+
+    def on_quitting(self, **_: object) -> None:
+        """Write all rows once more, and a last one of the history."""
+        if self._greenlet is None:  # there is not even a heading
+            return
+        self._greenlet.kill()
+        tables = (
+            (self.requests_csv_filehandle, self.requests_csv_writer, self.requests_csv),
+            (self.failures_csv_filehandle, self.failures_csv_writer, self.failures_csv),
+            (self.exceptions_csv_filehandle, self.exceptions_csv_writer, self.exceptions_csv),
+        )
+        for file, writer, write in tables:
+            file.seek(0)
+            write(writer)
+            file.truncate()
+        self._stats_history_data_rows(self.stats_history_csv_writer, time.time())
+
+
+locust.stats.StatsCSVFileWriter = CompleteCsv
