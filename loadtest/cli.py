@@ -107,8 +107,16 @@ _LOAD_FLAGS = (
     ),
     click.option(
         "--path",
-        type=Value("PATH", values.path),
-        help=f"The path of http and websocket requests; may have a query ({_DEFAULT.path}).",
+        type=Value("PATH|@FILE", values.paths),
+        multiple=True,
+        callback=lambda _context, _option, found: values.paths(found) if found else None,
+        help=f"The path of http and websocket requests; may have a query ({_DEFAULT.path}). http: repeatable, and "
+        "@FILE has one in each line.",
+    ),
+    click.option(
+        "--path-order",
+        type=Value("HOW", values.order),
+        help="Several paths are asked for in sequence (default), or at random.",
     ),
     click.option(
         "--header",

@@ -29,7 +29,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 from loadtest.plan.addresses import parse
 from loadtest.users import EchoUser, FastUser, TalkbackUser, WebSocketUser, WebUser
 from loadtest.users.options import engine_of, protocol_of, user_class_of
-from loadtest.users.web import opening_of
+from loadtest.users.web import opening_of, requests_of
 
 __all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebSocketUser", "WebUser"]
 
@@ -49,6 +49,8 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
             parse(environment.host, protocol, unix=user_class.unix)
             if protocol == "websocket":
                 opening_of(options, "")
+            if protocol == "http":
+                requests_of(options)
     except ValueError as error:  # an AddressError is one
         _usage(str(error))
     engines = {engine_of(user_class) for user_class in environment.user_classes}

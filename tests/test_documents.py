@@ -54,7 +54,7 @@ DEMO = ROOT / "results" / "demo"
 WIDTH = 120
 FOREIGN_FLAGS = {  # locust's own
     "--headless", "--users", "--run-time", "--host", "--csv", "--html", "--json-file", "--processes", "--master",
-    "--master-host", "--worker", "--expect-workers",
+    "--master-host", "--worker", "--expect-workers", "--stop-timeout",
 }  # fmt: skip
 
 README, CHANGELOG = Page("README.md"), Page("CHANGELOG.md")

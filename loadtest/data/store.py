@@ -183,5 +183,5 @@ class Store:
         return joined
 
     def _shortened(self, path: re.Match[str]) -> str:
-        asked = any(path[0] in load.path for load in self.plan.loads)
+        asked = any(path[0] in asked for load in self.plan.loads for asked in load.paths)
         return path[0] if asked else f".../{path[1]}"

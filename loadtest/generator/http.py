@@ -23,6 +23,8 @@ from loadtest.generator.failure import CLOSED_EARLY, RESET, WRONG_LENGTH, WRONG_
 from loadtest.generator.link import CHUNK, RepeatingLink
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from loadtest.generator.link import EngineApi
 
 
@@ -134,6 +136,63 @@ class WebLink(RepeatingLink):
         """Close the connection and forget the exchange."""
         super().drop()
         self._response = None
+
+
+_MOST_KEPT = 64 << 20  # bytes of usual replies of all targets
+
+
+class Target:
+    """A request of several that the links of a process send in turn, with its own usual reply, which they share."""
+
+    __slots__ = ("keeps", "most", "request", "size", "usual")
+
+    def __init__(self, request: bytes, most: int) -> None:
+        """`most`: the longest reply to keep, in bytes."""
+        self.request = request
+        self.most = most
+        self.usual: bytes | None = None
+        self.size = CHUNK
+        self.keeps = True
+
+    @classmethod
+    def made(cls, requests: Sequence[bytes]) -> list[Target]:
+        """Make a target of each request."""
+        return [cls(request, _MOST_KEPT // len(requests)) for request in requests]
+
+
+class TargetsLink(WebLink):
+    """Sends the next one of several requests each time; all links of a process take them from one iterator."""
+
+    __slots__ = ("_target", "_targets")
+
+    def __init__(
+        self,
+        engine: EngineApi,
+        targets: Iterator[Target],
+        expected: Expectation | None = None,
+        exchanges: int = 0,
+        *,
+        retry: bool = False,
+    ) -> None:
+        super().__init__(engine, b"", expected, exchanges, retry=retry)
+        self._targets = targets
+        self._target: Target | None = None  # of the exchange in flight, or of the last one
+
+    def begin(self) -> None:
+        """Start an exchange with the next target."""
+        target = self._target = next(self._targets)
+        self.request = target.request
+        self._usual = target.usual
+        self._size = target.size
+        self._keeps = target.keeps
+        super().begin()
+
+    def examine(self, data: bytes) -> None:
+        """Read a response that is not the usual one of its target, or comes in pieces."""
+        super().examine(data)
+        target = self._target
+        if target and self._usual is not None and len(self._usual) <= target.most:
+            target.usual, target.size, target.keeps = self._usual, self._size, self._keeps
 
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")

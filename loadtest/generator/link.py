@@ -24,7 +24,6 @@ overloaded): sending what piled up would be a burst that the schedule does not h
 from __future__ import annotations
 
 import itertools
-import random
 import select
 from _socket import socket as Socket  # noqa: N812 # a class, as in the socket module
 from collections import deque
@@ -36,6 +35,7 @@ from typing import TYPE_CHECKING, Protocol
 from loadtest.generator.failure import TIMEOUT, cause_of
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator, Sequence
 
     from loadtest.generator.dialer import Connection, Dialer
@@ -387,9 +387,9 @@ def constant(start_ns: int, rate_per_s: float) -> Iterator[int]:
     return (start_ns + round(number * 1e9 / rate_per_s) for number in itertools.count())
 
 
-def poisson(start_ns: int, rate_per_s: float) -> Iterator[int]:
+def poisson(start_ns: int, rate_per_s: float, chance: random.Random) -> Iterator[int]:
     """Yield arrivals with exponential gaps, without end, as of people who do not know of each other."""
     at_ns = float(start_ns)
     while True:
-        at_ns += random.expovariate(rate_per_s) * 1e9
+        at_ns += chance.expovariate(rate_per_s) * 1e9
         yield round(at_ns)

@@ -84,14 +84,20 @@ def _host(load: Load, address: Address) -> str:
 
 
 def _web_options(load: Load, base: Path) -> list[str]:
-    body = f"@{base.absolute() / load.body[1:]}" if load.body.startswith("@") else load.body
-    options = [f"--method={load.method}", f"--path={load.path}", f"--body={body}", f"--status={load.status}"]
+    body = _placed(load.body, base)
+    options = [f"--method={load.method}", f"--body={body}", f"--status={load.status}"]
+    options += [f"--path={_placed(path, base)}" for path in load.paths] + [f"--path-order={load.path_order}"]
     options += [f"--message={load.message}"]
     options += [f"--header={line}" for line in load.headers]
     options += [f"--length={load.length}"] if load.length is not None else []
     options += [f"--ca={base.absolute() / load.ca}"] if load.ca else []
     options += ["--no-keep-alive"] * (not load.keep_alive) + ["--no-retry"] * (not load.retry)
     return options + ["--insecure"] * load.insecure
+
+
+def _placed(written: str, base: Path) -> str:
+    """Return TEXT as it is, and @FILE, which starts in `base`, with its folder."""
+    return f"@{base.absolute() / written[1:]}" if written.startswith("@") else written
 
 
 def progress_file(folder: Path) -> Path:

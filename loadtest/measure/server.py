@@ -174,7 +174,7 @@ def check_files(plan: Plan, folder: Path) -> None:
     """Read the files that the loads name; relative names start in `folder`. Raises PlanError."""
     for load in plan.loads:
         try:
-            _request(load, folder)
+            _request(load, folder).at([path for written in load.paths for path in request.paths(written, folder)])
             if load.scenario == "websocket":
                 _opening(load, "")
             if load.tls:
@@ -221,7 +221,8 @@ def _line(connection: socket.socket, scenario: str) -> None:
 
 
 def _http(connection: socket.socket, load: Load, address: Address, folder: Path, timeout_s: float) -> None:
-    connection.sendall(_request(load, folder, keep_alive=False).encode(address.name))
+    asked = _request(load, folder, keep_alive=False)
+    connection.sendall(asked.encode(address.name))
     response = Response(bodiless=load.method == "HEAD")
     deadline = time.monotonic() + timeout_s
     came = b""
@@ -243,7 +244,7 @@ def _http(connection: socket.socket, load: Load, address: Address, folder: Path,
         response.status, response.length
     ):
         expected = load.status if load.length is None else f"{load.status} and a body of {load.length} bytes"
-        raise WrongReplyError(f"answered {load.method} {load.path} with {flaw}, not with status {expected}")
+        raise WrongReplyError(f"answered {load.method} {asked.path} with {flaw}, not with status {expected}")
 
 
 def _unfinished(came: bytes) -> TimeoutError:
@@ -281,9 +282,10 @@ def _secured(connection: socket.socket, load: Load, address: Address, folder: Pa
 
 
 def _request(load: Load, folder: Path, *, keep_alive: bool = True) -> Request:
+    """Return the load's request, of several the first."""
     return Request.made(
         method=load.method,
-        path=load.path,
+        path=next(request.paths(load.paths[0], folder)),
         headers=load.headers,
         body=request.body(load.body, folder),
         payload=load.payload,
@@ -292,7 +294,7 @@ def _request(load: Load, folder: Path, *, keep_alive: bool = True) -> Request:
 
 
 def _opening(load: Load, host: str) -> Handshake:
-    return Handshake.made(path=load.path, headers=load.headers, host=host)
+    return Handshake.made(path=load.paths[0], headers=load.headers, host=host)
 
 
 def _tls(load: Load, folder: Path) -> ssl.SSLContext:

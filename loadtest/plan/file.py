@@ -35,7 +35,8 @@ LOAD_KEYS: Keys = {
     "payload": ("payload", values.length),
     "exchanges": ("exchanges", values.count),
     "method": ("method", values.method),
-    "path": ("path", values.path),
+    "path": ("path", values.paths),
+    "path-order": ("path_order", values.order),
     "header": ("headers", values.headers),
     "body": ("body", values.body),
     "keep-alive": ("keep_alive", values.flag),
@@ -134,7 +135,15 @@ def moved(plan: Plan, base: Path | None, folder: Path) -> Plan:
         servers=tuple(
             replace(server, cwd=path(server.cwd), attach=marked("unix:", server.attach)) for server in plan.servers
         ),
-        loads=tuple(replace(load, ca=path(load.ca), body=marked("@", load.body)) for load in plan.loads),
+        loads=tuple(
+            replace(
+                load,
+                ca=path(load.ca),
+                body=marked("@", load.body),
+                path=values.paths([marked("@", name) for name in load.paths]),
+            )
+            for load in plan.loads
+        ),
     )
 
 

@@ -22,6 +22,7 @@ OVER_HTTP = ("http", "websocket")
 MESSAGES = ("text", "binary")
 ENGINES = ("fast", "readable")
 ARRIVALS = ("constant", "poisson")
+ORDERS = ("sequence", "random")
 AA_MARK = "'"
 AA_MIN_ROUNDS = 6
 _MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s")  # between runs whose rounds lie in one folder
@@ -60,7 +61,8 @@ class Load:
     exchanges: int = 0  # on one connection before it closes; 0: 10 for echo, elsewhere as many as the server allows
     # What follows is for http; path, headers and TLS for websocket, too.
     method: str = "GET"
-    path: str = "/"
+    path: str | tuple[str, ...] = "/"  # or several, each PATH or @FILE with one in each line
+    path_order: str = "sequence"  # in which several are asked for
     headers: tuple[str, ...] = ()  # each "Name: value"
     body: str = ""  # text, or @FILE
     keep_alive: bool = True  # else a connection for every request
@@ -79,12 +81,19 @@ class Load:
             raise PlanError(
                 f"load {self.name!r}: {self.connections} connections are too few for {self.generators} generators"
             )
+        if self.scenario == "websocket" and (len(self.paths) > 1 or self.paths[0].startswith("@")):
+            raise PlanError(f"load {self.name!r}: a WebSocket is opened at one path; several are for http")
         if self.tls and self.scenario not in OVER_HTTP:
             raise PlanError(f"load {self.name!r}: tls is for scenario http or websocket; {self.scenario} has none")
         if (self.insecure or self.ca) and not self.tls:
             raise PlanError(f"load {self.name!r}: insecure and ca say how a certificate is verified; add tls")
         if self.insecure and self.ca:
             raise PlanError(f"load {self.name!r}: insecure takes any certificate; leave out ca, or insecure")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What `path` names: each PATH or @FILE."""
+        return (self.path,) if isinstance(self.path, str) else self.path
 
     def describe(self) -> str:
         """One line for the report."""
@@ -101,8 +110,18 @@ class Load:
         tls = ", TLS" if self.tls else ""
         if self.scenario == "websocket":
             return f"{'' if self.path == '/' else f' {self.path}'}, {self.payload} bytes of {self.message}{tls}"
-        asked = "" if (self.method, self.path) == ("GET", "/") else f" {self.method} {self.path}"
+        asked = "" if (self.method, self.path) == ("GET", "/") else f" {self.method} {self._asked()}"
         return f"{asked}{tls}{'' if self.keep_alive else ', a connection per request'}"
+
+    def _asked(self) -> str:
+        """Describe the path, or the paths."""
+        first, *more = self.paths
+        if not more and not first.startswith("@"):
+            return first
+        files = [path[1:] for path in self.paths if path.startswith("@")]
+        few = len(self.paths) - len(files)
+        parts = [f"{few} path{'s' * (few > 1)}"] * bool(few) + [f"the paths of {name}" for name in files]
+        return " and ".join(parts) + " at random" * (self.path_order == "random")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

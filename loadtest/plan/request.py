@@ -8,13 +8,17 @@ from the body, and cannot be given: a request whose length is a lie measures not
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 MOST_BODY = 64 << 20  # bytes
+MOST_PATHS = 100_000
+_MOST_FILE = 16 << 20  # bytes of a file of paths
+_MOST_SENT = 256 << 20  # bytes of all requests together
 _MOST_TEXT = 16384  # letters of a path or of a field: more than servers take
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
 _PATH = re.compile(r"/(?:[!\"$-.0-~][!\"$-~]*)?")
@@ -46,6 +50,29 @@ def path(text: str) -> str:
     return text
 
 
+def paths(text: str, folder: Path) -> Iterator[str]:
+    """Yield the path, or those in @FILE: one in each line, without empty lines and # comments.
+
+    Relative names start in `folder`.
+    """
+    if not text.startswith("@"):
+        yield path(text)
+        return
+    name = text[1:]
+    count = 0
+    for number, line in enumerate(_content(name, folder, _MOST_FILE).decode("latin-1").split("\n"), 1):
+        if (written := line.strip()) and not written.startswith("#"):
+            count += 1
+            if count > MOST_PATHS:
+                raise ValueError(f"{name!r} has more than {MOST_PATHS:,} paths")
+            try:
+                yield path(written)
+            except ValueError as error:
+                raise ValueError(f"{name}:{number}: {error}") from None
+    if not count:
+        raise ValueError(f"{name!r} has no path; write one in each line, such as /items/1")
+
+
 def header(text: str) -> str:
     """Parse one field, `Name: value`."""
     name, colon, value = text.partition(":")
@@ -58,15 +85,17 @@ def header(text: str) -> str:
 
 def body(text: str, folder: Path) -> bytes:
     """Return the bytes of TEXT, or of @FILE; relative names start in `folder`."""
-    if not text.startswith("@"):
-        return text.encode()
+    return _content(text[1:], folder, MOST_BODY) if text.startswith("@") else text.encode()
+
+
+def _content(name: str, folder: Path, most: int) -> bytes:
     try:
-        with (folder / text[1:]).open("rb") as file:
-            content = file.read(MOST_BODY + 1)
+        with (folder / name).open("rb") as file:
+            content = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ValueError(f"cannot read {text[1:]!r}: {getattr(error, 'strerror', error)}") from None
-    if len(content) > MOST_BODY:
-        raise ValueError(f"{text[1:]!r} is longer than {MOST_BODY >> 20} MiB")
+        raise ValueError(f"cannot read {name!r}: {getattr(error, 'strerror', error)}") from None
+    if len(content) > most:
+        raise ValueError(f"{name!r} is longer than {most >> 20} MiB")
     return content
 
 
@@ -98,6 +127,13 @@ class Request:
     def made(cls, *, method: str, payload: int, body: bytes, **rest: Any) -> Request:
         """Make the request. Without a body, a method that needs one gets `payload` bytes."""
         return cls(method=method, body=body or (b"." * payload if method in _WITH_BODY else b""), **rest)
+
+    def at(self, paths: Sequence[str]) -> list[Request]:
+        """Return this request for each of the paths. Raises ValueError when all bodies together are too long."""
+        if len(self.body) * len(paths) > _MOST_SENT:
+            said = f"{len(paths):,} paths with {len(self.body):,} bytes of body each"
+            raise ValueError(f"{said} are more than {_MOST_SENT >> 20} MiB of requests; send a shorter body")
+        return [replace(self, path=path) for path in paths]
 
     def fields(self, host: str) -> list[tuple[str, str]]:
         """Return all fields of the head. Given fields replace ours of the same name."""

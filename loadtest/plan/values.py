@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from loadtest.plan import addresses, request
-from loadtest.plan.plan import ARRIVALS, ENGINES, MESSAGES, SCENARIOS, Pin
+from loadtest.plan.plan import ARRIVALS, ENGINES, MESSAGES, ORDERS, SCENARIOS, Pin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -175,9 +175,20 @@ def method(value: object) -> str:
     return request.method(text(value))
 
 
-def path(value: object) -> str:
-    """Parse the path of a request."""
-    return request.path(text(value))
+def paths(value: object) -> str | tuple[str, ...]:
+    """Parse the path of requests, or a list of several; each may be @FILE. One alone is not a list."""
+    if not isinstance(value, (list, tuple)):
+        written = text(value)
+        return written if re.fullmatch("@.+", written) else request.path(written)
+    found = [paths(text(each)) for each in value]
+    if not found:
+        raise ValueError(f"{value!r} has no path; write ['/items/1', '/items/2'], or '@FILE'")
+    return str(found[0]) if len(found) == 1 else tuple(map(str, found))
+
+
+def order(value: object) -> str:
+    """Parse the order of several paths."""
+    return _one_of(ORDERS, "an order of paths", value)
 
 
 def headers(value: object) -> tuple[str, ...]:

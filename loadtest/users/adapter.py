@@ -33,7 +33,7 @@ from locust.runners import STATE_CLEANUP, STATE_MISSING, MasterRunner, WorkerRun
 from loadtest.generator.account import SCHEMA, Account, ProcessAccounts, note, shares
 from loadtest.generator.failure import cause_of
 from loadtest.generator.recorder import CONNECT, Recorder
-from loadtest.users.options import engine_of, scenario_of
+from loadtest.users.options import engine_of, scenario_of, stop_timeout_s
 
 if TYPE_CHECKING:
     from locust.env import Environment
@@ -90,6 +90,8 @@ class LocalRecording:
         self.account = None
         options = self.environment.parsed_options
         self.environment.shares = shares(options, self.runner.client_id)
+        self.environment.share = next(shares(options, self.runner.client_id))  # of the first user
+        self.environment.paths_in_turn = None  # the first user that sends requests makes it
         gc.collect()  # of the run before; what was imported is frozen (adapter.py)
         self._cpu_s = time.process_time()
         self._wall_s = time.perf_counter()
@@ -373,6 +375,7 @@ argument_parser.default_args_dict = functools.cache(argument_parser.default_args
 def install(environment: Environment, **_: object) -> None:
     """Attach the lab to locust's environment; its event listeners keep the objects alive."""
     environment.events.censored = EventHook()  # ours: fired with start_ns by a user whose exchange is cut off
+    environment.stop_timeout = stop_timeout_s(environment.parsed_options)  # a worker gets its master's
     environment.events.retried = EventHook()  # also: fired with start_ns by a user that sends an exchange once more
     environment.events.batch = EventHook()  # also: fired with batch and latency (a Histogram) by a FastUser
     if not isinstance(environment.runner, WorkerRunner):

@@ -32,13 +32,13 @@ from loadtest.generator import link as model
 from loadtest.generator.dialer import HINTS, Dialer
 from loadtest.generator.engine import PATIENCE_S, Engine
 from loadtest.generator.failure import ExchangeError
-from loadtest.generator.http import WebLink
+from loadtest.generator.http import Target, TargetsLink, WebLink
 from loadtest.generator.lines import EchoLink, TalkbackLink, numbered
 from loadtest.generator.recorder import CONNECT
 from loadtest.generator.websocket import OPCODES, WebSocketLink
 from loadtest.users.adapter import fine_bucket
-from loadtest.users.options import DEADLINE_S, ECHOES, scenario_of, target
-from loadtest.users.web import expectation_of, opening_of, request_of, retries, tls_of
+from loadtest.users.options import ECHOES, chance, scenario_of, target
+from loadtest.users.web import expectation_of, in_turn, name_of, opening_of, requests_of, retries, tls_of
 from prefork.status.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -63,14 +63,13 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
     engine = "fast"
     protocol = ""  # the scenario's
     unix = True
-    deadline_s = DEADLINE_S  # like every attribute of a user class it can be set with locust's --config-users
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self.options = environment.parsed_options
         self.scenario = scenario_of(type(self), self.options)
         self.request_type = {"http": str(self.options.method), "websocket": "WS"}.get(self.scenario, "TCP")
-        self.name = self.scenario if self.request_type == "TCP" else str(self.options.path)
+        self.name = self.scenario if self.request_type == "TCP" else name_of(self.options)
         self.address, self.family, self.socket_address = target(self)
         self.share = next(environment.shares)
         self.clients = self.share.part(self.options.connections)
@@ -110,31 +109,33 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
             poller=poller,
             wait=lambda seconds: select([poller], (), (), seconds),
             dialer=Dialer(self.family, self.socket_address, tls=tls),
-            deadline_s=self.deadline_s,
+            deadline_s=self.options.timeout,
             observer=self,
         )
         engine.links = list(self._links(engine))
         several = len(engine.links[0].request) > _ONE_SEGMENT or self.scenario == "websocket"  # a pong, and a message
         engine.dialer.no_delay |= several
         if rate_per_s := self.options.rate:
-            arrivals = {"constant": model.constant, "poisson": model.poisson}[self.options.arrivals]
             _want_precise_timers()
-            start_ns = self.share.first_ns(time.perf_counter_ns(), rate_per_s)
-            schedule = arrivals(start_ns, rate_per_s / self.share.of)
-            engine.model = model.OpenModel(engine, schedule, max(1, self.share.part(self.options.max_in_flight)))
+            most = max(1, self.share.part(self.options.max_in_flight))
+            engine.model = model.OpenModel(engine, self._schedule(rate_per_s), most)
         else:
             engine.model = model.ClosedModel(engine)
         return engine
+
+    def _schedule(self, rate_per_s: float) -> Iterator[int]:
+        """Return when this user's exchanges come due, from now on."""
+        now_ns = time.perf_counter_ns()
+        own_per_s = rate_per_s / self.share.of
+        if self.options.arrivals == "poisson":
+            return model.poisson(now_ns, own_per_s, chance(self.options, self.share, "arrivals"))
+        return model.constant(self.share.first_ns(now_ns, rate_per_s), own_per_s)
 
     def _links(self, engine: Engine) -> Iterator[Link]:
         """Yield a link for each client. No two send the same line or message, so that a foreign reply is noticed."""
         options = self.options
         if self.scenario == "http":
-            sent = request_of(options).encode(self.address.name)
-            expected = expectation_of(options)
-            exchanges = options.exchanges if options.keep_alive else 1
-            again = retries(options)
-            yield from (WebLink(engine, sent, expected, exchanges, retry=again) for _ in range(self.clients))
+            yield from self._web(engine)
             return
         first = random.getrandbits(48)
         lines = (numbered(first + number, options.payload) for number in range(self.clients))
@@ -144,6 +145,19 @@ class FastUser(User):  # type: ignore[misc]  # locust ships no types
             yield from (EchoLink(engine, line, options.exchanges or ECHOES) for line in lines)
         else:
             yield from (TalkbackLink(engine, line) for line in lines)
+
+    def _web(self, engine: Engine) -> Iterator[Link]:
+        options = self.options
+        sent = [request.encode(self.address.name) for request in requests_of(options)]
+        engine.dialer.no_delay |= max(map(len, sent)) > _ONE_SEGMENT
+        expected = expectation_of(options)
+        exchanges = options.exchanges if options.keep_alive else 1
+        again = retries(options)
+        if len(sent) == 1:
+            yield from (WebLink(engine, sent[0], expected, exchanges, retry=again) for _ in range(self.clients))
+            return
+        targets = in_turn(options, self.share, Target.made(sent))
+        yield from (TargetsLink(engine, targets, expected, exchanges, retry=again) for _ in range(self.clients))
 
     def _web_socket(self, engine: Engine, payload: bytes) -> Link:
         options = self.options

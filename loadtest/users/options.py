@@ -6,6 +6,7 @@ Importing this module adds the options.
 from __future__ import annotations
 
 import argparse
+import random
 from typing import TYPE_CHECKING, Any
 
 from locust import events
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from locust import User
     from locust.argument_parser import LocustArgumentParser
 
+    from loadtest.generator.account import Share
+
 
 SCENARIOS = {
     "talkback": "TalkbackUser",
@@ -33,9 +36,8 @@ SCENARIOS = {
 FAST = "FastUser"
 """The class that plays any scenario, in the fast engine."""
 
-STOP_TIMEOUT_S = 10.0
-DEADLINE_S = 10.0
-"""How long an exchange, or a connect of its own, may take in all."""
+_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 10.0
 
 ECHOES = 10
 """Lines on a connection, if --exchanges says nothing."""
@@ -45,7 +47,7 @@ ECHOES = 10
 def add_options(parser: LocustArgumentParser) -> None:
     """Add the options. All are typed and have a default that is not None, or the web page could not change them."""
     # A user that is killed in mid-exchange leaves no sample, so without a stop timeout the slowest would be missing.
-    parser.set_defaults(host=DEFAULT, stop_timeout=STOP_TIMEOUT_S)
+    parser.set_defaults(host=DEFAULT, stop_timeout=_STOP_TIMEOUT_S)
     parser.add_argument(
         "--scenario",
         choices=SCENARIOS,
@@ -105,6 +107,22 @@ def add_options(parser: LocustArgumentParser) -> None:
         metavar="<int>",
         help="Exchanges on a connection before a new one is made (default: 10 lines for echo; for http and websocket "
         "as many as the server allows).",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=_TIMEOUT_S,
+        metavar="<seconds>",
+        help="How long an exchange may take in all, with the connect that it needs (default %(default)g). Without "
+        "--stop-timeout, exchanges in flight at the end get as long, or 10 seconds if that is more.",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="<int>",
+        help="What follows from chance (--arrivals poisson, --path-order random) is the same in each run with this "
+        "number. 0: another each time (default %(default)s).",
     )
     parser.add_argument(
         "--warmup",
@@ -187,6 +205,23 @@ def _number(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
     return number
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := _number(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in which anything can happen; write seconds above 0")
+    return seconds
+
+
+def stop_timeout_s(options: argparse.Namespace) -> float:
+    """Return how long exchanges in flight may take at the end: as long as all may, unless --stop-timeout is given."""
+    given = options.stop_timeout is not _STOP_TIMEOUT_S  # the very object; what is parsed is another
+    return float(options.stop_timeout if given else max(_STOP_TIMEOUT_S, options.timeout))
+
+
+def chance(options: argparse.Namespace, share: Share, purpose: str) -> random.Random:
+    """Return the source of chance of one user for one purpose: by --seed, and independent of all others."""
+    return random.Random(f"{options.seed} {share.index} {purpose}" if options.seed else None)  # noqa: S311 # no secret
 
 
 def target(user: User) -> tuple[addresses.Address, socket.AddressFamily, Any]:

@@ -24,8 +24,8 @@ from loadtest.generator.failure import CLOSED_EARLY, WRONG_REPLY, ExchangeError,
 from loadtest.generator.lines import GREETING, PREFIX, numbered
 from loadtest.generator.recorder import CONNECT
 from loadtest.generator.websocket import OPCODES, WebSocketTalk
-from loadtest.users.options import DEADLINE_S, ECHOES, scenario_of, target
-from loadtest.users.web import opening_of, tls_of
+from loadtest.users.options import ECHOES, scenario_of, target
+from loadtest.users.web import name_of, opening_of, tls_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,12 +44,12 @@ class StreamUser(User):  # type: ignore[misc]  # locust ships no types
     protocol = "tcp"
     request_type = "TCP"
     unix = True  # whether it can speak that over a Unix socket
-    deadline_s = DEADLINE_S  # like every attribute of a user class it can be set with locust's --config-users
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self.server, self.family, self.address = target(self)
         self.scenario = scenario_of(type(self), environment.parsed_options)
+        self.deadline_s = environment.parsed_options.timeout
         self.name = self.scenario
         # No two users send the same line, so that a reply which belongs to another client is noticed.
         self.numbers = itertools.count(random.getrandbits(48))
@@ -190,7 +190,7 @@ class WebSocketUser(EchoUser):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         options = environment.parsed_options
-        self.name = options.path
+        self.name = name_of(options)
         self.opcode = OPCODES[options.message]
         self.opening = opening_of(options, self.server.name)
         self.tls = tls_of(options) if self.server.tls else None

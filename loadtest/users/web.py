@@ -7,11 +7,13 @@ users are.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gevent import GreenletExit
+from gevent import GreenletExit, Timeout
 from geventhttpclient._parser import HTTPParseError
 from geventhttpclient.response import HTTPConnectionClosed
 from locust import FastHttpUser, constant, events, task
@@ -22,37 +24,70 @@ from loadtest.generator.failure import CLOSED_EARLY, RESET, WRONG_REPLY, Exchang
 from loadtest.generator.http import Expectation
 from loadtest.generator.websocket import OPCODES, Handshake
 from loadtest.plan import request
+from loadtest.plan.plan import ORDERS
 from loadtest.plan.request import Request
-from loadtest.users.options import DEADLINE_S, target, whole
+from loadtest.users.options import chance, target, whole
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
+
+    from loadtest.generator.account import Share
+
+T = TypeVar("T")
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # locust ships no types
 def add_web_options(parser: LocustArgumentParser) -> None:
     """Add the options, with defaults that are not None, as workers get them in a message."""
+    add = functools.partial(_add, parser)
+    _add_request(add)
+    _add_connection(add)
+    add("--status", type=_parsed(request.status), default="2xx", help="of a good response (default %(default)s).")
+    add("--length", type=whole(0), default=-1, metavar="<bytes>", help="of a good response's body (default: any).")
+    add("--message", of="websocket", choices=OPCODES, default="text", help="their kind (default %(default)s).")
 
-    def add(flag: str, *, help: str, of: str = "http", **keywords: Any) -> None:  # noqa: A002 # argparse's word
-        parser.add_argument(flag, include_in_web_ui=False, help=f"{of}: {help}", **keywords)
 
-    both = "http, websocket"
+_BOTH = "http, websocket"
 
+
+def _add(
+    parser: LocustArgumentParser,
+    flag: str,
+    *,
+    help: str,  # noqa: A002 # argparse's word
+    of: str = "http",
+    **keywords: Any,
+) -> None:
+    parser.add_argument(flag, include_in_web_ui=False, help=f"{of}: {help}", **keywords)
+
+
+def _add_request(add: Callable[..., None]) -> None:
+    """Add what the requests are."""
     add("--method", type=_parsed(request.method), default="GET", help="of the requests (default %(default)s).")
     add(
         "--path",
-        of=both,
-        type=_parsed(request.path),
-        default="/",
-        help="of the requests, with a query (default %(default)s).",
+        of=_BOTH,
+        action="append",
+        type=_parsed(lambda text: list(request.paths(text, Path.cwd()))),
+        default=[],
+        metavar="PATH|@FILE",
+        help="of the requests, with a query (default /). http: repeat it for more, or name a file with one path in "
+        "each line.",
+    )
+    add(
+        "--path-order",
+        choices=ORDERS,
+        default=ORDERS[0],
+        help="in which several paths are asked for: one after the other by all clients of a process together, or by "
+        "chance, see --seed (default %(default)s).",
     )
     add(
         "--header",
-        of=both,
+        of=_BOTH,
         action="append",
         type=_parsed(request.header),
         default=[],
@@ -66,6 +101,10 @@ def add_web_options(parser: LocustArgumentParser) -> None:
         metavar="TEXT|@FILE",
         help="of each request (default: --payload bytes for POST, PUT and PATCH, else none).",
     )
+
+
+def _add_connection(add: Callable[..., None]) -> None:
+    """Add what happens to their connections."""
     add(
         "--no-keep-alive",
         dest="keep_alive",
@@ -79,30 +118,46 @@ def add_web_options(parser: LocustArgumentParser) -> None:
         help="count a request as failed if its kept connection ends before any byte of the answer. Without this option "
         "it is sent once more, on a new connection, if its method is idempotent (RFC 9112 section 9.3.1).",
     )
-    add("--status", type=_parsed(request.status), default="2xx", help="of a good response (default %(default)s).")
-    add("--length", type=whole(0), default=-1, metavar="<bytes>", help="of a good response's body (default: any).")
-    add("--insecure", of=both, action="store_true", help="take any certificate of an https:// or wss:// server.")
+    add("--insecure", of=_BOTH, action="store_true", help="take any certificate of an https:// or wss:// server.")
     add(
         "--ca",
-        of=both,
+        of=_BOTH,
         type=_parsed(_certificates),
         default="",
         metavar="<file>",
         help="certificates to trust (default: the system's).",
     )
-    add("--message", of="websocket", choices=OPCODES, default="text", help="their kind (default %(default)s).")
 
 
-def request_of(options: argparse.Namespace) -> Request:
-    """Return the request that the options describe."""
-    return Request.made(
+def paths_of(options: argparse.Namespace) -> list[str]:
+    """Return the paths that the options name."""
+    return [path for paths in options.path for path in paths] or ["/"]
+
+
+def name_of(options: argparse.Namespace) -> str:
+    """Return what locust's tables call the requests: by their path, or the number of paths."""
+    paths = paths_of(options)
+    return paths[0] if len(paths) == 1 else f"{len(paths)} paths"
+
+
+def requests_of(options: argparse.Namespace) -> list[Request]:
+    """Return the requests that the options describe. Raises ValueError when they are too long."""
+    first = Request.made(
         method=options.method,
-        path=options.path,
         headers=tuple(options.header),
         body=options.body,
         payload=options.payload,
         keep_alive=options.keep_alive,
     )
+    return first.at(paths_of(options))
+
+
+def in_turn(options: argparse.Namespace, share: Share, items: Sequence[T]) -> Iterator[T]:
+    """Return the items without end, in the order that the options name."""
+    if options.path_order == "random":
+        draw = chance(options, share, "paths").random
+        return (items[int(draw() * len(items))] for _ in itertools.count())
+    return itertools.cycle(items)
 
 
 def expectation_of(options: argparse.Namespace) -> Expectation:
@@ -117,8 +172,11 @@ def retries(options: argparse.Namespace) -> bool:
 
 
 def opening_of(options: argparse.Namespace, host: str) -> Handshake:
-    """Return the opening handshake of a client. Raises ValueError for a header that it may not set."""
-    return Handshake.made(path=options.path, headers=options.header, host=host)
+    """Return the opening handshake of a client. Raises ValueError for a header that it may not set, and two paths."""
+    path, *more = paths_of(options)
+    if more:
+        raise ValueError("--path: a WebSocket is opened at one path; leave out the others")
+    return Handshake.made(path=path, headers=options.header, host=host)
 
 
 def tls_of(options: argparse.Namespace) -> ssl.SSLContext:
@@ -160,8 +218,6 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
     unix = False
     host: str | None = None
     concurrency = 1  # one connection
-    connection_timeout = DEADLINE_S
-    network_timeout = DEADLINE_S
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -172,8 +228,14 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
         if address.tls:
             verified = tls_of(options)
             self.ssl_context_factory = lambda **_: verified
+        # Several clients share a process, and the order of the paths.
+        if environment.paths_in_turn is None:
+            environment.paths_in_turn = in_turn(options, environment.share, paths_of(options))
+        self.paths = environment.paths_in_turn
+        self.name = name_of(options)
+        self.deadline_s = self.connection_timeout = self.network_timeout = options.timeout
         super().__init__(environment)
-        self.asked = request_of(options)
+        self.asked = requests_of(options)[0]
         self.expected = expectation_of(options)
         self.fields: dict[str, list[str]] = {}
         for name, value in self.asked.fields(address.name):
@@ -196,12 +258,14 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
         """Send one request and read its whole response."""
         start_ns = time.perf_counter_ns()
         try:
-            response = self._ask()
-            if self.retries and self.served and _unanswered(response):
-                self.environment.events.retried.fire(start_ns=start_ns)
-                response = self._ask()
-            with response:
+            path = next(self.paths)
+            with Timeout(self.deadline_s, TimeoutError):
+                response = self._ask(path)
+                if self.retries and self.served and _unanswered(response):
+                    self.environment.events.retried.fire(start_ns=start_ns)
+                    response = self._ask(path)
                 length, error = _read(response)
+            with response:
                 response.request_meta["response_time"] = (time.perf_counter_ns() - start_ns) / 1e6
                 response.request_meta["response_length"] = length
                 if cause := _cause(error) or self.expected.flaw(response.status_code, length):
@@ -216,11 +280,12 @@ class WebUser(FastHttpUser):  # type: ignore[misc]  # locust ships no types
         if not self.left:
             self._hang_up()
 
-    def _ask(self) -> Any:
+    def _ask(self, path: str) -> Any:
         """Send the request, and read the head of its response: a context that reports to locust."""
         return self.client.request(
             self.asked.method,
-            self.asked.path,
+            path,
+            name=self.name,
             data=self.asked.body,
             headers=self.fields,
             allow_redirects=False,

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,7 +22,8 @@ from tests.loadtest.locust_process import LOCUSTFILE, Generator
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
+    from collections.abc import Callable, Iterator
 
     from tests.loadtest.stand_in import Behaviour, StandIn
 
@@ -45,13 +47,8 @@ def brief(engine: str) -> tuple[str, ...]:
     return FAST if engine == "fast" else BRIEF
 
 
-def deadline(seconds: float, user: str = "TalkbackUser", engine: str = "readable") -> tuple[str, str]:
-    config = {
-        "user_class_name": "FastUser" if engine == "fast" else user,
-        "deadline_s": seconds,
-        "network_timeout": seconds,
-    }
-    return "--config-users", json.dumps(config)
+def deadline(seconds: float) -> tuple[str, str]:
+    return "--timeout", str(seconds)
 
 
 def check_consistency(result: dict[str, Any], engine: str = "readable") -> Histogram:
@@ -190,7 +187,7 @@ def test_failures_are_counted_by_cause(engine: str, stand_in: StartServer, gener
             behave.closed_early,
         )
     )
-    run = generate("--host", server.address, *deadline(0.2, engine=engine), *brief(engine)).wait(exit_code=1)
+    run = generate("--host", server.address, *deadline(0.2), *brief(engine)).wait(exit_code=1)
     result = run.result()
     check_consistency(result, engine)
     assert set(result["failures"]) == {"timeout", "reset", "wrong reply", "closed early"}
@@ -224,12 +221,51 @@ def test_http_failures_are_counted_by_cause(engine: str, stand_in: StartServer, 
             behave.hang,
         )
     )
-    options = ("--scenario", "http", *brief(engine), *deadline(0.2, "WebUser", engine))
+    options = ("--scenario", "http", *brief(engine), *deadline(0.2))
     run = generate("--host", f"http://{server.address}", *options).wait(exit_code=1)
     result = run.result()
     check_consistency(result, engine)
     assert set(result["failures"]) == {"status 503", "status 302", "closed early", "wrong reply", "reset", "timeout"}
     assert result["completed"] == 0
+
+
+def trickling(peer: socket.socket) -> Iterator[None]:
+    """An HTTP server that never stops to answer, a byte at a time."""
+    peer.recv(1000)
+    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    while peer.send(b"x"):
+        threading.Event().wait(0.02)
+        yield from ()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_timeout_is_that_of_the_whole_exchange(engine: str, stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(trickling)
+    options = ("--scenario", "http", *brief(engine), *deadline(0.3))
+    result = generate("--host", server.address, *options).wait(exit_code=1).result()
+    assert (result["completed"], set(result["failures"])) == (0, {"timeout"})
+    assert 4 <= result["failures"]["timeout"] <= 4 * (result["duration_s"] + 0.3) / 0.3
+
+
+STOP_TIMEOUTS = """
+import loadtest.users
+from locust.argument_parser import get_parser
+for args in ([], ["--timeout", "3"], ["--timeout", "60"], ["--timeout", "60", "--stop-timeout", "10"], ["-s", "0"]):
+    print(loadtest.users.options.stop_timeout_s(get_parser().parse_args(args)))
+"""
+
+
+def test_the_end_waits_as_long_as_an_exchange_may_take(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", STOP_TIMEOUTS]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["10.0", "10.0", "60.0", "10.0", "0.0"]
+
+
+@pytest.mark.slow
+def test_an_exchange_that_takes_longer_than_usual_waits_is_drained(stand_in: StartServer, generate: Generate) -> None:
+    server = stand_in(behave.slow(11.5))
+    result = generate("--host", server.address, *BRIEF, "--timeout", "15").wait().result()
+    assert (result["completed"], result["failures"], result["censored"]) == (4, {}, 0)
 
 
 @pytest.mark.parametrize("engine", FAST_FIRST)
@@ -343,6 +379,10 @@ def test_an_option_that_cannot_be_read_is_refused_with_one_line(tmp_path: Path) 
         ("--warmup", "soon"): "'soon' is not a number from 0 up",
         ("--engine", "faster"): "invalid choice: 'faster'",
         ("--connections", "0"): "'0' is not a whole number from 1 up",
+        ("--timeout", "0"): "'0' is no time in which anything can happen; write seconds above 0",
+        ("--seed", "x"): "'x' is not a whole number from 0 up",
+        ("--path", "@/none"): "cannot read '/none': No such file or directory",
+        ("--path-order", "any"): "invalid choice: 'any'",
     }
     argv = [sys.executable, "-c", PARSE, json.dumps(list(mistakes))]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)

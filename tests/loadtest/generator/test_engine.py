@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import select
 import shutil
 import socket
@@ -351,7 +352,8 @@ def test_when_the_ports_of_one_source_are_used_up_another_takes_its_place() -> N
 @pytest.mark.smoke
 def test_schedules() -> None:
     assert list(itertools.islice(constant(1000, 4.0), 4)) == [1000, 250_001_000, 500_001_000, 750_001_000]
-    times = list(itertools.islice(poisson(1000, 1000.0), 20_000))
+    times = list(itertools.islice(poisson(1000, 1000.0, random.Random(1)), 20_000))
+    assert times == list(itertools.islice(poisson(1000, 1000.0, random.Random(1)), 20_000))
     assert times == sorted(times)
     assert times[0] >= 1000
     gaps_ns = [later - earlier for earlier, later in itertools.pairwise(times)]

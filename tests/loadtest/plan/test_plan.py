@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,9 @@ RICH = Plan(
             payload=0,
             exchanges=3,
             method="POST",
-            path="/x?y=%20",
+            path=("/x?y=%20", "@paths"),
+            path_order="random",
+            retry=False,
             headers=("A: 1", "A: 2"),
             body="@body.json",
             keep_alive=False,
@@ -120,13 +123,18 @@ def test_a_written_plan_has_what_is_not_the_default_and_what_a_reader_asks_first
 
 def test_a_plan_in_another_folder_names_the_same_files(tmp_path: Path) -> None:
     server = Server(name="u", attach="unix:run/it.sock")
-    plan = Plan(name="p", servers=(replace(ONE, cwd="../apps"), TWO, server), loads=(Load(name="l", body="@b"),))
+    plan = Plan(
+        name="p",
+        servers=(replace(ONE, cwd="../apps"), TWO, server),
+        loads=(Load(name="l", body="@b", path=("/a", "@p")),),
+    )
     (tmp_path / "plans").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "plans")
     moved = planfile.moved(plan, tmp_path / "link", tmp_path / "a" / "run")
     assert [server.cwd for server in moved.servers] == ["../../apps", "", ""]
     assert moved.servers[2].attach == "unix:../../plans/run/it.sock"
     assert moved.loads[0].body == "@../../plans/b"
+    assert moved.loads[0].path == ("/a", "@../../plans/p")
     assert planfile.moved(moved, tmp_path / "a" / "run", tmp_path / "plans") == plan
     assert planfile.moved(RICH, tmp_path, tmp_path / "run").loads[1].ca == "../ca.pem"
     absolute = replace(RICH, loads=(Load(name="n", scenario="http", body="@/b", ca="/c", tls=True),), pin=None)
@@ -248,3 +256,36 @@ def test_a_load_may_have_its_own_scenario(tmp_path: Path) -> None:
     hello, talk = planfile.read(file, {}).loads
     assert (hello.scenario, talk.scenario, talk.message) == ("http", "websocket", "binary")
     assert talk.describe().startswith("websocket /ws, 64 bytes of binary, TLS, 64 connections, ")
+
+
+@pytest.mark.parametrize(
+    ("keys", "path", "described"),
+    [
+        ('path = ["/a"]', "/a", "http GET /a, 64"),
+        ('path = ["/"]', "/", "http, 64"),
+        ('path = ["/a", "/b"]', ("/a", "/b"), "http GET 2 paths, 64"),
+        ('path = "@p.txt"\npath-order = "random"', "@p.txt", "http GET the paths of p.txt at random, 64"),
+        ('path = ["/a", "@p", "@q"]', ("/a", "@p", "@q"), "http GET 1 path and the paths of p and the paths of q, 64"),
+    ],
+)
+def test_a_load_of_several_paths(tmp_path: Path, keys: str, path: object, described: str) -> None:
+    (load,) = read(tmp_path, SERVER + "[[load]]\nname = 'l'\nscenario = 'http'\n" + keys).loads
+    assert load.path == path
+    assert load.describe().startswith(described)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("path = []", "[] has no path; write ['/items/1', '/items/2'], or '@FILE'"),
+        ("path = ['/a', 'b']", "'b' is not a path"),
+        ("path = '@'", "'@' is not a path"),
+        ("path = [['/a']]", "['/a'] is not a text"),
+        ("path = ['/a']\npath-order = 'any'", "'any' is not an order of paths; there are sequence, random"),
+        ("path = ['/a', '/b']\nscenario = 'websocket'", "a WebSocket is opened at one path; several are for http"),
+        ("path = '@a'\nscenario = 'websocket'", "a WebSocket is opened at one path; several are for http"),
+    ],
+)
+def test_paths_that_cannot_be_asked_for(tmp_path: Path, keys: str, message: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(message)):
+        read(tmp_path, SERVER + "[[load]]\nname = 'l'\n" + keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -122,6 +123,37 @@ def test_a_body_is_a_text_or_a_file(tmp_path: Path) -> None:
     for name, why in (("none", "No such file"), ("", "directory"), ("a\0b", "null")):
         with pytest.raises(ValueError, match=why):
             request.body(f"@{name}", tmp_path)
+
+
+def test_a_file_of_paths(tmp_path: Path) -> None:
+    (tmp_path / "some").write_bytes(b"\n# all of them:\n/a\r\n  /b?c=d \n\n")
+    assert list(request.paths("@some", tmp_path)) == ["/a", "/b?c=d"]
+    assert list(request.paths("/x", tmp_path)) == ["/x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"/a\n\xff\n", "some:2: '\xff' is not a path"),
+        (b"/a\n/b c\n", "some:2: '/b c' is not a path"),
+        (b"# none\n", "'some' has no path; write one in each line, such as /items/1"),
+        (b"/a\n" * 100_001, "'some' has more than 100,000 paths"),
+        (b"#" * (16 << 20) + b"\n", "'some' is longer than 16 MiB"),
+        (None, "cannot read 'some': No such file or directory"),
+    ],
+)
+def test_a_file_of_paths_that_cannot_be_used(tmp_path: Path, content: bytes | None, why: str) -> None:
+    if content is not None:
+        (tmp_path / "some").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(why)):
+        list(request.paths("@some", tmp_path))
+
+
+def test_all_requests_together_are_bounded() -> None:
+    long = Request(method="POST", body=b"x" * (1 << 20))
+    assert [asked.path for asked in long.at(["/a", "/b"])] == ["/a", "/b"]
+    with pytest.raises(ValueError, match="300 paths with 1,048,576 bytes of body each are more than 256 MiB"):
+        long.at(["/a"] * 300)
 
 
 @pytest.mark.parametrize(
