@@ -36,9 +36,11 @@ class Lab:
             text=True,
         )
 
-    def run(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, env: dict[str, str] | None = None, within_s: float = DEADLINE_S
+    ) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, env=env)
-        out, err = process.communicate(timeout=DEADLINE_S)
+        out, err = process.communicate(timeout=within_s)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def rounds(self) -> list[dict[str, Any]]:
