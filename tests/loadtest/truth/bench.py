@@ -109,6 +109,28 @@ class Measured:
     truth: Truth | None  # None for a round without figures
 
     @property
+    def window_ns(self) -> tuple[int, int]:
+        start_ns = int(self.client["window_start_ns"])
+        return start_ns, start_ns + round(self.client["duration_s"] * 1e9)
+
+    def ended(self, way_ns: float, *, well: bool = True) -> tuple[int, int]:
+        """Return the least and the most that clients can have seen end, if an answer takes up to `way_ns` to them."""
+        start_ns, end_ns = self.window_ns
+        times = [answered_ns for _, _, answered_ns, outcome, _ in self.notes.exchanges if (outcome == OK) == well]
+        least = sum(start_ns <= at_ns < end_ns - way_ns for at_ns in times)
+        return least, sum(start_ns - way_ns <= at_ns < end_ns for at_ns in times)
+
+    def began(self, way_ns: float, cause: str) -> tuple[int, int]:
+        """Return the least and the most that clients can have begun, if a request takes up to `way_ns` to the server.
+
+        Of those that ended with this outcome.
+        """
+        start_ns, end_ns = self.window_ns
+        times = [arrived_ns for _, arrived_ns, _, outcome, _ in self.notes.exchanges if outcome == cause]
+        least = sum(start_ns + way_ns <= at_ns < end_ns for at_ns in times)
+        return least, sum(start_ns <= at_ns < end_ns + way_ns for at_ns in times)
+
+    @property
     def client(self) -> dict[str, Any]:
         assert self.round["client"], self.round["error"]
         return dict(self.round["client"])
