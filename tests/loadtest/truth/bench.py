@@ -55,9 +55,9 @@ class Notes:
     def read(cls, path: Path) -> Notes:
         return cls(**json.loads(path.read_text()))
 
-    def totals(self) -> Counter[str]:
-        """Return the answers of the whole life by outcome."""
-        return Counter(outcome for *_, outcome, _ in self.exchanges)
+    def totals(self, since_ns: int) -> Counter[str]:
+        """Return by their outcome the answers to requests that arrived since then."""
+        return Counter(outcome for _, arrived_ns, _, outcome, _ in self.exchanges if arrived_ns >= since_ns)
 
     def between(self, start_ns: int, end_ns: int) -> Truth:
         ended, began = Counter[str](), Counter[str]()

@@ -8,8 +8,8 @@ Service times are waits, not work, so a busy machine changes them little; what i
 is computed, not played: an answer in it is due at a time that is known when its request arrives, so that the capacity
 of `mutex 5` is 200 per second however late single wake-ups are.
 
-MODES below has the modes. Where one counts exchanges, the first is the lab's look whether the server is ready; where
-one has a time of its own, that begins with the second.
+MODES below has the modes. The first exchanges are the lab's looks at a server without load: whether it is ready, and
+how long it takes. Where a mode has a time of its own, that begins with the load: with the first request after a pause.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     Mode = Callable[["Request"], "Answer"]
 
 MS_NS = 1_000_000
+LOOKS = 20  # the most requests of the lab before the load
+PAUSE_NS = 200 * MS_NS  # the least time between these and the load
 OK = "ok"  # every other outcome is the cause by which the lab counts that failure
 GONE = "gone"  # the client had closed its connection before the answer
 KEEP, CLOSE, RESET = "keep", "close", "reset"  # what becomes of the connection after an answer
@@ -53,7 +55,7 @@ class Request:
     number: int  # of all requests, from 1
     on_connection: int  # of those on this connection, from 1
     arrived_ns: int
-    age_ns: int  # since the second request of all
+    age_ns: int  # since the load began
     text: bytes
 
 
@@ -121,7 +123,7 @@ def bimodal(ms: float) -> Mode:
 
 
 def stall(after_s: float, for_s: float, ms: float) -> Mode:
-    """Take `ms`, but send nothing for `for_s`, once, beginning `after_s` after the second request."""
+    """Take `ms`, but send nothing for `for_s`, once, beginning `after_s` after the load."""
 
     def answer(request: Request) -> Answer:
         due_ns = request.arrived_ns + _ns(ms)
@@ -291,7 +293,8 @@ class Server:
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._requests = 0
-        self._second_ns = 0  # when the second request arrived
+        self._load_ns = 0  # when the load began
+        self._last_ns = 0  # when the last request arrived
         if accept_ns:
             self._accept_again()
         else:
@@ -362,10 +365,11 @@ class Server:
         now_ns = clock()
         self._requests += 1
         connection.requests += 1
-        if self._requests == 2:
-            self._second_ns = now_ns
         number = self._requests
-        age_ns = now_ns - self._second_ns if self._second_ns else 0
+        if number <= LOOKS and now_ns - self._last_ns > PAUSE_NS:
+            self._load_ns = now_ns
+        self._last_ns = now_ns
+        age_ns = now_ns - self._load_ns
         self.waiting[number] = connection.accepted_ns if self._protocol == "talkback" else now_ns
         answer = self._mode(Request(number, connection.requests, now_ns, age_ns, text))
         if self._protocol == "http":
