@@ -31,6 +31,7 @@ SERVER_BUSY = 0.9  # of the server's CPUs, or of one core for its busiest proces
 IDLE = 0.5  # of a core, both sides
 KEPT = 0.99  # of the exchanges that come due: so many at least must end well
 CHANCE = 3.0  # roots of the number in flight, by which that may have grown in the window
+STEADY = 5  # parts of the window, in each of which what was in flight has grown: no chance either
 LAG_SHARE = 0.1  # of the median latency, by which 1 in 100 arrivals may be seen late
 LAG_NS = 1_000_000  # and that much in any case
 
@@ -64,7 +65,7 @@ def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
         return ""
     lost = arrivals.missed + client.ended_failed
     chance = CHANCE * math.sqrt(client.busy_s / client.duration_s) + 1
-    grew = client.growth if client.growth > chance else 0
+    grew = client.growth if client.growth > chance or _steadily(client) else 0
     if lost + grew <= (1 - KEPT) * arrivals.offered:
         return ""
     reached = client.rate_per_s
@@ -74,6 +75,12 @@ def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
     if arrivals.missed:
         text += f"; {arrivals.missed:,} of {arrivals.offered:,} were missed"
     return text
+
+
+def _steadily(client: Client) -> bool:
+    """Return whether what is in flight grew in every part of the window: a backlog that is large already still does."""
+    grew = [second.completed + second.failed - second.ended for second in client.seconds]
+    return len(grew) >= STEADY and min(grew) > 0
 
 
 def _lag(client: Client, _signals: Signals, _cpus: int) -> str:

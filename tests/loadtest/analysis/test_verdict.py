@@ -93,3 +93,19 @@ def test_what_the_edges_of_the_window_cut_does_not_break_littles_law() -> None:
     for busy_s, holds in ((whole_s - 6, True), (whole_s + 6, True), (whole_s / 2, False)):
         found = judge(client(**seen, busy_s=busy_s), signals(), server_cpus=2)
         assert ("Little" not in found.reason) == holds, found.reason
+
+
+def test_a_backlog_that_was_large_when_the_window_opened_is_seen_to_grow() -> None:
+    """By 6 a second of 206, when 136 are in flight: the root of that says nothing, but it grows second by second."""
+    for grows, verdict in (([6, 6, 6, 6, 6], "INVALID"), ([20, 10, -10, 15, -5], "OK")):
+        seconds = [
+            {"t_s": t_s, "span_s": 1.0, "ended": 200, "completed": 200 + more, "failed": 0, "p50_ns": 1, "p99_ns": 1}
+            for t_s, more in enumerate(grows)
+        ]
+        latency = Histogram()
+        latency.record(661_000_000, 1030)
+        seen = {"completed": 1030, "ended": 1000, "rate_per_s": 200.0, "duration_s": 5.0, "busy_s": 680.0}
+        open_model = {"arrivals": arrivals(offered=1030), "latency": latency.to_json(), "per_second": seconds}
+        found = judge(client(**seen, **open_model), signals(), server_cpus=2)
+        assert found.name == verdict, found.reason
+        assert ("200/s of 206/s; in flight grew by 6.00/s" in found.reason) == (verdict == "INVALID"), found.reason
