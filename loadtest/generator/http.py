@@ -350,11 +350,13 @@ def tokens(value: bytes) -> list[bytes]:
 
 def _length(value: bytes) -> int:
     """Parse a Content-Length, several of them joined by commas. Raises ExchangeError unless all are one number."""
-    lengths = {part.strip(b" \t") for part in value.split(b",")}
-    length = lengths.pop()
-    if lengths or not _LENGTH.fullmatch(length):
+    if b"," in value:
+        value, *others = {part.strip(b" \t") for part in value.split(b",")}
+        if others:
+            raise ExchangeError(WRONG_REPLY)
+    if not _LENGTH.fullmatch(value):
         raise ExchangeError(WRONG_REPLY)
-    return int(length)
+    return int(value)
 
 
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
