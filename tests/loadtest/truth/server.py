@@ -296,7 +296,7 @@ class Server:
         self._load_ns = 0  # when the load began
         self._last_ns = 0  # when the last request arrived
         if accept_ns:
-            self._accept_again()
+            self._accept_at(clock())
         else:
             self._epoll.register(listener, select.EPOLLIN)
 
@@ -323,8 +323,9 @@ class Server:
     def _later(self, due_ns: int, action: Callable[[], None]) -> None:
         heapq.heappush(self._due, (due_ns, next(self._order), action))
 
-    def _accept_again(self) -> None:
-        self._later(clock() + self._accept_ns, self._accept_again)
+    def _accept_at(self, due_ns: int) -> None:
+        """Accept what waits, now, which was due then, and again later; so lateness does not add up."""
+        self._later(due_ns + self._accept_ns, lambda: self._accept_at(due_ns + self._accept_ns))
         self._accept()
 
     def _accept(self) -> None:
