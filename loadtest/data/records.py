@@ -248,6 +248,8 @@ class Round:
     client: Client | None = None
     signals: Signals | None = None
     notes: tuple[str, ...] = ()  # what was odd but did no harm
+    seed: int | None = None  # of what the load did by chance, the same for all servers in the cycle; None: not known
+    again: int | None = None  # the number of the lost round that this one stands for
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for its line of the run's file."""

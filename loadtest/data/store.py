@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loadtest.data.records import RecordError, Round
@@ -43,12 +44,15 @@ class Store:
     def create(cls, folder: Path, plan: Plan, base: Path | None = None) -> Store:
         """A new folder for the plan, or the one that holds rounds of the same plan. Raises StoreError.
 
-        `base` is where relative paths of the plan start; None is the current folder.
+        `base` is where relative paths of the plan start; None is the current folder. A plan without a seed takes that
+        of the folder, or draws one.
         """
         kept = planfile.moved(plan, base, folder)
         store = cls(folder, plan)
         if store._rounds.exists():
             found = cls.open(folder)
+            kept = kept.seeded(found.plan.seed)
+            store.plan = replace(plan, seed=kept.seed)
             if found.plan.fingerprint() != kept.fingerprint():
                 raise StoreError(f"{folder} holds rounds of another plan ({found.plan.name!r}); choose another --out")
             found.rounds()  # those that cannot be read are named now, and not after the first new one
@@ -56,6 +60,8 @@ class Store:
                 with store.writing():  # another run's reports go by its own plan
                     store.write("plan.toml", planfile.written(kept))  # what is wanted of the comparison now
             return store
+        kept = kept.seeded()
+        store.plan = replace(plan, seed=kept.seed)
         try:
             if folder.exists() and any(folder.iterdir()):
                 raise StoreError(f"{folder} is not empty and holds no run; choose another --out")

@@ -55,6 +55,7 @@ PLAN_KEYS: Keys = {
     "aa": ("aa", values.flag),
     "until": ("until", values.share),
     "within": ("within_s", values.duration_s),
+    "seed": ("seed", values.seed),
 }
 _SERVER_KEYS: Keys = {
     "name": ("name", values.text),

@@ -1,21 +1,24 @@
 """The plan of a run: which servers, under which load, in which order.
 
 A plan is plain data: it is made from a file (file.py) or from flags (cli.py), kept with the rounds of its run
-(store.py), and read back by reports. Every server runs every load. A cycle runs each configuration once; odd cycles
-run in reverse (A B, B A, ...), so that a drift of the machine falls on all alike. With `aa` the baseline runs a second
-time in every cycle under the name NAME': the difference of two identical things is the noise floor. With `until`
-further cycles follow (see analysis/inference.py).
+(store.py), and read back by reports. Every server runs every load. A cycle runs each configuration once, in an order
+that is random and balanced (see `_arranged`), so that neither a drift of the machine nor a place in the cycle falls on
+one of them alone. With `aa` the baseline runs a second time in every cycle under the name NAME': what differs from one
+of them only is no difference. With `until` further cycles follow (see analysis/inference.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+import random
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+Arm = TypeVar("Arm")
 
 SCENARIOS = ("talkback", "echo", "nap", "http", "websocket")
 OVER_HTTP = ("http", "websocket")
@@ -25,7 +28,7 @@ ARRIVALS = ("constant", "poisson")
 ORDERS = ("sequence", "random")
 AA_MARK = "'"
 AA_MIN_ROUNDS = 6
-_MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s")  # between runs whose rounds lie in one folder
+_MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s", "seed")  # between runs whose rounds lie in one folder
 
 
 class PlanError(Exception):
@@ -144,6 +147,8 @@ class Slot:
     configuration: str  # the server's name, or NAME' for the baseline's second run
     server: Server
     load: Load
+    seed: int  # of what the load does by chance, the same for all servers in a cycle; above 0
+    again: int | None = None  # the number of the round of this cycle that was lost and is measured again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +164,7 @@ class Plan:
     aa: bool | None = None  # None: from six rounds or with `until`, when there is something to compare
     until: float = 0.0  # go on until intervals reach this part of their ratio to either side; 0: no further cycles
     within_s: float = 1800.0  # with `until`: begin no cycle that would last longer than this from the start of the run
+    seed: int | None = None  # of the order, and of what loads do by chance; None: the run's folder draws one (store.py)
 
     def __post_init__(self) -> None:
         names = [server.name for server in self.servers]
@@ -193,20 +199,64 @@ class Plan:
         measurable = self.rounds >= AA_MIN_ROUNDS or self.until > 0
         return self.aa if self.aa is not None else measurable and len(self.servers) > 1
 
+    def seeded(self, seed: int | None = None) -> Plan:
+        """Return the plan with a seed: its own, else this one, else one that is drawn."""
+        if self.seed is not None:
+            return self
+        return replace(self, seed=random.SystemRandom().randrange(1, 1_000_000) if seed is None else seed)
+
     def slots(self, cycles: Iterable[int] | None = None) -> Iterator[Slot]:
-        """Yield the slots of these cycles in their order; without cycles, of the first `rounds`."""
+        """Yield the slots of these cycles in their order; without cycles, of the first `rounds`.
+
+        The configurations of a load stay together, as they are compared with each other.
+        """
         arms = [(server.name, server) for server in self.servers]
         if self.runs_aa:
             arms += [(name + AA_MARK, server) for name, server in arms if name == self.reference]
         for cycle in range(self.rounds) if cycles is None else cycles:
-            order = [(name, server, load) for load in self.loads for name, server in arms]
-            if cycle % 2:
-                order.reverse()
+            loads = _arranged(self.loads, cycle, f"{self.seed or 0}")
+            seeds = {load.name: self._load_seed(load, cycle) for load in loads}
+            order = [(*arm, load) for load in loads for arm in _arranged(arms, cycle, f"{self.seed or 0}/{load.name}")]
             for position, (name, server, load) in enumerate(order):
-                yield Slot(cycle=cycle, position=position, configuration=name, server=server, load=load)
+                yield Slot(
+                    cycle=cycle,
+                    position=position,
+                    configuration=name,
+                    server=server,
+                    load=load,
+                    seed=seeds[load.name],
+                )
+
+    def _load_seed(self, load: Load, cycle: int) -> int:
+        """Return the seed of the load's chance: with another one for each server, chance would differ between them."""
+        return _chance(f"{self.seed or 0}/{load.name}/{cycle}").randrange(1, 1 << 31)
 
     def fingerprint(self) -> str:
         """Equal for plans whose rounds may lie in one folder: their number may differ, what is measured may not."""
         all_of_it = asdict(self) | {"baseline": self.reference}
         same = {key: value for key, value in all_of_it.items() if key not in _MAY_DIFFER}
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _chance(seed: str) -> random.Random:
+    return random.Random(seed)  # noqa: S311  # to be had again, not to be secret
+
+
+def _arranged(arms: Sequence[Arm], cycle: int, seed: str) -> list[Arm]:
+    """Return the arms in the order in which a cycle runs them, by a design of Williams (1949) that the seed draws.
+
+    Over a whole block of n cycles (2 n if n is odd) each of the n arms has each place equally often, and each other arm
+    equally often before it. Every second cycle is the one before in reverse, so that a steady drift falls on all alike
+    in two cycles already. By chance are: which arm has which part in the design, the order of the pairs of cycles, and
+    which of a pair is first. Each block is drawn anew.
+    """
+    count = len(arms)
+    pairs = count if count % 2 else count // 2
+    block, at = divmod(cycle, 2 * pairs)
+    chance = _chance(f"{seed}/{block}")
+    drawn = chance.sample(arms, count)
+    shift = chance.sample(range(pairs), pairs)[at // 2]
+    turned = [chance.random() < 0.5 for _ in range(pairs)][at // 2]
+    zigzag = [-(place // 2) if place % 2 == 0 else (place + 1) // 2 for place in range(count)]  # 0, 1, -1, 2, -2, ...
+    order = [drawn[(step + shift) % count] for step in zigzag]
+    return order[::-1] if (at % 2 == 1) != turned else order

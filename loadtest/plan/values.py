@@ -43,6 +43,11 @@ def count(value: object) -> int:
     return number
 
 
+def seed(value: object) -> int:
+    """Parse the seed of what is drawn by chance: a whole number from 0."""
+    return 0 if value in ("0", 0) and not isinstance(value, bool) else count(value)
+
+
 def flag(value: object) -> bool:
     """Parse true or false."""
     if not isinstance(value, bool):

@@ -20,7 +20,7 @@ from loadtest.plan.plan import Load, Plan, Server
 from tests.loadtest.records import failed, measured
 from tests.support.server import ROOT
 
-PLAN = Plan(name="p", servers=(Server(name="one", command="x {port}"),), loads=(Load(name="nap"),))
+PLAN = Plan(name="p", servers=(Server(name="one", command="x {port}"),), loads=(Load(name="nap"),), seed=7)
 OTHER = Plan(name="q", servers=(Server(name="one", command="y {port}"),), loads=(Load(name="nap"),))
 
 
@@ -51,6 +51,17 @@ def test_an_extension_says_what_is_wanted_now(tmp_path: Path) -> None:
     wanted = replace(PLAN, rounds=9, aa=True, until=0.02)
     Store.create(tmp_path / "run", wanted)
     assert Store.open(tmp_path / "run").plan == wanted
+
+
+def test_a_folder_has_a_seed_and_keeps_it(tmp_path: Path) -> None:
+    free = replace(PLAN, seed=None)
+    drawn = Store.create(tmp_path / "run", free).plan.seed
+    assert drawn is not None
+    assert Store.open(tmp_path / "run").plan.seed == drawn
+    again = Store.create(tmp_path / "run", replace(free, rounds=9))
+    assert again.plan.seed == Store.open(tmp_path / "run").plan.seed == drawn
+    given = Store.create(tmp_path / "run", PLAN)  # the same plan, whose next cycles are in another order
+    assert given.plan.seed == Store.open(tmp_path / "run").plan.seed == 7
 
 
 def test_the_plan_that_is_kept_can_be_run_and_extended_from_where_it_lies(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,16 +37,73 @@ def wrong(tmp_path: Path, text: str) -> str:
 SERVER = '[[server]]\nname = "one"\ncommand = "serve {port}"\n'
 
 
-def test_cycles_alternate_their_direction_and_the_baseline_runs_twice() -> None:
-    plan = Plan(name="p", servers=(ONE, TWO), loads=(NAP,), rounds=2, aa=True)
-    order = [(slot.cycle, slot.position, slot.configuration) for slot in plan.slots()]
-    assert order == [(0, 0, "one"), (0, 1, "two"), (0, 2, "one'"), (1, 0, "one'"), (1, 1, "two"), (1, 2, "one")]
+def orders(plan: Plan, cycles: range) -> list[list[str]]:
+    found = [[slot.configuration for slot in plan.slots([cycle])] for cycle in cycles]
+    assert [slot.position for slot in plan.slots(cycles)] == [place for each in found for place in range(len(each))]
+    return found
 
 
-def test_every_server_runs_every_load_and_an_extension_counts_on() -> None:
-    plan = Plan(name="p", servers=(ONE, TWO), loads=(NAP, Load(name="echo", scenario="echo")), rounds=1)
-    order = [(slot.cycle, slot.configuration, slot.load.name) for slot in plan.slots([3])]
-    assert order == [(3, "two", "echo"), (3, "one", "echo"), (3, "two", "nap"), (3, "one", "nap")]
+def of(count: int, seed: int = 1, **change: Any) -> Plan:
+    servers = tuple(Server(name=f"s{number}", command="serve {port}") for number in range(count))
+    return Plan(name="p", **({"servers": servers, "loads": (NAP,), "rounds": 6, "aa": False, "seed": seed} | change))
+
+
+@pytest.mark.parametrize("count", range(2, 13))
+def test_the_order_is_balanced(count: int) -> None:
+    """In every block of cycles each arm has each place equally often, and each other arm equally often before it."""
+    block = count * (1 + count % 2)
+    for first in (0, block):
+        order = orders(of(count), range(first, first + block))
+        assert {tuple(sorted(each)) for each in order} == {tuple(sorted(order[0]))}
+        places = Counter((place, name) for each in order for place, name in enumerate(each))
+        assert set(places.values()) == {block // count}
+        assert len(places) == count**2
+        before = Counter(pair for each in order for pair in itertools.pairwise(each))
+        assert set(before.values()) == {block // count}
+        assert len(before) == count * (count - 1)
+        assert all(after == each[::-1] for each, after in zip(order[::2], order[1::2], strict=True))
+
+
+def test_the_order_is_drawn_by_the_seed_and_block_by_block() -> None:
+    """The baseline, a candidate and the baseline again have all six orders in six cycles, in any sequence."""
+    six = [orders(of(2, seed, aa=True), range(6)) for seed in range(40)]
+    assert all(sorted(each) == sorted(map(list, itertools.permutations(["s0", "s0'", "s1"]))) for each in six)
+    assert len({str(each) for each in six}) > 20
+    assert {each[0][1] for each in six} == {"s0", "s0'", "s1"}
+    assert orders(of(2, 7, aa=True), range(6)) == orders(of(2, 7, aa=True), range(6))
+    long = orders(of(2, aa=True), range(60))
+    assert len({str(long[at : at + 6]) for at in range(0, 60, 6)}) > 5
+
+
+def test_every_server_runs_every_load_and_the_servers_of_a_load_stay_together() -> None:
+    plan = of(3, loads=(NAP, Load(name="echo", scenario="echo")))
+    firsts = set()
+    for cycle in range(8):
+        slots = list(plan.slots([cycle]))
+        assert {slot.cycle for slot in slots} == {cycle}
+        loads = [slot.load.name for slot in slots]
+        assert loads in (["nap"] * 3 + ["echo"] * 3, ["echo"] * 3 + ["nap"] * 3)
+        assert {slot.configuration for slot in slots[:3]} == {"s0", "s1", "s2"}
+        firsts.add(loads[0])
+    assert firsts == {"nap", "echo"}
+
+
+def test_a_seed_that_is_not_given_is_drawn() -> None:
+    plan = of(2, aa=True)
+    free = replace(plan, seed=None)
+    assert plan.seeded(5) == plan
+    assert free.seeded(5).seed == 5
+    assert len({free.seeded().seed for _ in range(20)}) > 10
+    assert free.fingerprint() == plan.fingerprint() == replace(plan, seed=9).fingerprint()
+
+
+def test_what_a_load_does_by_chance_is_the_same_for_all_servers_of_a_cycle() -> None:
+    plan = of(3, loads=(Load(name="due", rate_per_s=9.0, arrivals="poisson"), NAP), aa=True)
+    seeds = [{slot.seed for slot in plan.slots([cycle]) if slot.load.name == "due"} for cycle in range(9)]
+    assert all(len(each) == 1 for each in seeds)
+    assert len(set().union(*seeds)) == 9
+    assert min(set().union(*seeds)) > 0
+    assert [slot.seed for slot in plan.slots()] == [slot.seed for slot in replace(plan, rounds=6).slots()]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +163,7 @@ RICH = Plan(
     aa=False,
     until=1e-7,
     within_s=100_000,
+    seed=0,
 )
 
 
