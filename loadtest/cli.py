@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.analysis import conditions
-from loadtest.analysis.compare import across, compare
+from loadtest.analysis.compare import across, by_plan, compare
 from loadtest.analysis.conditions import ConditionError
 from loadtest.data.store import Store, StoreError
 from loadtest.measure import session
@@ -29,6 +29,7 @@ from loadtest.report.model import Report
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from loadtest.analysis.compare import Configuration
     from loadtest.analysis.conditions import Condition
 
 
@@ -213,18 +214,23 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--aa/--no-aa",
     default=None,
-    help="Run the baseline twice in every cycle, as NAME and NAME', to measure the noise (from 6 rounds).",
+    help="Run the baseline twice in every cycle, as NAME and NAME'; a difference must show against both (from 6 "
+    "rounds).",
 )
 @click.option(
     "--until",
     type=Value("PERCENT", values.share),
-    help="Add cycles until each interval of a requests/s ratio reaches at most this far to either side, such as 2%.",
+    help="Add cycles until each interval of a requests/s ratio (with --rate: p50) reaches at most this far to either "
+    "side, such as 2%.",
 )
 @click.option(
     "--within",
     "within_s",
     type=Value("TIME", values.duration_s),
     help="With --until: add no cycle that would end later than this after the start (30m).",
+)
+@click.option(
+    "--seed", type=Value("N", values.seed), help="Measure in the order that this number draws (default: a new one)."
 )
 @_fail_if
 @click.option(
@@ -262,8 +268,8 @@ def run(
       name = "four threads"
       command = "{python} -m prefork serve nap --threads 4 --bind {address}"
 
-    Exit status: 0 all rounds were measured, 1 a server or the generator failed, 2 bad usage or plan, 3 a --fail-if
-    is true, 130 interrupted (the finished rounds are kept).
+    Exit status: 0 all servers were measured, 1 a server or the generator failed, or no round of a server is valid,
+    2 bad usage or plan, 3 a --fail-if is true, 130 interrupted (the finished rounds are kept).
     """
     base = plan.absolute().parent if plan else Path.cwd()
     with ExitStack() as stack:
@@ -272,7 +278,7 @@ def run(
             found = _plan(plan, servers, attach, given)
             _check(found, fail_if, base)
             if dry_run:
-                click.echo(_outline(found), nl=False)
+                click.echo(_outline(found.seeded()), nl=False)
                 return
             store = Store.create(out or _folder(found.name), found, base)
             stack.enter_context(store.writing())
@@ -326,6 +332,7 @@ def _outline(wanted: Plan) -> str:
     lines += [f"  load {load.name}: {load.describe()}" for load in wanted.loads]
     lines += [f"  server {server.name}: {server.command or server.attach}" for server in wanted.servers]
     slots = list(wanted.slots())
+    lines.append(f"  the order is drawn by --seed {wanted.seed}:")
     for cycle in range(wanted.rounds):
         order = ", ".join(f"{slot.configuration} ({slot.load.name})" for slot in slots if slot.cycle == cycle)
         lines.append(f"  cycle {cycle + 1}: {order}")
@@ -347,8 +354,10 @@ def _run(store: Store, fail_if: Sequence[Condition], base: Path) -> int:
         outcome = session.run(store, progress, interrupt, base=base)
     rounds = store.rounds()
     broken: list[str] = []
+    nothing: list[str] = []
     if rounds:
         report = _report(store)
+        nothing = [_unusable(found) for found in report.comparison.configurations if found.verdict == "INVALID"]
         broken = list(conditions.broken(fail_if, report.comparison))
         _print(render(report, "text"), broken)
         for name, form in (("report.md", "github"), ("report.html", "html")):
@@ -365,8 +374,15 @@ def _run(store: Store, fail_if: Sequence[Condition], base: Path) -> int:
         return EXIT_INTERRUPTED
     if outcome.failed:
         click.echo(f"{_rounds(outcome.failed)} failed; logs are in {store.folder / 'logs'}", err=True)
+    for line in nothing:
+        click.echo(line, err=True)
+    if outcome.failed or nothing:
         return EXIT_FAILED
     return EXIT_CONDITION if broken else EXIT_OK
+
+
+def _unusable(found: Configuration) -> str:
+    return f"{found.name} ({found.load}) has no valid round: {found.invalid} INVALID; the table says why"
 
 
 def _print(text: str, broken: Sequence[str]) -> None:
@@ -437,8 +453,8 @@ def _report(store: Store) -> Report:
 
 def _across(first: Store, second: Store) -> Report:
     labels = _labels(first.folder.resolve(), second.folder.resolve())
-    before, after = first.rounds(), second.rounds()
-    comparison = across(before, after, labels)
+    before, after = (by_plan(store.plan, store.rounds()) for store in (first, second))
+    comparison = across(before, after, labels, _anchor(first.plan, second.plan))
     if not comparison.configurations:
         raise StoreError(f"{first.folder} and {second.folder} share no configuration: nothing to compare")
     named = [
@@ -447,6 +463,19 @@ def _across(first: Store, second: Store) -> Report:
         for done in rounds
     ]
     return Report(plan=second.plan, rounds=named, comparison=comparison)
+
+
+def _anchor(first: Plan, second: Plan) -> str:
+    """Return the name of the server that is the baseline of both plans, beside others; empty without one."""
+    names = {server.name: server for server in first.servers}
+    same = {server.name for server in second.servers if _is_same(server, names.get(server.name))}
+    others = {server.name for server in second.servers} & set(names) - {first.reference}
+    return first.reference if first.reference == second.reference and first.reference in same and others else ""
+
+
+def _is_same(server: Server, other: Server | None) -> bool:
+    """Return whether two runs have the same server; its folder is written from where each run lies."""
+    return other is not None and replace(server, cwd="") == replace(other, cwd="")
 
 
 def _labels(first: Path, second: Path) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from loadtest.plan.plan import OVER_HTTP
 if TYPE_CHECKING:
     from loadtest.measure.server import RunningServer
     from loadtest.plan.addresses import Address
-    from loadtest.plan.plan import Load, Plan
+    from loadtest.plan.plan import Load, Plan, Slot
 
 _LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 _STOP_S = 10  # locust's wait for exchanges in flight at the end
@@ -28,16 +28,17 @@ class GeneratorError(Exception):
     """The generator gave no result; the message has its last words."""
 
 
-def start_generator(plan: Plan, load: Load, server: RunningServer, folder: Path) -> Child:
+def start_generator(plan: Plan, slot: Slot, server: RunningServer, folder: Path) -> Child:
     """Start the generator against the server, in the round's folder, on the load's CPUs."""
     cpus = plan.pin.load if plan.pin else ()
     # locust takes options from LOCUST_* and from the current folder's [tool.locust]: neither may change a plan.
     env = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
-    argv = [sys.executable, "-m", "locust", *_options(load, server, folder)]
+    argv = [sys.executable, "-m", "locust", *_options(slot, server, folder)]
     return Child(argv, log=folder / "generator.log", cwd=folder, env=env, cpus=cpus)
 
 
-def _options(load: Load, server: RunningServer, folder: Path) -> list[str]:
+def _options(slot: Slot, server: RunningServer, folder: Path) -> list[str]:
+    load = slot.load
     # locust knows whole seconds only; the warm-up takes the rest.
     run_time_s = math.ceil(load.warmup_s + load.duration_s)
     # A user of the fast engine drives all the connections of its process.
@@ -55,6 +56,7 @@ def _options(load: Load, server: RunningServer, folder: Path) -> list[str]:
         "--connections": load.connections,
         "--rate": load.rate_per_s,
         "--arrivals": load.arrivals,
+        "--seed": slot.seed,
         "--max-in-flight": load.max_in_flight,
         "--payload": load.payload,
         "--exchanges": load.exchanges,

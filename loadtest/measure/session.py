@@ -1,5 +1,9 @@
 """A run: every slot of the plan in its order, each round kept as soon as it is done, whatever happens to the next.
 
+A round that is lost (INVALID, though the server has been measured before) is measured again at the end of its cycle, as
+one pair of rounds fewer may be one too few. At most _AGAIN times a configuration, and never what is measured again: a
+server whose rounds are often INVALID is not to be tried until it looks well.
+
 A run that is extended goes on counting cycles. Without `until` it adds the plan's rounds; with it, it adds those that
 are missing to the plan's rounds and then cycle after cycle, none when all is narrow already.
 """
@@ -10,8 +14,8 @@ import os
 import select
 import tempfile
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     from loadtest.data.store import Store
     from loadtest.measure.child import Child, Interrupt
     from loadtest.measure.progress import Progress
-    from loadtest.plan.plan import Load, Plan, Slot
+    from loadtest.plan.plan import Plan, Slot
 
     Tell = Callable[[float, int], None]  # exchanges per second just now, failed exchanges so far
 
@@ -77,7 +81,7 @@ def measure(
         ):
             notes = server.notes
             server.wait_ready(slot.load)
-            client, signals = _drive(plan, slot.load, server, folder, interrupt, tell)
+            client, signals = _drive(plan, slot, server, folder, interrupt, tell)
     except (ServerError, GeneratorError, ChildError) as error:
         failure = error
         client = None
@@ -95,6 +99,8 @@ def measure(
         client=client,
         signals=signals,
         notes=tuple(notes),
+        seed=slot.seed,
+        again=slot.again,
     )
 
 
@@ -106,11 +112,12 @@ def _verdict(plan: Plan, client: Client | None, signals: Signals | None, failure
 
 
 def _drive(
-    plan: Plan, load: Load, server: RunningServer, folder: Path, interrupt: Interrupt, tell: Tell
+    plan: Plan, slot: Slot, server: RunningServer, folder: Path, interrupt: Interrupt, tell: Tell
 ) -> tuple[Client, Signals]:
     """Put the load on the ready server. Raises ServerError, GeneratorError, Interrupted."""
+    load = slot.load
     port = server.local_port()
-    with start_generator(plan, load, server, folder) as generator, Live(progress_file(folder), tell) as live:
+    with start_generator(plan, slot, server, folder) as generator, Live(progress_file(folder), tell) as live:
         ours = Probe([generator.pid])
         theirs = Probe([server.child.pid] if server.child else owners(port), port)
         asked = StatusProbe(server.control, load.duration_s)
@@ -184,6 +191,9 @@ class Live:
                 self._tell((now - before) / ((last_ns - first_ns) / 1e9), failed)
 
 
+_AGAIN = 2  # rounds that a configuration may lose in a run and have measured again
+
+
 @dataclass(slots=True)
 class Outcome:
     """How a run ended."""
@@ -199,7 +209,7 @@ def run(store: Store, progress: Progress, interrupt: Interrupt, *, base: Path) -
     """Measure every slot of the store's plan, after the cycles that are there. Ctrl-C ends it; what is done is kept.
 
     A configuration whose very first round fails is not tried again: what is wrong is in the command, not in the
-    weather. A later failure costs that round only.
+    weather. A later failure costs that round only, which is measured again.
     """
     session = _Session(store, progress, interrupt, base)
     try:
@@ -220,6 +230,8 @@ class _Session:
         self._interrupt = interrupt
         self._base = base
         self._rounds = store.rounds()  # all of them, earlier runs' too
+        self._again: Counter[tuple[str, str]] = Counter()  # configuration, load -> rounds measured again in this run
+        self._lost: list[Slot] = []  # of this cycle
         self._good = {_key(done) for done in self._rounds if not done.error}
         self._began_s = time.monotonic()
 
@@ -255,15 +267,30 @@ class _Session:
         if not done.error:
             self._good.add(key)
             outcome.measured += 1
-            return
-        outcome.failed += done.verdict.name == "INVALID"
-        if key not in self._good:
-            outcome.dropped.add(key)
+        else:
+            outcome.failed += done.verdict.name == "INVALID"
+            if key not in self._good:
+                outcome.dropped.add(key)
+        if done.verdict.name == "INVALID" and key in self._good and slot.again is None:
+            self._lost.append(replace(slot, again=done.number))
 
     def _cycles(self, cycles: range) -> Iterator[Slot]:
-        slots = list(self._store.plan.slots(cycles))
-        self._progress.expect(len(slots))
-        yield from slots
+        planned = [list(self._store.plan.slots([cycle])) for cycle in cycles]
+        self._progress.expect(sum(map(len, planned)))
+        for slots in planned:
+            yield from slots
+            yield from self._repeated(len(slots))
+
+    def _repeated(self, position: int) -> Iterator[Slot]:
+        """Yield the slots of the cycle that were lost and may be measured again, from this position on."""
+        lost, self._lost = self._lost, []
+        for slot in lost:
+            key = (slot.configuration, slot.load.name)
+            if self._again[key] < _AGAIN:
+                self._again[key] += 1
+                self._progress.expect(1)
+                yield replace(slot, position=position)
+                position += 1
 
     def _too_wide(self, cycles: int) -> bool:
         """Return whether to begin another cycle, after `cycles` in this run."""
@@ -279,8 +306,7 @@ class _Session:
         return more
 
     def _pairs(self) -> int:
-        ratios = [contrast.ratios["rate"] for contrast in contrast_all(self._store.plan, self._rounds)]
-        return sum(ratio.pairs for ratio in ratios if ratio)
+        return sum(contrast.pairs for contrast in contrast_all(self._store.plan, self._rounds))
 
 
 def _key(done: Round) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,12 @@ def test_a_dry_run_shows_the_order_and_leaves_nothing(tmp_path: Path) -> None:
     plan = ROOT / "loadtest" / "plans" / "demo.toml"
     result = lab("run", plan, "--rounds", "2", "--aa", "--dry-run", "--out", out)
     assert result.exit_code == 0
-    assert "cycle 1: 1 worker (nap), 4 workers (nap), 1 worker' (nap)" in result.output
-    assert "cycle 2: 1 worker' (nap), 4 workers (nap), 1 worker (nap)" in result.output
+    lines = dict(line.strip().split(": ", 1) for line in result.output.splitlines() if line.startswith("  cycle "))
+    first, second = (lines[f"cycle {number}"].split(", ") for number in (1, 2))
+    assert sorted(first) == ["1 worker (nap)", "1 worker' (nap)", "4 workers (nap)"]
+    assert second == first[::-1]
+    seed = next(line.split()[-1] for line in result.output.splitlines() if "--seed" in line)
+    assert lab("run", plan, "--rounds", "2", "--aa", "--dry-run", "--seed", seed.rstrip(":")).output == result.output
     assert "6 rounds, 18 s of load" in result.output
     assert not out.exists()
 
@@ -85,7 +90,7 @@ def test_a_dry_run_says_until_when_it_would_go_on() -> None:
     two = ("--server", SERVER, "--server", SERVER.replace("one", "two"))
     result = lab("run", *two, "--rounds", "1", "--until", "2.5%", "--within", "10m", "--dry-run")
     assert result.exit_code == 0
-    assert "cycle 1: one (talkback), two (talkback), one' (talkback)" in result.output  # narrowness needs the floor
+    assert "one' (talkback)" in result.output  # the baseline's second run must be narrow, too
     assert result.output.splitlines()[-1] == (
         "then further cycles until every ratio of requests/s is known to ±2.5%, "
         "but none that would end later than 600 s after the start"
@@ -114,7 +119,34 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
     result = lab("compare", run_of(tmp_path / "before", 1000), run_of(tmp_path / "after", 800))
     assert result.exit_code == 0
     line = next(line for line in result.output.splitlines() if line.startswith("after: one"))
-    assert "0.800x [0.800x, 0.800x]" in line
+    assert "0.80x (n=6)" in line
+    assert "no difference is claimed; that needs one baseline in both runs, beside other servers" in result.output
+    document = json.loads(lab("compare", tmp_path / "before", tmp_path / "after", "--format", "json").output)
+    assert document["contrasts"][0]["ratios"]["rate"]["differs"] is False
+
+
+def test_two_runs_are_compared_by_the_baseline_that_both_have(tmp_path: Path) -> None:
+    """The machine was 10 % slower on the second day, and `two` lost a fifth."""
+    folders = [tmp_path / day for day in ("monday", "tuesday")]
+    plan = Plan(
+        name="p",
+        servers=(Server(name="one", command="x {port}"), Server(name="two", command="y {port}")),
+        loads=(Load(name="nap"),),
+    )
+    for folder, machine, two in zip(folders, (1.0, 0.9), (1.0, 0.8), strict=True):
+        store = Store.create(folder, plan)
+        for cycle in range(6):
+            for name, factor in (("one", 1.0), ("two", two), ("one'", 1.0)):
+                store.add(measured(name, cycle, number=len(store.rounds()), rate=1000 * machine * factor))
+    result = lab("compare", *folders)
+    rows = {line.split("  ")[0]: line for line in result.output.splitlines()}
+    assert "0.800x [0.800x, 0.800x]" in rows["tuesday: two"]
+    assert "0.90x (n=6)" in rows["tuesday: one"]
+    assert "the ratios to one, which both runs have; of one itself no difference is claimed" in result.output
+    Store.create(tmp_path / "other", replace(plan, servers=(Server(name="one", command="z {port}"), plan.servers[1])))
+    for cycle in range(6):
+        Store.open(tmp_path / "other").add(measured("two", cycle, number=cycle, rate=800))
+    assert "needs one baseline in both runs" in lab("compare", folders[0], tmp_path / "other").output
 
 
 def test_what_is_to_fail_ends_with_status_3_after_the_report(tmp_path: Path) -> None:
@@ -124,7 +156,11 @@ def test_what_is_to_fail_ends_with_status_3_after_the_report(tmp_path: Path) -> 
         (["report", after], ["rate<900"], ["one (nap): rate is 800.0"]),
         (["report", after, "--format", "csv"], ["cpu>1us"], ["one (nap): cpu is 625.0 us"]),
         (["compare", after], ["p50>1s"], []),
-        (["compare", before, after], ["ratio<0.95"], ["after: one (nap): ratio is 0.8000 [0.800x, 0.800x]"]),
+        (
+            ["compare", before, after],
+            ["ratio<0.95"],
+            ["after: one (nap): ratio is 0.8000 (n=6: no interval, so no difference is shown)"],
+        ),
         (["compare", before, after], ["after: one: rate<900"], ["after: one (nap): rate is 800.0"]),
     ):
         result = lab(*command, *(word for condition in conditions for word in ("--fail-if", condition)))

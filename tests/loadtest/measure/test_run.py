@@ -6,16 +6,13 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from loadtest.measure import procfs
-from tests.loadtest.lab import DEADLINE_S
+from tests.loadtest.lab import DEADLINE_S, Lab
 from tests.support.wait import eventually
-
-if TYPE_CHECKING:
-    from tests.loadtest.lab import Lab
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +43,8 @@ def test_a_good_run_writes_rounds_and_prints_the_table(lab: Lab) -> None:
     assert good.startswith("good ")
     assert "(n=1)" in same
     first, second = lab.rounds()
-    assert [first["configuration"], second["configuration"]] == ["good", "same"]
+    assert {first["configuration"], second["configuration"]} == {"good", "same"}
+    assert first["seed"] == second["seed"] > 0
     client, seen = first["client"], first["signals"]
     assert 0 < client["completed"] <= 2 / 0.005 * client["duration_s"] * 1.1  # two workers, 5 ms each
     assert client["failures"] == {}
@@ -74,6 +72,70 @@ def test_a_run_by_schedule_shows_both_clocks(lab: Lab) -> None:
     row = next(line for line in done.stdout.split("by schedule")[1].splitlines() if line.startswith("good"))
     assert row.split()[1:3] == [str(client["completed"]), "0"]
     assert "4 connections, 100/s (poisson)" in done.stdout
+
+
+def another(lab: Lab) -> Lab:
+    folder = lab.folder / "another"
+    folder.mkdir()
+    return Lab(folder)
+
+
+SPOILED = """
+    import itertools, socketserver, sys
+    GOOD = int(sys.argv[2])
+    answers = itertools.count()
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            while self.rfile.readline():
+                while self.rfile.readline() not in (b"\\r\\n", b""):
+                    pass
+                status = b"200 OK" if next(answers) < GOOD else b"500 No"
+                self.wfile.write(b"HTTP/1.1 " + status + b"\\r\\nContent-Length: 2\\r\\n\\r\\nok")
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = daemon_threads = True
+    Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+    """
+
+
+@pytest.mark.slow
+def test_a_run_of_which_no_round_can_be_used_ends_with_status_1(lab: Lab) -> None:
+    """The server answers 50 requests well, and then all others with 500."""
+    server = lab.script("spoiled.py", SPOILED)
+    quick = ("--scenario", "http", "--rounds", "2", "--duration", "0.5", "--warmup", "0.2", "--connections", "4")
+    done = lab.run("--server", f"s={{python}} {server} {{port}} 50", *quick)
+    assert done.returncode == 1
+    assert "s (http) has no valid round: 4 INVALID; the table says why" in done.stderr
+    rounds = lab.rounds()
+    assert [(kept["cycle"], kept["again"]) for kept in rounds] == [(0, None), (0, 0), (1, None), (1, 2)]
+    assert "INVALID in round 0 (measured again as round 1), 1, 2 (measured again as round 3), 3: " in done.stdout
+    assert another(lab).run("--server", f"s={{python}} {server} {{port}} 999999", *quick).returncode == 0
+
+
+@pytest.mark.slow
+def test_arrivals_by_chance_are_the_same_for_all_servers_of_a_cycle(lab: Lab) -> None:
+    servers = ("--server", GOOD, "--server", GOOD.replace("good", "same"))
+    done = lab.run(*servers, *QUICK, "--rate", "150", "--arrivals", "poisson", "--rounds", "3", "--duration", "1")
+    assert done.returncode == 0, done.stderr
+    offered: dict[int, set[int]] = {}
+    for kept in lab.rounds():
+        offered.setdefault(kept["cycle"], set()).add(kept["client"]["arrivals"]["offered"])
+    assert [len(each) for each in offered.values()] == [1, 1, 1]
+    assert len(set.union(*offered.values())) > 1
+    same = next(line for line in done.stdout.split("ratio to good")[1].splitlines() if line.startswith("same"))
+    assert same.split()[1:3] == ["3", "-"]  # requests/s are what was asked for
+
+
+@pytest.mark.slow
+def test_the_order_of_a_run_can_be_had_again(lab: Lab) -> None:
+    servers = [word for name in "abc" for word in ("--server", GOOD.replace("good", name))]
+    quick = (*QUICK, "--duration", "0.2", "--warmup", "0")
+    assert lab.run(*servers, *quick, "--seed", "5").returncode == 0
+    assert "seed = 5" in (lab.out / "plan.toml").read_text()
+    again = another(lab)
+    assert again.run(str(lab.out / "plan.toml")).returncode == 0
+    both = [[kept["configuration"] for kept in each.rounds()] for each in (lab, again)]
+    assert both[0] == both[1]
+    assert sorted(both[0]) == ["a", "b", "c"]
 
 
 @pytest.mark.slow
@@ -114,7 +176,7 @@ def test_one_bad_server_costs_only_its_own_rounds(lab: Lab) -> None:
     assert done.returncode == 1
     assert "bad (nap): FAILED: the server exited with status 1 before it was ready" in done.stderr
     assert "no config at" in done.stderr
-    assert [kept["configuration"] for kept in lab.rounds()] == ["bad", "good", "good"]
+    assert sorted(kept["configuration"] for kept in lab.rounds()) == ["bad", "good", "good"]
     bad_row, good_row = done.stdout.splitlines()[2:4]
     assert bad_row.split()[:3] == ["bad", "-", "-"]
     assert "0" not in bad_row.split()
