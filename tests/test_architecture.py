@@ -76,13 +76,13 @@ WITH_ONE_IMPORTER = {
     "a source that the lab reads": {"loadtest.data.provenance", "loadtest.measure.probe"},
     "a noun of its own, as long as its importer": {
         "prefork.engines.aio.accept", "prefork.engines.asgi.connection", "prefork.engines.asgi.websocket",
-        "prefork.engines.wsgi.connection", "loadtest.generator.engine",
+        "prefork.engines.wsgi.connection", "loadtest.generator.engine", "loadtest.analysis.steadiness",
     },
     "what users name: applications, and users of locust": {
         "prefork.runtime.builtins", "loadtest.users", "loadtest.users.fast", "loadtest.users.stream",
     },
 }  # fmt: skip
-MOST_WITH_ONE_IMPORTER = 35
+MOST_WITH_ONE_IMPORTER = 36
 # Where our modules are named in strings, to be imported when they are needed: no import, and a way round the layers.
 BY_NAME = {
     "prefork.engines": "a worker needs one engine",

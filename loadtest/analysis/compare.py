@@ -1,8 +1,9 @@
 """Rounds -> comparison: a summary of each configuration, and each against the baseline. Pure: no files, no tables.
 
-INVALID rounds count as such and enter nothing. Percentiles come from the merged histograms of the rounds, never from
-averages of percentiles, and only where the number of samples can bear them. Rates, CPU and memory are medians over
-rounds.
+INVALID rounds count as such and enter nothing. GENERATOR rounds measured the generator: CPU/request alone is compared,
+and requests/s if only the faster server was limited, since it is at least as much faster. With a rate requests/s are
+what was asked for, and are not compared. Percentiles come from the merged histograms of the rounds, never from averages
+of percentiles, and only where the number of samples can bear them. Rates, CPU and memory are medians over rounds.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from loadtest.analysis.inference import MIN_PAIRS, Contrast, Ratio, ratio, widest
+from loadtest.analysis.inference import MIN_PAIRS, Contrast, Ratio, confirmed, ratio, unpaired, widest, without_interval
 from loadtest.analysis.sharing import sharing
+from loadtest.analysis.steadiness import unsteady
 from loadtest.plan.plan import AA_MARK
 from prefork.status.histogram import Histogram, estimable
 
@@ -63,6 +65,32 @@ class Configuration:
     sharing: Sharing | None  # None: a single process, or its workers are not known
 
 
+_BY_CHANCE = 0.01  # of the comparisons of equal servers show a difference; simulated: 0 to 0.009
+_BY_CHANCE_ALONE = 0.05  # the same without the baseline's second run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """The comparisons of a report, each of which may show a difference by chance."""
+
+    comparisons: int
+    once: int  # of them without the baseline's second run
+    by_chance: float  # differences that as many comparisons of equal servers would show
+
+    @classmethod
+    def of(cls, contrasts: Iterable[Contrast]) -> Family:
+        """Count the ratios that have an interval."""
+        ratios = [found for contrast in contrasts for found in contrast.ratios.values() if found]
+        known = [found for found in ratios if found.low is not None]
+        by_chance = sum(_BY_CHANCE if found.twice else _BY_CHANCE_ALONE for found in known)
+        return cls(comparisons=len(known), by_chance=round(by_chance, 2), once=sum(not found.twice for found in known))
+
+    def describe(self) -> str:
+        """Say what chance alone would show."""
+        share = f"about {self.by_chance:.1g}" if self.by_chance < 1 else f"about {self.by_chance:.2g}"
+        return f"of {self.comparisons} comparisons of equal servers {share} would show a difference by chance"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Everything that is reported about some rounds."""
@@ -70,7 +98,9 @@ class Comparison:
     baseline: str
     configurations: tuple[Configuration, ...]
     contrasts: tuple[Contrast, ...]
-    floors: Mapping[str, Mapping[str, float | None]]  # load -> metric -> noise floor as a factor; None: not measured
+    floors: Mapping[str, Mapping[str, float | None]]  # load -> metric -> how far the baseline's two runs are apart at
+    # most, as a factor; None: not measured
+    family: Family
     warnings: tuple[str, ...]
 
     def contrast(self, configuration: Configuration) -> Contrast | None:
@@ -89,7 +119,7 @@ def cpu_per_request_ns(done: Round) -> float | None:
 
 
 METRICS: Mapping[str, Metric] = {
-    "rate": lambda done: done.client.rate_per_s if done.client else None,
+    "rate": lambda done: done.client.rate_per_s if done.client and not done.client.arrivals else None,
     "p50": lambda done: _quantile(done, 0.5),
     "p99": lambda done: _quantile(done, 0.99),
     "cpu": cpu_per_request_ns,
@@ -98,37 +128,56 @@ METRICS: Mapping[str, Metric] = {
 
 def compare(plan: Plan, rounds: Sequence[Round]) -> Comparison:
     """Summarise the rounds of one run and compare every configuration with the plan's baseline."""
+    rounds = by_plan(plan, rounds)
     contrasts = contrast_all(plan, rounds)
     floors = {load.name: dict[str, float | None].fromkeys(METRICS) for load in plan.loads}
-    for again in contrasts:
-        if again.name == plan.reference + AA_MARK:
-            floors[again.load] = {metric: found.reach if found else None for metric, found in again.ratios.items()}
+    compared = []
+    for each in contrasts:
+        if each.name == plan.reference + AA_MARK:
+            floors[each.load] = {metric: found.reach if found else None for metric, found in each.ratios.items()}
+        else:
+            compared.append(each)
+    family = Family.of(compared)
     configurations = [_configuration(name, load, group) for (name, load), group in _groups(rounds).items()]
+    warnings = [*_troubles(rounds), *_warnings(plan, contrasts, family), *_doubts(configurations)]
     return Comparison(
         baseline=plan.reference,
         configurations=tuple(configurations),
         contrasts=tuple(contrasts),
         floors=floors,
-        warnings=(*_warnings(plan, rounds, floors, contrasts), *_doubts(configurations)),
+        family=family,
+        warnings=tuple(warnings),
     )
+
+
+def by_plan(plan: Plan, rounds: Iterable[Round]) -> list[Round]:
+    """Return the rounds in the order in which the plan names loads and servers, and not in which they ran by chance."""
+    names = [server.name for server in plan.servers]
+    places = {name: place for place, name in enumerate([*names, plan.reference + AA_MARK])}
+    loads = {load.name: place for place, load in enumerate(plan.loads)}
+    last = len(places) + len(loads)
+    return sorted(rounds, key=lambda done: (loads.get(done.load, last), places.get(done.configuration, last)))
 
 
 def contrast_all(plan: Plan, rounds: Sequence[Round]) -> list[Contrast]:
     """Compare every configuration, the baseline's second run too, with the baseline under the same load."""
     groups = _groups(rounds)
-    return [
-        Contrast(name=name, load=load.name, ratios=_ratios(groups.get((plan.reference, load.name), []), group))
-        for load in plan.loads
-        for (name, under), group in groups.items()
-        if under == load.name and name != plan.reference
-    ]
+    found = []
+    for load in plan.loads:
+        base, again = (groups.get((name, load.name), []) for name in (plan.reference, plan.reference + AA_MARK))
+        for (name, under), group in groups.items():
+            if under == load.name and name != plan.reference:
+                ratios = {metric: _ratio(metric, base, group, again) for metric in METRICS}
+                found.append(Contrast(name=name, load=load.name, ratios=ratios))
+    return found
 
 
-def across(first: Sequence[Round], second: Sequence[Round], labels: tuple[str, str]) -> Comparison:
+def across(first: Sequence[Round], second: Sequence[Round], labels: tuple[str, str], anchor: str = "") -> Comparison:
     """Compare two runs, configuration by configuration where both have it. The first run is the baseline.
 
-    Their rounds were not measured side by side, so every change of the machine in between counts as a difference; the
-    noise floor of the runs' own A/A pairs does not cover that.
+    Their rounds were not measured side by side, so what changed on the machine in between is in every quotient, and no
+    difference is claimed. With an `anchor`, a configuration that is the same server in both, the others are compared by
+    their ratios to it, which know nothing of such changes as far as these meet both alike.
     """
     groups = [_groups(first), _groups(second)]
     shared = [key for key in groups[0] if key in groups[1] and not key[0].endswith(AA_MARK)]
@@ -137,9 +186,9 @@ def across(first: Sequence[Round], second: Sequence[Round], labels: tuple[str, s
     for name, load in shared:
         for label, group in zip(labels, groups, strict=True):
             configurations.append(_configuration(f"{label}: {name}", load, group[name, load]))
-        ratios = _ratios(groups[0][name, load], groups[1][name, load])
+        ratios = {metric: _anchored(metric, groups, name, load, anchor) for metric in METRICS}
         contrasts.append(Contrast(name=f"{labels[1]}: {name}", load=load, ratios=ratios))
-    warnings = ["the two runs were not interleaved: what changed on the machine in between counts as a difference"]
+    warnings = [_NOT_SIDE_BY_SIDE + (_BY_ANCHOR.format(anchor) if anchor else _NO_ANCHOR)]
     for label, rounds in zip(labels, (first, second), strict=True):
         warnings += [f"{label}: {warning}" for warning in _troubles(rounds)]
     if _machine(first) != _machine(second):
@@ -149,12 +198,38 @@ def across(first: Sequence[Round], second: Sequence[Round], labels: tuple[str, s
         configurations=tuple(configurations),
         contrasts=tuple(contrasts),
         floors={load: dict.fromkeys(METRICS) for _, load in shared},
+        family=Family.of(contrasts),
         warnings=tuple(warnings),
     )
 
 
+_NOT_SIDE_BY_SIDE = "the two runs were not interleaved, and the machine may have changed in between: "
+_NO_ANCHOR = "no difference is claimed; that needs one baseline in both runs, beside other servers"
+_BY_ANCHOR = "ratios are those of the ratios to {0}, which both runs have; of {0} itself no difference is claimed"
+
+
+def _anchored(
+    metric: str, groups: Sequence[Mapping[tuple[str, str], list[Round]]], name: str, load: str, anchor: str
+) -> Ratio | None:
+    """Divide a configuration's figures in the second run by those in the first; relative to the anchor's if it can."""
+    measure = METRICS[metric]
+
+    def relative(reference: str) -> list[list[float]]:
+        runs = [(group.get((reference, load), []), group[name, load]) for group in groups]
+        if metric != "cpu":
+            runs = [(_of_the_server(base), _of_the_server(each)) for base, each in runs]
+        return [[b / a for a, b in _pairs(base, each, measure) if a > 0] for base, each in runs]
+
+    if anchor and name != anchor:
+        before, after = relative(anchor)
+        if found := unpaired(before, after):
+            return confirmed(found, unpaired(*relative(anchor + AA_MARK)))
+    plain = [[measure(done) for done in group[name, load] if done.verdict.valid] for group in groups]
+    return without_interval(unpaired(*([value for value in values if value is not None] for values in plain)))
+
+
 def _groups(rounds: Iterable[Round]) -> dict[tuple[str, str], list[Round]]:
-    """Group rounds by configuration and load, in the order in which these first ran."""
+    """Group rounds by configuration and load, in the order in which these first appear."""
     groups: dict[tuple[str, str], list[Round]] = {}
     for done in rounds:
         groups.setdefault((done.configuration, done.load), []).append(done)
@@ -216,48 +291,83 @@ def _quantile(done: Round, q: float) -> float | None:
     return float(done.client.latency.quantile(q))
 
 
-def _ratios(base: Sequence[Round], group: Sequence[Round]) -> dict[str, Ratio | None]:
-    """Divide candidate by baseline for every metric."""
-    return {name: _paired(base, group, metric) for name, metric in METRICS.items()}
+def _ratio(metric: str, base: Sequence[Round], group: Sequence[Round], again: Sequence[Round]) -> Ratio | None:
+    """Divide candidate by baseline, and ask the baseline's second run; None when no pair has both figures."""
+    measure = METRICS[metric]
+    if metric == "cpu":
+        return ratio(_pairs(base, group, measure), _pairs(again, group, measure))
+    left, right, second = map(_of_the_server, (base, group, again))
+    found = ratio(_pairs(left, right, measure), _pairs(second, right, measure))
+    if metric != "rate" or (found and found.low is not None):
+        return found
+    every = ratio(_pairs(base, group, measure), _pairs(again, group, measure))
+    if every is None or not every.differs:
+        return without_interval(every)
+    # What limits the faster one makes the difference smaller, so one that shows is there; the slower one is not known.
+    slower = group if every.median < 1 else [*base, *again]
+    return every if len(_of_the_server(slower)) == len(slower) else without_interval(every)
 
 
-def _paired(base: Iterable[Round], group: Iterable[Round], metric: Metric) -> Ratio | None:
-    """Pair the valid rounds of each cycle; None when no pair has the figure on both sides."""
+def _of_the_server(rounds: Iterable[Round]) -> list[Round]:
+    """Leave out the rounds whose latency and requests/s are the generator's."""
+    return [done for done in rounds if done.verdict.name != "GENERATOR"]
+
+
+def _pairs(base: Iterable[Round], group: Iterable[Round], metric: Metric) -> list[tuple[float, float]]:
+    """Pair the figures of the valid rounds of each cycle."""
     left = {done.cycle: metric(done) for done in base if done.verdict.valid}
     right = {done.cycle: metric(done) for done in group if done.verdict.valid}
     pairs = [(left[cycle], right[cycle]) for cycle in sorted(left.keys() & right.keys())]
-    return ratio([(a, b) for a, b in pairs if a is not None and b is not None])
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
-def _warnings(
-    plan: Plan, rounds: Sequence[Round], floors: Mapping[str, Mapping[str, float | None]], contrasts: Sequence[Contrast]
-) -> Iterable[str]:
-    yield from _troubles(rounds)
+def _warnings(plan: Plan, contrasts: Sequence[Contrast], family: Family) -> Iterable[str]:
     compared = [found for found in contrasts if found.name != plan.reference + AA_MARK]
-    fewest = min((found.pairs for contrast in compared if (found := contrast.ratios["rate"])), default=MIN_PAIRS)
+    fewest = min((found.pairs for found in compared if found.pairs), default=MIN_PAIRS)
     if fewest < MIN_PAIRS:
         count = "1 round" if fewest == 1 else f"{fewest} rounds"
         yield f"{count} cannot show a difference; from {MIN_PAIRS} on a ratio gets an interval"
-    too_early = len(compared) < len(contrasts) and fewest < MIN_PAIRS
-    if compared and all(floor["rate"] is None for floor in floors.values()) and not too_early:
-        yield "the noise floor was not measured (--aa): a small difference may be the machine's"
+    if family.once:
+        yield f"the baseline was not measured twice (--aa) for {family.once} ratios: {family.describe()}"
     if plan.until and (width := widest(contrasts)) and not width.within(plan.until):
         yield f"the intervals did not become as narrow as ±{100 * plan.until:.3g}%: {width.describe()} at worst"
 
 
 def _troubles(rounds: Sequence[Round]) -> Iterable[str]:
     """List what happened in the rounds that a reader of the table must know."""
+    again = {done.again: done.number for done in rounds if done.again is not None}
     reasons: dict[tuple[str, str], list[Round]] = {}
     for done in rounds:
         if not done.verdict.valid:
             reasons.setdefault((done.configuration, done.verdict.name), []).append(done)
     for (name, verdict), group in reasons.items():
-        which = ", ".join(str(done.number) for done in group)
+        which = ", ".join(_numbered(done.number, again.get(done.number)) for done in group)
         yield f"{name}: {verdict} in round {which}: {group[0].verdict.reason}"
+    limited: dict[str, list[str]] = {}
+    for (name, load), group in _groups(rounds).items():
+        yield from (f"{name} ({load}): {warning}" for warning in _losses(group))
+        yield from (f"{name} ({load}): {warning}" for warning in unsteady(group))
+        if hit := sum(done.verdict.name == "GENERATOR" for done in group):
+            limited.setdefault(load, []).append(f"{name} {hit} of {len(group)}")
+    for load, names in limited.items():
+        which = f"{load}: GENERATOR rounds: {', '.join(names)}"
+        yield f"{which}; their latency is not compared, and requests/s only to a slower server that was not limited"
     for (name, note), count in Counter((done.configuration, note) for done in rounds for note in done.notes).items():
         yield f"{name}: {note} ({count} rounds)"
     if len(_machine(rounds)) > 1:
         yield "the rounds come from different machines, kernels or Pythons"
+
+
+def _numbered(number: int, again: int | None) -> str:
+    return str(number) if again is None else f"{number} (measured again as round {again})"
+
+
+def _losses(group: Sequence[Round]) -> Iterable[str]:
+    """Say what the rounds of one configuration that are not used mean for those that are."""
+    invalid = sum(done.verdict.name == "INVALID" for done in group)
+    valid = sum(done.verdict.valid for done in group)
+    if valid and 3 * invalid > len(group):
+        yield f"{invalid} of {len(group)} rounds are INVALID: what the others say is not what this server usually does"
 
 
 def _doubts(configurations: Iterable[Configuration]) -> Iterable[str]:

@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loadtest.analysis.inference import MIN_PAIRS
 from loadtest.data import figures
 from loadtest.plan.plan import AA_MARK
 from loadtest.plan.values import near
@@ -162,6 +163,8 @@ def _why(metric: str, found: Configuration) -> str:
     if not found.rounds:
         return f"no round could be measured ({found.verdict})"
     match metric:
+        case "ratio" if found.offered is not None:
+            return "a rate was given, so requests/s are the same for all; write a condition on p50, p99 or cpu"
         case "ratio":
             return "no round has one of the baseline beside it"
         case "missed" | "lag":
@@ -177,6 +180,8 @@ def _evidence(found: Configuration, comparison: Comparison) -> str:
     contrast = comparison.contrast(found)
     ratio = contrast.ratios["rate"] if contrast else None
     if ratio is None or ratio.low is None or ratio.high is None:
-        return f" (n={ratio.pairs if ratio else 0}: too few rounds for an interval)"
-    shown = "" if ratio.differs(comparison.floors[found.load]["rate"]) else "; no difference is shown"
+        few = "too few rounds for an interval"
+        pairs = ratio.pairs if ratio else 0
+        return f" (n={pairs}: {few if pairs < MIN_PAIRS else 'no interval, so no difference is shown'})"
+    shown = "" if ratio.differs else "; no difference is shown"
     return f" [{figures.times(ratio.low)}, {figures.times(ratio.high)}]{shown}"

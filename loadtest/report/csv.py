@@ -42,5 +42,5 @@ def _ratio(comparison: Comparison, found: Configuration) -> dict[str, object]:
         "rate_ratio": ratio.median if ratio else None,
         "rate_ratio_low": ratio.low if ratio else None,
         "rate_ratio_high": ratio.high if ratio else None,
-        "rate_differs": ratio.differs(comparison.floors[found.load]["rate"]) if ratio else None,
+        "rate_differs": ratio.differs if ratio else None,
     }

@@ -25,16 +25,12 @@ def document(report: Report) -> dict[str, Any]:
         "schema": SCHEMA,
         "configurations": [asdict(configuration) for configuration in comparison.configurations],
         "baseline": comparison.baseline,
-        "contrasts": [_contrast(report, contrast) for contrast in comparison.contrasts],
+        "contrasts": [_contrast(contrast) for contrast in comparison.contrasts],
         "noise_floor": comparison.floors,
+        "family": asdict(comparison.family),
         "warnings": comparison.warnings,
     }
 
 
-def _contrast(report: Report, contrast: Contrast) -> dict[str, Any]:
-    floor = report.comparison.floors[contrast.load]
-    ratios = {
-        metric: asdict(ratio) | {"differs": ratio.differs(floor[metric])} if ratio else None
-        for metric, ratio in contrast.ratios.items()
-    }
-    return {"name": contrast.name, "load": contrast.load, "ratios": ratios}
+def _contrast(contrast: Contrast) -> dict[str, Any]:
+    return asdict(contrast) | {"pairs": contrast.pairs}

@@ -96,7 +96,7 @@ class Report:
             figures.duration(None if cpu_us is None else cpu_us * 1e3),
             figures.size(found.pss_bytes),
             found.verdict,
-            self._against(self.comparison.contrast(found), found.load, "rate"),
+            self._against(self.comparison.contrast(found), "rate"),
         ]
 
     def _schedule(self, load: str) -> Table:
@@ -139,10 +139,9 @@ class Report:
         for at, contrast in enumerate(self.comparison.contrasts):
             if contrast.load != load:
                 continue
-            rate = contrast.ratios["rate"]
-            cells = [contrast.name, str(rate.pairs) if rate else "0"]
-            places = [f"contrasts.{at}.name", f"contrasts.{at}.ratios.rate.pairs" if rate else ""]
-            cells += [self._against(contrast, load, metric) for metric, _ in _METRICS]
+            cells = [contrast.name, str(contrast.pairs)]
+            places = [f"contrasts.{at}.name", f"contrasts.{at}.pairs"]
+            cells += [self._against(contrast, metric) for metric, _ in _METRICS]
             places += [self._place(contrast, metric) for metric, _ in _METRICS]
             rows.append(_cells(cells, places))
         headers = (f"ratio to {self.comparison.baseline}", "rounds", *(title for _, title in _METRICS))
@@ -151,25 +150,25 @@ class Report:
     def _place(self, contrast: Contrast | None, metric: str) -> str:
         return f"contrasts.{self.comparison.contrasts.index(contrast)}.ratios.{metric}" if contrast else ""
 
-    def _against(self, contrast: Contrast | None, load: str, metric: str) -> str:
-        if contrast is None:
-            return ""
-        return _ratio(contrast.ratios[metric], self.comparison.floors[load][metric])
+    def _against(self, contrast: Contrast | None, metric: str) -> str:
+        return "" if contrast is None else _ratio(contrast.ratios[metric])
 
     def notes(self) -> list[str]:
         """Return what a reader needs beside the tables, as lines."""
         measured = sum(done.verdict.valid for done in self.rounds)
         yes = f"; pinned {self.plan.pin} (server:load)" if self.plan.pin else ""
         lines = [f"plan {self.plan.name}: {load.describe()}{yes}" for load in self.plan.loads]
+        order = "interleaved" if self.plan.seed is None else f"in random order (seed {self.plan.seed})"
+        if self.comparison.baseline != self.plan.reference:
+            order = "of two runs"
         lines.append(
-            f"rounds: {measured} measured, {len(self.rounds) - measured} not; interleaved, a fresh server for each"
+            f"rounds: {measured} measured, {len(self.rounds) - measured} not; {order}, a fresh server for each"
         )
-        floors = [(load, floor["rate"]) for load, floor in self.comparison.floors.items()]
-        lines += [
-            f"noise floor ({load}): two runs of one server differ by up to {reach - 1:.1%} in requests/s"
-            for load, reach in floors
-            if reach is not None
-        ]
+        family = self.comparison.family
+        lines += [f"chance: {family.describe()}"] if family.comparisons else []
+        for load, floor in self.comparison.floors.items():
+            known = [f"{reach - 1:.1%} in {title}" for name, title in _METRICS if (reach := floor[name]) is not None]
+            lines += [f"noise ({load}): two runs of one server differ by up to {', '.join(known)}"] if known else []
         lines += self._reasons()
         failed = [(found.name, found.failures) for found in self.comparison.configurations if found.failures]
         lines += [
@@ -197,13 +196,13 @@ class Report:
         return lines
 
 
-def _ratio(ratio: Ratio | None, floor: float | None) -> str:
-    """Write a ratio with its interval; `~` when no difference was shown; with n when the rounds are too few."""
+def _ratio(ratio: Ratio | None) -> str:
+    """Write a ratio with its interval; `~` when no difference was shown; with n when it has no interval."""
     if ratio is None:
         return figures.UNKNOWN
     if ratio.low is None or ratio.high is None:
         return f"{ratio.median:.2f}x (n={ratio.pairs})"
-    if not ratio.differs(floor):
+    if not ratio.differs:
         return NO_DIFFERENCE
     return f"{figures.times(ratio.median)} [{figures.times(ratio.low)}, {figures.times(ratio.high)}]"
 

@@ -128,7 +128,7 @@ def test_of_two_runs_the_second_is_meant_unless_the_first_is_named() -> None:
     found = across(rounds_of("one", [1000] * 6), rounds_of("one", [800] * 6), ("before", "after"))
     assert lines("rate<900", "ratio<0.9", comparison=found) == [
         '--fail-if "rate<900": after: one (nap): rate is 800.0',
-        '--fail-if "ratio<0.9": after: one (nap): ratio is 0.8000 [0.800x, 0.800x]',
+        '--fail-if "ratio<0.9": after: one (nap): ratio is 0.8000 (n=6: no interval, so no difference is shown)',
     ]
     assert lines("before: one: rate>900", comparison=found) == [
         '--fail-if "before: one: rate>900": before: one (nap): rate is 1,000'
@@ -163,7 +163,7 @@ def test_a_condition_that_cannot_be_read_says_what_to_write(text: str, message: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("on: rate<1", "nothing is called 'on'; there are one (nap), one' (nap), 127.0.0.1:80 (nap), one (due)"),
+        ("on: rate<1", "nothing is called 'on'; there are one (nap), 127.0.0.1:80 (nap), one' (nap), one (due)"),
         ("one (npa): rate<1", "nothing is called 'one (npa)' (did you mean 'one (nap)'?)"),
         ("(dew): rate<1", "nothing is called '(dew)'"),
         ("one: ratio<1", "'one: ratio<1': nothing is compared with one: a ratio needs a second server"),
