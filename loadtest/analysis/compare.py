@@ -350,8 +350,8 @@ def _troubles(rounds: Sequence[Round]) -> Iterable[str]:
         if hit := sum(done.verdict.name == "GENERATOR" for done in group):
             limited.setdefault(load, []).append(f"{name} {hit} of {len(group)}")
     for load, names in limited.items():
-        which = f"{load}: GENERATOR rounds: {', '.join(names)}"
-        yield f"{which}; their latency is not compared, and requests/s only to a slower server that was not limited"
+        which = f"{load}: the generator was the limit in rounds of {', '.join(names)}"
+        yield f"{which}; no latency of these is compared, and no requests/s of the slower of two servers"
     for (name, note), count in Counter((done.configuration, note) for done in rounds for note in done.notes).items():
         yield f"{name}: {note} ({count} rounds)"
     if len(_machine(rounds)) > 1:

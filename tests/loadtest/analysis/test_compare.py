@@ -70,7 +70,7 @@ def test_rounds_that_the_generator_limited_compare_only_the_cpu() -> None:
         assert (rate.pairs, rate.low, rate.differs) == (6, None, False)
     assert four.ratios["cpu"] is not None
     assert four.ratios["cpu"].differs
-    said = "nap: GENERATOR rounds: four 6 of 6; their latency is not compared, and requests/s only to a slower server"
+    said = "nap: the generator was the limit in rounds of four 6 of 6; no latency of these is compared"
     assert [warning for warning in found.warnings if warning.startswith(said)]
     one = compare(PLAN, BASE + AGAIN + limited[:1] + cycles("four", [4000] * 6)[1:])
     p50 = next(each for each in one.contrasts if each.name == "four").ratios["p50"]

@@ -116,11 +116,11 @@ def test_arrivals_by_chance_are_the_same_for_all_servers_of_a_cycle(lab: Lab) ->
     servers = ("--server", GOOD, "--server", GOOD.replace("good", "same"))
     done = lab.run(*servers, *QUICK, "--rate", "150", "--arrivals", "poisson", "--rounds", "3", "--duration", "1")
     assert done.returncode == 0, done.stderr
-    offered: dict[int, set[int]] = {}
+    offered: dict[int, list[int]] = {}
     for kept in lab.rounds():
-        offered.setdefault(kept["cycle"], set()).add(kept["client"]["arrivals"]["offered"])
-    assert [len(each) for each in offered.values()] == [1, 1, 1]
-    assert len(set.union(*offered.values())) > 1
+        offered.setdefault(kept["cycle"], []).append(kept["client"]["arrivals"]["offered"])
+    for one, other in offered.values():
+        assert abs(one - other) <= 6  # at the window's ends; two schedules differ by 17, the root of 2 x 150
     same = next(line for line in done.stdout.split("ratio to good")[1].splitlines() if line.startswith("same"))
     assert same.split()[1:3] == ["3", "-"]  # requests/s are what was asked for
 
