@@ -20,7 +20,7 @@ from time import perf_counter_ns as clock
 from typing import TYPE_CHECKING
 
 from loadtest.generator.failure import CLOSED_EARLY, RESET, WRONG_LENGTH, WRONG_REPLY, ExchangeError
-from loadtest.generator.link import CHUNK, RepeatingLink
+from loadtest.generator.link import CHUNK, HUNG_UP, IN, RepeatingLink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,6 +53,8 @@ class WebLink(RepeatingLink):
     """
 
     __slots__ = ("_expected", "_response", "_retry")
+
+    interest = IN | HUNG_UP
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class WebLink(RepeatingLink):
         self._response = None
         self._left -= 1
         # An answer to a request that is not wholly sent: what is left of that would be taken for the next one.
-        keeps = response.keeps_alive and self._left and not self._rest
+        keeps = response.keeps_alive and self._left and not self._rest and not self._ended
         if flaw := self._expected.flaw(response.status, response.length):
             self.fail(flaw, keep=bool(keeps))
             return

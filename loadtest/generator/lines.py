@@ -105,6 +105,8 @@ class EchoLink(Link):
 
     __slots__ = ("_exchanges", "_got", "_left", "connecting")
 
+    interest = IN | HUNG_UP
+
     def __init__(self, engine: EngineApi, line: bytes, exchanges: int) -> None:
         super().__init__(engine, line)
         self._exchanges = exchanges
@@ -146,9 +148,9 @@ class EchoLink(Link):
             self.fail(cause_of(error))
             return
         if got == self.request and not self._got and self.sent_ns:
-            self._came(len(got))
+            self._came(len(got), mask)
         else:
-            self._came_in_part(got)
+            self._came_in_part(got, mask)
 
     def _go_on(self, mask: int) -> bool:
         """Send the rest when there is room, and note a connect that is over. Return whether the exchange goes on."""
@@ -159,19 +161,19 @@ class EchoLink(Link):
             self._connected(now_ns)
         return True
 
-    def _came_in_part(self, piece: bytes) -> None:
+    def _came_in_part(self, piece: bytes, mask: int) -> None:
         self._got += piece
         if not piece:
             self.fail(CLOSED_EARLY)
         elif not self.request.startswith(self._got):
             self.fail(WRONG_REPLY)
         elif len(self._got) == len(self.request):
-            self._came(len(self._got))
+            self._came(len(self._got), mask)
 
-    def _came(self, received: int) -> None:
+    def _came(self, received: int, mask: int) -> None:
         self.note(received)
         self._got = b""
-        self._left -= 1
+        self._left = 0 if mask & HUNG_UP else self._left - 1  # the server has closed: nothing more is sent there
         if not self._left:
             self.connection.close()
         self.engine.freed.append(self)

@@ -211,7 +211,7 @@ class RepeatingLink(Link):
     does nearly always, needs no parser.
     """
 
-    __slots__ = ("_exchanges", "_keeps", "_left", "_size", "_usual")
+    __slots__ = ("_ended", "_exchanges", "_keeps", "_left", "_size", "_usual")
 
     def __init__(self, engine: EngineApi, request: bytes, exchanges: int) -> None:
         """`exchanges` on one connection; 0: as many as the server allows."""
@@ -219,13 +219,15 @@ class RepeatingLink(Link):
         self._exchanges = exchanges
         self._left = 0  # exchanges that this connection still takes; never 0 again if that is not limited
         self._keeps = True  # whether the usual reply leaves the connection open
+        self._ended = False  # whether the end of the stream had come, though not been read, with the last data
         self._usual: bytes | None = None  # None while no reply is expected that would need no parser
         self._size = CHUNK  # bytes to read at once: one more than the usual, as a small buffer is made faster
 
-    def ready(self, mask: int) -> None:  # noqa: ARG002 # what recv says is enough
+    def ready(self, mask: int) -> None:
         """Take the usual reply, or examine another one.
 
-        Reading comes before sending: a server that takes no more of a request (413) says so, and resets.
+        Reading comes before sending: a server that takes no more of a request (413) says so, and resets. If the end of
+        the stream has come with the reply (HUNG_UP, if the link waits for it), nothing more is sent there.
         """
         try:
             data = self.connection.recv(self._size)
@@ -242,10 +244,11 @@ class RepeatingLink(Link):
             batch.sent_ns.append(self.sent_ns)
             batch.received += len(data)
             self._left -= 1
-            if not self._left or not self._keeps:
+            if not self._left or not self._keeps or mask & HUNG_UP:
                 self.hang_up()
             engine.freed.append(self)
         else:
+            self._ended = bool(mask & HUNG_UP)
             self.examine(data)
 
     def examine(self, data: bytes) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from loadtest.generator.dialer import Dialer, tls_context
 from loadtest.generator.http import Expectation, WebLink
+from loadtest.generator.lines import EchoLink
 from loadtest.plan.request import Request
 from tests.loadtest import stand_in as behave
 from tests.loadtest.generator.driving import Driving, completed, failed
@@ -374,3 +375,59 @@ def test_a_request_of_which_nothing_could_be_sent_goes_on_a_new_connection_and_i
     assert done.failures == {}
     assert not any(batch.retried_ns for batch in done.batches)
     assert server.connections == done.completed
+
+
+class Leaving:
+    """Answers three requests on a connection and closes it without having said so; counts what it has done."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.done = threading.Semaphore(0)
+        self._answers = itertools.cycle(answers)
+
+    def __call__(self, peer: socket.socket) -> Iterator[None]:
+        for number in range(3):
+            if not peer.recv(65536):
+                return
+            peer.sendall(next(self._answers))
+            if number == 2:
+                peer.shutdown(socket.SHUT_WR)
+            self.done.release()
+            yield
+
+
+@pytest.mark.parametrize("answers", [(HELLO,), (HELLO, OK + b"Content-Length: 0\r\n\r\n")])
+def test_nothing_is_sent_where_the_end_has_come_with_the_answer(
+    answers: tuple[bytes, ...], stand_in: StartServer, drive: Drive
+) -> None:
+    leaving = Leaving(*answers)
+
+    class WaitingLink(WebLink):
+        __slots__ = ()
+
+        def begin(self) -> None:
+            super().begin()
+            assert leaving.done.acquire(timeout=10)
+
+    server = stand_in(leaving)
+    request = Request.made(method="POST", payload=1, body=b"").encode("h")
+    driving = drive(server.server_address, Request(), clients=0)
+    done = driving.link(lambda engine: WaitingLink(engine, request)).until(completed(12))
+    assert done.failures == {}
+    assert server.connections == -(-done.completed // 3)
+
+
+def test_nor_is_a_line(stand_in: StartServer, drive: Drive) -> None:
+    leaving = Leaving(b"line\n")
+
+    class WaitingLink(EchoLink):
+        __slots__ = ()
+
+        def begin(self) -> None:
+            super().begin()
+            assert leaving.done.acquire(timeout=10)
+
+    server = stand_in(leaving)
+    driving = drive(server.server_address, Request(), clients=0)
+    done = driving.link(lambda engine: WaitingLink(engine, b"line\n", 100)).until(completed(12))
+    assert done.failures == {}
+    assert server.connections == -(-done.completed // 3)

@@ -214,3 +214,45 @@ def test_a_websocket_that_is_closed_between_two_messages_costs_none(
     assert (result["failures"], result["retried"]) == ({}, 0)
     assert result["completed"] > 5
     assert len(server.requests) > 5
+
+
+class Leaving:
+    """Answers three requests or lines on a connection and closes it, without having said so."""
+
+    def __init__(self, answer: bytes = b"") -> None:
+        self._answer = answer
+
+    def __call__(self, peer: socket.socket) -> Iterator[None]:
+        for _ in range(3):
+            if not (came := peer.recv(65536)):
+                return
+            peer.sendall(self._answer or came)
+            yield
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("engine", ["fast", "readable"])
+def test_connections_that_close_after_an_answer_cost_no_exchange(
+    engine: str, stand_in: StartServer, generate: Generate
+) -> None:
+    server = stand_in(Leaving(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"))
+    result = generate("--host", server.address, *brief(engine)).wait().result()
+    check_counts(result, server, {})
+    assert result["retried"] < result["completed"] / 4  # mostly the end is seen before the next request is sent
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("engine", ["fast", "readable"])
+@pytest.mark.parametrize("scenario", ["http", "echo"])
+def test_nor_do_they_where_nothing_may_be_sent_twice(
+    engine: str, scenario: str, stand_in: StartServer, generate: Generate
+) -> None:
+    server = stand_in(Leaving(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" if scenario == "http" else b""))
+    options = ("--scenario", scenario, "--method", "POST", "--payload", "1")
+    run = generate("--host", server.address, *brief(engine), *options, "--exit-code-on-error", "0").wait()
+    result = run.result()
+    failed = sum(result["failures"].values())
+    assert result["completed"] > 100
+    # One request of three meets the end; the few that are sent before it is there are failures.
+    assert failed < result["completed"] / 4
+    assert set(result["failures"]) <= {"closed early", "reset"}
