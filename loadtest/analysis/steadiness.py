@@ -10,7 +10,8 @@ round gives one number: the change that its trend (the median of all slopes betw
 part of that median. Rounds are independent. From four on, a warning needs a mean that is clearly not zero by the
 spread between rounds, a median of at least 10 % (trend) or 15 % (first second), and one sign in nearly all of them.
 Fewer rounds cannot tell noise from a trend by themselves: then each must change by 50 %, and the seconds must nearly
-all be in order, as the rank correlation of Kendall and Mann says, or the first must lie far outside the others.
+all be in order, as the rank correlation of Kendall and Mann says, or their halves lie apart, or the first second lies
+far outside the others.
 
 The first second takes no part in the trend. What is shorter than three seconds says nothing. tests/loadtest/analysis/
 test_steadiness.py simulates it: 5 to 10 % of noise from second to second, independent or not, give a warning in fewer
@@ -37,6 +38,7 @@ _WHOLE = 0.99  # of a second, or of the other parts: what is shorter is the wind
 _FEW = 4  # rounds; with fewer, only what is obvious within each of them counts
 _TREND, _FIRST, _OBVIOUS = 0.1, 0.15, 0.5  # parts of the median
 _ORDERED = 0.8  # Kendall's tau
+_STEP = 0.25  # part of the median
 _PARTS = 60  # all pairs of these are looked at
 _FAR = 3  # times the range of the other seconds
 
@@ -68,13 +70,18 @@ class _Series(NamedTuple):
         return change / median(self.rest) if abs(change) > self.quantum else 0.0
 
     def ordered(self) -> bool:
-        """Return whether nearly all pairs of seconds are in the same order."""
-        pairs = list(combinations(self.rest, 2))
-        return abs(sum((b > a) - (b < a) for a, b in pairs)) >= _ORDERED * len(pairs)
+        """Return whether nearly all pairs of seconds are in the same order, or there is a step between two halves."""
+        rest = self.rest
+        pairs = list(combinations(rest, 2))
+        if abs(sum((b > a) - (b < a) for a, b in pairs)) >= _ORDERED * len(pairs):
+            return True
+        early, late = rest[: len(rest) // 2], rest[-(len(rest) // 2) :]
+        return max(min(early) - max(late), min(late) - max(early)) > _STEP * median(rest)
 
     def apart(self) -> bool:
-        """Return whether the first second lies far outside the others."""
-        return abs(self.values[0] - median(self.rest)) > _FAR * (max(self.rest) - min(self.rest))
+        """Return whether the first second lies far outside the later half of the others."""
+        late = self.rest[-(len(self.rest) // 2) :]
+        return abs(self.values[0] - median(self.rest)) > _FAR * (max(late) - min(late))
 
 
 def unsteady(rounds: Sequence[Round]) -> Iterator[str]:
@@ -89,7 +96,9 @@ def unsteady(rounds: Sequence[Round]) -> Iterator[str]:
         if _shown(changes, _TREND, [each.ordered() for each in known]):
             before, after = (write(median(each.values[at] for each in known)) for at in (0, -1))
             verb = "rose" if median(changes) > 0 else "fell"
-            yield f"not steady: {title} {verb} from {before} to {after} within the window ({_agreeing(changes)} rounds)"
+            said = f"{title} {verb} from {before} to {after} within the window ({_agreeing(changes)} rounds)"
+            better = (median(changes) < 0) == (title == "p50")
+            yield f"not steady: {said}{'; try a longer --warmup' if better else ''}"
             return
         differences = [each.first() for each in series]
         if _shown(differences, _FIRST, [len(each.rest) >= 3 and each.apart() for each in series]):

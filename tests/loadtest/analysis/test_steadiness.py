@@ -65,6 +65,15 @@ def test_a_first_second_that_differs_asks_for_a_longer_warm_up() -> None:
     assert quick == ["not steady: p50 was 5.40 ms in the first second and 11.8 ms afterwards (6 of 6 rounds)"]
 
 
+def test_a_step_in_the_window_is_seen_in_few_rounds_too() -> None:
+    step = said(*[round_of([10.6, 10.7, 8.1, 5.4, 5.5])] * 2)
+    assert step == [
+        "not steady: p50 fell from 10.6 ms to 5.50 ms within the window (2 of 2 rounds); try a longer --warmup"
+    ]
+    early = said(*[round_of([10.6, 10.7, 5.4, 5.4, 5.5])] * 2)
+    assert early[0].startswith("warm-up too short: p50 was 10.6 ms in the first second and 5.45 ms afterwards")
+
+
 def test_throughput_may_fall_while_the_latency_of_what_is_answered_stays() -> None:
     falling = round_of([5.0] * 5, [3000.0, 2400.0, 1800.0, 1200.0, 600.0])
     assert said(falling) == ["not steady: throughput fell from 3,000/s to 600/s within the window (1 of 1 rounds)"]
