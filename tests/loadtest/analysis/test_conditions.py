@@ -112,6 +112,11 @@ def test_what_is_not_known_fails_and_says_why() -> None:
         "127.0.0.1:80 (nap): ratio is not known: no round could be measured (INVALID)",
         "127.0.0.1:80 (nap): p50 is not known: no round could be measured (INVALID)",
     ]
+    scheduled = client(arrivals=arrivals())
+    same = compare(PLAN, [measured(name, 0, client=scheduled) for name in ("one", "127.0.0.1:80")])
+    assert lines("ratio>0.1", comparison=same)[0].endswith(
+        "ratio is not known: a rate was given, so requests/s are the same for all; write a condition on p50, p99 or cpu"
+    )
     lone = compare(PLAN, [measured("one", 0), measured("127.0.0.1:80", 1)])
     assert lines("ratio>0.1", comparison=lone)[0].endswith(
         "ratio is not known: no round has one of the baseline beside it"
