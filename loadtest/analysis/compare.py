@@ -87,8 +87,10 @@ class Family:
 
     def describe(self) -> str:
         """Say what chance alone would show."""
-        share = f"about {self.by_chance:.1g}" if self.by_chance < 1 else f"about {self.by_chance:.2g}"
-        return f"of {self.comparisons} comparisons of equal servers {share} would show a difference by chance"
+        most = f"{self.by_chance:.1g}" if self.by_chance < 1 else f"{self.by_chance:.2g}"
+        return (
+            f"of {self.comparisons} comparisons of equal servers at most about {most} would show a difference by chance"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,7 +156,7 @@ def test_figures_that_nobody_could_see_are_unknown() -> None:
 
 ONCE = (
     "the baseline was not measured twice (--aa) for 4 ratios: "
-    "of 4 comparisons of equal servers about 0.2 would show a difference by chance"
+    "of 4 comparisons of equal servers at most about 0.2 would show a difference by chance"
 )
 
 

@@ -47,7 +47,7 @@ one'                   6                     ~      ~      ~                    
 
 plan threads: nap, 16 connections, 2 s after 1 s of warm-up; pinned 0:1 (server:load)
 rounds: 18 measured, 1 not; interleaved, a fresh server for each
-chance: of 4 comparisons of equal servers about 0.04 would show a difference by chance
+chance: of 4 comparisons of equal servers at most about 0.04 would show a difference by chance
 noise (nap): two runs of one server differ by up to 0.0% in requests/s, 0.0% in p50, 0.0% in p99, 0.0% in CPU/request
 one: OK: because
 four: OK: because
