@@ -184,6 +184,7 @@ class Collector:
                 cpu_s=self._cpu_s[worker.pid],
                 pss_bytes=pss[worker.pid],
                 held_is_busy=held_is_busy(state.engine),
+                threads=None if state.engine == "aio" else self.config.threads,
                 waits=self.board.queue_waits(worker.group),
                 work=self.board.work(worker.group),
                 slow=[slow_document(each) for each in self.board.slow(worker.group)],

@@ -176,6 +176,15 @@ FIGURES = (
         "no unit is in progress", "TIME LEFT",
     ),
     _figure(
+        "workers[].threads", "number", NOW, "Threads of the worker that can be in the application at once.",
+        "an asyncio event loop",
+    ),
+    _figure(
+        "workers[].busy", "count", NOW,
+        "Those of its threads that are in the application now, or are held by a connection (stream handlers).",
+        "an asyncio event loop",
+    ),
+    _figure(
         "workers[].work", "list", NOW,
         "The current unit of each busy thread; for an asyncio event loop, its oldest request at the last heartbeat.",
     ),

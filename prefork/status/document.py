@@ -26,7 +26,10 @@ STARTING, IDLE, BUSY, DRAINING = "STARTING", "IDLE", "BUSY", "DRAINING"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSnapshot:
-    """One live worker at one moment. `held_is_busy`: each connection occupies a thread of its own."""
+    """One live worker at one moment. `held_is_busy`: each connection occupies a thread of its own.
+
+    `threads`: how many units the application can work on at once; None for an event loop.
+    """
 
     worker: WorkerState
     reading: Reading
@@ -35,6 +38,7 @@ class WorkerSnapshot:
     cpu_s: float | None
     pss_bytes: int | None
     held_is_busy: bool
+    threads: int | None = None
     waits: Sequence[int] = ()
     work: Sequence[Work] = ()
     slow: Sequence[Document] = ()
@@ -42,6 +46,7 @@ class WorkerSnapshot:
     def document(self, *, timeout_s: float, now_s: float) -> Document:
         """The entry of `workers`."""
         counters, began_s, judged_s = self.reading.counters, self.reading.since_ns / 1e9, self.reading.judged_ns / 1e9
+        work = [work_entry(each, now_s) for each in self.work if each.since_ns or (self.held_is_busy and each.held)]
         return {
             **name_of(self.worker),
             "state": state_of(self.worker, self.reading, held_is_busy=self.held_is_busy),
@@ -61,9 +66,9 @@ class WorkerSnapshot:
             "serving": (self.reading.serving or None) if began_s else None,
             "serving_s": round(now_s - began_s, 3) if began_s else None,
             "deadline_in_s": round(judged_s + timeout_s - now_s, 3) if began_s and judged_s and timeout_s else None,
-            "work": [
-                work_entry(each, now_s) for each in self.work if each.since_ns or (self.held_is_busy and each.held)
-            ],
+            "threads": self.threads,
+            "busy": None if self.threads is None else len(work),
+            "work": work,
             "slow": list(self.slow),
         }
 

@@ -30,7 +30,8 @@ NO_BROWSER = "there is no browser here; on Debian: apt-get install chromium"
 SHOWN = """({seen, figures: [...document.querySelectorAll('[data-figure]')]
   .filter(e => e.getClientRects().length).map(e => [e.dataset.figure, e.textContent])})"""
 IN_PARTS = {  # of a worker; or left out
-    "accepted", "rate", "errors_by_kind", "queue_wait", "work", "slow", "serving", "serving_s",
+    "accepted", "rate", "errors_by_kind", "queue_wait", "threads", "busy", "work", "slow", "serving",
+    "serving_s",
 }  # fmt: skip
 UNITS = {"": 1.0, "k": 1024.0, "M": 1024.0**2, "G": 1024.0**3, "T": 1024.0**4, "%": 0.01}
 PARTS_OF_A_SECOND = {"s": 1, "ms": 1e3, "us": 1e6}

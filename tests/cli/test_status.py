@@ -37,7 +37,8 @@ WORKER: dict[str, type | tuple[type, ...]] = {
     "slot": int, "pid": int, "generation": int, "state": str, "age_s": NUMBER, "connections": int, "accepted": int,
     "requests": int, "errors": int, "errors_by_kind": dict, "bytes_in": int, "bytes_out": int, "busy_ratio": NUMBER,
     "p50_us": OPTIONAL, "p99_us": OPTIONAL, "queue_wait": dict, "cpu_s": NUMBER, "pss_bytes": int,
-    "serving": (str, type(None)), "serving_s": OPTIONAL, "deadline_in_s": OPTIONAL, "work": list, "slow": list,
+    "serving": (str, type(None)), "serving_s": OPTIONAL, "deadline_in_s": OPTIONAL, "threads": int, "busy": int,
+    "work": list, "slow": list,
 }  # fmt: skip
 TOTALS: dict[str, type | tuple[type, ...]] = {
     "connections": int, "accepted": int, "requests": int, "errors": int, "idle_closed": int, "too_long": int,

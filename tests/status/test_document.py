@@ -9,7 +9,7 @@ import pytest
 
 from prefork.status.document import WorkerSnapshot, cell, state_of, table, totals
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
-from prefork.status.scoreboard import COUNTERS, Reading
+from prefork.status.scoreboard import COUNTERS, Reading, Work
 from prefork.status.server_state import WorkerState
 
 NOW_S = 5000.0
@@ -79,7 +79,7 @@ def test_a_worker_in_the_middle_of_its_work() -> None:
         "p50_us": pytest.approx(200_000, rel=0.01), "p99_us": pytest.approx(396_000, rel=0.01),
         "queue_wait": {"n": 0, "p50_ms": None, "p99_ms": None},
         "cpu_s": 1.5, "pss_bytes": 12_000_000, "serving": "10.0.0.9:5000", "serving_s": 5.0, "deadline_in_s": 25.0,
-        "work": [], "slow": [],
+        "threads": None, "busy": None, "work": [], "slow": [],
     }  # fmt: skip
     assert json.loads(json.dumps(entry)) == entry
 
@@ -87,7 +87,17 @@ def test_a_worker_in_the_middle_of_its_work() -> None:
 def test_what_is_not_known_is_null() -> None:
     entry = snapshot(cpu_s=None, pss_bytes=None).document(timeout_s=30, now_s=NOW_S)
     unknown = {key for key, value in entry.items() if value is None}
-    assert unknown == {"p50_us", "p99_us", "cpu_s", "pss_bytes", "serving", "serving_s", "deadline_in_s"}
+    assert unknown == {"p50_us", "p99_us", "cpu_s", "pss_bytes", "serving", "serving_s", "deadline_in_s", "threads", "busy"}
+
+
+@pytest.mark.parametrize(("held_is_busy", "busy"), [(False, 1), (True, 2)])
+def test_the_busy_ones_of_a_workers_threads_are_counted(held_is_busy: bool, busy: int) -> None:
+    """A thread that waits for its client is busy only where no other connection can have it meanwhile."""
+    inside = Work(thread=0, since_ns=4_999_000_000_000, unit_ns=0, held=1, text="10.0.0.9:5000")
+    waiting = Work(thread=1, since_ns=0, unit_ns=0, held=1, text="10.0.0.9:5001")
+    seen = snapshot(held_is_busy=held_is_busy, threads=4, work=[inside, waiting])
+    entry = seen.document(timeout_s=30, now_s=NOW_S)
+    assert (entry["threads"], entry["busy"]) == (4, busy)
 
 
 def test_who_was_served_last_is_not_served_now() -> None:
