@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
     Metric = Callable[[Round], float | None]
 
+SLEEPS = 0.2  # a request, by which configurations may differ before their CPU/request does
+LOAD_BUSY = 0.7  # of a core: a load that can hardly do more
+OTHERS = 0.1  # of the server's CPUs, that other processes may use before it is said
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
@@ -61,6 +65,8 @@ class Configuration:
     retried: int | None  # exchanges of the same rounds that were sent once more
     cpu_per_request_us: float | None
     pss_bytes: float | None
+    sleeps_per_request: float | None  # how often a thread of the server went to sleep, per exchange
+    load_busy: float | None  # of a core, the busiest process of the load
     verdict: str  # the most frequent of its rounds, or INVALID when none is valid
     sharing: Sharing | None  # None: a single process, or its workers are not known
 
@@ -120,6 +126,20 @@ def cpu_per_request_ns(done: Round) -> float | None:
     return done.signals.server.cpu_ns / done.client.done
 
 
+def _sleeps_per_request(done: Round) -> float | None:
+    """Return how often the server's threads gave up a CPU by themselves, per exchange."""
+    if done.client is None or not done.client.done or done.signals is None or done.signals.server is None:
+        return None
+    return done.signals.server.switches_voluntary / done.client.done
+
+
+def _load_busy(done: Round) -> float | None:
+    """Return how much of a core the busiest process of the load used."""
+    if done.client is None or done.signals is None or done.signals.generator is None:
+        return None
+    return done.signals.generator.busiest_ns / (done.client.duration_s * 1e9)
+
+
 METRICS: Mapping[str, Metric] = {
     "rate": lambda done: done.client.rate_per_s if done.client and not done.client.arrivals else None,
     "p50": lambda done: _quantile(done, 0.5),
@@ -142,6 +162,7 @@ def compare(plan: Plan, rounds: Sequence[Round]) -> Comparison:
     family = Family.of(compared)
     configurations = [_configuration(name, load, group) for (name, load), group in _groups(rounds).items()]
     warnings = [*_troubles(rounds), *_warnings(plan, contrasts, family), *_doubts(configurations)]
+    warnings += _flattered(configurations)
     return Comparison(
         baseline=plan.reference,
         configurations=tuple(configurations),
@@ -262,6 +283,8 @@ def _configuration(name: str, load: str, group: Sequence[Round]) -> Configuratio
         censored=sum(client.censored for client in driven) if driven else None,
         retried=sum(client.retried for client in driven) if driven else None,
         cpu_per_request_us=None if cpu_ns is None else cpu_ns / 1e3,
+        sleeps_per_request=_median(_sleeps_per_request(done) for done in valid),
+        load_busy=_median(_load_busy(done) for done in valid),
         pss_bytes=_median(done.signals.pss_bytes if done.signals else None for done in valid),
         verdict=verdicts.most_common(1)[0][0],
         sharing=sharing(valid),
@@ -356,6 +379,7 @@ def _troubles(rounds: Sequence[Round]) -> Iterable[str]:
         yield f"{which}; no latency of these is compared, and no requests/s of the slower of two servers"
     for (name, note), count in Counter((done.configuration, note) for done in rounds for note in done.notes).items():
         yield f"{name}: {note} ({count} rounds)"
+    yield from _others(rounds)
     if len(_machine(rounds)) > 1:
         yield "the rounds come from different machines, kernels or Pythons"
 
@@ -372,9 +396,37 @@ def _losses(group: Sequence[Round]) -> Iterable[str]:
         yield f"{invalid} of {len(group)} rounds are INVALID: what the others say is not what this server usually does"
 
 
-def _doubts(configurations: Iterable[Configuration]) -> Iterable[str]:
-    """List where client and server count differently, and the verdict does not already say why."""
+def _others(rounds: Sequence[Round]) -> Iterable[str]:
+    """Say that other processes used the machine, if they did in some rounds."""
+    seen = [(done.signals.others_cores or 0.0, done.signals.cpus) for done in rounds if done.signals]
+    much = [(cores, cpus) for cores, cpus in seen if cpus and cores > OTHERS * cpus]
+    if much:
+        cores, cpus = max(much)
+        yield f"other processes used up to {cores:.1f} of {cpus} cores, in {len(much)} of {len(seen)} rounds"
+
+
+def _flattered(configurations: Sequence[Configuration]) -> Iterable[str]:
+    """List whose CPU/request has more sleeps in it than another's, because the load could not keep the server awake.
+
+    A server that is faster than the load waits for it, and is charged for going to sleep and being woken.
+    """
     for found in configurations:
+        others = [each.sleeps_per_request for each in configurations if each.load == found.load]
+        fewest = min((sleeps for sleeps in others if sleeps is not None), default=0.0)
+        sleeps = found.sleeps_per_request
+        at_limit = found.verdict == "GENERATOR" or (found.load_busy or 0.0) >= LOAD_BUSY
+        if sleeps is not None and sleeps > fewest + SLEEPS and at_limit:
+            yield (
+                f"{found.name} ({found.load}): CPU/request includes {sleeps:.1f} sleeps a request, another's "
+                f"{fewest:.1f}: the load was the limit; more --generators saturate it"
+            )
+
+
+def _doubts(configurations: Sequence[Configuration]) -> Iterable[str]:
+    """List where client and server count differently, or connections are unevenly held, and no verdict says so."""
+    for found in configurations:
+        if found.sharing and found.sharing.uneven and found.verdict != "UNEVEN":
+            yield f"{found.name} ({found.load}): {found.sharing.uneven}"
         if found.sharing and found.sharing.doubt and found.verdict not in ("GENERATOR", "SHARED-CPU"):
             yield f"{found.name} ({found.load}): {found.sharing.doubt}"
 

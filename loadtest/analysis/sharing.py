@@ -27,7 +27,9 @@ REQUESTS = "requests"
 CPU = "CPU"
 TOLERANCE = 0.05  # of what the clients have in flight
 _SLACK = 0.5  # connections: means of a few looks are not finer
-_CONNECTION_EACH = ("talkback", "nap")
+CONNECTION_EACH = ("talkback", "nap")
+_UNEVEN = 1.5  # times its fair share of the connections
+_UNEVEN_BY = 4  # and so many more than that share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,9 @@ class Sharing:
     in_workers: float | None  # of those, with a worker
     in_queue: float | None  # waiting to be accepted
     elsewhere: float | None  # neither; below 0 when the server has more than these clients
+    held_least: float | None = None  # connections that the worker with the fewest had, at a time
+    held_most: float | None = None  # and the one with the most
+    uneven: str = ""  # what is to be said of that
 
     @property
     def doubt(self) -> str:
@@ -67,6 +72,8 @@ def sharing(rounds: Sequence[Round]) -> Sharing | None:
     known = [(client, signals, workers) for client, signals, workers in seen if workers]
     if not known:
         return None
+    if all(len(workers) == 1 and workers[0].requests is None for _, _, workers in known):
+        return None  # there is nobody to share with, and both ends are not known either
     by = REQUESTS if all(_counted(workers) for _, _, workers in known) else CPU
     shares = [_shares(workers, by) for _, _, workers in known if len(workers) > 1]
     ends = [found for client, signals, workers in known if (found := _both_ends(client, signals, workers))]
@@ -80,7 +87,36 @@ def sharing(rounds: Sequence[Round]) -> Sharing | None:
         in_workers=_median(in_workers),
         in_queue=_median(in_queue),
         elsewhere=_median(elsewhere),
+        held_least=_median(min(held) for held in _held(known)),
+        held_most=_median(max(held) for held in _held(known)),
+        uneven=_usual(
+            "" if client.scenario in CONNECTION_EACH else unevenly_held(workers) for client, _, workers in known
+        ),
     )
+
+
+def _held(known: Sequence[tuple[Client, Signals, tuple[Worker, ...]]]) -> list[list[float]]:
+    """Return the connections held by each worker, of the rounds where they are known."""
+    found = [[worker.connections for worker in workers] for _, _, workers in known]
+    return [[count for count in held if count is not None] for held in found if None not in held]
+
+
+def _usual(texts: Iterable[str]) -> str:
+    """Return a text of the rounds if most of them have one."""
+    found = list(texts)
+    some = [text for text in found if text]
+    return some[-1] if len(some) > len(found) / 2 else ""
+
+
+def unevenly_held(workers: Sequence[Worker]) -> str:
+    """Say how many connections the worker with the most holds, if it is far more than its share; else nothing."""
+    held = [worker.connections for worker in workers if worker.connections is not None]
+    if len(held) < len(workers) or len(held) < 2:
+        return ""
+    most, fair = max(held), sum(held) / len(held)
+    if most < max(_UNEVEN * fair, fair + _UNEVEN_BY):
+        return ""
+    return f"{most:.0f} of {sum(held):.0f} connections were held by one of {len(held)} workers"
 
 
 def _counted(workers: Iterable[Worker]) -> bool:
@@ -95,7 +131,7 @@ def _shares(workers: Iterable[Worker], by: str) -> list[float]:
 def _both_ends(client: Client, signals: Signals, workers: Iterable[Worker]) -> tuple[float, ...] | None:
     """Return the mean number of exchanges in flight: at the clients, with workers, in the accept queue, elsewhere."""
     held = [worker.connections for worker in workers]
-    if client.scenario not in _CONNECTION_EACH or None in held or signals.queue is None:
+    if client.scenario not in CONNECTION_EACH or None in held or signals.queue is None:
         return None
     in_flight = client.busy_s / client.duration_s
     in_queue = signals.queue.depth_mean

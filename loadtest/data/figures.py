@@ -36,6 +36,13 @@ def level(value: float | None) -> str:
     return UNKNOWN if value is None else f"{round(value, 1) + 0.0:.1f}"
 
 
+def span(least: float | None, most: float | None) -> str:
+    """Write whole numbers from the least to the most, such as 1-58."""
+    if least is None or most is None:
+        return UNKNOWN
+    return f"{least:.0f}" if round(least) == round(most) else f"{least:.0f}-{most:.0f}"
+
+
 def index(value: float | None) -> str:
     """Write an index between 0 and 1 to three decimals, as 0.99 and 0.999 are far apart."""
     return UNKNOWN if value is None else f"{value:.3f}"

@@ -157,6 +157,7 @@ class Usage:
     switches_involuntary: int
     processes: int  # the most that were seen at once
     covered: float  # the part of the window between the first and the last sample; the rest is taken to be alike
+    wanted_ns: int | None = None  # time in which its busiest thread ran or waited for a CPU; None like wait_ns
 
     def cores(self, duration_s: float) -> float:
         """Return the CPU time per second: 1.0 is one busy core."""
@@ -190,6 +191,10 @@ class Worker:
     accepted: int | None  # connections taken from the kernel, between the first and the last look inside the window
     requests: int | None  # the server's units of work done, alike: connections of a stream handler, HTTP requests
     connections: float | None  # open at a time, the mean of all looks
+    threads: int | None = None  # that can be in the application at once; None too for an event loop
+    busy: float | None = None  # of those, in the application at a time, the mean of all looks
+    loop: bool | None = None  # whether it is an event loop, as the server says
+    blocked: float | None = None  # part of the looks that found its main thread asleep, and not to wait for clients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +206,10 @@ class Signals:
     queue: Queue | None
     pss_bytes: int | None  # the server's memory after the load, shared pages divided among those who share them
     series: tuple[tuple[float, float, int | None], ...]  # (s since the window began, server's cores, accept queue)
-    workers: tuple[Worker, ...] | None = None  # None: a single process, or which of them serve is not known
+    workers: tuple[Worker, ...] | None = None  # None: which processes serve is not known
+    alone_ns: int | None = None  # an exchange of a client that is alone: the median of a few before the load
+    others_cores: float | None = None  # of the CPUs that the server may use: what neither side, nor the lab, used
+    cpus: int | None = None  # how many these are
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signals:
@@ -216,6 +224,9 @@ class Signals:
             pss_bytes=data["pss_bytes"],
             series=tuple((t_s, cores, depth) for t_s, cores, depth in data["series"]),
             workers=tuple(Worker(**worker) for worker in found) if (found := data.get("workers")) else None,
+            alone_ns=data.get("alone_ns"),
+            others_cores=data.get("others_cores"),
+            cpus=data.get("cpus"),
         )
 
 

@@ -1,4 +1,4 @@
-"""Reads from the kernel what it knows of processes (/proc) and of listening sockets (netlink, as `ss -lntm` does).
+"""Reads from the kernel what it knows of processes (/proc) and of sockets (netlink, as `ss -lntm` and `ss -nt` do).
 
 A process that has ended reads as nothing, never as an error.
 
@@ -10,6 +10,7 @@ needs no privilege, and its answer also has the limit of the queue and the drops
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import struct
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -108,16 +109,62 @@ def _descriptors(pid: int) -> Iterator[str]:
             pass  # closed since we listed it
 
 
-def wait_ns(thread: str) -> int | None:
-    """Return how long the thread was ready to run and had no CPU, in ns; None where the kernel does not count it."""
+def run_and_wait_ns(thread: str) -> tuple[int, int] | None:
+    """Return for how long the thread ran, and for how long it was ready to and had no CPU, in ns.
+
+    None where the kernel does not count it.
+    """
     fields = _read(f"{thread}/schedstat").split()
-    return int(fields[1]) if len(fields) == 3 else None
+    return (int(fields[0]), int(fields[1])) if len(fields) == 3 else None
 
 
 def switches(thread: str) -> tuple[int, int]:
     """Return the voluntary and involuntary context switches of the thread."""
     counts = [line.split()[1] for line in _read(f"{thread}/status").splitlines() if "ctxt_switches" in line]
     return (int(counts[0]), int(counts[1])) if len(counts) == 2 else (0, 0)
+
+
+# By machine: the calls in which an event loop waits for clients (epoll, io_uring), and those in which other servers do
+# (accept, select, poll), a parent for its children or for signals, and a thread for nobody knows what (futex).
+_LOOPS = {"x86_64": frozenset({232, 281, 426, 441}), "aarch64": frozenset({22, 426, 441})}
+_OTHERS = {
+    "x86_64": frozenset({7, 23, 34, 43, 61, 128, 130, 202, 247, 270, 271, 288, 449}),
+    "aarch64": frozenset({72, 73, 95, 98, 133, 137, 202, 242, 260, 449}),
+}
+
+
+def call(pid: int) -> int | None:
+    """Return the system call in which the process's main thread sleeps, -1 if it is not in one.
+
+    None where the kernel does not say: it shows this to those only who may trace the process, as a parent may.
+    """
+    fields = _read(f"/proc/{pid}/task/{pid}/syscall").split()
+    if not fields:
+        return None
+    return int(fields[0]) if fields[0].isdecimal() else -1
+
+
+def is_blocked(number: int, *, loop: bool) -> bool | None:
+    """Return whether a main thread in this call waits for something else than clients; None: not known.
+
+    `loop`: it runs an event loop, as the server says. Else it may have other ways to wait for them.
+    """
+    waits = _LOOPS.get(platform.machine())
+    if waits is None:
+        return None
+    return number >= 0 and number not in waits and (loop or number not in _OTHERS[platform.machine()])
+
+
+def busy_ns(cpus: Collection[int]) -> int | None:
+    """Return for how long these CPUs have been used, in ns, in all: by processes, and by other guests (steal).
+
+    Interrupts are left out: they work for processes that the kernel counts them for, too. None without /proc/stat.
+    """
+    wanted = {f"cpu{cpu}" for cpu in cpus}
+    rows = [fields for line in _read("/proc/stat").splitlines() if (fields := line.split())[0] in wanted]
+    if len(rows) < len(wanted):
+        return None
+    return sum(int(fields[place]) for fields in rows for place in (1, 2, 3, 8)) * _TICK_NS
 
 
 def pss_bytes(pid: int) -> int | None:
@@ -143,7 +190,7 @@ _SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
 _REQUEST_DUMP = 0x1 | 0x300  # NLM_F_REQUEST | NLM_F_DUMP
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_LISTEN = 1 << 10  # the state TCP_LISTEN
+_ESTABLISHED, _LISTEN = 1 << 1, 1 << 10  # the states TCP_ESTABLISHED and TCP_LISTEN
 _MEMINFO = 7  # INET_DIAG_SKMEMINFO: nine numbers, the last counts drops
 _HEADER = struct.Struct("=IHHII")
 _MESSAGE = struct.Struct("=4B48xIIIII")  # family, state, timer, retransmits; expires, queue, limit, uid, inode
@@ -166,7 +213,7 @@ def listening(port: int) -> Listening | None:
     rows: list[_Row] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            rows += _ask(family, port)
+            rows += _ask(family, port, _LISTEN)
         except OSError:  # a sandbox without netlink
             return None
     if not rows:
@@ -175,8 +222,27 @@ def listening(port: int) -> Listening | None:
     return Listening(depth=sum(depths), limit=sum(limits), drops=sum(drops), inodes=frozenset(inodes))
 
 
-def _ask(family: int, port: int) -> list[_Row]:
-    question = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 1 << (_MEMINFO - 1), _LISTEN)
+def held(port: int, pids: Iterable[int], most: int) -> Mapping[int, int] | None:
+    """Return how many connections of the port each process has open, without those that nobody has accepted yet.
+
+    None where it cannot be seen, or where they are more than `most`. Costs about 2 us for each open file.
+    """
+    inodes: set[int] = set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            inodes |= {inode for *_, inode in _ask(family, port, _ESTABLISHED)}
+        except OSError:
+            return None
+    inodes.discard(0)  # not accepted yet
+    if len(inodes) > most:
+        return None
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    counts = {pid: len(wanted.intersection(_descriptors(pid))) for pid in pids}
+    return counts if sum(counts.values()) else None
+
+
+def _ask(family: int, port: int, state: int) -> list[_Row]:
+    question = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 1 << (_MEMINFO - 1), state)
     question += struct.pack("!H", port) + bytes(46)  # any address, any peer
     rows: list[_Row] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _SOCK_DIAG) as netlink:

@@ -11,7 +11,10 @@ import socket
 import ssl
 import sys
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from loadtest.generator.dialer import tls_context
@@ -26,7 +29,7 @@ from loadtest.plan.plan import OVER_HTTP, PlanError
 from loadtest.plan.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from loadtest.measure.child import Interrupt
     from loadtest.plan.plan import Load, Plan, Server
@@ -114,6 +117,10 @@ class RunningServer:
             if time.monotonic() > deadline:
                 raise ServerError(self._last_words(f"not ready after {READY_S:g} s: {self.address}: {reason}"))
 
+    def alone_ns(self, load: Load) -> int | None:
+        """Return how long an exchange of this load takes a client that is alone; None if none was answered."""
+        return alone_ns(load, self.address, self.base, _TRY_S)
+
     def local_port(self) -> int | None:
         """Return the port to ask the kernel about; None without one, or when the server is on another machine."""
         return self.address.port if self.address.port and (self.child or _is_here(self.address.host)) else None
@@ -164,6 +171,8 @@ def free_port() -> int:
 
 
 _WORD = b"ready\n"
+ALONE = 5  # exchanges of a client that is alone
+ALONE_S = 1.0  # and no further one after that
 
 
 class WrongReplyError(Exception):
@@ -200,6 +209,78 @@ def exchange(load: Load, address: Address, folder: Path, timeout_s: float) -> No
                 _message(spoken, load, address, timeout_s)
             else:
                 _http(spoken, load, address, folder, timeout_s)
+
+
+def alone_ns(load: Load, address: Address, folder: Path, timeout_s: float) -> int | None:
+    """Return the median time of a few exchanges, one after the other, on a connection like those of the load.
+
+    The server is ready. They end after ALONE_S, or when one of them fails; None if none was answered.
+    """
+    took: list[int] = []
+    deadline = time.monotonic() + ALONE_S
+    try:
+        while len(took) < ALONE and (not took or time.monotonic() < deadline):
+            with closing(_timed(load, address, folder, timeout_s)) as exchanges:
+                for took_ns in exchanges:
+                    took.append(took_ns)
+                    if len(took) == ALONE or time.monotonic() > deadline:
+                        break
+    except (OSError, ExchangeError, WrongReplyError):
+        pass
+    return round(median(took)) if took else None
+
+
+def _timed(load: Load, address: Address, folder: Path, timeout_s: float) -> Generator[int, None, None]:
+    """Yield the time of each exchange on one connection, until that is closed; the load begins and ends them alike."""
+    began_ns = time.monotonic_ns()
+    family, where = address.resolve()
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(where)
+        if load.scenario not in OVER_HTTP:
+            repeats, once = load.scenario == "echo", partial(_line, connection, load.scenario)
+            yield from _repeated(once, began_ns, repeats=repeats)
+            return
+        with _secured(connection, load, address, folder) if load.tls else connection as spoken:
+            if load.scenario == "websocket":
+                payload = numbered(0, load.payload)[:-1]
+                talk = WebSocketTalk(
+                    spoken, _opening(load, address.name), len(payload), time.monotonic() + ALONE_S + timeout_s
+                )
+                talk.open()
+                yield from _repeated(partial(talk.echo, OPCODES[load.message], payload), time.monotonic_ns())
+                return
+            wanted = _request(load, folder, keep_alive=load.keep_alive).encode(address.name)
+            keeps = True
+            while keeps:
+                spoken.sendall(wanted)
+                keeps = _answered(spoken, load, timeout_s).keeps_alive and load.keep_alive
+                yield time.monotonic_ns() - began_ns
+                began_ns = time.monotonic_ns()
+
+
+def _repeated(once: Callable[[], object], began_ns: int, *, repeats: bool = True) -> Generator[int, None, None]:
+    """Yield the time of each call."""
+    while True:
+        once()
+        yield time.monotonic_ns() - began_ns
+        if not repeats:
+            return
+        began_ns = time.monotonic_ns()
+
+
+def _answered(connection: socket.socket, load: Load, timeout_s: float) -> Response:
+    """Receive one response. Raises OSError, ExchangeError."""
+    response = Response(bodiless=load.method == "HEAD")
+    deadline = time.monotonic() + timeout_s
+    while not response.complete:
+        if data := connection.recv(65536):
+            response.feed(data)
+        else:
+            response.end()
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer does not end")
+    return response
 
 
 def _line(connection: socket.socket, scenario: str) -> None:

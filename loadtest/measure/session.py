@@ -35,7 +35,7 @@ from loadtest.measure.generator import (
     read_result,
     start_generator,
 )
-from loadtest.measure.probe import PERIOD_S, Probe, StatusProbe, owners
+from loadtest.measure.probe import PERIOD_S, Machine, Probe, StatusProbe, owners
 from loadtest.measure.server import RunningServer, ServerError, ServerMissingError
 
 if TYPE_CHECKING:
@@ -117,31 +117,38 @@ def _drive(
     """Put the load on the ready server. Raises ServerError, GeneratorError, Interrupted."""
     load = slot.load
     port = server.local_port()
+    alone_ns = server.alone_ns(load)
+    machine = Machine(plan.pin.server if plan.pin else os.sched_getaffinity(0))
     with start_generator(plan, slot, server, folder) as generator, Live(progress_file(folder), tell) as live:
         ours = Probe([generator.pid])
-        theirs = Probe([server.child.pid] if server.child else owners(port), port)
+        theirs = Probe([server.child.pid] if server.child else owners(port), port, counts_held=server.control is None)
         asked = StatusProbe(server.control, load.duration_s)
-        _watch(server, generator, [ours, theirs, asked, live], interrupt, deadline_s(load))
+        _watch(server, generator, [ours, theirs, machine, asked, live], interrupt, deadline_s(load))
         server.check_alive()
         client = read_result(generator, folder)
     start_ns = client.start_ns
     end_ns = start_ns + round(client.duration_s * 1e9)
     server.notes += asked.notes
-    told = asked.workers(start_ns, end_ns, theirs.cpu_by_pid(start_ns, end_ns))
+    told = asked.workers(start_ns, end_ns, theirs.cpu_by_pid(start_ns, end_ns), theirs.calls(start_ns, end_ns))
+    used, load_used = theirs.usage(start_ns, end_ns), ours.usage(start_ns, end_ns)
+    sides = (used, None if plan.pin else load_used)  # that had these CPUs
     return client, Signals(
-        server=theirs.usage(start_ns, end_ns),
-        generator=ours.usage(start_ns, end_ns),
+        server=used,
+        generator=load_used,
         queue=theirs.queue(start_ns, end_ns),
         pss_bytes=theirs.pss_bytes(),
         series=theirs.series(start_ns),
         workers=told or theirs.workers(start_ns, end_ns),
+        alone_ns=alone_ns,
+        others_cores=machine.others(start_ns, end_ns, sides) if used else None,
+        cpus=len(machine.cpus),
     )
 
 
 def _watch(
     server: RunningServer,
     generator: Child,
-    probes: list[Probe | StatusProbe | Live],
+    probes: list[Probe | Machine | StatusProbe | Live],
     interrupt: Interrupt,
     within_s: float,
 ) -> None:

@@ -32,7 +32,15 @@ _COLUMNS = (  # and where in the JSON of a configuration their figures are
 _HEADERS = tuple(title for title, _ in _COLUMNS)
 _METRICS = (("rate", "requests/s"), ("p50", "p50"), ("p99", "p99"), ("cpu", "CPU/request"))
 _ENDS = ("in_flight", "in_workers", "in_queue", "elsewhere")
-SHARING = ("by worker", "workers", "shares of", "Jain", "busiest/least", *(name.replace("_", " ") for name in _ENDS))
+SHARING = (
+    "by worker",
+    "workers",
+    "shares of",
+    "Jain",
+    "busiest/least",
+    "connections",
+    *(name.replace("_", " ") for name in _ENDS),
+)
 _BESIDE = ("p50_ns", "p90_ns", "p99_ns")
 
 
@@ -126,9 +134,10 @@ class Report:
             if not (found := each.sharing):
                 continue
             most = found.busiest_to_least
-            fair = (figures.index(found.jain), figures.UNKNOWN if most is None else figures.times(most))
+            held = figures.span(found.held_least, found.held_most)
+            fair = (figures.index(found.jain), figures.UNKNOWN if most is None else figures.times(most), held)
             ends = [figures.level(getattr(found, name)) for name in _ENDS]
-            names = ("workers", "by", "jain", "busiest_to_least", *_ENDS)
+            names = ("workers", "by", "jain", "busiest_to_least", "held_most", *_ENDS)
             places = [f"configurations.{at}.{field}" for field in ("name", *(f"sharing.{name}" for name in names))]
             rows.append(_cells([each.name, str(found.workers), found.by, *fair, *ends], places))
         return Table(headers=SHARING, rows=tuple(rows))

@@ -87,7 +87,17 @@ def test_a_worker_in_the_middle_of_its_work() -> None:
 def test_what_is_not_known_is_null() -> None:
     entry = snapshot(cpu_s=None, pss_bytes=None).document(timeout_s=30, now_s=NOW_S)
     unknown = {key for key, value in entry.items() if value is None}
-    assert unknown == {"p50_us", "p99_us", "cpu_s", "pss_bytes", "serving", "serving_s", "deadline_in_s", "threads", "busy"}
+    assert unknown == {
+        "p50_us",
+        "p99_us",
+        "cpu_s",
+        "pss_bytes",
+        "serving",
+        "serving_s",
+        "deadline_in_s",
+        "threads",
+        "busy",
+    }
 
 
 @pytest.mark.parametrize(("held_is_busy", "busy"), [(False, 1), (True, 2)])

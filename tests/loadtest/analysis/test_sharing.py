@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from loadtest.analysis.compare import compare
 from loadtest.analysis.sharing import CPU, REQUESTS, sharing
-from loadtest.data.records import Worker
+from loadtest.data.records import Verdict, Worker
 from loadtest.plan.plan import Load, Plan, Server
 from loadtest.report import render
 from loadtest.report.model import SHARING, Report
@@ -86,6 +87,23 @@ def test_kept_connections_are_no_measure_of_exchanges_in_flight() -> None:
     assert (found.in_flight, found.doubt) == (None, "")
 
 
+def test_connections_that_are_held_unevenly_are_told() -> None:
+    kept = client(scenario="http")
+    some = rounds(worker(0, connections=58.0), *(worker(slot, connections=2.0) for slot in range(1, 4)), client=kept)
+    found = sharing(some)
+    assert found is not None
+    assert (found.held_least, found.held_most) == (2.0, 58.0)
+    text = render(report(some), "github")
+    assert "2-58 |" in text
+    assert "- warning: four (nap): 58 of 64 connections were held by one of 4 workers" in text
+    said = render(report([replace(done, verdict=Verdict(name="UNEVEN", reason="because")) for done in some]), "text")
+    assert "connections were held by" not in said.partition("because")[2]
+
+
+def test_a_single_process_of_which_only_the_kernel_tells_has_no_row() -> None:
+    assert sharing(rounds(worker(0, accepted=None, requests=None))) is None
+
+
 def report(some: list[Any]) -> Report:
     plan = Plan(name="p", servers=(Server(name="four", command="c {port}"),), loads=(Load(name="nap"),))
     return Report(plan=plan, rounds=some, comparison=compare(plan, some))
@@ -96,7 +114,7 @@ def test_the_report_has_a_table_of_it_and_the_doubts_as_warnings() -> None:
     text = render(found, "github")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert list(SHARING) in lines
-    assert ["four", "4", "requests", "1.000", "1.000x", "16.0", "4.0", "2.0", "10.0"] in lines
+    assert ["four", "4", "requests", "1.000", "1.000x", "1", "16.0", "4.0", "2.0", "10.0"] in lines
     assert "- warning: four (nap): 10.0 of 16.0 exchanges in flight" in text
     assert "four,nap" in render(found, "csv")
     assert "sharing_jain" in render(found, "csv")

@@ -1,14 +1,33 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from loadtest.analysis.verdict import judge
+from loadtest.analysis.verdict import RULES, judge
+from loadtest.data.records import Worker
 from prefork.status.histogram import Histogram
 from tests.loadtest.records import arrivals, client, queue, signals, usage
+from tests.support.server import ROOT
 
 SECOND = 1_000_000_000
+MS = 1_000_000
+IDLE = {"server": usage(cpu_ns=SECOND // 5, busiest_ns=SECOND // 5)} | {
+    "generator": usage(cpu_ns=SECOND // 5, busiest_ns=SECOND // 5)
+}  # a tenth of a core each
+STARVED = usage(
+    wait_ns=SECOND, wanted_ns=19 * SECOND // 10
+)  # its one thread always wants a CPU, and has it half the time
+
+
+def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any) -> tuple[Worker, ...]:
+    """Workers with so many connections; they did equal work unless `requests` says otherwise."""
+    figures = {"cpu_ns": SECOND // 20, "accepted": None} | change
+    return tuple(
+        Worker(slot=slot, connections=count, requests=requests[slot] if requests else 500, **figures)
+        for slot, count in enumerate(held)
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +52,116 @@ SECOND = 1_000_000_000
             "SERVER-CPU",
             "1.90 of its 2 cores",
         ),
-        ({}, {"server": usage(cpu_ns=SECOND // 5), "generator": usage(cpu_ns=SECOND // 5)}, "IDLE-LIMITED", "10%"),
+        ({}, IDLE | {"alone_ns": 15 * MS}, "IDLE-LIMITED", "server 10%, generator 10% of a core"),
+        (
+            {},
+            IDLE | {"alone_ns": 15 * MS},
+            "IDLE-LIMITED",
+            "took 16.0 ms, that of a client alone 15.0 ms; try more --con",
+        ),
+        ({}, IDLE | {"alone_ns": 9 * MS}, "OK", "nothing"),  # more connections would bring longer waits
+        ({}, IDLE, "OK", "nothing"),
+        (
+            {},
+            IDLE | {"alone_ns": MS},
+            "SERVER-THREADS",
+            "took 16 ms, that of a client alone 1.0 ms: about 1.0 of 16 were served at a time; its threads",
+        ),
+        ({}, {"alone_ns": MS}, "OK", "nothing"),  # half a core each: one side waits for the other, in turns
+        ({"arrivals": arrivals()}, IDLE | {"alone_ns": MS}, "OK", "nothing"),
+        (
+            {},
+            IDLE | {"alone_ns": 5 * MS, "workers": workers(16, blocked=0.1)},
+            "SERVER-THREADS",
+            "about 5.0 of 16 were served at a time; its main threads waited for clients meanwhile",
+        ),
+        (
+            {},
+            IDLE | {"workers": workers(8, 8, threads=8, busy=7.5, loop=False)},
+            "SERVER-THREADS",
+            "15.0 of 16 threads were in the application at a time; try more --threads or --workers",
+        ),
+        ({}, IDLE | {"workers": workers(8, 8, threads=8, busy=7.0, loop=False)}, "OK", "nothing"),
+        (
+            {},
+            {"workers": workers(8, 8, threads=1, busy=1.0), "server": usage(busiest_ns=19 * SECOND // 10)},
+            "SERVER-CPU",
+            "busiest process used 95% of a core; try more --workers",
+        ),
+        (
+            {},
+            IDLE | {"alone_ns": MS, "workers": workers(16, loop=True, blocked=0.97)},
+            "LOOP-BLOCKED",
+            "asleep in the application 97% of the time",
+        ),
+        ({}, IDLE | {"alone_ns": 15 * MS, "workers": workers(16, loop=True, blocked=0.97)}, "IDLE-LIMITED", "16.0 ms"),
+        (
+            {},
+            {"server": STARVED, "others_cores": 1.3},
+            "BUSY-MACHINE",
+            "waited for a CPU 50% of the time that it wanted one; other processes used 1.3 of its 2 cores",
+        ),
+        (
+            {},
+            {"server": STARVED, "generator": usage(wait_ns=SECOND), "others_cores": 0.3},
+            "SHARED-CPU",
+            "the server 50%",
+        ),
+        ({}, {"server": usage(wait_ns=SECOND), "others_cores": 1.3, "alone_ns": 15 * MS}, "OK", "nothing"),
+        (
+            {},
+            {"server": usage(wait_ns=SECOND), "others_cores": 1.3, "workers": workers(16, threads=8, busy=8.0)},
+            "SERVER-THREADS",  # half a thread of eight waits for a CPU: that is not what they are taken by
+            "8.0 of 8",
+        ),
+        (
+            {"arrivals": arrivals(lag_ns=1_800_000)},
+            {"others_cores": 1.3},
+            "GENERATOR",
+            "at a median of 16.0 ms; other processes used 1.3 of its 2 cores",
+        ),
+        (
+            {"scenario": "http"},
+            {"alone_ns": MS, "workers": workers(58, 2, 2, 2, requests=(500, 90, 90, 90))},
+            "UNEVEN",
+            "58 of 64 connections were held by one of 4 workers, and the others had room",
+        ),
+        (
+            {"scenario": "http", "arrivals": arrivals()},
+            {"alone_ns": MS, "workers": workers(58, 2, 2, 2, requests=(500, 90, 90, 90))},
+            "UNEVEN",
+            "58 of 64",
+        ),
+        (
+            {"scenario": "http"},  # all of them are busy all the time
+            IDLE | {"alone_ns": MS, "workers": workers(58, 2, 2, 2, threads=1, busy=1.0)},
+            "SERVER-THREADS",
+            "4.0 of 4",
+        ),
+        (
+            {"scenario": "http"},
+            {"alone_ns": 15 * MS, "workers": workers(58, 2, 2, 2, requests=(500, 90, 90, 90))},
+            "OK",
+            "nothing",
+        ),
+        (
+            {"scenario": "http"},
+            {"alone_ns": MS, "workers": workers(7, 4, 3, 2, requests=(500, 90, 90, 90))},
+            "OK",
+            "nothing",
+        ),
+        (
+            {},  # a connection each: whoever has most of them is the slowest
+            {"alone_ns": MS, "workers": workers(58, 2, 2, 2, requests=(500, 90, 90, 90))},
+            "OK",
+            "nothing",
+        ),
+        (
+            {"busy_s": 64.0},
+            {"queue": queue(depth_mean=15.5, depth_max=16)},
+            "INVALID",
+            "32.0 in flight counted, 16.0 by rate x latency; 15.5 stood in the accept queue all the time",
+        ),
         ({"arrivals": arrivals()}, {}, "OK", "nothing"),
         ({"arrivals": arrivals(offered=2012)}, {}, "OK", "nothing"),  # 12 more in flight: three roots of 16, and one
         (
@@ -69,7 +197,7 @@ SECOND = 1_000_000_000
         ),
         (
             {"arrivals": arrivals()},
-            {"server": usage(cpu_ns=SECOND // 5), "generator": usage(cpu_ns=SECOND // 5)},
+            IDLE | {"alone_ns": 15 * MS},
             "OK",
             "nothing",
         ),
@@ -81,6 +209,12 @@ def test_the_first_rule_that_applies_decides_and_names_its_number(
 ) -> None:
     found = judge(client(**seen), signals(**watched), server_cpus=2)
     assert (found.name, number in found.reason) == (verdict, True), found.reason
+
+
+def test_every_verdict_stands_in_the_manual() -> None:
+    manual = (ROOT / "docs" / "lab.md").read_text("utf-8").partition("## Verdicts")[2]
+    listed = set(re.findall(r"^\| `([A-Z-]+)` \|", manual, re.MULTILINE))
+    assert listed == {name for name, _ in RULES} | {"OK", "LEFT-OUT"}
 
 
 def test_what_the_edges_of_the_window_cut_does_not_break_littles_law() -> None:

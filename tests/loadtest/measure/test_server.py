@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtest.measure.server import WrongReplyError, exchange
+from loadtest.measure.server import ALONE, WrongReplyError, alone_ns, exchange
 from loadtest.plan import addresses
 from loadtest.plan.plan import Load
 from tests.loadtest import stand_in as behave
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     StartWebSocket = Callable[..., WebSocketServer]
 
 pytestmark = pytest.mark.slow
+
+HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
 
 
 def test_one_exchange_proves_that_a_server_is_ready(web_socket: StartWebSocket) -> None:
@@ -83,3 +85,44 @@ def test_an_endless_answer_is_a_wrong_reply_at_once(stand_in: StartServer) -> No
 def test_lines_that_end_with_lf_alone_are_an_answer(stand_in: StartServer) -> None:
     server = stand_in(behave.responding(b"HTTP/1.1 200 OK\nContent-Length: 6\nContent-Length: 6\n\nhello\n", good=True))
     exchange(Load(name="x", scenario="http"), addresses.endpoint(server.address), ROOT, 2)
+
+
+@pytest.mark.parametrize(
+    ("load", "behaviour", "connections"),
+    [
+        (Load(name="x", scenario="talkback"), behave.talkback, ALONE),
+        (Load(name="x", scenario="echo"), behave.echo, 1),
+        (Load(name="x", scenario="http"), behave.web, 1),
+        (Load(name="x", scenario="http", keep_alive=False), behave.responding(HELLO, once=True, good=True), ALONE),
+    ],
+)
+def test_a_client_alone_keeps_its_connection_as_the_load_does(
+    load: Load, behaviour: Behaviour, connections: int, stand_in: StartServer
+) -> None:
+    server = stand_in(behaviour)
+    took_ns = alone_ns(load, addresses.endpoint(server.address), ROOT, 10)
+    assert took_ns is not None
+    assert 0 < took_ns < 1e9
+    eventually(lambda: (server.connections, server.answered) == (connections, ALONE), within_s=10)
+
+
+def test_a_client_alone_sends_web_socket_messages(web_socket: StartWebSocket) -> None:
+    server = web_socket()
+    load = Load(name="x", scenario="websocket", path="/a")
+    took_ns = alone_ns(load, addresses.endpoint(f"127.0.0.1:{server.address[1]}"), ROOT, 10)
+    assert took_ns is not None
+    assert len(server.requests) == 1
+
+
+def test_a_client_alone_takes_the_middle_of_its_times_and_not_longer_than_a_second(stand_in: StartServer) -> None:
+    server = stand_in(behave.slow(0.4))
+    took_ns = alone_ns(Load(name="x", scenario="talkback"), addresses.endpoint(server.address), ROOT, 10)
+    assert took_ns is not None
+    assert took_ns >= 4e8
+    assert server.connections <= 3
+
+
+def test_how_long_a_client_alone_takes_is_not_known_if_nobody_answers(stand_in: StartServer) -> None:
+    load = Load(name="x", scenario="http")
+    for behaviour in (behave.hang, behave.reset, behave.closed_early):
+        assert alone_ns(load, addresses.endpoint(stand_in(behaviour).address), ROOT, 0.05) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import socket
 import threading
 import time
@@ -79,7 +80,7 @@ def probed(path: str, looks: int) -> tuple[StatusProbe, int, int]:
 def test_counts_are_those_of_the_window_and_connections_a_mean(answering: Callable[[list[bytes]], str]) -> None:
     path = answering([status((0, 10, 5, 4, 1), (1, 11, 100, 99, 0)), status((0, 10, 8, 8, 0), (1, 11, 107, 106, 1))])
     probe, start_ns, end_ns = probed(path, 2)
-    workers = probe.workers(start_ns, end_ns, {10: 1000, 11: 2000})
+    workers = probe.workers(start_ns, end_ns, {10: 1000, 11: 2000}, {})
     assert workers is not None
     assert [(w.slot, w.cpu_ns, w.accepted, w.requests, w.connections) for w in workers] == [
         (0, 1000, 3, 4, 0.5),
@@ -88,10 +89,29 @@ def test_counts_are_those_of_the_window_and_connections_a_mean(answering: Callab
     assert probe.notes == []
 
 
+def test_who_tells_his_threads_is_known_by_them_and_who_does_not_is_not(
+    answering: Callable[[list[bytes]], str],
+) -> None:
+    """`threads` of null is an event loop; where the key is missing, nothing is known."""
+    known = {"accepted": 1, "requests": 1, "connections": 1}
+    told = [{"threads": 4, "busy": 3}, {"threads": None, "busy": None}, {}]
+    workers = [{"slot": slot, "pid": 10 + slot, **known, **more} for slot, more in enumerate(told)]
+    answer = json.dumps({"answer": {"workers": workers}}).encode() + b"\n"
+    later = json.dumps({"answer": {"workers": [{**workers[0], "busy": 4}, *workers[1:]]}}).encode() + b"\n"
+    probe, start_ns, end_ns = probed(answering([answer, later]), 2)
+    sleeping = max(procfs._OTHERS.get(platform.machine(), [0]))
+    found = probe.workers(start_ns, end_ns, {}, {11: [-1, sleeping], 12: [sleeping]})
+    assert found is not None
+    assert [(worker.threads, worker.busy, worker.loop) for worker in found] == [
+        (4, 3.5, False), (None, None, True), (None, None, None),
+    ]  # fmt: skip
+    assert [worker.blocked for worker in found] == [None, 0.5, 0.0]
+
+
 def test_a_worker_and_its_successor_are_one_slot(answering: Callable[[list[bytes]], str]) -> None:
     path = answering([status((0, 10, 5, 5, 1)), status((0, 10, 9, 8, 1), (0, 12, 3, 2, 1)), status((0, 12, 6, 6, 0))])
     probe, start_ns, end_ns = probed(path, 3)
-    workers = probe.workers(start_ns, end_ns, {12: 1000})
+    workers = probe.workers(start_ns, end_ns, {12: 1000}, {})
     assert workers is not None
     (only,) = workers
     assert (only.accepted, only.requests, only.connections) == (4 + 6, 3 + 6, pytest.approx(1.0))
@@ -100,7 +120,7 @@ def test_a_worker_and_its_successor_are_one_slot(answering: Callable[[list[bytes
 
 def test_looks_outside_the_window_do_not_count(answering: Callable[[list[bytes]], str]) -> None:
     probe, _, end_ns = probed(answering([status((0, 10, 5, 4, 1))] * 2), 2)
-    assert probe.workers(end_ns, end_ns + 1, {}) is None
+    assert probe.workers(end_ns, end_ns + 1, {}, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -114,7 +134,7 @@ def test_an_answer_of_another_shape_is_said_and_used_for_nothing(
     with pytest.raises(StatusError, match="no status"):
         ask(path, DEADLINE_S)
     probe, start_ns, end_ns = probed(path, 1)
-    assert probe.workers(start_ns, end_ns, {}) is None
+    assert probe.workers(start_ns, end_ns, {}, {}) is None
     assert probe.notes == ["the server's status is not known at all times: what it answers at {control} is no status"]
 
 
@@ -130,7 +150,7 @@ def test_nobody_at_the_socket_and_one_who_says_nothing(answering: Callable[[list
 def test_a_server_without_a_socket_is_not_asked() -> None:
     probe = StatusProbe(None, 1.0)
     probe.sample()
-    assert probe.workers(0, time.monotonic_ns(), {}) is None
+    assert probe.workers(0, time.monotonic_ns(), {}, {}) is None
     assert probe.notes == []
 
 

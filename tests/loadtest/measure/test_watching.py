@@ -13,9 +13,10 @@ import pytest
 
 from loadtest.measure import procfs
 from loadtest.measure.child import Child, ChildError, Interrupt
-from loadtest.measure.probe import Probe, owners
+from loadtest.measure.probe import Machine, Probe, owners
 from loadtest.measure.server import RunningServer
 from loadtest.plan.plan import Server
+from tests.loadtest.records import usage
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -142,14 +143,92 @@ def test_the_port_of_another_machine_is_not_looked_for_on_this_one(tmp_path: Pat
     assert running.local_port() == (4242 if here else None)
 
 
-def test_a_single_process_has_no_workers() -> None:
+def test_a_single_process_is_the_only_worker() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert owners(port) == [os.getpid()]
         probe = Probe([os.getpid()], port)
         for _ in range(2):
             probe.sample()
-        assert probe.workers(0, time.monotonic_ns()) is None
+        assert len(probe.workers(0, time.monotonic_ns()) or ()) == 1
+
+
+UNLIKE = """
+import os, select, socket, time
+listener = socket.create_server(("127.0.0.1", 0))
+pids = []
+if (busy := os.fork()) == 0:
+    kept = [listener.accept() for _ in range(3)]
+    print("has them", flush=True)
+    time.sleep(60)
+if (idle := os.fork()) == 0:
+    select.epoll().poll(60)
+print(listener.getsockname()[1], flush=True)
+os.wait()
+"""
+
+
+def test_who_holds_the_connections_and_whose_main_thread_sleeps_in_the_application_is_seen(tmp_path: Path) -> None:
+    with child(tmp_path, sys.executable, "-c", UNLIKE) as parent:
+        port = int(line_in(tmp_path / "log"))
+        probe = Probe([parent.pid], port, counts_held=True)
+        clients = [socket.create_connection(("127.0.0.1", port), DEADLINE_S) for _ in range(3)]
+        eventually(lambda: "has them" in (tmp_path / "log").read_text(), within_s=DEADLINE_S)
+        waiting = socket.create_connection(("127.0.0.1", port), DEADLINE_S)  # nobody accepts it
+        eventually(lambda: len(set(map(procfs.call, procfs.tree(parent.pid))) - {-1}) == 3, within_s=DEADLINE_S)
+        start_ns = time.monotonic_ns()
+        for _ in range(2):
+            probe.sample()
+        workers = probe.workers(start_ns, time.monotonic_ns())
+        assert procfs.held(port, procfs.tree(parent.pid), most=2) is None
+        for client in (*clients, waiting):
+            client.close()
+    assert workers is not None
+    assert sorted((worker.connections, worker.blocked) for worker in workers) == [(0.0, 0.0), (3.0, 1.0)]
+
+
+def test_what_only_an_event_loop_would_not_wait_in_is_known_for_one_only(tmp_path: Path) -> None:
+    source = "import socket; a, b = socket.socketpair(); a.settimeout(60); print('up', flush=True); a.recv(1)"
+    with child(tmp_path, sys.executable, "-c", source) as waiting:  # in poll, for what may be a client or a database
+        line_in(tmp_path / "log")
+        eventually(lambda: (procfs.call(waiting.pid) or -1) >= 0, within_s=DEADLINE_S)
+        number = procfs.call(waiting.pid)
+    assert number is not None
+    assert (procfs.is_blocked(number, loop=True), procfs.is_blocked(number, loop=False)) == (True, False)
+
+
+def test_what_others_use_of_the_cpus_is_what_neither_side_used(tmp_path: Path) -> None:
+    source = "import time\nwhile time.process_time() < 0.5: pass\nprint('burnt', flush=True)"
+    machine = Machine(sorted(os.sched_getaffinity(0)))
+    start_ns = time.monotonic_ns()
+    machine.sample()
+    with child(tmp_path, sys.executable, "-c", source):
+        line_in(tmp_path / "log")
+    machine.sample()
+    end_ns = time.monotonic_ns()
+    all_of_it = machine.others(start_ns, end_ns, [usage(cpu_ns=0), None])
+    less = machine.others(start_ns, end_ns, [usage(cpu_ns=300_000_000)])
+    assert all_of_it is not None
+    assert less is not None
+    assert all_of_it * (end_ns - start_ns) >= 0.4e9  # whole ticks of 10 ms on each CPU
+    assert (all_of_it - less) * (end_ns - start_ns) == pytest.approx(0.3e9, rel=0.02)
+    assert machine.others(start_ns, end_ns, [None]) is None
+
+
+def test_how_long_the_busiest_thread_wanted_a_cpu_is_seen(tmp_path: Path) -> None:
+    source = "import time\nprint('up', flush=True)\nwhile True: pass"
+    with child(tmp_path, sys.executable, "-c", source) as spinning:
+        line_in(tmp_path / "log")
+        probe = Probe([spinning.pid])
+        start_ns = time.monotonic_ns()
+        probe.sample()
+        eventually(lambda: time.monotonic_ns() - start_ns > 3e8, within_s=DEADLINE_S)
+        probe.sample()
+        end_ns = time.monotonic_ns()
+        seen = probe.usage(start_ns, end_ns)
+    assert seen is not None
+    assert seen.wanted_ns is not None
+    assert seen.wanted_ns == pytest.approx(end_ns - start_ns, rel=0.2)  # whether it had one or not
 
 
 def test_stopping_leaves_no_process_of_the_session(tmp_path: Path) -> None:

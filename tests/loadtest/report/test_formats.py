@@ -5,13 +5,15 @@ import io
 import json
 import re
 
+import pytest
+
 from loadtest.analysis.compare import compare
 from loadtest.data import figures
 from loadtest.plan.plan import Load, Pin, Plan, Server
 from loadtest.report import FORMATS, render
 from loadtest.report.model import Report
 from prefork.status.histogram import Histogram
-from tests.loadtest.records import arrivals, client, failed, measured
+from tests.loadtest.records import arrivals, client, failed, measured, signals, usage
 
 PLAN = Plan(
     name="threads",
@@ -88,6 +90,7 @@ def test_the_json_has_the_agreed_keys_and_null_for_what_is_unknown() -> None:
     assert set(one) == {
         "name", "load", "rounds", "invalid", "rate_per_s", "latency", "service_time", "failures", "censored",
         "cpu_per_request_us", "pss_bytes", "verdict", "offered", "missed", "lag_p99_ns", "sharing", "retried",
+        "sleeps_per_request", "load_busy",
     }  # fmt: skip
     assert (
         set(one["latency"])
@@ -125,6 +128,37 @@ def test_what_had_not_ended_with_its_round_is_told() -> None:
     assert "one: 68 exchanges had not ended with their rounds, and are in no latency" in render(report, "text")
     assert json.loads(render(report, "json"))["configurations"][0]["censored"] == 68
     assert ",68," in render(report, "csv")
+
+
+@pytest.mark.parametrize(
+    ("busy", "sleeps", "told"),
+    [
+        (0.9, 1000, "warning: four (nap): CPU/request includes 0.5 sleeps a request, another's 0.0: the load was the"),
+        (0.9, 300, ""),
+        (0.3, 1000, ""),
+    ],
+)
+def test_a_server_that_sleeps_because_the_load_can_do_no_more_is_told(busy: float, sleeps: int, told: str) -> None:
+    rounds = [
+        measured(
+            name, 0, signals=signals(server=usage(switches_voluntary=count), generator=usage(busiest_ns=busy * 2e9))
+        )
+        for name, count in (("one", 10), ("four", sleeps))
+    ]
+    report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds))
+    assert json.loads(render(report, "json"))["configurations"][1]["sleeps_per_request"] == sleeps / 2000
+    text = render(report, "text")
+    assert told in text
+    assert ("sleeps a request" in text) == bool(told)
+
+
+def test_processes_of_others_on_the_machine_are_told() -> None:
+    rounds = [
+        measured("one", cycle, signals=signals(others_cores=cores, cpus=2))
+        for cycle, cores in enumerate((0.1, 0.8, 0.4))
+    ]
+    text = render(Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds)), "text")
+    assert "warning: other processes used up to 0.8 of 2 cores, in 2 of 3 rounds" in text
 
 
 def test_failures_are_listed_by_cause() -> None:
