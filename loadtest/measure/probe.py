@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 PERIOD_S = 0.1
 HELD_MOST = 4000  # connections; of more, nobody counts who has them
 HELD_PERIOD_NS = 300_000_000
-HELD_SHARE = 100  # such a count may cost one part in so many
+HELD_SHARE = 200  # such a count may cost one part of so many of a core
 _KEEPERS = ("systemd",)  # service managers that keep a server's socket open, and serve nobody
 
 

@@ -225,15 +225,19 @@ def listening(port: int) -> Listening | None:
 def held(port: int, pids: Iterable[int], most: int) -> Mapping[int, int] | None:
     """Return how many connections of the port each process has open, without those that nobody has accepted yet.
 
-    None where it cannot be seen, or where they are more than `most`. Costs about 2 us for each open file.
+    None where it cannot be seen, or where they are more than `most`. Costs 3 ms, and about 5 us for each
+    open file.
     """
     inodes: set[int] = set()
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            inodes |= {inode for *_, inode in _ask(family, port, _ESTABLISHED)}
+            inodes |= {
+                inode for *_, inode in _ask(family, port, _ESTABLISHED) if inode
+            }  # without one: not accepted yet
         except OSError:
             return None
-    inodes.discard(0)  # not accepted yet
+        if inodes:
+            break  # the other family's clients are hardly the load's, and each question costs 2 to 3 ms
     if len(inodes) > most:
         return None
     wanted = {f"socket:[{inode}]" for inode in inodes}
