@@ -402,7 +402,8 @@ def _others(rounds: Sequence[Round]) -> Iterable[str]:
     much = [(cores, cpus) for cores, cpus in seen if cpus and cores > OTHERS * cpus]
     if much:
         cores, cpus = max(much)
-        yield f"other processes used up to {cores:.1f} of {cpus} cores, in {len(much)} of {len(seen)} rounds"
+        of = "1 core" if cpus == 1 else f"{cpus} cores"
+        yield f"other processes used up to {cores:.1f} of {of}, in {len(much)} of {len(seen)} rounds"
 
 
 def _flattered(configurations: Sequence[Configuration]) -> Iterable[str]:

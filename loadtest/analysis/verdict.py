@@ -61,7 +61,7 @@ LAG_NS = 1_000_000  # and that much in any case
 
 def judge(client: Client, signals: Signals, server_cpus: int) -> Verdict:
     """Return the verdict on a round whose server could use `server_cpus` CPUs."""
-    for name, rule in RULES:
+    for name, rule in _RULES:
         if reason := rule(client, signals, server_cpus):
             return Verdict(name=name, reason=reason)
     return Verdict(name="OK", reason="nothing in the lab or in the kernel held the server back")
@@ -180,7 +180,7 @@ def _others(signals: Signals, cpus: int) -> str:
     """Say what other processes used of the server's CPUs, if it was much."""
     if signals.others_cores is None or signals.others_cores <= OTHERS * cpus:
         return ""
-    return f"other processes used {signals.others_cores:.1f} of its {cpus} cores"
+    return f"other processes used {signals.others_cores:.1f} of its {'core' if cpus == 1 else f'{cpus} cores'}"
 
 
 def _shared_cpu(client: Client, signals: Signals, _cpus: int) -> str:
@@ -330,7 +330,7 @@ def _causes(client: Client) -> str:
     return ", ".join(causes + [f"{client.censored} cut off by the end"] * bool(client.censored))
 
 
-RULES: tuple[tuple[str, Rule], ...] = (
+_RULES: tuple[tuple[str, Rule], ...] = (
     ("INVALID", _nothing),
     ("INVALID", _errors),
     ("INVALID", _offered),
