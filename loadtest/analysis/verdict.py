@@ -152,7 +152,7 @@ def _busy_machine(client: Client, signals: Signals, cpus: int) -> str:
     others = _others(signals, cpus)
     if server is None or not others or not _waits(server, client):
         return ""
-    if not _are_most(signals, client):
+    if not _are_most(signals, client) or (signals.alone_ns and _delay(client, signals.alone_ns) < ALONE):
         return ""
     starved = (server.wanted_ns or 0) / (client.duration_s * 1e9) >= STARVED
     waiting = (server.wait_ns or 0) / (client.duration_s * 1e9)

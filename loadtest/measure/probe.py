@@ -140,9 +140,10 @@ class Probe:
         """Count the connections of each process, if it is time to, and as long as that is cheap."""
         if self._port is None or self._held_due_ns is None or at_ns < self._held_due_ns:
             return None
+        began_ns = time.thread_time_ns()
         found = procfs.held(self._port, pids, HELD_MOST)
-        took_ns = time.monotonic_ns() - at_ns
-        self._held_due_ns = at_ns + max(HELD_PERIOD_NS, HELD_SHARE * took_ns)
+        used_ns = time.thread_time_ns() - began_ns
+        self._held_due_ns = at_ns + max(HELD_PERIOD_NS, HELD_SHARE * used_ns)
         return found
 
     def usage(self, start_ns: int, end_ns: int) -> Usage | None:

@@ -99,6 +99,7 @@ def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any
             "BUSY-MACHINE",
             "waited for a CPU 50% of the time that it wanted one; other processes used 1.3 of its 2 cores",
         ),
+        ({}, {"server": STARVED, "others_cores": 1.3, "alone_ns": 15 * MS}, "OK", "nothing"),  # it is not felt
         (
             {},
             {"server": STARVED, "generator": usage(wait_ns=SECOND), "others_cores": 0.3},

@@ -99,6 +99,51 @@ def test_a_fastapi_application_that_blocks_its_loop(
     says(lab, command, verdict, part, load=("--connections", "16", "--path", "/blocks"))
 
 
+UNEVEN = """
+import os, socket, sys, threading, time
+
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=128)
+full, tell = os.pipe()
+gate = threading.Semaphore(6)  # threads of a worker
+held = set()
+
+def serve(client):
+    with client:
+        while client.recv(65536):
+            with gate:
+                time.sleep(0.02)
+            client.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok")
+    held.discard(client)
+
+def accept(most):
+    while len(held) < most:
+        client, _ = listener.accept()
+        held.add(client)
+        threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+if os.fork() == 0:
+    accept(14)
+    os.write(tell, b"!")
+    time.sleep(60)
+if os.fork() == 0:
+    os.read(full, 1)
+    accept(99)
+os.wait()
+"""
+
+
+def test_connections_that_one_worker_holds_while_another_has_room_are_uneven(lab: Lab) -> None:
+    script = lab.script("uneven.py", UNEVEN)
+    says(
+        lab,
+        f"{{python}} {script} {{port}}",
+        "UNEVEN",
+        "14 of 16 connections were held by one of 2 workers, and the others had room",
+        load=("--connections", "16"),
+    )
+    assert "2-14 " in (lab.out / "report.md").read_text()
+
+
 @pytest.mark.timing
 def test_a_machine_that_others_use_is_said_to_be_busy(lab: Lab) -> None:
     cpus = len(os.sched_getaffinity(0))
