@@ -8,8 +8,9 @@ The order is that of the cures: what a rule says must be true while those behind
 4. UNEVEN: one worker holds the connections and the others have room. It comes before SERVER-CPU, as it may be the CPU
    of that one worker that is used up.
 5. SERVER-CPU. All threads are busy too when a CPU is, and connections queue, hence it comes before these:
-6. SERVER-QUEUE, where exchanges spend their time in the accept queue although CPU is left; LOOP-BLOCKED;
-   SERVER-THREADS. They differ in where the wait is: before the server, in its event loop, or for a thread.
+6. LOOP-BLOCKED (a loop that is asleep does not accept either); SERVER-QUEUE, where exchanges spend their time in the
+   accept queue although CPU is left; SERVER-THREADS. They differ in where the wait is: in the event loop, before the
+   server, or for a thread.
 7. IDLE-LIMITED: nobody was busy, and an exchange took no longer than that of a client alone. Only here do more
    connections bring more.
 
@@ -229,7 +230,9 @@ def _queueing(client: Client, signals: Signals, _cpus: int) -> str:
     if waited < QUEUE_SHARE * per_connection:
         return ""
     seen = f"{signals.queue.depth_mean:.1f} connections stood in the accept queue"
-    return f"{seen}: about {waited:.1f} of {per_connection:.1f} ms; try more --workers or --threads"
+    asleep = _asleep(signals)
+    cure = _where(signals) if asleep is not None and asleep >= BLOCKED else "try more --workers or --threads"
+    return f"{seen}: about {waited:.1f} of {per_connection:.1f} ms; {cure}"
 
 
 def _uneven(client: Client, signals: Signals, _cpus: int) -> str:
@@ -247,12 +250,11 @@ def _uneven(client: Client, signals: Signals, _cpus: int) -> str:
 
 
 def _loop_blocked(client: Client, signals: Signals, _cpus: int) -> str:
-    workers = [worker for worker in signals.workers or () if worker.loop]
-    looks = [worker.blocked for worker in workers if worker.blocked is not None]
-    if not looks or fmean(looks) < BLOCKED or (signals.alone_ns and _delay(client, signals.alone_ns) < ALONE):
+    asleep = _asleep(signals) if any(worker.loop for worker in signals.workers or ()) else None
+    if asleep is None or asleep < BLOCKED or (signals.alone_ns and _delay(client, signals.alone_ns) < ALONE):
         return ""
     return (
-        f"the event loop was asleep in the application {fmean(looks):.0%} of the time, not in its wait for clients: "
+        f"the event loop was asleep in the application {asleep:.0%} of the time, not in its wait for clients: "
         "a blocking call in `async def`; await it, or run it in a thread"
     )
 
@@ -286,19 +288,24 @@ def _inside(client: Client, signals: Signals, _cpus: int) -> str:
 
 def _where(signals: Signals) -> str:
     """Say what the exchanges wait for, as far as it can be told from where the workers' main threads were."""
-    workers = signals.workers or ()
-    looks = [worker.blocked for worker in workers if worker.blocked is not None]
-    if looks and fmean(looks) < BLOCKED:
+    asleep = _asleep(signals)
+    if asleep is not None and asleep < BLOCKED:
         return (
             "its main threads waited for clients meanwhile, so the threads of a pool were all taken, or a pool behind "
             "them: try more --threads or --workers, or a larger pool"
         )
-    if any(worker.loop is False for worker in workers):
+    if any(worker.loop is False for worker in signals.workers or ()):
         return "try more --threads or --workers, or a larger pool behind them"
     return (
         "its threads were all taken (try more --threads or --workers, or a larger pool), "
         "or, if it has an event loop, a blocking call in `async def` held it"
     )
+
+
+def _asleep(signals: Signals) -> float | None:
+    """Return the part of the looks that found main threads asleep in the application; None: not known."""
+    looks = [worker.blocked for worker in signals.workers or () if worker.blocked is not None]
+    return fmean(looks) if looks else None
 
 
 def _idle(client: Client, signals: Signals, _cpus: int) -> str:
@@ -343,8 +350,8 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     ("SERVER-QUEUE", _queue_full),
     ("UNEVEN", _uneven),
     ("SERVER-CPU", _server_cpu),
-    ("SERVER-QUEUE", _queueing),
     ("LOOP-BLOCKED", _loop_blocked),
+    ("SERVER-QUEUE", _queueing),
     ("SERVER-THREADS", _threads_taken),
     ("SERVER-THREADS", _inside),
     ("IDLE-LIMITED", _idle),

@@ -14,10 +14,11 @@ import click
 import pytest
 import tabulate
 
+from loadtest.data.records import Worker
 from loadtest.data.store import Store, StoreError
 from loadtest.plan import file as planfile
 from loadtest.plan.plan import Load, Plan, Server
-from tests.loadtest.records import failed, measured
+from tests.loadtest.records import failed, measured, signals
 from tests.support.server import ROOT
 
 PLAN = Plan(name="p", servers=(Server(name="one", command="x {port}"),), loads=(Load(name="nap"),), seed=7)
@@ -33,6 +34,24 @@ def test_rounds_come_back_as_they_were_kept(tmp_path: Path) -> None:
     assert again.plan == PLAN
     assert [done.to_json() for done in again.rounds()] == [done.to_json() for done in kept]
     assert sorted(os.listdir(tmp_path / "run")) == ["plan.toml", "rounds.jsonl"]
+
+
+def test_what_was_seen_of_workers_and_machine_comes_back(tmp_path: Path) -> None:
+    """And of a run before these figures were there it is not known."""
+    figures = {"cpu_ns": 1, "accepted": None, "requests": None, "connections": 2.0}
+    seen = Worker(slot=0, **figures, threads=4, busy=3.5, loop=False, blocked=0.5)
+    known = signals(workers=(seen,), alone_ns=5, others_cores=0.5, cpus=2)
+    store = Store.create(tmp_path / "run", PLAN)
+    store.add(measured("one", 0, signals=known))
+    assert Store.open(tmp_path / "run").rounds()[0].signals == known
+    document = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
+    for name in ("alone_ns", "others_cores", "cpus"):
+        del document["signals"][name]
+    document["signals"]["workers"] = [{"slot": 0, **figures}]
+    (tmp_path / "run" / "rounds.jsonl").write_text(json.dumps(document) + "\n")
+    before = Store.open(tmp_path / "run").rounds()[0].signals
+    assert before is not None
+    assert (before.alone_ns, before.others_cores, before.workers) == (None, None, (Worker(slot=0, **figures),))
 
 
 def test_the_same_plan_is_extended_and_another_is_refused(tmp_path: Path) -> None:
