@@ -102,7 +102,7 @@ def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any
             {},
             {"queue": queue(depth_mean=12.0, depth_max=14), "workers": workers(16, blocked=0.97)},
             "SERVER-QUEUE",
-            "12.0 of 16.0 ms; its threads were all taken (try more --threads or --workers, or a larger pool), or, if it",
+            "12.0 of 16.0 ms; its threads were all taken (try more --threads or --workers, or a larger pool)",
         ),
         ({}, IDLE | {"alone_ns": 15 * MS, "workers": workers(16, loop=True, blocked=0.97)}, "IDLE-LIMITED", "16.0 ms"),
         (
