@@ -56,7 +56,7 @@ def says(lab: Lab, command: str, verdict: str, *parts: str, load: tuple[str, ...
         (("-w 1", "-t 1"), True, f"1.0 of 1 {TAKEN}"),
         (("-w 1", "-t 8"), True, f"of 8 {TAKEN}"),
         (("-w 4", "-t 1"), True, ""),  # of each look, one worker may be between two requests
-        (("-w 1", "-t 1"), False, f"about 1.0 of 32 {SERVED}"),
+        (("-w 1", "-t 1"), False, f"of 32 {SERVED}"),
         (("-w 1", "-t 8"), False, f"of 32 {SERVED}; its main threads waited for clients meanwhile"),
         (("-w 4", "-t 1"), False, f"of 32 {SERVED}"),
     ],
