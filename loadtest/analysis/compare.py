@@ -409,9 +409,12 @@ def _others(rounds: Sequence[Round]) -> Iterable[str]:
 def _flattered(configurations: Sequence[Configuration]) -> Iterable[str]:
     """List whose CPU/request has more sleeps in it than another's, because the load could not keep the server awake.
 
-    A server that is faster than the load waits for it, and is charged for going to sleep and being woken.
+    A server that is faster than the load waits for it, and is charged for going to sleep and being woken. With a rate
+    all wait, as they should.
     """
     for found in configurations:
+        if found.offered is not None:
+            continue
         others = [each.sleeps_per_request for each in configurations if each.load == found.load]
         fewest = min((sleeps for sleeps in others if sleeps is not None), default=0.0)
         sleeps = found.sleeps_per_request
