@@ -14,6 +14,7 @@ import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest.data.records import RecordError, Round
@@ -22,7 +23,6 @@ from loadtest.plan.plan import Plan, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _NAME = r"[^/\s=:,;'\"`()\[\]{}<>]"  # a character of a file's name, as far as paths are told from what is around them
 _PATH = re.compile(rf"(?<![\w/.~-])(?:~{_NAME}*|/{_NAME}+)(?:/{_NAME}+)*/({_NAME}+)/?")
@@ -80,6 +80,8 @@ class Store:
     def open(cls, folder: Path) -> Store:
         """The run that the folder holds. Raises StoreError."""
         path = folder / "plan.toml"
+        if folder.is_file():
+            raise StoreError(f"{folder} is a file, and a run of the lab is a folder; {_instead(folder)}")
         if not path.exists() or not (folder / "rounds.jsonl").exists():
             raise StoreError(f"{folder} holds no run of the lab: that has a plan.toml and a rounds.jsonl")
         try:
@@ -118,8 +120,9 @@ class Store:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.truncate(file.read().rfind(b"\n") + 1)
             except BlockingIOError:
+                who = f"another run{_holder(file.fileno())}"
                 raise StoreError(
-                    f"another run is writing to {self.folder}: wait for its end, or choose another --out"
+                    f"{who} is writing to {self.folder}: wait for its end, or choose another --out"
                 ) from None
             except OSError as error:
                 raise StoreError(f"{self._rounds} cannot be written: {error.strerror}") from None
@@ -191,3 +194,22 @@ class Store:
     def _shortened(self, path: re.Match[str]) -> str:
         asked = any(path[0] in asked for load in self.plan.loads for asked in load.paths)
         return path[0] if asked else f".../{path[1]}"
+
+
+def _instead(file: Path) -> str:
+    """Say what to do instead of reading this file as a run."""
+    if (file.parent / "rounds.jsonl").exists():
+        return f"give {file.parent}"
+    return "a result file of locust (--result) has the figures of its run as JSON; `loadtest run` makes tables"
+
+
+def _holder(file: int) -> str:
+    """Name the process that holds the lock of a file, for a message; empty if the kernel does not tell."""
+    try:
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return ""
+    # Not every file system shows the device that stat() does, so the inode has to do.
+    inode = str(os.fstat(file).st_ino)
+    pids = {words[4] for words in locks if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode}
+    return f" (pid {pids.pop()})" if len(pids) == 1 and pids.isdisjoint({"0", "-1"}) else ""
