@@ -31,6 +31,7 @@ from loadtest.users import EchoUser, FastUser, TalkbackUser, WebSocketUser, WebU
 from loadtest.users.options import engine_of, protocol_of, user_class_of
 from loadtest.users.web import opening_of, requests_of
 
+_OURS = (EchoUser, FastUser, TalkbackUser, WebSocketUser, WebUser)
 __all__ = ["EchoUser", "FastUser", "TalkbackUser", "WebSocketUser", "WebUser"]
 
 
@@ -45,6 +46,8 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
         environment.user_classes[:] = [found for found in environment.user_classes if found.__name__ == wanted]
     try:
         for user_class in environment.user_classes:
+            if not issubclass(user_class, _OURS):
+                continue  # of a locustfile beside this one, which knows what its --host means
             protocol = protocol_of(user_class, options)
             parse(environment.host, protocol, unix=user_class.unix)
             if protocol == "websocket":

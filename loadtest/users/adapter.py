@@ -27,11 +27,11 @@ import locust.stats
 from gevent.event import Event
 from locust import argument_parser, events
 from locust.event import EventHook
-from locust.exception import StopTest
+from locust.exception import CatchResponseError, StopTest
 from locust.runners import STATE_CLEANUP, STATE_MISSING, MasterRunner, WorkerRunner
 
 from loadtest.generator.account import SCHEMA, Account, ProcessAccounts, note, shares
-from loadtest.generator.failure import cause_of
+from loadtest.generator.failure import ExchangeError, cause_of
 from loadtest.generator.recorder import CONNECT, Recorder
 from loadtest.users.options import engine_of, scenario_of, stop_timeout_s
 
@@ -103,13 +103,15 @@ class LocalRecording:
             self.environment.events.censored.add_listener(self.on_censored)
             self.environment.events.retried.add_listener(self.on_retried)
 
-    def on_request(self, request_type: str, response_time: float, exception: BaseException | None, **_: object) -> None:
-        """Record an exchange that has just ended; locust gives its length in ms."""
+    def on_request(
+        self, request_type: str, response_time: float | None, exception: BaseException | str | None, **_: object
+    ) -> None:
+        """Record an exchange that has just ended; locust gives its length in ms, or None where it has none."""
         assert self._recorder is not None
         end_ns = time.perf_counter_ns()
-        start_ns = end_ns - round(response_time * 1e6)
-        if exception is not None:
-            self._recorder.failed(start_ns, end_ns, cause_of(exception))
+        start_ns = end_ns - round((response_time or 0.0) * 1e6)
+        if exception:
+            self._recorder.failed(start_ns, end_ns, cause_for(exception))
         elif request_type != CONNECT:
             self._recorder.completed(start_ns, end_ns)
 
@@ -162,6 +164,25 @@ class LocalRecording:
             self.runner.user_greenlets.kill()
             self.runner.stop()
         return ProcessAccounts(accounts={"local": self.account} if self.account else {})
+
+
+_MOST_CAUSE = 60  # letters of a cause in a user's own words
+
+
+def cause_for(failure: BaseException | str) -> str:
+    """Return the cause of a failure, whichever user says so: users of other locustfiles have errors of their own."""
+    if isinstance(failure, str | CatchResponseError):
+        return str(failure).partition("\n")[0][:_MOST_CAUSE] or "failure"
+    status = getattr(getattr(failure, "response", None), "status_code", 0) or getattr(failure, "code", 0)
+    if isinstance(status, int) and 100 <= status < 600:
+        return f"status {status}"
+    # requests and urllib3 wrap the error of the socket several times.
+    error: BaseException | None = failure
+    while error is not None and not isinstance(error, ExchangeError):
+        if isinstance(error, TimeoutError) or isinstance(getattr(error, "errno", None), int):
+            return cause_of(error)
+        error = getattr(error, "original", None) or error.__cause__ or error.__context__
+    return cause_of(failure)
 
 
 _BEGAN = "prefork-began"
