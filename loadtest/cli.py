@@ -1,8 +1,11 @@
-"""The command line: `loadtest run`, `loadtest compare`, `loadtest report`."""
+"""The command line: `loadtest run`, `plans`, `report`, `compare`, `locustfile`."""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import os
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from tabulate import tabulate
 
 from loadtest.analysis import conditions
 from loadtest.analysis.compare import across, by_plan, compare
@@ -18,6 +22,8 @@ from loadtest.analysis.conditions import ConditionError
 from loadtest.data.store import Store, StoreError
 from loadtest.measure import session
 from loadtest.measure.child import Interrupt
+from loadtest.measure.generator import LOCUSTFILE, with_users
+from loadtest.measure.neighbours import Neighbours
 from loadtest.measure.progress import Progress
 from loadtest.measure.server import check_files
 from loadtest.plan import file as planfile
@@ -25,6 +31,7 @@ from loadtest.plan import values
 from loadtest.plan.plan import Load, Plan, PlanError, Server
 from loadtest.report import FORMATS, render
 from loadtest.report.model import Report
+from prefork._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +41,9 @@ if TYPE_CHECKING:
 
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONDITION, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+_PLANS = Path(__file__).parent / "plans"
 _DEFAULT = Load(name="")
+_FIRST = Server(name="")
 
 
 class Value(click.ParamType[Any]):
@@ -58,6 +67,12 @@ class Value(click.ParamType[Any]):
 _LOAD_FLAGS = (
     click.option(
         "--scenario", type=Value("NAME", values.scenario), help="talkback (default), echo, nap, http or websocket."
+    ),
+    click.option(
+        "--locustfile",
+        type=Value("FILE[:CLASS]", values.locustfile),
+        help="A user class of your own locustfile is what clients do: login, several requests, think times. "
+        "--connections are its users.",
     ),
     click.option(
         "--connections", type=Value("N", values.count), help=f"All clients together ({_DEFAULT.connections})."
@@ -92,6 +107,12 @@ _LOAD_FLAGS = (
         "warmup_s",
         type=Value("TIME", values.pause_s),
         help=f"Load before the measured time, not counted ({_DEFAULT.warmup_s:g}s).",
+    ),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=Value("TIME", values.limit_s),
+        help=f"How long one exchange may take; then it has failed ({_DEFAULT.timeout_s:g}s).",
     ),
     click.option(
         "--payload",
@@ -153,6 +174,7 @@ def _load_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message=f"loadtest, of prefork %(version)s, in {Path(__file__).parent}")
 def main() -> None:
     """Measure servers under load, and compare them.
 
@@ -163,8 +185,8 @@ def main() -> None:
         --server "four={python} -m prefork serve nap --workers 4 --bind {address}"
 
     \b
-    The same from a file, and its table again, for GitHub:
-      loadtest run loadtest/plans/demo.toml --out results/mine
+    The same from a built-in plan, and its table again, for GitHub:
+      loadtest run demo --out results/mine
       loadtest report results/mine --format github
 
     Each round starts the server anew, waits until it answers, warms it up, measures, and stops it. The table
@@ -194,7 +216,7 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
-@click.argument("plan", type=click.Path(path_type=Path), required=False)
+@click.argument("plan", required=False)
 @click.option(
     "--server",
     "servers",
@@ -204,6 +226,18 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--attach", type=Value("ADDRESS", values.endpoint), help="HOST:PORT or unix:PATH of a running server.")
 @_load_flags
+@click.option(
+    "--ready",
+    "ready_s",
+    type=Value("TIME", values.limit_s),
+    help=f"How long a server may take from its start to its first answer ({_FIRST.ready_s:g}s).",
+)
+@click.option(
+    "--grace",
+    "grace_s",
+    type=Value("TIME", values.pause_s),
+    help=f"How long a server may take to end, before it is killed ({_FIRST.grace_s:g}s).",
+)
 @click.option("--rounds", type=Value("N", values.count), help="Rounds of each configuration (6).")
 @click.option(
     "--pin",
@@ -240,7 +274,7 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--dry-run", is_flag=True, help="Print what would run and how long it would take.")
 def run(
-    plan: Path | None,
+    plan: str | None,
     servers: tuple[str, ...],
     attach: str | None,
     out: Path | None,
@@ -251,13 +285,15 @@ def run(
 ) -> None:
     """Measure servers, each several times and in turns, and print the table.
 
-    What to measure is in PLAN, a TOML file, or in --server and --attach. A flag wins over the file. Times are
-    seconds, or 10s, 500ms, 2m.
+    What to measure is in PLAN, a TOML file or the name of a built-in plan, or in --server and --attach. A flag wins
+    over the plan. Times are seconds, or 500ms, 10s, 1m30s, 2h.
 
     \b
-      loadtest run loadtest/plans/demo.toml
+      loadtest run demo
+      loadtest run my-plan.toml --rounds 12
       loadtest run --server "echo={python} my_echo.py {port}" --scenario echo --connections 16
       loadtest run --attach 127.0.0.1:8000 --scenario http --rounds 3
+      loadtest run --attach 127.0.0.1:8000 --locustfile locustfile.py:Shopper --connections 20
 
     \b
     A plan:
@@ -271,12 +307,16 @@ def run(
     Exit status: 0 all servers were measured, 1 a server or the generator failed, or no round of a server is valid,
     2 bad usage or plan, 3 a --fail-if is true, 130 interrupted (the finished rounds are kept).
     """
-    base = plan.absolute().parent if plan else Path.cwd()
     with ExitStack() as stack:
         try:
+            path = _plan_file(plan) if plan else None
+            base = path.absolute().parent if path else Path.cwd()
             given = {name: value for name, value in flags.items() if value is not None}
-            found = _plan(plan, servers, attach, given)
+            found = _plan(path, servers, attach, given)
             _check(found, fail_if, base)
+            if not dry_run or any(load.locustfile for load in found.loads):
+                _need_locust()
+            found = with_users(found, base)
             if dry_run:
                 click.echo(_outline(found.seeded()), nl=False)
                 return
@@ -284,7 +324,32 @@ def run(
             stack.enter_context(store.writing())
         except (PlanError, StoreError, ConditionError) as error:
             raise click.UsageError(str(error)) from None
-        sys.exit(_run(store, fail_if, base=base))
+        neighbours = stack.enter_context(Neighbours())
+        if pids := ", ".join(map(str, neighbours.others())):
+            said = "runs disturb each other's figures; to be sure, stop this one, and start it when the other has ended"
+            click.echo(f"warning: another loadtest run (pid {pids}) is on this machine: {said}", err=True)
+        sys.exit(_run(store, fail_if, base=base, neighbours=neighbours))
+
+
+def _plan_file(name: str) -> Path:
+    """Return the file of a plan: a path, a file of the current folder, else a built-in plan. Raises PlanError."""
+    path = Path(name)
+    if "/" in name or name.endswith(".toml") or path.is_file():
+        return path
+    known = sorted(path.stem for path in _PLANS.glob("*.toml"))
+    if name not in known:
+        hint = f"{values.near(name, known)}; there are {', '.join(known)}; a file is called {name}.toml or ./{name}"
+        raise PlanError(f"{name!r} is not a built-in plan{hint}")
+    return _PLANS / f"{name}.toml"
+
+
+class _MissingError(click.ClickException):
+    exit_code = EXIT_USAGE
+
+
+def _need_locust() -> None:
+    if importlib.util.find_spec("locust") is None:
+        raise _MissingError("the load generator needs locust: pip install 'prefork[loadtest]'")
 
 
 def _plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: Mapping[str, Any]) -> Plan:
@@ -293,22 +358,24 @@ def _plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: Ma
         if lines or attach:
             raise PlanError("the servers are in the plan; leave out --server and --attach, or the plan")
         return planfile.read(path, flags)
-    servers = [_server(line) for line in lines] + ([Server(name=attach, attach=attach)] if attach else [])
+    waits = {name: flags[name] for name, _ in planfile.WAIT_KEYS.values() if name in flags}
+    servers = [_server(line, waits) for line in lines]
+    servers += [Server(name=attach, attach=attach, **waits)] if attach else []
     if not servers:
         raise PlanError("nothing to measure: give a plan, --server NAME=COMMAND or --attach HOST:PORT")
     fields = {field for field, _ in planfile.LOAD_KEYS.values()}
     load = {name: value for name, value in flags.items() if name in fields}
-    rest = {name: value for name, value in flags.items() if name not in fields}
-    name = load.get("scenario", Load(name="").scenario)
-    return Plan(name=name, servers=tuple(servers), loads=(Load(name=name, **load),), **rest)
+    rest = {name: value for name, value in flags.items() if name not in {*fields, *waits}}
+    made = Load.made(**load)
+    return Plan(name=made.name, servers=tuple(servers), loads=(made,), **rest)
 
 
-def _server(line: str) -> Server:
+def _server(line: str, waits: Mapping[str, Any]) -> Server:
     name, separator, command = line.partition("=")
     if not separator or not name.strip():
         raise PlanError(f"--server: {line!r} is not NAME=COMMAND")
     try:
-        return Server(name=name.strip(), command=values.command(command))
+        return Server(name=name.strip(), command=values.command(command), **waits)
     except ValueError as error:
         raise PlanError(f"--server: {error}") from None
 
@@ -349,9 +416,9 @@ def _folder(name: str) -> Path:
     return Path("loadtest-runs") / f"{slug}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
-def _run(store: Store, fail_if: Sequence[Condition], base: Path) -> int:
+def _run(store: Store, fail_if: Sequence[Condition], base: Path, neighbours: Neighbours) -> int:
     with Interrupt() as interrupt, Progress(store.plan.name) as progress:
-        outcome = session.run(store, progress, interrupt, base=base)
+        outcome = session.run(store, progress, interrupt, base=base, notes=neighbours.notes)
     rounds = store.rounds()
     broken: list[str] = []
     nothing: list[str] = []
@@ -394,6 +461,40 @@ def _print(text: str, broken: Sequence[str]) -> None:
 
 def _rounds(count: int) -> str:
     return "1 round" if count == 1 else f"{count} rounds"
+
+
+@main.command("plans")
+def plans_command() -> None:
+    """List the built-in plans: what each asks, and how long it takes.
+
+    \b
+      loadtest plans
+      loadtest run demo
+    """
+    rows = [(path.stem, *_question(path.read_text("utf-8"))) for path in sorted(_PLANS.glob("*.toml"))]
+    click.echo(tabulate(rows, headers=("plan", "asks", "takes", "needs"), tablefmt="simple"))
+    click.echo("\nloadtest run PLAN measures one; its text, with how to read the result, is in")
+    click.echo(_PLANS)
+
+
+def _question(text: str) -> tuple[str, str, str]:
+    """Return the question and the time of a plan, from the comment at its top, and what it needs."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    said = " ".join(line.removeprefix("#").strip() for line in lines)
+    took = re.search(r"about ([0-9.]+ minutes)", said)
+    needs = "other servers: `make peers` in a clone" if "{peers}" in text else ""
+    return said.partition("?")[0] + "?", took[1] if took else "-", needs
+
+
+@main.command("locustfile")
+def locustfile_command() -> None:
+    """Print the path of the lab's locustfile, for locust by hand.
+
+    \b
+      locust -f $(loadtest locustfile) --web-host 127.0.0.1
+    """
+    _need_locust()
+    click.echo(LOCUSTFILE)
 
 
 @main.command("report")

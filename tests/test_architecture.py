@@ -46,7 +46,7 @@ LAYERS_OF_THE_LAB = (
     ("loadtest.data",),
     ("loadtest.generator", "loadtest.analysis"),
     ("loadtest.measure", "loadtest.report", "loadtest.users"),
-    ("loadtest.cli", "loadtest.locustfile"),
+    ("loadtest.cli", "loadtest.locustfile", "loadtest.own_users"),
     ("loadtest.__main__",),
 )
 LAYER = {
@@ -72,8 +72,10 @@ WITH_ONE_IMPORTER = {
     "a part of the master, which all meet in its loop": {
         "prefork.master.autoreload", "prefork.master.commands", "prefork.master.lifecycle", "prefork.master.slow_log",
     },
-    "another process than its importer": {"prefork.worker.template", "loadtest.measure.generator"},
-    "a source that the lab reads": {"loadtest.data.provenance", "loadtest.measure.probe"},
+    "another process than its importer": {"prefork.worker.template"},
+    "a source that the lab reads": {
+        "loadtest.data.provenance", "loadtest.measure.neighbours", "loadtest.measure.probe",
+    },
     "a noun of its own, as long as its importer": {
         "prefork.engines.aio.accept", "prefork.engines.asgi.connection", "prefork.engines.asgi.websocket",
         "prefork.engines.wsgi.connection", "loadtest.generator.engine", "loadtest.analysis.steadiness",
@@ -106,7 +108,7 @@ YET_PURE = {
 NO_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
 PROGRAMS = ("loadtest.peers", "loadtest.handlers")  # started, or loaded by a server; nothing of ours imports them
 VARIANTS = {"loadtest.peers.without_rows"}  # the server itself, with parts of it replaced, to be measured against it
-MAY_IMPORT_LOCUST = ("loadtest.locustfile", "loadtest.users", *PROGRAMS)
+MAY_IMPORT_LOCUST = ("loadtest.locustfile", "loadtest.own_users", "loadtest.users", *PROGRAMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,14 +264,14 @@ def test_nothing_in_prefork_imports_loadtest() -> None:
     ]
 
 
-def test_loadtest_imports_of_prefork_only_the_histogram() -> None:
+def test_loadtest_imports_of_prefork_only_the_histogram_and_the_version() -> None:
     bad = [
         f"{at(m, i.line)} {i.target}"
         for m, i in found_imports()
         if within(m.name, ("loadtest",))
         and m.name not in VARIANTS
         and within(i.target, ("prefork",))
-        and own_module(i.target) != "prefork.status.histogram"
+        and own_module(i.target) not in ("prefork.status.histogram", "prefork._version")
     ]
     assert not bad
 

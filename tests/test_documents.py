@@ -29,7 +29,7 @@ import prefork.status.document
 import prefork.status.prometheus
 from loadtest.analysis.compare import compare
 from loadtest.data.records import Worker
-from loadtest.plan.file import LOAD_KEYS, PLAN_KEYS
+from loadtest.plan.file import LOAD_KEYS, PLAN_KEYS, WAIT_KEYS
 from loadtest.plan.plan import Load, Plan, Server
 from loadtest.report.json import document as json_document
 from loadtest.report.model import Report
@@ -54,7 +54,7 @@ DEMO = ROOT / "results" / "demo"
 WIDTH = 120
 FOREIGN_FLAGS = {  # locust's own
     "--headless", "--users", "--run-time", "--host", "--csv", "--html", "--json-file", "--processes", "--master",
-    "--master-host", "--worker", "--expect-workers", "--stop-timeout",
+    "--master-host", "--worker", "--expect-workers", "--stop-timeout", "--web-host",
 }  # fmt: skip
 
 README, CHANGELOG = Page("README.md"), Page("CHANGELOG.md")
@@ -153,9 +153,9 @@ def test_the_keys_of_a_plan_and_their_defaults() -> None:
     defaults = {key: getattr(plain, field) for key, (field, _) in LOAD_KEYS.items()}
     wanted = {key: "none" if value in ("", (), None) else str(value) for key, value in defaults.items()}
     wanted |= {key: str(value).lower() for key, value in defaults.items() if isinstance(value, bool)}
-    wanted |= {key: f"{getattr(plain, LOAD_KEYS[key][0]):g}s" for key in ("duration", "warmup")}
+    wanted |= {key: f"{getattr(plain, LOAD_KEYS[key][0]):g}s" for key in ("duration", "warmup", "timeout")}
     shown = dict(zip(LAB.cells("## A plan"), LAB.cells("## A plan", 2), strict=True))
-    assert set(shown) == {"name", "attach", "[[server]]", "[[load]]", *PLAN_KEYS, *LOAD_KEYS}
+    assert set(shown) == {"name", "attach", "[[server]]", "[[load]]", *PLAN_KEYS, *WAIT_KEYS, *LOAD_KEYS}
     assert {key: shown[key] for key in wanted} == wanted
 
 

@@ -5,27 +5,81 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.data.records import Client, RecordError
 from loadtest.measure.child import Child
 from loadtest.measure.server import free_port
-from loadtest.plan.plan import OVER_HTTP
+from loadtest.plan import values
+from loadtest.plan.plan import OVER_HTTP, Load, PlanError
 
 if TYPE_CHECKING:
     from loadtest.measure.server import RunningServer
     from loadtest.plan.addresses import Address
-    from loadtest.plan.plan import Load, Plan, Slot
+    from loadtest.plan.plan import Plan, Slot
 
-_LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
-_STOP_S = 10  # locust's wait for exchanges in flight at the end
+LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
+_OWN_USERS = LOCUSTFILE.with_name("own_users.py")
+_LOOK_S = 60.0  # to import locust and a locustfile
+_DRAIN_S = 10  # locust's wait for exchanges in flight at the end, at least
 _START_AND_END_S = 30.0  # importing locust, connecting, writing the result
+_RECORDS = 0.05  # of the load's time: to make histograms of what a long round has recorded
 
 
 class GeneratorError(Exception):
     """The generator gave no result; the message has its last words."""
+
+
+def with_users(plan: Plan, base: Path) -> Plan:
+    """Return the plan with the user class of each locustfile, and with how its users speak; relative to `base`.
+
+    Raises PlanError for a file that cannot be loaded, or that has not the one class.
+    """
+    return replace(plan, loads=tuple(_with_users(load, base) if load.locustfile else load for load in plan.loads))
+
+
+def _with_users(load: Load, base: Path) -> Load:
+    file, wanted = _file_and_class(load)
+    where = f"load {load.name!r}: locustfile {file}"
+    found = _users_in(base.absolute() / file, where)
+    if not found:
+        raise PlanError(f"{where} has no user class that is not abstract")
+    if not wanted and len(found) > 1:
+        raise PlanError(f"{where} has several user classes; write one: {', '.join(f'{file}:{name}' for name in found)}")
+    if wanted and wanted not in found:
+        hint = f"{values.near(wanted, found)}; there are {', '.join(found)}"
+        raise PlanError(f"{where} has no user class {wanted!r}{hint}")
+    wanted = wanted or next(iter(found))
+    return replace(load, locustfile=f"{file}:{wanted}", scenario=found[wanted])
+
+
+def _file_and_class(load: Load) -> tuple[str, str]:
+    file, colon, name = load.locustfile.rpartition(":")
+    return (file, name) if colon and not name.endswith(".py") else (load.locustfile, "")
+
+
+def _users_in(file: Path, where: str) -> dict[str, str]:
+    """Return the user classes in a locustfile, each with its scenario. Raises PlanError."""
+    if not file.is_file():
+        raise PlanError(f"{where}: no such file")
+    argv = [sys.executable, str(_OWN_USERS), str(file)]
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_LOOK_S)
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise PlanError(f"{where} cannot be loaded: its import takes longer than {_LOOK_S:g} s") from None
+    except ValueError:
+        last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        why = last or f"its import ended with status {done.returncode}"
+        raise PlanError(f"{where} cannot be loaded: {why}") from None
+    if "error" in answer:
+        raise PlanError(f"{where} cannot be loaded: {answer['error']}")
+    found: dict[str, str] = answer["users"]
+    return found
 
 
 def start_generator(plan: Plan, slot: Slot, server: RunningServer, folder: Path) -> Child:
@@ -34,7 +88,9 @@ def start_generator(plan: Plan, slot: Slot, server: RunningServer, folder: Path)
     # locust takes options from LOCUST_* and from the current folder's [tool.locust]: neither may change a plan.
     env = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
     argv = [sys.executable, "-m", "locust", *_options(slot, server, folder)]
-    return Child(argv, log=folder / "generator.log", cwd=folder, env=env, cpus=cpus)
+    # Users of their own may read files, and import modules, from where the lab was started.
+    cwd = Path.cwd() if slot.load.locustfile else folder
+    return Child(argv, log=folder / "generator.log", cwd=cwd, env=env, cpus=cpus)
 
 
 def _options(slot: Slot, server: RunningServer, folder: Path) -> list[str]:
@@ -44,30 +100,44 @@ def _options(slot: Slot, server: RunningServer, folder: Path) -> list[str]:
     # A user of the fast engine drives all the connections of its process.
     users = load.generators if load.engine == "fast" else load.connections
     options = {
-        "--locustfile": _LOCUSTFILE,
+        "--locustfile": LOCUSTFILE,
         "--users": users,
         "--spawn-rate": users,
         "--run-time": f"{run_time_s}s",
-        "--stop-timeout": _STOP_S,
+        "--stop-timeout": _drain_s(load),
         "--exit-code-on-error": 0,  # failed exchanges are in the result; the exit status is about the generator itself
         "--host": _host(load, server.address),
-        "--scenario": load.scenario,
-        "--engine": load.engine,
-        "--connections": load.connections,
-        "--rate": load.rate_per_s,
-        "--arrivals": load.arrivals,
         "--seed": slot.seed,
-        "--max-in-flight": load.max_in_flight,
-        "--payload": load.payload,
-        "--exchanges": load.exchanges,
         "--warmup": round(run_time_s - load.duration_s, 6),
         "--window": load.duration_s,
         "--result": _result(folder),
         "--live": progress_file(folder),
         **(_several(load.generators) if load.generators > 1 else {}),
     }
-    web = _web_options(load, server.base) if load.scenario in OVER_HTTP else []
-    return ["--headless", "--only-summary", *(f"{name}={value}" for name, value in options.items()), *web]
+    rest: list[str] = []
+    if load.locustfile:
+        file, name = _file_and_class(load)
+        options["--locustfile"] = f"{_OWN_USERS},{server.base.absolute() / file}"
+        rest = [name]
+    else:
+        options |= _clients(load)
+        rest = _web_options(load, server.base) if load.scenario in OVER_HTTP else []
+    return ["--headless", "--only-summary", *(f"{name}={value}" for name, value in options.items()), *rest]
+
+
+def _clients(load: Load) -> dict[str, object]:
+    """Return the options of the lab's own users."""
+    return {
+        "--scenario": load.scenario,
+        "--engine": load.engine,
+        "--connections": load.connections,
+        "--rate": load.rate_per_s,
+        "--arrivals": load.arrivals,
+        "--max-in-flight": load.max_in_flight,
+        "--payload": load.payload,
+        "--exchanges": load.exchanges,
+        "--timeout": load.timeout_s,
+    }
 
 
 def _several(processes: int) -> dict[str, object]:
@@ -109,7 +179,12 @@ def progress_file(folder: Path) -> Path:
 
 def deadline_s(load: Load) -> float:
     """Return how long the generator may run, in seconds from its start."""
-    return _START_AND_END_S + load.warmup_s + load.duration_s + _STOP_S
+    return _START_AND_END_S + (1 + _RECORDS) * (load.warmup_s + load.duration_s) + _drain_s(load)
+
+
+def _drain_s(load: Load) -> int:
+    """Return how long exchanges in flight may take to end: a slow one shall fail by its own timeout, and be counted."""
+    return max(_DRAIN_S, math.ceil(load.timeout_s) + 1)
 
 
 def read_result(generator: Child, folder: Path) -> Client:

@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING, Any, Self
 from loadtest.data.figures import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadtest.analysis.inference import Width
     from loadtest.data.records import Round
     from loadtest.plan.plan import Slot
 
 AROUND_S = 2.0  # starting and stopping, for each round, until it is known better
+PATIENCE_S = 5.0  # of a person who sees nothing happen
+SAY_EVERY_S = 300.0  # without a bar, in a round that takes longer
 
 
 class Progress:
     """Prints a line for each finished round; on a terminal, if rich is installed, a bar below them.
 
-    The bar shows what is being measured and its rate just now, the rounds done, and the time left.
+    The bar shows what is being measured and its rate just now, the rounds done, and the time left; a round without a
+    bar that takes long prints the same from time to time. `clock` is monotonic, in s.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said_s = 0.0  # when the slot last printed a line
+        self._waited = False  # whether it has printed that it waits for the server
         self._total = 0
         self._count = 0
         self._began_s = 0.0  # when the slot began; monotonic
@@ -48,17 +56,32 @@ class Progress:
 
     def begin(self, slot: Slot) -> None:
         """Show the slot that is being measured."""
-        self._began_s = time.monotonic()
+        self._began_s = self._said_s = self._clock()
+        self._waited = False
         self._slot = slot
         self._show(description=f"{slot.configuration} ({slot.load.name})", rate="")
 
+    def waiting(self, waited_s: float, ready_s: float) -> None:
+        """Show that the server is not ready after `waited_s` of `ready_s`, once somebody may wonder."""
+        if waited_s < PATIENCE_S:
+            return
+        text = f"not ready after {_clock(waited_s)}, waiting for up to {_clock(ready_s)} (--ready)"
+        self._show(rate=text)
+        if not self._bar and not self._waited:
+            self._waited = True
+            self._say_of_slot(text)
+
     def live(self, rate_per_s: float, failed: int) -> None:
         """Show the throughput just now, warm-up included."""
-        self._show(rate=f"{rate_per_s:,.0f}/s" + (f", {failed} failed" if failed else ""))
+        text = f"{rate_per_s:,.0f}/s" + (f", {failed} failed" if failed else "")
+        self._show(rate=text)
+        if not self._bar and self._clock() >= self._said_s + SAY_EVERY_S:
+            self._said_s = self._clock()
+            self._say_of_slot(f"{text}, {_clock(self._left_s())} left")
 
     def done(self, slot: Slot, done: Round) -> None:
         """Print the finished round."""
-        self._spent_s += time.monotonic() - self._began_s
+        self._spent_s += self._clock() - self._began_s
         self._loaded_s += _load_s(slot)
         self._slot = None
         if done.error:
@@ -88,6 +111,10 @@ class Progress:
         if text:
             self._say(f"[{self._count}/{self._total}] {slot.configuration} ({slot.load.name}): {text}")
 
+    def _say_of_slot(self, text: str) -> None:
+        assert self._slot is not None
+        self._say(f"[{self._count + 1}/{self._total}] {self._slot.configuration} ({self._slot.load.name}): {text}")
+
     def _say(self, line: str) -> None:
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -104,7 +131,7 @@ class Progress:
         if self._slot is None:
             return 0.0
         each_s = _load_s(self._slot) + around_s
-        return max(0.0, each_s * (self._total - self._count) - (time.monotonic() - self._began_s))
+        return max(0.0, each_s * (self._total - self._count) - (self._clock() - self._began_s))
 
 
 def _load_s(slot: Slot) -> float:
@@ -113,7 +140,8 @@ def _load_s(slot: Slot) -> float:
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _bar() -> Any:

@@ -6,16 +6,18 @@ A server is ready when it has answered one whole exchange of the load over a pla
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import socket
 import ssl
 import sys
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from loadtest.generator.dialer import tls_context
 from loadtest.generator.failure import ExchangeError
@@ -25,21 +27,22 @@ from loadtest.generator.websocket import OPCODES, Handshake, WebSocketTalk
 from loadtest.measure.child import Child, ChildError
 from loadtest.plan import request
 from loadtest.plan.addresses import Address, endpoint
-from loadtest.plan.plan import OVER_HTTP, PlanError
+from loadtest.plan.plan import OVER_HTTP, RAW, Load, PlanError
 from loadtest.plan.request import Request
+from loadtest.plan.values import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from loadtest.measure.child import Interrupt
-    from loadtest.plan.plan import Load, Plan, Server
+    from loadtest.plan.plan import Plan, Server
 
+    Waiting = Callable[[float, float], None]  # how long the wait has been, how long it may be; in s
 
-READY_S = 30.0  # from start to the first answered exchange
-STOP_S = 10.0
 INTERRUPTED_STOP_S = 1.0  # the round is lost anyway, and somebody waits
-_TRY_S = 2.0  # one attempt at an exchange
 _PAUSE_S = 0.02  # between attempts
+_LEAST_S = 0.1  # of an attempt, however little is left
+_LOOK_S = 1.0  # at most, until somebody hears how long the wait has been
 _PEERS = Path(__file__).parents[2] / ".venv-peers"  # `make peers` makes it, and .ready in it when it is done
 _CANNOT_RUN_HERE = 77  # the exit status by which a command says that this machine lacks what it needs
 
@@ -62,6 +65,7 @@ class RunningServer:
         self, server: Server, *, folder: Path, log: Path, scratch: str, interrupt: Interrupt, cpus: Sequence[int] = ()
     ) -> None:
         self.base = folder
+        self.server = server
         self.address = _where(server, folder, scratch)
         self.notes: list[str] = []
         self.control = f"{scratch}/control" if "{control}" in server.command else None  # where to ask for its status
@@ -69,10 +73,10 @@ class RunningServer:
         self.child: Child | None = None
         if not server.attach:
             cwd = folder / server.cwd if server.cwd else folder.cwd()
+            # A prefork server without a --control of its own: `prefork status` shall not find it beside those in use.
+            env = {**os.environ, "PREFORK_CONTROL": f"{scratch}/prefork", **server.env}
             try:
-                self.child = Child(
-                    self._argv(server.command), log=log, cwd=cwd, env={**os.environ, **server.env}, cpus=cpus
-                )
+                self.child = Child(self._argv(server.command), log=log, cwd=cwd, env=env, cpus=cpus)
             except ChildError as error:
                 raise ServerError(str(error)) from None
 
@@ -94,32 +98,53 @@ class RunningServer:
     def __exit__(self, *_: object) -> None:
         if self.child is None:
             return
+        grace_s = self.server.grace_s
         with self.child:
-            if not self.child.stop(INTERRUPTED_STOP_S if self._interrupt.came else STOP_S):
-                self.notes.append(f"the server did not end within {STOP_S:g} s of SIGTERM and was killed")
+            stopped = self.child.stop(INTERRUPTED_STOP_S if self._interrupt.came else grace_s)
+            if not stopped and not self._interrupt.came:
+                more = f"if it needs longer: --grace {span(max(1, 3 * grace_s))}"
+                self.notes.append(f"the server did not end within {grace_s:g} s of SIGTERM and was killed; {more}")
 
-    def wait_ready(self, load: Load) -> None:
-        """Wait until one whole exchange was answered. Raises ServerError once it is clear that none will be."""
-        deadline = time.monotonic() + READY_S
+    def wait_ready(self, load: Load, waiting: Waiting | None = None) -> None:
+        """Wait until one whole exchange was answered; tell `waiting` about every second how long that takes.
+
+        Raises ServerError once it is clear that none will be, Interrupted.
+        """
+        ready_s = self.server.ready_s
+        began = time.monotonic()
         while True:
-            self._interrupt.check()
+            left_s = began + ready_s - time.monotonic()
             try:
-                exchange(load, self.address, self.base, _TRY_S)
+                with _Attempt(load, self.address, self.base, min(load.timeout_s, max(left_s, _LEAST_S))) as attempt:
+                    while not attempt.ended(self._interrupt, _LOOK_S):
+                        self._interrupt.check()
+                        if waiting:
+                            waiting(_since(began), ready_s)
+                attempt.result()
                 return
             except WrongReplyError as error:
                 raise ServerError(self._last_words(f"{self.address} {error}")) from None
+            except TimeoutError as error:
+                reason = f"no whole answer within {min(load.timeout_s, ready_s):g} s: {error}"
+                hint = f"--timeout {span(3 * load.timeout_s)} for one answer, --ready {span(4 * ready_s)} for the start"
             except OSError as error:
                 reason = error.strerror or str(error)
+                hint = f"--ready {span(4 * ready_s)}"
             if self.child is None:
-                raise ServerError(f"nobody answers at {self.address}: {reason}; start that server first")
+                slow = reason.startswith("no whole")
+                more = f"try --timeout {span(3 * load.timeout_s)}" if slow else "start that server first"
+                raise ServerError(f"nobody answers at {self.address}: {reason}; {more}")
             if self.child.ended(_PAUSE_S):
                 self._raise_ended("before it was ready")
-            if time.monotonic() > deadline:
-                raise ServerError(self._last_words(f"not ready after {READY_S:g} s: {self.address}: {reason}"))
+            if _since(began) > ready_s:
+                said = f"not ready after {ready_s:g} s: {self.address}: {reason}; if it needs longer, try {hint}"
+                raise ServerError(self._last_words(said))
 
     def alone_ns(self, load: Load) -> int | None:
         """Return how long an exchange of this load takes a client that is alone; None if none was answered."""
-        return alone_ns(load, self.address, self.base, _TRY_S)
+        if load.locustfile:
+            return None  # what its users exchange is known to them alone
+        return alone_ns(load, self.address, self.base, load.timeout_s)
 
     def local_port(self) -> int | None:
         """Return the port to ask the kernel about; None without one, or when the server is on another machine."""
@@ -170,6 +195,10 @@ def free_port() -> int:
         return port
 
 
+def _since(began: float) -> float:
+    return time.monotonic() - began
+
+
 _WORD = b"ready\n"
 ALONE = 5  # exchanges of a client that is alone
 ALONE_S = 1.0  # and no further one after that
@@ -192,15 +221,72 @@ def check_files(plan: Plan, folder: Path) -> None:
             raise PlanError(f"load {load.name!r}: {error}") from None
 
 
-def exchange(load: Load, address: Address, folder: Path, timeout_s: float) -> None:
-    """Perform one whole exchange; relative names of the load's files start in `folder`.
+class _Attempt(threading.Thread):
+    """One exchange in a thread, so that who waits for it can see to other things. Leaving the context ends it."""
+
+    def __init__(self, load: Load, address: Address, folder: Path, timeout_s: float) -> None:
+        super().__init__(daemon=True)
+        self._error: Exception | None = None
+        self._exchange = partial(exchange, load, address, folder, timeout_s, began=self._note)
+        self._connection: socket.socket | None = None
+        self._ended = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def _note(self, connection: socket.socket) -> None:
+        self._connection = connection.dup()
+
+    def run(self) -> None:
+        """Perform the exchange."""
+        try:
+            self._exchange()
+        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+            self._error = error
+        finally:
+            os.eventfd_write(self._ended, 1)
+
+    def ended(self, interrupt: Interrupt, within_s: float) -> bool:
+        """Wait until the exchange has ended, for the given time, or until a signal comes; return whether it has."""
+        watched: list[int | Interrupt] = [self._ended, interrupt]
+        return self._ended in select.select(watched, [], [], within_s)[0]
+
+    def result(self) -> None:
+        """Raise what the exchange that has ended has raised."""
+        if self._error:
+            raise self._error
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.is_alive():  # a shutdown wakes up who waits for a peer
+            if self._connection is not None:
+                with suppress(OSError):
+                    self._connection.shutdown(socket.SHUT_RDWR)
+            self.join(_PAUSE_S)
+        if self._connection is not None:
+            self._connection.close()
+        os.close(self._ended)
+
+
+def exchange(
+    load: Load,
+    address: Address,
+    folder: Path,
+    timeout_s: float,
+    began: Callable[[socket.socket], None] | None = None,
+) -> None:
+    """Perform one whole exchange; relative names of the load's files start in `folder`; `began` gets the socket.
 
     Raises OSError while nobody answers, WrongReplyError when the answer is another.
     """
     family, where = address.resolve()
     with socket.socket(family, socket.SOCK_STREAM) as connection:
+        if began:
+            began(connection)
         connection.settimeout(timeout_s)
         connection.connect(where)
+        if load.scenario == RAW:
+            return  # what its users say is known to them alone
         if load.scenario not in OVER_HTTP:
             _line(connection, load.scenario)
             return
@@ -284,6 +370,7 @@ def _answered(connection: socket.socket, load: Load, timeout_s: float) -> Respon
 
 
 def _line(connection: socket.socket, scenario: str) -> None:
+    deadline = time.monotonic() + (connection.gettimeout() or 0.0)
     connection.sendall(_WORD)  # before any greeting: a server of another protocol may wait for us to begin
     expected = _WORD if scenario == "echo" else GREETING + PREFIX + _WORD
     reply = b""
@@ -292,6 +379,8 @@ def _line(connection: socket.socket, scenario: str) -> None:
             if not (data := connection.recv(65536)):
                 break
             reply += data
+            if time.monotonic() > deadline:
+                raise TimeoutError
     except TimeoutError:
         raise _unfinished(reply) from None
     if not reply:
@@ -321,6 +410,8 @@ def _http(connection: socket.socket, load: Load, address: Address, folder: Path,
         if not came:
             raise ConnectionError("the connection was closed without an answer") from None
         raise WrongReplyError(f"answered {came!r}: {error}; is http its scenario?") from None
+    if load.locustfile and (load.status, load.length) == (Load(name="").status, None):
+        return  # an answer is an answer: what its users ask for is known to them alone
     if flaw := Expectation(statuses=request.statuses(load.status), length=load.length).flaw(
         response.status, response.length
     ):

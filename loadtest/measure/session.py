@@ -60,12 +60,19 @@ _LOOKS = 3  # of the generator's progress file for one rate: it is written twice
 
 
 def measure(
-    plan: Plan, slot: Slot, number: int, interrupt: Interrupt, *, base: Path, folder: Path, tell: Tell
+    plan: Plan,
+    slot: Slot,
+    number: int,
+    interrupt: Interrupt,
+    *,
+    base: Path,
+    folder: Path,
+    progress: Progress,
 ) -> Round:
     """Measure the slot.
 
-    `base` is where relative folders of the plan start, `folder` takes the logs of this round, and `tell` is called
-    with the live rate.
+    `base` is where relative folders of the plan start, `folder` takes the logs of this round, and `progress` hears of
+    the wait for the server and of the live rate.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     client = None
@@ -80,8 +87,8 @@ def measure(
             RunningServer(slot.server, folder=base, log=log, scratch=scratch, cpus=cpus, interrupt=interrupt) as server,
         ):
             notes = server.notes
-            server.wait_ready(slot.load)
-            client, signals = _drive(plan, slot, server, folder, interrupt, tell)
+            server.wait_ready(slot.load, progress.waiting)
+            client, signals = _drive(plan, slot, server, folder, interrupt, progress.live)
     except (ServerError, GeneratorError, ChildError) as error:
         failure = error
         client = None
@@ -212,13 +219,17 @@ class Outcome:
     dropped: set[tuple[str, str]] = field(default_factory=set)  # (server, load) that are not tried again
 
 
-def run(store: Store, progress: Progress, interrupt: Interrupt, *, base: Path) -> Outcome:
+def run(
+    store: Store, progress: Progress, interrupt: Interrupt, *, base: Path, notes: Callable[[], list[str]] = list
+) -> Outcome:
     """Measure every slot of the store's plan, after the cycles that are there. Ctrl-C ends it; what is done is kept.
+
+    `notes` tells what goes on beside the run; it is asked before and after each round, which keeps what it said.
 
     A configuration whose very first round fails is not tried again: what is wrong is in the command, not in the
     weather. A later failure costs that round only, which is measured again.
     """
-    session = _Session(store, progress, interrupt, base)
+    session = _Session(store, progress, interrupt, base, notes)
     try:
         for slot in session.slots():
             session.measure(slot)
@@ -230,8 +241,11 @@ def run(store: Store, progress: Progress, interrupt: Interrupt, *, base: Path) -
 
 
 class _Session:
-    def __init__(self, store: Store, progress: Progress, interrupt: Interrupt, base: Path) -> None:
+    def __init__(
+        self, store: Store, progress: Progress, interrupt: Interrupt, base: Path, notes: Callable[[], list[str]]
+    ) -> None:
         self.outcome = Outcome()
+        self._notes = notes
         self._store = store
         self._progress = progress
         self._interrupt = interrupt
@@ -267,7 +281,9 @@ class _Session:
         number = max((done.number for done in self._rounds), default=-1) + 1
         plan, folder = self._store.plan, self._store.logs(number)
         progress.begin(slot)
-        done = measure(plan, slot, number, self._interrupt, base=self._base, folder=folder, tell=progress.live)
+        before = self._notes()
+        done = measure(plan, slot, number, self._interrupt, base=self._base, folder=folder, progress=progress)
+        done = replace(done, notes=(*done.notes, *dict.fromkeys(before + self._notes())))
         self._store.add(done)
         self._rounds.append(done)
         progress.done(slot, done)

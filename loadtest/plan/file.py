@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LOAD_KEYS: Keys = {
     "scenario": ("scenario", values.scenario),
+    "locustfile": ("locustfile", values.locustfile),
     "engine": ("engine", values.engine),
     "generators": ("generators", values.count),
     "connections": ("connections", values.count),
@@ -32,6 +33,7 @@ LOAD_KEYS: Keys = {
     "max-in-flight": ("max_in_flight", values.count),
     "duration": ("duration_s", values.duration_s),
     "warmup": ("warmup_s", values.pause_s),
+    "timeout": ("timeout_s", values.limit_s),
     "payload": ("payload", values.length),
     "exchanges": ("exchanges", values.count),
     "method": ("method", values.method),
@@ -57,15 +59,23 @@ PLAN_KEYS: Keys = {
     "within": ("within_s", values.duration_s),
     "seed": ("seed", values.seed),
 }
+WAIT_KEYS: Keys = {"ready": ("ready_s", values.limit_s), "grace": ("grace_s", values.pause_s)}  # for a server, or all
 _SERVER_KEYS: Keys = {
     "name": ("name", values.text),
     "command": ("command", values.command),
     "attach": ("attach", values.endpoint),
     "cwd": ("cwd", values.text),
     "env": ("env", values.environment),
+    **WAIT_KEYS,
 }
 _NAMED_LOAD_KEYS: Keys = {"name": ("name", values.text), **LOAD_KEYS}
-_TOP_KEYS: Keys = {"name": ("name", values.text), "attach": ("attach", values.endpoint), **PLAN_KEYS, **LOAD_KEYS}
+_TOP_KEYS: Keys = {
+    "name": ("name", values.text),
+    "attach": ("attach", values.endpoint),
+    **PLAN_KEYS,
+    **WAIT_KEYS,
+    **LOAD_KEYS,
+}
 _ALWAYS_WRITTEN = {"scenario", "connections", "duration_s", "warmup_s", "rounds"}  # what a reader asks first
 
 
@@ -140,6 +150,7 @@ def moved(plan: Plan, base: Path | None, folder: Path) -> Plan:
             replace(
                 load,
                 ca=path(load.ca),
+                locustfile=path(load.locustfile),
                 body=marked("@", load.body),
                 path=values.paths([marked("@", name) for name in load.paths]),
             )
@@ -159,17 +170,18 @@ class _Reader:
         sections = {name: self.section(document, name) for name in ("server", "load")}
         top = self.table(document, _TOP_KEYS, "", 0)
         attach = top.pop("attach", None)
-        servers = [Server(**self.named(table, _SERVER_KEYS, "server", i)) for i, table in enumerate(sections["server"])]
+        tables = [self.named(table, _SERVER_KEYS, "server", i) for i, table in enumerate(sections["server"])]
         if attach:
-            servers.append(Server(name=attach, attach=attach))
+            tables.append({"name": attach, "attach": attach})
+        waits = [field for field, _ in WAIT_KEYS.values()]
+        for_all = {field: top.pop(field) for field in waits if field in top}
+        forced = {field: override[field] for field in waits if field in override}
+        servers = [Server(**(for_all | table | forced)) for table in tables]
         shared = {field: top.pop(field) for field, _ in LOAD_KEYS.values() if field in top}
         change = {field: override[field] for field, _ in LOAD_KEYS.values() if field in override}
         tables = [self.named(table, _NAMED_LOAD_KEYS, "load", i) for i, table in enumerate(sections["load"])]
-        loads = [Load(**(shared | table | change)) for table in tables]
-        if not loads:
-            only = shared | change
-            loads = [Load(name=only.get("scenario", Load(name="").scenario), **only)]
-        top |= {field: value for field, value in override.items() if field not in change}
+        loads = [Load.made(**(shared | table | change)) for table in tables] or [Load.made(**(shared | change))]
+        top |= {field: value for field, value in override.items() if field not in change | forced}
         return Plan(**({"name": self.path.stem} | top), servers=tuple(servers), loads=tuple(loads))
 
     def section(self, document: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Arm = TypeVar("Arm")
 
 SCENARIOS = ("talkback", "echo", "nap", "http", "websocket")
+RAW = "tcp"  # the scenario of users of a locustfile that are no HTTP users
 OVER_HTTP = ("http", "websocket")
 MESSAGES = ("text", "binary")
 ENGINES = ("fast", "readable")
@@ -28,6 +29,7 @@ ARRIVALS = ("constant", "poisson")
 ORDERS = ("sequence", "random")
 AA_MARK = "'"
 AA_MIN_ROUNDS = 6
+_SCENARIO = "talkback"
 _MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s", "seed")  # between runs whose rounds lie in one folder
 
 
@@ -44,6 +46,8 @@ class Server:
     attach: str = ""  # HOST:PORT or unix:PATH
     cwd: str = ""  # relative to the plan file's folder; empty: where the lab was started
     env: Mapping[str, str] = field(default_factory=dict)
+    ready_s: float = 30.0  # from the start to the first answered exchange
+    grace_s: float = 10.0  # from SIGTERM to the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,8 @@ class Load:
     """What the clients do, and for how long."""
 
     name: str
-    scenario: str = "talkback"
+    scenario: str = _SCENARIO
+    locustfile: str = ""  # FILE.py:Class, whose users are the clients; the scenario is then http, or tcp
     engine: str = "fast"  # of the generator: fast, or readable, with a locust user for each client
     generators: int = 1  # its processes, which share the clients and the rate
     connections: int = 64  # all clients together
@@ -60,6 +65,7 @@ class Load:
     max_in_flight: int = 10_000  # with a rate: under way or waiting for a connection; what comes due beyond is missed
     duration_s: float = 5.0  # the measured window
     warmup_s: float = 1.0  # before it, not counted
+    timeout_s: float = 10.0  # of one exchange, and of a connect of its own
     payload: int = 64  # bytes of a line or message, or of a request's body where its method wants one without a body
     exchanges: int = 0  # on one connection before it closes; 0: 10 for echo, elsewhere as many as the server allows
     # What follows is for http; path, headers and TLS for websocket, too.
@@ -77,7 +83,19 @@ class Load:
     ca: str = ""  # a file of certificates to trust, instead of the system's
     message: str = "text"  # for websocket: text or binary
 
+    @classmethod
+    def made(cls, **given: Any) -> Load:
+        """Make a load of what was given. A locustfile brings its own engine and scenario. Raises PlanError."""
+        if file := given.get("locustfile", ""):
+            name = given.get("name") or file.rpartition("/")[2].rpartition(":")[2].removesuffix(".py")
+            given = {"engine": "readable", "scenario": "http", **given, "name": name}
+        return cls(**{"name": given.get("scenario", _SCENARIO), **given})
+
     def __post_init__(self) -> None:
+        if self.locustfile:
+            self._check_users()
+        elif self.scenario == RAW:
+            raise PlanError(f"load {self.name!r}: scenario {RAW} is for users of a locustfile; name one (locustfile)")
         if self.rate_per_s and self.engine != "fast":
             raise PlanError(f"load {self.name!r}: a rate needs the fast engine; leave out engine = {self.engine!r}")
         if self.generators > self.connections:
@@ -98,12 +116,28 @@ class Load:
         """What `path` names: each PATH or @FILE."""
         return (self.path,) if isinstance(self.path, str) else self.path
 
+    def _check_users(self) -> None:
+        """Check what cannot go with the users of a locustfile. Raises PlanError."""
+        if self.rate_per_s:
+            raise PlanError(f"load {self.name!r}: users of a locustfile set their own pace; leave out rate")
+        if self.engine == "fast":
+            raise PlanError(f"load {self.name!r}: a locustfile has users of its own; leave out engine = 'fast'")
+        if self.scenario not in ("http", RAW):
+            raise PlanError(
+                f"load {self.name!r}: users of a locustfile have a scenario of their own; leave out {self.scenario!r}"
+            )
+
     def describe(self) -> str:
         """One line for the report."""
         times = f"{self.duration_s:g} s after {self.warmup_s:g} s of warm-up"
         rate = f", {self.rate_per_s:g}/s ({self.arrivals})" if self.rate_per_s else ""
         engine = "" if self.engine == "fast" else f", {self.engine} engine"
         engine += "" if self.generators == 1 else f", {self.generators} generators"
+        if self.locustfile:
+            file, _, users = self.locustfile.rpartition("/")[2].partition(":")
+            several = "" if self.generators == 1 else f", {self.generators} generators"
+            who = f"{users} of {file}" if users else file
+            return f"{who}, {self.connections} users{', TLS' if self.tls else ''}, {times}{several}"
         return f"{self.scenario}{self._request()}, {self.connections} connections{rate}, {times}{engine}"
 
     def _request(self) -> str:

@@ -12,15 +12,17 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from loadtest.plan import addresses, request
-from loadtest.plan.plan import ARRIVALS, ENGINES, MESSAGES, ORDERS, SCENARIOS, Pin
+from loadtest.plan.plan import ARRIVALS, ENGINES, MESSAGES, ORDERS, RAW, SCENARIOS, Pin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
+_UNITS_S = (3600.0, 60.0, 1.0, 0.001)
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
 _SHARE = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)%|(0?\.[0-9]+)")
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|)")
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
+_DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]+)?){unit})?" for unit in ("h", "m(?!s)", "s", "ms")))
+_LOCUSTFILE = re.compile(r"(.*\.py)(?::[A-Za-z_]\w*)?")
 
 
 def decimal(value: object) -> str:
@@ -59,10 +61,22 @@ def pause_s(value: object) -> float:
     """Parse a length of time, zero included; return seconds."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = decimal(value)
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if isinstance(value, str) and _SECONDS.fullmatch(value):
+        return float(value)
+    match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:
-        raise ValueError(f"{value!r} is not a length of time; write seconds, or 10s, 500ms, 2m")
-    return float(match[1]) * _UNIT_S[match[2]]
+        raise ValueError(f"{value!r} is not a length of time; write seconds, or 500ms, 10s, 1m30s, 2h")
+    return sum(float(part) * unit_s for part, unit_s in zip(match.groups(), _UNITS_S, strict=True) if part)
+
+
+def span(seconds: float) -> str:
+    """Write a length of time as `pause_s` reads it: 90 as 1m30s."""
+    if seconds < 60:
+        return f"{decimal(round(seconds, 3))}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "m"), (rest, "s"))
+    return "".join(f"{number}{unit}" for number, unit in parts if number)
 
 
 def duration_s(value: object) -> float:
@@ -70,6 +84,14 @@ def duration_s(value: object) -> float:
     seconds = pause_s(value)
     if seconds < 0.2:
         raise ValueError(f"{value!r} is too short to measure anything in; 0.2 s is the least")
+    return seconds
+
+
+def limit_s(value: object) -> float:
+    """Parse how long to wait at most, above zero; return seconds."""
+    seconds = pause_s(value)
+    if not seconds:
+        raise ValueError(f"{value!r} is no time to wait; write seconds, or 500ms, 10s, 1m30s, 2h")
     return seconds
 
 
@@ -85,7 +107,15 @@ def share(value: object) -> float:
 
 def scenario(value: object) -> str:
     """Parse the name of a scenario."""
-    return _one_of(SCENARIOS, "a scenario", value)
+    return _one_of((*SCENARIOS, RAW), "a scenario", value)
+
+
+def locustfile(value: object) -> str:
+    """Parse FILE.py or FILE.py:Class."""
+    written = text(value)
+    if not _LOCUSTFILE.fullmatch(written):
+        raise ValueError(f"{written!r} is not a locustfile; write FILE.py, or FILE.py:Class for one of its classes")
+    return written
 
 
 def engine(value: object) -> str:

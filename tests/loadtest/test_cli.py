@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from loadtest.cli import main
 from loadtest.data.store import Store
 from loadtest.plan.plan import Load, Plan, Server
+from prefork._version import __version__
 from tests.loadtest.records import measured
 from tests.support.server import ROOT
 
@@ -61,6 +62,10 @@ def test_help_teaches_with_examples(command: list[str]) -> None:
         (["run", "--server", SERVER, "--fail-if", "p98>5ms"], "'p98' is not a figure (did you mean 'p99'?)"),
         (["run", "--server", SERVER, "--fail-if", "ratio<1"], "nothing is compared with one"),
         (["run", "--server", SERVER, "--fail-if", "on: p50>1s"], "nothing is called 'on'; there are one (talkback)"),
+        (["run", "--server", SERVER, "--ready", "soon"], "'soon' is not a length of time"),
+        (["run", "--server", SERVER, "--timeout", "0"], "'0' is no time to wait; write seconds, or 500ms, 10s"),
+        (["run", "dmo"], "'dmo' is not a built-in plan (did you mean 'demo'?); there are accept, backlog, calibrate,"),
+        (["run", "./demo"], "demo: cannot read the plan: No such file or directory"),
         (["report", "no-such-run"], "no-such-run holds no run of the lab"),
         (["compare", "no-such-run", "nor-this"], "no-such-run holds no run of the lab"),
     ],
@@ -84,6 +89,31 @@ def test_a_dry_run_shows_the_order_and_leaves_nothing(tmp_path: Path) -> None:
     assert lab("run", plan, "--rounds", "2", "--aa", "--dry-run", "--seed", seed.rstrip(":")).output == result.output
     assert "6 rounds, 18 s of load" in result.output
     assert not out.exists()
+
+
+def test_a_built_in_plan_has_a_name_and_a_file_of_the_current_folder_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "accept").mkdir()
+    assert lab("run", "demo", "--dry-run").output.startswith("demo: compared with 1 worker\n")
+    assert lab("run", "accept", "--dry-run").output.startswith("accept: compared with shared\n")
+    (tmp_path / "demo").write_text('name = "mine"\n[[server]]\nname = "x"\ncommand = "x {port}"\n')
+    assert lab("run", "demo", "--dry-run").output.startswith("mine: compared with x\n")
+
+
+def test_the_built_in_plans_are_listed_with_question_and_time() -> None:
+    listed = lab("plans").output.splitlines()
+    for path in (ROOT / "loadtest" / "plans").glob("*.toml"):
+        (line,) = [line for line in listed if line.startswith(f"{path.stem} ")]
+        assert "? " in line
+        assert " minutes" in line
+        assert ("`make peers` in a clone" in line) is ("{peers}" in path.read_text())
+
+
+def test_the_version_and_the_locustfile_say_where_the_lab_is() -> None:
+    assert lab("--version").output == f"loadtest, of prefork {__version__}, in {ROOT / 'loadtest'}\n"
+    assert lab("locustfile").output == f"{ROOT / 'loadtest' / 'locustfile.py'}\n"
 
 
 def test_a_dry_run_says_until_when_it_would_go_on() -> None:
@@ -173,6 +203,19 @@ def test_a_condition_about_what_a_run_has_not_is_a_mistake(tmp_path: Path) -> No
     result = lab("report", run_of(tmp_path / "run", 1000), "--fail-if", "two: p50>1s")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "nothing is called 'two'; there are one (nap)" in result.stderr
+
+
+def test_a_file_is_no_run_and_the_message_says_what_to_do(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text("{}")
+    said = lab("report", result)
+    assert said.exit_code == 2
+    assert "result.json is a file, and a run of the lab is a folder; a result file of locust (--result)" in said.output
+    assert "`loadtest run` makes tables" in said.output
+    run = run_of(tmp_path / "run", 1000)
+    assert f"rounds.jsonl is a file, and a run of the lab is a folder; give {run}" in lab(
+        "report", run / "rounds.jsonl"
+    ).output.replace("\n", " ")
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_a_prefork_server_tells_what_each_worker_did_and_both_ends_agree(lab: La
     row = next(line for line in done.stdout.split("by worker")[1].splitlines() if line.startswith("good"))
     assert row.split()[1:3] == ["2", "requests"]
     assert 0.5 <= float(row.split()[3]) <= 1  # of two workers
-    assert kept["notes"] == []
+    assert not [note for note in kept["notes"] if "status" in note]
 
 
 @pytest.mark.slow

@@ -278,16 +278,66 @@ def test_a_plan_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "seconds"), [("10s", 10), ("500ms", 0.5), ("2m", 120), ("1.5", 1.5), (3, 3), (0, 0)]
+    ("written", "seconds"),
+    [
+        ("10s", 10),
+        ("500ms", 0.5),
+        ("2m", 120),
+        ("1.5", 1.5),
+        (3, 3),
+        (0, 0),
+        ("1h", 3600),
+        ("1m30s", 90),
+        ("90m", 5400),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("1h2m3s4ms", 3723.004),
+    ],
 )
 def test_lengths_of_time(written: object, seconds: float) -> None:
     assert values.pause_s(written) == seconds
 
 
-@pytest.mark.parametrize("written", ["", "-1", "1h", "1e3", "٣", True, None, -2])
+@pytest.mark.parametrize("written", ["", "-1", "1h30", "30s1m", "1h ", "m", "1e3", "٣", "1d", True, None, -2])
 def test_what_is_no_length_of_time(written: object) -> None:
-    with pytest.raises(ValueError, match="is not a length of time"):
+    with pytest.raises(ValueError, match=r"is not a length of time; write seconds, or 500ms, 10s, 1m30s, 2h"):
         values.pause_s(written)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"), [(0.5, "0.5s"), (59, "59s"), (90, "1m30s"), (3600, "1h"), (5400, "1h30m"), (3601, "1h1s")]
+)
+def test_a_length_of_time_is_written_as_it_is_read(seconds: float, written: str) -> None:
+    assert values.span(seconds) == written
+    assert values.pause_s(written) == seconds
+
+
+def test_waits_are_for_all_servers_or_for_one_and_flags_win(tmp_path: Path) -> None:
+    text = (
+        'ready = "2m"\ntimeout = "30s"\n'
+        + SERVER
+        + 'grace = 0\n[[server]]\nname = "b"\ncommand = "x {port}"\nready = 5\n'
+    )
+    plan = read(tmp_path, text)
+    assert [(server.ready_s, server.grace_s) for server in plan.servers] == [(120, 0), (5, 10)]
+    assert plan.loads[0].timeout_s == 30
+    forced = read(tmp_path, text, ready_s=1.0, grace_s=2.0, timeout_s=3.0)
+    assert [(server.ready_s, server.grace_s) for server in forced.servers] == [(1, 2), (1, 2)]
+    assert forced.loads[0].timeout_s == 3
+    assert wrong(tmp_path, "timeout = 0\n" + SERVER).startswith("plan.toml:1: timeout: 0 is no time to wait")
+    assert read(tmp_path, planfile.written(plan)) == plan
+
+
+def test_a_load_of_a_locustfile(tmp_path: Path) -> None:
+    text = SERVER + "[[load]]\nname = 'l'\nlocustfile = 'a/b.py:Shopper'\nconnections = 3\n"
+    plan = read(tmp_path, text)
+    (load,) = plan.loads
+    assert (load.scenario, load.engine) == ("http", "readable")
+    assert load.describe() == "Shopper of b.py, 3 users, 5 s after 1 s of warm-up"
+    assert read(tmp_path, planfile.written(plan)) == plan
+    assert planfile.moved(plan, tmp_path, tmp_path / "run").loads[0].locustfile == "../a/b.py:Shopper"
+    assert "scenario tcp is for users of a locustfile" in wrong(tmp_path, "scenario = 'tcp'\n" + SERVER)
+    assert "users of a locustfile set their own pace" in wrong(tmp_path, text + "rate = 3\n")
 
 
 @pytest.mark.parametrize("written", ["localhost", ":80", "::1:80", "h:0", "h:65536", "h:x"])
