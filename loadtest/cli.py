@@ -311,7 +311,7 @@ def run(
         try:
             path = _plan_file(plan) if plan else None
             base = path.absolute().parent if path else Path.cwd()
-            given = {name: value for name, value in flags.items() if value is not None}
+            given = _from_here({name: value for name, value in flags.items() if value is not None}, base)
             found = _plan(path, servers, attach, given)
             _check(found, fail_if, base)
             if not dry_run or any(load.locustfile for load in found.loads):
@@ -341,6 +341,19 @@ def _plan_file(name: str) -> Path:
         hint = f"{values.near(name, known)}; there are {', '.join(known)}; a file is called {name}.toml or ./{name}"
         raise PlanError(f"{name!r} is not a built-in plan{hint}")
     return _PLANS / f"{name}.toml"
+
+
+def _from_here(flags: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Return the flags with relative paths, which start in the current folder, as a plan in `base` would write them."""
+
+    def path(name: str) -> str:
+        return os.path.relpath(Path(name).absolute(), base.resolve()) if name and not name.startswith("/") else name
+
+    if base == Path.cwd():
+        return flags
+    paths = {key: path(flags[key]) for key in ("ca", "locustfile") if key in flags}
+    body = flags.get("body", "")
+    return flags | paths | ({"body": f"@{path(body[1:])}"} if body.startswith("@") else {})
 
 
 class _MissingError(click.ClickException):

@@ -39,7 +39,11 @@ def with_users(plan: Plan, base: Path) -> Plan:
 
     Raises PlanError for a file that cannot be loaded, or that has not the one class.
     """
-    return replace(plan, loads=tuple(_with_users(load, base) if load.locustfile else load for load in plan.loads))
+    loads = tuple(_with_users(load, base) if load.locustfile else load for load in plan.loads)
+    unix = [server.name for server in plan.servers if "{unix}" in server.command or server.attach.startswith("unix:")]
+    if unix and (web := [load.name for load in loads if load.locustfile and load.scenario in OVER_HTTP]):
+        raise PlanError(f"load {web[0]!r}: server {unix[0]!r} is on a Unix socket, where locust's HTTP users cannot go")
+    return replace(plan, loads=loads)
 
 
 def _with_users(load: Load, base: Path) -> Load:

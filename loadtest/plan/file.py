@@ -180,7 +180,10 @@ class _Reader:
         shared = {field: top.pop(field) for field, _ in LOAD_KEYS.values() if field in top}
         change = {field: override[field] for field, _ in LOAD_KEYS.values() if field in override}
         tables = [self.named(table, _NAMED_LOAD_KEYS, "load", i) for i, table in enumerate(sections["load"])]
-        loads = [Load.made(**(shared | table | change)) for table in tables] or [Load.made(**(shared | change))]
+        # The users of a locustfile that a flag names come in place of the plan's.
+        theirs = {"scenario", "engine"} if "locustfile" in change else set()
+        merged = [shared | table for table in tables] or [shared]
+        loads = [Load.made(**({key: load[key] for key in load if key not in theirs} | change)) for load in merged]
         top |= {field: value for field, value in override.items() if field not in change | forced}
         return Plan(**({"name": self.path.stem} | top), servers=tuple(servers), loads=tuple(loads))
 

@@ -78,7 +78,7 @@ SHOP_SERVER = """
             elif self.headers.get("X-Token") != "secret":
                 status, body = 404, b""
             else:
-                status, body = 200, b"sold out" if self.path == "/buy" and next(bought) % 200 == 0 else b"yes"
+                status, body = 200, b"sold out" if self.path == "/buy" and next(bought) % 20 == 0 else b"yes"
             os.write(seen, f"{self.command} {self.path} {status}\\n".encode())
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
@@ -106,8 +106,8 @@ def shop(lab: Lab) -> str:
 def test_users_log_in_and_send_several_requests_by_weight(lab: Lab, shop: str, generators: int) -> None:
     load = ("--locustfile", "shop.py:Shopper", "--generators", str(generators))
     done = lab.run("--server", shop, *load, *QUICK, "--duration", "3")
-    assert done.returncode == 0, done.stderr
     (kept,) = lab.rounds()
+    assert kept["error"] == "", done.stderr
     client = kept["client"]
     assert (client["connections"], client["scenario"]) == (6, "Shopper")
     assert client["generator"]["engine"] == "readable"
@@ -122,7 +122,8 @@ def test_users_log_in_and_send_several_requests_by_weight(lab: Lab, shop: str, g
     outside = sum(client["outside"].values())
     assert sent + outside == len(seen) - 1
     assert 0 < sent < outside * 20
-    assert set(client["failures"]) <= {"sold out"}
+    assert set(client["failures"]) == {"sold out"}
+    assert client["failures"]["sold out"] == pytest.approx(bought / 20, rel=0.7, abs=2)
     assert len(client["generator"]["processes"]) == generators
     several = ", 2 generators" if generators == 2 else ""
     assert f"plan Shopper: Shopper of shop.py, 6 users, 3 s after 0.5 s of warm-up{several}\n" in done.stdout
@@ -140,8 +141,8 @@ def test_failures_of_users_are_named_like_those_of_the_labs_own(lab: Lab, shop: 
 
 def test_users_that_are_no_http_users_get_the_address_and_the_server_is_not_asked(lab: Lab, shop: str) -> None:
     done = lab.run("--server", shop, "--locustfile", "shop.py:WebUser", *QUICK)
-    assert done.returncode == 0, done.stderr
     (kept,) = lab.rounds()
+    assert kept["error"] == "", done.stderr
     assert kept["client"]["latency"]["max_ns"] == pytest.approx(3.5e6, rel=0.01)
     assert (lab.folder / "seen").read_text() == ""
     assert 'scenario = "tcp"\nlocustfile = "../shop.py:WebUser"\n' in (lab.out / "plan.toml").read_text()
@@ -195,6 +196,18 @@ def test_what_cannot_work_is_one_line_before_anything_starts(
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
     assert not lab.out.exists()
+
+
+def test_http_users_cannot_go_to_a_unix_socket(lab: Lab, shop: str) -> None:
+    done = lab.run("--server", "u=x {unix}", "--server", shop, "--locustfile", "shop.py:Shopper", *QUICK)
+    assert done.returncode == 2
+    assert "server 'u' is on a Unix socket, where locust's HTTP users cannot go" in done.stderr.splitlines()[-1]
+
+
+def test_a_flag_names_a_file_from_the_current_folder_whatever_the_plan(lab: Lab, shop: str) -> None:
+    done = lab.run("demo", "--locustfile", "shop.py:Shopper", *QUICK, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "Shopper of shop.py, 6 users" in done.stdout
 
 
 def test_a_class_that_is_alone_needs_no_name(lab: Lab, shop: str) -> None:
