@@ -349,11 +349,15 @@ def _from_here(flags: dict[str, Any], base: Path) -> dict[str, Any]:
     def path(name: str) -> str:
         return os.path.relpath(Path(name).absolute(), base.resolve()) if name and not name.startswith("/") else name
 
+    def marked(written: Any) -> Any:
+        if isinstance(written, tuple):
+            return tuple(map(marked, written))
+        return f"@{path(written[1:])}" if written.startswith("@") else written
+
     if base == Path.cwd():
         return flags
-    paths = {key: path(flags[key]) for key in ("ca", "locustfile") if key in flags}
-    body = flags.get("body", "")
-    return flags | paths | ({"body": f"@{path(body[1:])}"} if body.startswith("@") else {})
+    names = {key: path(flags[key]) for key in ("ca", "locustfile") if key in flags}
+    return flags | names | {key: marked(flags[key]) for key in ("body", "path") if key in flags}
 
 
 class _MissingError(click.ClickException):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from locust import events
 from locust.runners import WorkerRunner
@@ -46,14 +46,7 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
         environment.user_classes[:] = [found for found in environment.user_classes if found.__name__ == wanted]
     try:
         for user_class in environment.user_classes:
-            if not issubclass(user_class, _OURS):
-                continue  # of a locustfile beside this one, which knows what its --host means
-            protocol = protocol_of(user_class, options)
-            parse(environment.host, protocol, unix=user_class.unix)
-            if protocol == "websocket":
-                opening_of(options, "")
-            if protocol == "http":
-                requests_of(options)
+            _check(user_class, environment)
     except ValueError as error:  # an AddressError is one
         _usage(str(error))
     engines = {engine_of(user_class) for user_class in environment.user_classes}
@@ -67,6 +60,18 @@ def choose_users(environment: Environment, runner: Runner, **_: object) -> None:
             _usage(f"--connections {options.connections} are fewer than the {options.num_users} users of the engine")
     if options.result and not Path(options.result).parent.is_dir():
         _usage(f"--result {options.result!r}: the folder {str(Path(options.result).parent)!r} does not exist")
+
+
+def _check(user_class: Any, environment: Environment) -> None:
+    """Raise ValueError if a user of this class could not begin."""
+    if not issubclass(user_class, _OURS):
+        return  # it is of a locustfile beside this one, which knows what its --host means
+    protocol = protocol_of(user_class, environment.parsed_options)
+    parse(environment.host, protocol, unix=user_class.unix)
+    if protocol == "websocket":
+        opening_of(environment.parsed_options, "")
+    if protocol == "http":
+        requests_of(environment.parsed_options)
 
 
 def _usage(message: str) -> None:

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.loadtest.locust_process import LOCUSTFILE, Generator
 from tests.loadtest.records import rounds_in
+from tests.loadtest.stand_in import web
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from tests.loadtest.lab import Lab
+    from tests.loadtest.stand_in import Behaviour, StandIn
 
 pytestmark = pytest.mark.slow
 
@@ -216,3 +222,22 @@ def test_a_class_that_is_alone_needs_no_name(lab: Lab, shop: str) -> None:
     done = lab.run("--server", shop, "--locustfile", "only.py", *QUICK, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "load only: Shopper of only.py, 6 users" in done.stdout
+
+
+def test_by_hand_a_file_beside_the_labs_own_has_its_users_and_their_host(
+    generate: Callable[..., Generator], stand_in: Callable[[Behaviour], StandIn], tmp_path: Path
+) -> None:
+    beside = tmp_path / "beside.py"
+    beside.write_text(
+        "from locust import FastHttpUser, constant, task\n"
+        "class Visitor(FastHttpUser):\n    wait_time = constant(0.01)\n    protocol = 3\n"
+        "    @task\n    def look(self):\n        self.client.get('/')\n"
+    )
+    server = stand_in(web)
+    address = f"http://{server.address}"
+    made = generate(
+        "--host", address, "--users", "2", "--run-time", "1s", "Visitor", locustfile=f"{LOCUSTFILE},{beside}"
+    )
+    result = made.wait().result()
+    assert result["scenario"] == "Visitor"
+    assert 0 < result["completed"] <= server.answered
