@@ -131,9 +131,9 @@ class RunningServer:
                 reason = error.strerror or str(error)
                 hint = f"--ready {span(4 * ready_s)}"
             if self.child is None:
-                slow = reason.startswith("no whole")
-                more = f"try --timeout {span(3 * load.timeout_s)}" if slow else "start that server first"
-                raise ServerError(f"nobody answers at {self.address}: {reason}; {more}")
+                if reason.startswith("no whole"):
+                    raise ServerError(f"{self.address}: {reason}; try --timeout {span(3 * load.timeout_s)}")
+                raise ServerError(f"nobody answers at {self.address}: {reason}; start that server first")
             if self.child.ended(_PAUSE_S):
                 self._raise_ended("before it was ready")
             if _since(began) > ready_s:

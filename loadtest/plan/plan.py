@@ -30,6 +30,7 @@ ORDERS = ("sequence", "random")
 AA_MARK = "'"
 AA_MIN_ROUNDS = 6
 _SCENARIO = "talkback"
+_TIMEOUT_S = 10.0
 _MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s", "seed")  # between runs whose rounds lie in one folder
 
 
@@ -65,7 +66,7 @@ class Load:
     max_in_flight: int = 10_000  # with a rate: under way or waiting for a connection; what comes due beyond is missed
     duration_s: float = 5.0  # the measured window
     warmup_s: float = 1.0  # before it, not counted
-    timeout_s: float = 10.0  # of one exchange, and of a connect of its own
+    timeout_s: float = _TIMEOUT_S  # of one exchange, and of a connect of its own
     payload: int = 64  # bytes of a line or message, or of a request's body where its method wants one without a body
     exchanges: int = 0  # on one connection before it closes; 0: 10 for echo, elsewhere as many as the server allows
     # What follows is for http; path, headers and TLS for websocket, too.
@@ -130,6 +131,7 @@ class Load:
     def describe(self) -> str:
         """One line for the report."""
         times = f"{self.duration_s:g} s after {self.warmup_s:g} s of warm-up"
+        times += "" if self.timeout_s == _TIMEOUT_S else f", timeout {self.timeout_s:g} s"
         rate = f", {self.rate_per_s:g}/s ({self.arrivals})" if self.rate_per_s else ""
         engine = "" if self.engine == "fast" else f", {self.engine} engine"
         engine += "" if self.generators == 1 else f", {self.generators} generators"

@@ -16,12 +16,14 @@ from loadtest.measure.server import RunningServer, ServerError
 from loadtest.plan.plan import Load, Server, Slot
 from tests.loadtest.lab import DEADLINE_S
 from tests.loadtest.records import failed
+from tests.loadtest.stand_in import hang
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.loadtest.lab import Lab
+    from tests.loadtest.stand_in import Behaviour, StandIn
 
 # A server of fixed times: it listens after START seconds, answers each request after ANSWER seconds, and takes END
 # seconds to stop. Each request that it reads is a line in a file beside it.
@@ -80,6 +82,14 @@ def test_a_timeout_bounds_the_answers_of_a_round_and_of_the_wait_for_it(lab: Lab
     assert "no whole answer within 1 s: timed out" in done.stderr
     assert "if it needs longer, try --timeout 3s for one answer, --ready 8s for the start" in done.stderr
     assert (lab.folder / "slow_server.py.asked").read_text().count("GET / ") in (2, 3)
+
+
+@SLOW
+def test_an_attached_server_that_is_slow_is_said_to_be_so(lab: Lab, stand_in: Callable[[Behaviour], StandIn]) -> None:
+    address = stand_in(hang).address
+    done = lab.run("--attach", address, *QUICK, "--timeout", "0.5s")
+    assert done.returncode == 1
+    assert f"{address}: no whole answer within 0.5 s: timed out; try --timeout 1.5s" in done.stderr
 
 
 @SLOW

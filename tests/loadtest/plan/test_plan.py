@@ -321,6 +321,7 @@ def test_waits_are_for_all_servers_or_for_one_and_flags_win(tmp_path: Path) -> N
     plan = read(tmp_path, text)
     assert [(server.ready_s, server.grace_s) for server in plan.servers] == [(120, 0), (5, 10)]
     assert plan.loads[0].timeout_s == 30
+    assert plan.loads[0].describe().endswith("5 s after 1 s of warm-up, timeout 30 s")
     forced = read(tmp_path, text, ready_s=1.0, grace_s=2.0, timeout_s=3.0)
     assert [(server.ready_s, server.grace_s) for server in forced.servers] == [(1, 2), (1, 2)]
     assert forced.loads[0].timeout_s == 3
