@@ -421,7 +421,8 @@ def _outline(wanted: Plan) -> str:
         order = ", ".join(f"{slot.configuration} ({slot.load.name})" for slot in slots if slot.cycle == cycle)
         lines.append(f"  cycle {cycle + 1}: {order}")
     load_s = sum(slot.load.warmup_s + slot.load.duration_s for slot in slots)
-    lines.append(f"{len(slots)} rounds, {load_s:g} s of load; starting and stopping adds about 2 s to each round")
+    long = f" ({values.span(load_s)})" if load_s >= 120 else ""
+    lines.append(f"{len(slots)} rounds, {load_s:g} s{long} of load; starting and stopping adds about 2 s to each round")
     if wanted.until:
         more = f"further cycles until every ratio of requests/s is known to ±{100 * wanted.until:.3g}%"
         lines.append(f"then {more}, but none that would end later than {wanted.within_s:g} s after the start")

@@ -89,6 +89,8 @@ def test_a_dry_run_shows_the_order_and_leaves_nothing(tmp_path: Path) -> None:
     assert lab("run", plan, "--rounds", "2", "--aa", "--dry-run", "--seed", seed.rstrip(":")).output == result.output
     assert "6 rounds, 18 s of load" in result.output
     assert not out.exists()
+    soak = lab("run", plan, "--rounds", "2", "--duration", "1h30m", "--aa", "--dry-run")
+    assert "6 rounds, 32406 s (9h6s) of load" in soak.output
 
 
 def test_a_built_in_plan_has_a_name_and_a_file_of_the_current_folder_wins(
