@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
-import re
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONDITION, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
-_PLANS = Path(__file__).parent / "plans"
 _DEFAULT = Load(name="")
 _FIRST = Server(name="")
 
@@ -309,7 +306,7 @@ def run(
     """
     with ExitStack() as stack:
         try:
-            path = _plan_file(plan) if plan else None
+            path = planfile.find(plan) if plan else None
             base = path.absolute().parent if path else Path.cwd()
             given = _from_here({name: value for name, value in flags.items() if value is not None}, base)
             found = _plan(path, servers, attach, given)
@@ -329,18 +326,6 @@ def run(
             said = "runs disturb each other's figures; to be sure, stop this one, and start it when the other has ended"
             click.echo(f"warning: another loadtest run (pid {pids}) is on this machine: {said}", err=True)
         sys.exit(_run(store, fail_if, base=base, neighbours=neighbours))
-
-
-def _plan_file(name: str) -> Path:
-    """Return the file of a plan: a path, a file of the current folder, else a built-in plan. Raises PlanError."""
-    path = Path(name)
-    if "/" in name or name.endswith(".toml") or path.is_file():
-        return path
-    known = sorted(path.stem for path in _PLANS.glob("*.toml"))
-    if name not in known:
-        hint = f"{values.near(name, known)}; there are {', '.join(known)}; a file is called {name}.toml or ./{name}"
-        raise PlanError(f"{name!r} is not a built-in plan{hint}")
-    return _PLANS / f"{name}.toml"
 
 
 def _from_here(flags: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -489,19 +474,9 @@ def plans_command() -> None:
       loadtest plans
       loadtest run demo
     """
-    rows = [(path.stem, *_question(path.read_text("utf-8"))) for path in sorted(_PLANS.glob("*.toml"))]
-    click.echo(tabulate(rows, headers=("plan", "asks", "takes", "needs"), tablefmt="simple"))
+    click.echo(tabulate(planfile.built_in(), headers=("plan", "asks", "takes", "needs"), tablefmt="simple"))
     click.echo("\nloadtest run PLAN measures one; its text, with how to read the result, is in")
-    click.echo(_PLANS)
-
-
-def _question(text: str) -> tuple[str, str, str]:
-    """Return the question and the time of a plan, from the comment at its top, and what it needs."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    said = " ".join(line.removeprefix("#").strip() for line in lines)
-    took = re.search(r"about ([0-9.]+ minutes)", said)
-    needs = "other servers: `make peers` in a clone" if "{peers}" in text else ""
-    return said.partition("?")[0] + "?", took[1] if took else "-", needs
+    click.echo(planfile.BUILT_IN)
 
 
 @main.command("locustfile")

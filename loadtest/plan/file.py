@@ -5,6 +5,7 @@ Relative paths in a plan start in the folder of its file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Keys = Mapping[str, tuple[str, Callable[[Any], Any]]]  # key in the file -> field of the plan, parser
+
+BUILT_IN = Path(__file__).parents[1] / "plans"
+"""The folder of the built-in plans."""
 
 LOAD_KEYS: Keys = {
     "scenario": ("scenario", values.scenario),
@@ -98,6 +102,32 @@ def read(path: Path, override: Mapping[str, Any]) -> Plan:
     except PlanError as error:
         # What the plan as a whole finds wrong has no line of its own.
         raise error if str(error).startswith(str(path)) else PlanError(f"{path}: {error}") from None
+
+
+def find(name: str) -> Path:
+    """Return the file of a plan: a path, a file of the current folder, else a built-in plan. Raises PlanError."""
+    path = Path(name)
+    if "/" in name or name.endswith(".toml") or path.is_file():
+        return path
+    known = sorted(path.stem for path in BUILT_IN.glob("*.toml"))
+    if name not in known:
+        hint = f"{values.near(name, known)}; there are {', '.join(known)}; a file is called {name}.toml or ./{name}"
+        raise PlanError(f"{name!r} is not a built-in plan{hint}")
+    return BUILT_IN / f"{name}.toml"
+
+
+def built_in() -> list[tuple[str, str, str, str]]:
+    """Return the name of each built-in plan, its question, how long it takes, and what it needs."""
+    return [(path.stem, *_question(path.read_text("utf-8"))) for path in sorted(BUILT_IN.glob("*.toml"))]
+
+
+def _question(text: str) -> tuple[str, str, str]:
+    """Return the question and the time of a plan, from the comment at its top, and what it needs."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    said = " ".join(line.removeprefix("#").strip() for line in lines)
+    took = re.search(r"about ([0-9.]+ minutes)", said)
+    needs = "other servers: `make peers` in a clone" if "{peers}" in text else ""
+    return said.partition("?")[0] + "?", took[1] if took else "-", needs
 
 
 def written(plan: Plan) -> str:
