@@ -57,18 +57,21 @@ def test_a_neighbour_is_seen_while_it_lives_however_it_ends(lab: Lab) -> None:
 @pytest.mark.slow
 def test_two_runs_on_one_machine_are_both_warned_and_one_folder_takes_one(lab: Lab, tmp_path: Path) -> None:
     first = lab.start(*QUICK, "--rounds", "50")
-    eventually((lab.out / "logs" / "001" / "generator.log").exists, within_s=DEADLINE_S, what="a second round")
-    refused = lab.run(*QUICK, "--rounds", "1")
-    assert refused.returncode == 2
-    assert f"another run (pid {first.pid}) is writing to {lab.out}: wait for its end" in refused.stderr
-    (tmp_path / "b").mkdir()
-    second = Lab(tmp_path / "b")
-    done = second.run(*QUICK, "--rounds", "1")
-    assert done.returncode == 0, done.stderr
-    assert f"loadtest run (pid {first.pid}" in done.stderr.splitlines()[0]
-    assert f"another loadtest run (pid {first.pid}) was on this machine" in done.stdout
-    first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=DEADLINE_S)
+    try:
+        eventually((lab.out / "logs" / "001" / "generator.log").exists, within_s=DEADLINE_S, what="a second round")
+        refused = lab.run(*QUICK, "--rounds", "1")
+        assert refused.returncode == 2
+        assert f"another run (pid {first.pid}) is writing to {lab.out}: wait for its end" in refused.stderr
+        (tmp_path / "b").mkdir()
+        second = Lab(tmp_path / "b")
+        done = second.run(*QUICK, "--rounds", "1")
+        assert done.returncode == 0, done.stderr
+        assert "warning: another loadtest run (pid " in done.stderr.splitlines()[0]
+        assert str(first.pid) in done.stderr.splitlines()[0]
+        assert f"another loadtest run (pid {first.pid}) was on this machine" in done.stdout
+    finally:
+        first.send_signal(signal.SIGINT)
+        out, err = first.communicate(timeout=DEADLINE_S)
     assert first.returncode == 130, err
     notes = [note for kept in lab.rounds() for note in kept["notes"]]
     assert any("another loadtest run (pid " in note and f"(pid {first.pid})" not in note for note in notes)

@@ -142,7 +142,9 @@ def test_who_waits_for_a_server_is_told_how_long(lab: Lab, interrupt: Interrupt)
     assert 0.9 < waits[0][0] < waits[1][0] < 2.6
 
 
-SLOT = Slot(cycle=0, position=0, configuration="s", server=Server(name="s"), load=Load(name="l", duration_s=3600))
+SLOT = Slot(
+    cycle=0, position=0, seed=1, configuration="s", server=Server(name="s"), load=Load(name="l", duration_s=3600)
+)
 
 
 def test_without_a_bar_a_long_wait_and_a_long_round_are_told_from_time_to_time(
