@@ -3,8 +3,8 @@
 The generator says only afterwards which window it measured (its clock is ours: CLOCK_MONOTONIC is one for the whole
 machine). So a probe keeps running counts, ten times a second, and cuts the window out of them at the end. Samples
 outside the window are never used: there the load is another. Growth between the first and the last sample inside is
-scaled to the whole window, which assumes that the up to 0.1 s at each edge are like the rest; `covered` says which part
-of the window was seen (90 % of 2 s at worst).
+scaled to the whole window, which assumes that what is left at its edges is like the rest; `covered` says which part
+of the window was seen.
 
 CPU time is read in nanoseconds from each process's own clock, plus the time of its dead children, which the kernel
 counts in ticks of 10 ms, and only once they were waited for.

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 # itself leave this module.
 
 
+_BEFORE_THE_END_S = (0.03, 0.008)  # of the window are two looks, as the last one may come too late to lie in it
 _LOOKS = 3  # of the generator's progress file for one rate: it is written twice a second, so this is one second
 
 
@@ -159,14 +160,19 @@ def _watch(
     interrupt: Interrupt,
     within_s: float,
 ) -> None:
-    """Sample until the generator ends. Raises ServerError if the server ends first, GeneratorError if time is up."""
+    """Sample until the generator ends, also at the edges of its window, so that the samples cover it.
+
+    Raises ServerError if the server ends first, GeneratorError if time is up.
+    """
     deadline = time.monotonic() + within_s
     watched: list[Child | Interrupt] = [generator, interrupt, *([server.child] if server.child else [])]
     due = time.monotonic()
     while True:
         for probe in probes:
             probe.sample()
-        due = max(due + PERIOD_S, time.monotonic())
+        now = time.monotonic()
+        edges = [edge for probe in probes if isinstance(probe, Live) for edge in probe.edges_s if edge > now]
+        due = min([max(due + PERIOD_S, now), *edges])
         ended, _, _ = select.select(watched, [], [], max(0.0, due - time.monotonic()))
         if generator in ended:
             return
@@ -178,9 +184,13 @@ def _watch(
 
 
 class Live:
-    """Reads the progress line that the generator writes (users/adapter.py). No figure of a round comes from here."""
+    """Reads the progress line that the generator writes (users/adapter.py). No figure of a round comes from here.
+
+    `edges_s`: when to look at the processes: when the window opens and shortly before it closes, once that is known.
+    """
 
     def __init__(self, file: Path, tell: Tell) -> None:
+        self.edges_s: tuple[float, ...] = ()
         self._file = file
         self._tell = tell
         self._seen: deque[tuple[int, int, int]] = deque(maxlen=_LOOKS)
@@ -194,9 +204,10 @@ class Live:
     def sample(self) -> None:
         """Read the line, and call `tell` if there is something new."""
         try:
-            at_ns, well, failed = map(int, self._file.read_bytes().split())
+            at_ns, well, failed, opens_ns, closes_ns = map(int, self._file.read_bytes().split())
         except (OSError, ValueError):
             return  # not there yet, or half written
+        self.edges_s = (opens_ns / 1e9, *(closes_ns / 1e9 - before_s for before_s in _BEFORE_THE_END_S))
         if not self._seen or at_ns != self._seen[-1][0]:
             self._seen.append((at_ns, well, failed))
             first_ns, before, _ = self._seen[0]

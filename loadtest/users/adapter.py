@@ -38,7 +38,6 @@ from loadtest.users.options import engine_of, scenario_of, stop_timeout_s
 if TYPE_CHECKING:
     from locust.env import Environment
     from locust.runners import Runner
-    from locust.stats import RequestStats
 
     from loadtest.generator.link import Batch
     from prefork.status.histogram import Histogram
@@ -98,6 +97,8 @@ class LocalRecording:
         if options.result:
             times = {"warmup_s": options.warmup, "window_s": options.window}
             self._recorder = Recorder(first_spawn_ns=time.perf_counter_ns(), **times)
+            opens_ns = self._recorder.opens_ns
+            self.environment.window_ns = (opens_ns, opens_ns + round(options.window * 1e9))
             self.environment.events.request.add_listener(self.on_request)
             self.environment.events.batch.add_listener(self.on_batch)
             self.environment.events.censored.add_listener(self.on_censored)
@@ -466,11 +467,16 @@ def begin(environment: Environment, runner: Runner, **_: object) -> None:
     """Write the progress file from now until the process ends; a master writes for its workers."""
     path = getattr(environment.parsed_options, "live", "")
     if path and not isinstance(runner, WorkerRunner):
-        gevent.spawn(_write, path, environment.stats)
+        gevent.spawn(_write, path, environment)
 
 
-def _write(path: str, stats: RequestStats) -> None:
-    """Write one line again and again: the monotonic clock in ns, exchanges that succeeded, exchanges that failed."""
+def _write(path: str, environment: Environment) -> None:
+    """Write one line again and again.
+
+    The monotonic clock in ns, exchanges that succeeded, exchanges that failed, and when the window opens and closes (0:
+    not known, or when the run ends).
+    """
+    stats = environment.stats
     with Path(path).open("wb", buffering=0) as file:
         while True:
             gevent.sleep(_PERIOD_S)
@@ -478,7 +484,9 @@ def _write(path: str, stats: RequestStats) -> None:
             failed = sum(entry.num_failures for entry in stats.entries.values())
             well = sum(entry.num_requests - entry.num_failures for entry in timed)
             # The counts only grow, so the new line covers the old one.
-            os.pwrite(file.fileno(), b"%d %d %d\n" % (time.monotonic_ns(), well, failed), 0)
+            opens_ns, closes_ns = getattr(environment, "window_ns", (0, 0))
+            line = b"%d %d %d %d %d\n" % (time.monotonic_ns(), well, failed, opens_ns, closes_ns)
+            os.pwrite(file.fileno(), line, 0)
 
 
 _coarse_bucket = locust.stats.bucket_response_time

@@ -190,10 +190,11 @@ def measure(
         capture_output=True,
         text=True,
     )
-    report = json.loads(reported.stdout) if reported.returncode == 0 else {}
+    assert reported.returncode == 0, done.stderr + reported.stderr
+    report = json.loads(reported.stdout)
     run = Run(status=done.returncode, out=done.stdout, err=done.stderr, report=report)
     written = [Notes.read(path) for path in sorted(notes.iterdir())]
-    for line in lab.rounds() if report else []:
+    for line in lab.rounds():
         run.rounds.append(_beside(line, report, written, servers))
     return run
 
