@@ -284,9 +284,12 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     made = []
-    for row in rows(options.only, options.seconds):
-        made.append(row)
-        print(*row, sep=" | ", file=sys.stderr, flush=True)
+    try:
+        for row in rows(options.only, options.seconds):
+            made.append(row)
+            print(*row, sep=" | ", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is shown", file=sys.stderr)
     print(tabulate(made, ["mode", "lab", *TOOLS, "verdict"], tablefmt=options.format))
     print(f"{len(made)} modes, {time.monotonic() - began:.0f} s, load average {os.getloadavg()[0]:.1f}")
 
