@@ -34,6 +34,8 @@ from loadtest.generator.account import Account, Arrivals, Slice, joined, slices_
 from prefork.status.histogram import Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loadtest.generator.link import Batch
 
 CONNECT = "CONNECT"
@@ -104,8 +106,7 @@ class Recorder:
                 self._done += latency.n
                 self._busy_ns += latency.sum_ns
             else:
-                for start_ns, end_ns in zip(starts_ns, ends_ns, strict=True):
-                    self.completed(start_ns, end_ns)
+                self._completed_apart(starts_ns, ends_ns)
         looked_ns = max(batch.gap_at_ns, self.opens_ns)
         gap_ns = min(batch.gap_at_ns + batch.gap_ns, self._closes_ns) - looked_ns
         self._gap_ns = max(self._gap_ns or 0, gap_ns)
@@ -113,13 +114,48 @@ class Recorder:
         for start_ns in batch.retried_ns:
             self.retried(start_ns)
 
+    def _completed_apart(self, starts_ns: Sequence[int], ends_ns: Sequence[int]) -> None:
+        """Record a batch that does not lie in one slice: what lies in the window together, the rest one by one.
+
+        One by one takes ten times as long, in which no socket is looked at: 5 ms for each 1,000 exchanges, once a
+        second. A rate of 4,000/s then saw 1 in 100 arrivals 1.5 ms late.
+        """
+        opens_ns, closes_ns = self.opens_ns, self._closes_ns
+        inside = [(start, end) for start, end in zip(starts_ns, ends_ns, strict=True) if opens_ns <= start]
+        if ends_ns[-1] >= closes_ns:
+            inside = [(start, end) for start, end in inside if end < closes_ns]
+        if len(inside) < len(ends_ns):
+            for start_ns, end_ns in zip(starts_ns, ends_ns, strict=True):
+                if end_ns < opens_ns:
+                    self._outside += 1
+                elif start_ns < opens_ns or end_ns >= closes_ns:
+                    self.completed(start_ns, end_ns)
+        if not inside:
+            return
+        self._slice(inside[-1][1])  # which may make slices wider
+        width_ns = self._width_ns
+        latencies_ns: dict[int, list[int]] = {}
+        for start_ns, end_ns in inside:
+            latencies_ns.setdefault((start_ns - opens_ns) // width_ns, []).append(end_ns - start_ns)
+        for number, found in latencies_ns.items():
+            self._slices.setdefault(number, Slice()).latency.record_many(found)
+            self._busy_ns += sum(found)
+        for number, count in Counter([(end_ns - opens_ns) // width_ns for _, end_ns in inside]).items():
+            self._slices.setdefault(number, Slice()).ended += count
+        self._done += len(inside)
+
     def _schedule(self, batch: Batch) -> None:
         """Record what only the open model has: service times, arrivals, missed ones."""
+        if not batch.offered and not batch.due_ns:
+            return
+        opens_ns, closes_ns = self.opens_ns, self._closes_ns
         times = zip(batch.due_ns, batch.sent_ns, batch.end_ns, strict=bool(batch.due_ns))
-        self._service.record_many([end_ns - sent_ns for due_ns, sent_ns, end_ns in times if self._inside(due_ns)])
+        self._service.record_many(
+            [end_ns - sent_ns for due_ns, sent_ns, end_ns in times if opens_ns <= due_ns < closes_ns]
+        )
         if batch.offered:
             self._lag = self._lag or Histogram()
-            self._lag.record_many([lag_ns for due_ns, lag_ns in batch.offered if self._inside(due_ns)])
+            self._lag.record_many([lag_ns for due_ns, lag_ns in batch.offered if opens_ns <= due_ns < closes_ns])
         self._missed += sum(self._inside(due_ns) for due_ns in batch.missed_ns)
 
     def failed(self, start_ns: int, end_ns: int, cause: str) -> None:
