@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from loadtest.analysis.inference import MIN_PAIRS, Contrast, Ratio, confirmed, ratio, unpaired, widest, without_interval
 from loadtest.analysis.sharing import sharing
 from loadtest.analysis.steadiness import unsteady
+from loadtest.analysis.verdict import FAILED_SHARE
 from loadtest.plan.plan import AA_MARK
 from prefork.status.histogram import Histogram, estimable
 
@@ -429,6 +430,11 @@ def _flattered(configurations: Sequence[Configuration]) -> Iterable[str]:
 def _doubts(configurations: Sequence[Configuration]) -> Iterable[str]:
     """List where client and server count differently, or connections are unevenly held, and no verdict says so."""
     for found in configurations:
+        if found.retried and found.retried > FAILED_SHARE * found.latency.n:
+            yield (
+                f"{found.name} ({found.load}): {found.retried:,} requests were sent once more, as their kept "
+                "connection ended before any byte of the answer: a POST would be lost (--no-retry counts them as failed)"
+            )
         if found.sharing and found.sharing.uneven and found.verdict != "UNEVEN":
             yield f"{found.name} ({found.load}): {found.sharing.uneven}"
         if found.sharing and found.sharing.doubt and found.verdict not in ("GENERATOR", "SHARED-CPU"):

@@ -69,7 +69,11 @@ def judge(client: Client, signals: Signals, server_cpus: int) -> Verdict:
 
 
 def _nothing(client: Client, _signals: Signals, _cpus: int) -> str:
-    return "" if client.completed else f"no exchange completed; {_causes(client) or 'none failed either'}"
+    return (
+        ""
+        if client.completed
+        else f"no exchange completed; {_causes(client) or 'none failed either: try a longer --duration'}"
+    )
 
 
 def _errors(client: Client, _signals: Signals, _cpus: int) -> str:
@@ -98,7 +102,7 @@ def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
         text += f"; in flight grew by {figures.digits(grew / client.duration_s)}/s"
     if arrivals.missed:
         text += f"; {arrivals.missed:,} of {arrivals.offered:,} were missed"
-    return text
+    return f"{text}; {_causes(client)}" if _causes(client) else text
 
 
 def _steadily(client: Client) -> bool:
@@ -125,12 +129,12 @@ def _little(client: Client, signals: Signals, _cpus: int) -> str:
     """Check Little's law, exchanges in flight = rate x latency: when the client's two counts disagree, trust neither.
 
     The law is about long times. An exchange that an edge of the window cuts is whole in one count and not in the other:
-    as many as are in flight, by the longest latency at most.
+    as many as are in flight, by the longest of them at most, also if that came due in the warm-up.
     """
     counted = client.busy_s / client.duration_s
     derived = client.completed / client.duration_s * client.latency.mean_ns / 1e9
     off = abs(counted - derived) / max(counted, derived)
-    if off <= LITTLE + client.latency.max_ns / 1e9 / client.duration_s:
+    if off <= LITTLE + client.longest_ns / 1e9 / client.duration_s:
         return ""
     text = f"Little's law is off by {off:.0%}: {counted:.1f} in flight counted, {derived:.1f} by rate x latency"
     if signals.queue is None or 2 * signals.queue.depth_mean < counted - derived:
@@ -339,8 +343,8 @@ def _causes(client: Client) -> str:
 
 _RULES: tuple[tuple[str, Rule], ...] = (
     ("INVALID", _nothing),
-    ("INVALID", _errors),
     ("INVALID", _offered),
+    ("INVALID", _errors),
     ("INVALID", _little),
     ("GENERATOR", _lag),
     ("GENERATOR", _generator),

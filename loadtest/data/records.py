@@ -71,6 +71,7 @@ class Client:
     censored: int  # came due in the window, and were given up when the run ended
     retried: int  # exchanges that were sent once more, on a new connection
     busy_s: float  # time that connections spent inside exchanges, cut at the window's edges
+    longest_ns: int  # the longest of these exchanges
     latency: Histogram
     service_time: Histogram
     arrivals: Arrivals | None  # None in the closed model
@@ -120,6 +121,7 @@ class Client:
                 censored=data["censored"],
                 retried=data.get("retried", 0),
                 busy_s=data["busy_s"],
+                longest_ns=data["longest_ns"],
                 latency=Histogram.from_json(data["latency"]),
                 service_time=Histogram.from_json(data["service_time"]),
                 arrivals=Arrivals.from_json(found) if (found := data.get("arrivals")) else None,
@@ -142,6 +144,7 @@ def _converted(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if mean_s and not data["failures"] and not data["censored"]:
         rate = data["busy_s"] / data["duration_s"] / mean_s
     ended = {"ended": data["completed"], "ended_failed": sum(data["failures"].values()), "rate_per_s": rate}
+    ended["longest_ns"] = Histogram.from_json(data["latency"]).max_ns
     seconds = [{**second, "ended": second["completed"]} for second in data.get("per_second", ())]
     return {**data, **ended, "schema": CLIENT_SCHEMA, "per_second": seconds}
 

@@ -108,6 +108,7 @@ class Account:
     duration_s: float  # length of the window
     done: float  # exchanges that went well, each with the part of its time that lies in the window
     busy_s: float
+    longest_ns: int  # the longest exchange that was in flight in the window, whenever it came due
     censored: int
     ended_failed: int  # exchanges that failed in the window, whenever they came due
     retried: int  # exchanges that were sent once more
@@ -164,6 +165,7 @@ class Account:
             duration_s=duration_s,
             done=sum(account.done for account in accounts),
             busy_s=sum(account.busy_s for account in accounts),
+            longest_ns=max(account.longest_ns for account in accounts),
             censored=sum(account.censored for account in accounts),
             ended_failed=sum(account.ended_failed for account in accounts),
             retried=sum(account.retried for account in accounts),
@@ -222,6 +224,7 @@ class Account:
                 for number, found in enumerate(self.slices)
             ],
             "busy_s": self.busy_s,
+            "longest_ns": self.longest_ns,
         }
 
 
@@ -235,6 +238,7 @@ _NUMBERS = (
     "width_s",
     "done",
     "busy_s",
+    "longest_ns",
     "censored",
     "ended_failed",
     "retried",

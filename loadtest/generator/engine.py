@@ -10,10 +10,10 @@ What came is read from all sockets before anything is sent: so nothing that has 
 its clock running, and the server, which gets its requests in a row, needs not be woken for each.
 
 Exchanges that went well are noted in a Batch, which is reported four times a second or when it holds 250: to sort and
-record one takes over a microsecond for each exchange, in which no socket is looked at and no arrival is seen. With 2,000
-in a batch 1 in 100 arrivals at 15,000/s was seen 4 ms late, with 250 less than 1 ms; the most that the engine can do is
-the same. The longest time without a look is in the batch too (gap_ns). Failures are reported one by one; they are meant
-to be rare.
+record one takes over a microsecond for each exchange, in which no socket is looked at and no arrival is seen. With
+2,000 in a batch 1 in 100 arrivals at 15,000/s was seen 4 ms late, with 250 less than 1 ms; the most that the engine can
+do is the same. The longest time without a look is in the batch too (gap_ns). Failures are reported one by one; they are
+meant to be rare.
 
 What links do, and when, is in link.py.
 """

@@ -62,6 +62,7 @@ class Recorder:
         self._ended_failed = 0
         self._done = 0.0  # exchanges that went well, each with the part of its time that lies in the window
         self._busy_ns = 0
+        self._longest_ns = 0  # of the exchanges that were in flight in the window
         self._censored = 0
         self._outside = 0
         self._outside_failed = 0
@@ -105,6 +106,7 @@ class Recorder:
                 found.ended += latency.n
                 self._done += latency.n
                 self._busy_ns += latency.sum_ns
+                self._longest_ns = max(self._longest_ns, latency.max_ns)
             else:
                 self._completed_apart(starts_ns, ends_ns)
         looked_ns = max(batch.gap_at_ns, self.opens_ns)
@@ -140,6 +142,7 @@ class Recorder:
         for number, found in latencies_ns.items():
             self._slices.setdefault(number, Slice()).latency.record_many(found)
             self._busy_ns += sum(found)
+            self._longest_ns = max(self._longest_ns, *found)
         for number, count in Counter([(end_ns - opens_ns) // width_ns for _, end_ns in inside]).items():
             self._slices.setdefault(number, Slice()).ended += count
         self._done += len(inside)
@@ -204,6 +207,7 @@ class Recorder:
             duration_s=length_ns / 1e9,
             done=self._done,
             busy_s=self._busy_ns / 1e9,
+            longest_ns=self._longest_ns,
             censored=self._censored,
             retried=self._retried,
             failures=self._failures,
@@ -221,7 +225,9 @@ class Recorder:
     def _spend(self, start_ns: int, end_ns: int) -> int:
         """Add the part of an exchange's time that lies in the window to `busy_s`; return it, in ns."""
         inside_ns = max(0, min(end_ns, self._closes_ns) - max(start_ns, self.opens_ns))
-        self._busy_ns += inside_ns
+        if inside_ns:
+            self._busy_ns += inside_ns
+            self._longest_ns = max(self._longest_ns, end_ns - start_ns)
         return inside_ns
 
     def _together(self, first_ns: int, last_ns: int) -> bool:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 
 PERIOD_S = 0.1
+MOST_SAMPLES = 6000  # of a round: ten minutes; in a longer one every second sample is kept, then every fourth, ...
 HELD_MOST = 4000  # connections; of more, nobody counts who has them
 HELD_PERIOD_NS = 300_000_000
 HELD_SHARE = 200  # such a count may cost one part of so many of a core
@@ -100,13 +101,21 @@ class Probe:
         self._port = port
         self._held_due_ns = 0 if counts_held else None
         self._samples: list[Sample] = []
+        self._stride = 1  # every so many of the looks is a sample
+        self._looks = 0
         self._wait = _Growth()
         self._wanted = _Growth()
         self._voluntary = _Growth()
         self._involuntary = _Growth()
 
     def sample(self) -> None:
-        """Take a sample."""
+        """Take a sample, in a long round now and then only."""
+        self._looks += 1
+        if self._looks % self._stride:
+            return
+        if len(self._samples) >= MOST_SAMPLES:
+            self._samples = self._samples[::2]
+            self._stride *= 2
         at_ns = time.monotonic_ns()
         pids = self._pids()
         cpu = {pid: procfs.cpu_ns(pid) for pid in pids}

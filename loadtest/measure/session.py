@@ -1,8 +1,9 @@
 """A run: every slot of the plan in its order, each round kept as soon as it is done, whatever happens to the next.
 
-A round that is lost (INVALID, though the server has been measured before) is measured again at the end of its cycle, as
-one pair of rounds fewer may be one too few. At most _AGAIN times a configuration, and never what is measured again: a
-server whose rounds are often INVALID is not to be tried until it looks well.
+A round that is lost (INVALID, where the server has a valid one) is measured again at the end of its cycle, or of the
+one in which the first valid one comes, as one pair of rounds fewer may be one too few. At most _AGAIN times a
+configuration, and never what is measured again: a server whose rounds are often INVALID is not to be tried until it
+looks well.
 
 A run that is extended goes on counting cycles. Without `until` it adds the plan's rounds; with it, it adds those that
 are missing to the plan's rounds and then cycle after cycle, none when all is narrow already.
@@ -265,6 +266,7 @@ class _Session:
         self._again: Counter[tuple[str, str]] = Counter()  # configuration, load -> rounds measured again in this run
         self._lost: list[Slot] = []  # of this cycle
         self._good = {_key(done) for done in self._rounds if not done.error}
+        self._valid = {_key(done) for done in self._rounds if done.verdict.valid}
         self._began_s = time.monotonic()
 
     def slots(self) -> Iterator[Slot]:
@@ -305,6 +307,8 @@ class _Session:
             outcome.failed += done.verdict.name == "INVALID"
             if key not in self._good:
                 outcome.dropped.add(key)
+        if done.verdict.valid:
+            self._valid.add(key)
         if done.verdict.name == "INVALID" and key in self._good and slot.again is None:
             self._lost.append(replace(slot, again=done.number))
 
@@ -316,11 +320,13 @@ class _Session:
             yield from self._repeated(len(slots))
 
     def _repeated(self, position: int) -> Iterator[Slot]:
-        """Yield the slots of the cycle that were lost and may be measured again, from this position on."""
+        """Yield the slots that were lost and may be measured again, from this position on."""
         lost, self._lost = self._lost, []
         for slot in lost:
             key = (slot.configuration, slot.load.name)
-            if self._again[key] < _AGAIN:
+            if (slot.server.name, slot.load.name) not in self._valid:
+                self._lost.append(slot)  # perhaps after the next cycle
+            elif self._again[key] < _AGAIN:
                 self._again[key] += 1
                 self._progress.expect(1)
                 yield replace(slot, position=position)

@@ -269,7 +269,8 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Equal for plans whose rounds may lie in one folder: their number may differ, what is measured may not."""
-        all_of_it = asdict(self) | {"baseline": self.reference}
+        servers = [asdict(replace(server, ready_s=0.0, grace_s=0.0)) for server in self.servers]
+        all_of_it = asdict(self) | {"baseline": self.reference, "servers": servers}
         same = {key: value for key, value in all_of_it.items() if key not in _MAY_DIFFER}
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 

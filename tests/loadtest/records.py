@@ -45,6 +45,7 @@ def generator_file(**change: Any) -> dict[str, Any]:
         "failures": {},
         "censored": 0,
         "busy_s": 32.0,
+        "longest_ns": Histogram.from_json(change["latency"]).max_ns if "latency" in change else 16_000_000,
         "latency": latency.to_json(),
         "service_time": latency.to_json(),
         "arrivals": None,

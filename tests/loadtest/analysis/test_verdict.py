@@ -33,6 +33,13 @@ def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any
     [
         ({}, {}, "OK", "nothing"),
         ({"completed": 0, "failures": {"refused": 7}}, {}, "INVALID", "no exchange completed; 7 refused"),
+        ({"completed": 0}, {}, "INVALID", "no exchange completed; none failed either: try a longer --duration"),
+        (
+            {"arrivals": arrivals(offered=2500), "censored": 68, "failures": {"timeout": 9}},
+            {},
+            "INVALID",
+            "1,000/s of 1,250/s; in flight grew by 246/s; 9 timeout, 68 cut off by the end",
+        ),
         ({"failures": {"timeout": 3}}, {}, "INVALID", "0.1% of the exchanges failed; 3 timeout"),
         ({"failures": {"timeout": 2}}, {}, "OK", "nothing"),
         ({"busy_s": 30.0}, {}, "INVALID", "off by 6%: 15.0 in flight counted, 16.0 by rate x latency"),
@@ -232,6 +239,13 @@ def test_what_the_edges_of_the_window_cut_does_not_break_littles_law() -> None:
     for busy_s, holds in ((whole_s - 6, True), (whole_s + 6, True), (whole_s / 2, False)):
         found = judge(client(**seen, busy_s=busy_s), signals(), server_cpus=2)
         assert ("Little" not in found.reason) == holds, found.reason
+
+
+def test_a_stall_over_the_opening_does_not_break_littles_law() -> None:
+    """What came due in the warm-up is in flight in the window, and in no latency of it."""
+    seen = {"busy_s": 32.0 + 16 * 0.3, "longest_ns": 300_000_000}
+    assert judge(client(**seen), signals(), server_cpus=2).name == "OK"
+    assert "Little" in judge(client(**seen | {"longest_ns": 16_000_000}), signals(), server_cpus=2).reason
 
 
 def test_a_backlog_that_was_large_when_the_window_opened_is_seen_to_grow() -> None:

@@ -68,6 +68,8 @@ def test_latency_is_of_what_came_due_in_the_window_and_throughput_of_what_was_do
     ended = [outcome for start, _, outcome in exchanges if not opens_ns <= start < closes_ns and outcome is not None]
     assert result["outside"] == {"completed": ended.count(""), "failed": sum(map(bool, ended))}
     assert result["busy_s"] == sum(overlap for overlap in overlaps if overlap > 0) / 1e9
+    lengths = [length for (_, length, _), overlap in zip(exchanges, overlaps, strict=True) if overlap > 0]
+    assert result["longest_ns"] == max(lengths, default=0)
     well = [(start, length) for start, length, outcome in exchanges if outcome == ""]
     ends = [start + length for start, length in well if opens_ns <= start + length < closes_ns]
     assert result["ended"] == len(ends)

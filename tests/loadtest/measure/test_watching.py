@@ -107,6 +107,21 @@ os.wait()
 """
 
 
+def test_a_long_round_needs_no_more_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.measure.probe.MOST_SAMPLES", 16)
+    probe = Probe([os.getpid()])
+    start_ns = time.monotonic_ns()
+    used_ns = time.process_time_ns()
+    for _ in range(500):
+        probe.sample()
+    end_ns = time.monotonic_ns()
+    assert 8 <= len(probe.series(start_ns)) <= 16
+    seen = probe.usage(start_ns, end_ns)
+    assert seen is not None
+    assert seen.covered > 0.8
+    assert seen.cpu_ns == pytest.approx(time.process_time_ns() - used_ns, rel=0.3)
+
+
 def test_a_server_is_found_by_its_port_and_its_workers_by_the_socket_that_they_hold(tmp_path: Path) -> None:
     with child(tmp_path, sys.executable, "-c", FORKING) as parent:
         port = int(line_in(tmp_path / "log"))

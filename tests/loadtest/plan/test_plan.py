@@ -119,6 +119,8 @@ def test_only_what_is_measured_makes_a_fingerprint() -> None:
     plan = Plan(name="p", servers=(ONE, TWO), loads=(NAP,), pin=Pin(server=(0,), load=(1,)), baseline="two")
     more = Plan(name="q", servers=(ONE, TWO), loads=(NAP,), pin=plan.pin, baseline="two", rounds=20, aa=False)
     assert more.fingerprint() == plan.fingerprint()
+    patient = replace(plan, servers=(replace(ONE, ready_s=90.0, grace_s=1.0), TWO))
+    assert patient.fingerprint() == plan.fingerprint()
     other = Plan(name="p", servers=(ONE, TWO), loads=(NAP,), baseline="two")
     assert other.fingerprint() != plan.fingerprint()
 

@@ -177,6 +177,8 @@ def test_what_was_sent_once_more_is_told() -> None:
     report = Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds))
     line = "retried: 1,400 of one: a kept connection ended before any byte of the answer"
     assert [said for said in render(report, "text").splitlines() if said.startswith("retried")] == [line]
+    (warning,) = [said for said in report.comparison.warnings if "sent once more" in said]
+    assert warning.startswith("one (nap): 1,400 requests were sent once more")
     found = json.loads(render(report, "json"))["configurations"]
     assert [one["retried"] for one in found] == [1400, 0, None]
     rows = csv.DictReader(io.StringIO(render(report, "csv")))
