@@ -433,7 +433,7 @@ def _doubts(configurations: Sequence[Configuration]) -> Iterable[str]:
         if found.retried and found.retried > FAILED_SHARE * found.latency.n:
             yield (
                 f"{found.name} ({found.load}): {found.retried:,} requests were sent once more, as their kept "
-                "connection ended before any byte of the answer: a POST would be lost (--no-retry counts them as failed)"
+                "connection ended before any byte of the answer; a POST would be lost. --no-retry counts them as failed"
             )
         if found.sharing and found.sharing.uneven and found.verdict != "UNEVEN":
             yield f"{found.name} ({found.load}): {found.sharing.uneven}"
