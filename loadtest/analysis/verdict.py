@@ -230,7 +230,7 @@ def _queueing(client: Client, signals: Signals, _cpus: int) -> str:
     if signals.queue is None:
         return ""
     per_connection = client.latency.mean_ns / 1e6
-    waited = 1e3 * signals.queue.depth_mean / client.rate_per_s
+    waited = min(1e3 * signals.queue.depth_mean / client.rate_per_s, per_connection)  # those that stay wait for longer
     if waited < QUEUE_SHARE * per_connection:
         return ""
     seen = f"{signals.queue.depth_mean:.1f} connections stood in the accept queue"

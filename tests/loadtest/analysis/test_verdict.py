@@ -51,6 +51,7 @@ def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any
         ({}, {"server": usage(cpu_ns=19 * SECOND // 5)}, "SERVER-CPU", "1.90 of its 2 cores"),
         ({}, {"server": usage(busiest_ns=19 * SECOND // 10)}, "SERVER-CPU", "busiest process used 95% of a core"),
         ({}, {"queue": queue(depth_mean=12.0, depth_max=14)}, "SERVER-QUEUE", "about 12.0 of 16.0 ms"),
+        ({}, {"queue": queue(depth_mean=24.0, depth_max=30)}, "SERVER-QUEUE", "about 16.0 of 16.0 ms"),
         (
             {},
             {"server": usage(cpu_ns=19 * SECOND // 5), "queue": queue(depth_mean=12.0, depth_max=14)},
