@@ -378,8 +378,9 @@ def _troubles(rounds: Sequence[Round]) -> Iterable[str]:
     for load, names in limited.items():
         which = f"{load}: the generator was the limit in rounds of {', '.join(names)}"
         yield f"{which}; no latency of these is compared, and no requests/s of the slower of two servers"
+    total = Counter(done.configuration for done in rounds)
     for (name, note), count in Counter((done.configuration, note) for done in rounds for note in done.notes).items():
-        yield f"{name}: {note} ({count} rounds)"
+        yield f"{name}: {note} ({count} of {total[name]} rounds)"
     yield from _others(rounds)
     if len(_machine(rounds)) > 1:
         yield "the rounds come from different machines, kernels or Pythons"
