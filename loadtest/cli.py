@@ -374,7 +374,7 @@ def _plan(path: Path | None, lines: Sequence[str], attach: str | None, flags: Ma
 
 def _server(line: str, waits: Mapping[str, Any]) -> Server:
     name, separator, command = line.partition("=")
-    if not separator or not name.strip():
+    if not separator or not name.strip() or not command.strip():
         raise PlanError(f"--server: {line!r} is not NAME=COMMAND")
     try:
         return Server(name=name.strip(), command=values.command(command), **waits)
@@ -383,7 +383,11 @@ def _server(line: str, waits: Mapping[str, Any]) -> Server:
 
 
 def _check(wanted: Plan, fail_if: Sequence[Condition], base: Path) -> None:
-    """Check now what would fail later in the run. Raises PlanError, ConditionError."""
+    """Check now what would fail later in the run, or be ignored. Raises PlanError, ConditionError."""
+    for load in wanted.loads:
+        if load.unused:
+            said = f"{load.unused} is for scenario http; {load.scenario} sends no request"
+            raise PlanError(f"load {load.name!r}: {said}; write scenario http, or leave it out")
     usable = os.sched_getaffinity(0)
     missing = sorted({*wanted.pin.server, *wanted.pin.load} - usable) if wanted.pin else []
     if missing:

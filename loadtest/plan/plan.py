@@ -117,6 +117,22 @@ class Load:
         """What `path` names: each PATH or @FILE."""
         return (self.path,) if isinstance(self.path, str) else self.path
 
+    @property
+    def unused(self) -> str:
+        """The first setting that this load would ignore, as it is one of a request, or nothing."""
+        if self.scenario in (*OVER_HTTP, RAW):
+            return ""
+        given = {
+            "method": self.method != "GET",
+            "path": self.path != "/",
+            "header": bool(self.headers),
+            "body": bool(self.body),
+            "keep-alive": not self.keep_alive,
+            "status": self.status != "2xx",
+            "length": self.length is not None,
+        }
+        return next((name for name, is_set in given.items() if is_set), "")
+
     def _check_users(self) -> None:
         """Check what cannot go with the users of a locustfile. Raises PlanError."""
         if self.rate_per_s:

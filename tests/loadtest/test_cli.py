@@ -45,6 +45,15 @@ def test_help_teaches_with_examples(command: list[str]) -> None:
     [
         (["run"], "nothing to measure: give a plan, --server NAME=COMMAND or --attach HOST:PORT"),
         (["run", "--server", "one"], "'one' is not NAME=COMMAND"),
+        (["run", "--server", "one="], "'one=' is not NAME=COMMAND"),
+        (
+            ["run", "--server", "one=x {port}", "--path", "/items"],
+            "path is for scenario http; talkback sends no request; write scenario http, or leave it out",
+        ),
+        (
+            ["run", "--server", "one=x {port}", "--scenario", "nap", "--no-keep-alive"],
+            "load 'nap': keep-alive is for scenario http; nap sends no request",
+        ),
         (["run", "--server", "one=serve"], "says nowhere which port to serve on"),
         (["run", "--server", "one=serve '{port}"], "is not a command line: No closing quotation"),
         (["run", "--server", SERVER, "--rounds", "0"], "'0' is not a whole number from 1"),
