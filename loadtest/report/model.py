@@ -170,9 +170,8 @@ class Report:
         order = "interleaved" if self.plan.seed is None else f"in random order (seed {self.plan.seed})"
         if self.comparison.baseline != self.plan.reference:
             order = "of two runs"
-        lines.append(
-            f"rounds: {measured} measured, {len(self.rounds) - measured} not; {order}, a fresh server for each"
-        )
+        fresh = "" if any(server.attach for server in self.plan.servers) else ", a fresh server for each"
+        lines.append(f"rounds: {measured} measured, {len(self.rounds) - measured} not; {order}{fresh}")
         family = self.comparison.family
         lines += [f"chance: {family.describe()}"] if family.comparisons else []
         for load, floor in self.comparison.floors.items():

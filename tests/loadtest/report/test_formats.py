@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -159,6 +160,13 @@ def test_processes_of_others_on_the_machine_are_told() -> None:
     ]
     text = render(Report(plan=PLAN, rounds=rounds, comparison=compare(PLAN, rounds)), "text")
     assert "warning: other processes used up to 0.8 of 2 cores, in 2 of 3 rounds" in text
+
+
+def test_no_server_is_called_fresh_that_the_lab_did_not_start() -> None:
+    plan = replace(PLAN, servers=(replace(PLAN.servers[0], command="", attach="127.0.0.1:80"), *PLAN.servers[1:]))
+    rounds = [measured("one", 0)]
+    notes = Report(plan=plan, rounds=rounds, comparison=compare(plan, rounds)).notes()
+    assert "rounds: 1 measured, 0 not; interleaved" in notes
 
 
 def test_failures_are_listed_by_cause() -> None:
