@@ -67,7 +67,7 @@ WITH_ONE_IMPORTER = {
         "loadtest.report.html.charts", "prefork.status.prometheus", "prefork.http.access_log",
     },
     "pure, where its importer is not": {
-        "loadtest.analysis.conditions", "loadtest.analysis.verdict", "prefork.master.rollout", "prefork.cli.top.view",
+        "loadtest.analysis.conditions", "prefork.master.rollout", "prefork.cli.top.view",
     },
     "a part of the master, which all meet in its loop": {
         "prefork.master.autoreload", "prefork.master.commands", "prefork.master.lifecycle", "prefork.master.slow_log",
