@@ -386,8 +386,9 @@ def _check(wanted: Plan, fail_if: Sequence[Condition], base: Path) -> None:
     """Check now what would fail later in the run, or be ignored. Raises PlanError, ConditionError."""
     for load in wanted.loads:
         if load.unused:
-            said = f"{load.unused} is for scenario http; {load.scenario} sends no request"
-            raise PlanError(f"load {load.name!r}: {said}; write scenario http, or leave it out")
+            raise PlanError(f"load {load.name!r}: {load.unused}")
+    if wanted.within_s != Plan.within_s and not wanted.until:
+        raise PlanError("within is for until; add until, or leave it out")
     usable = os.sched_getaffinity(0)
     missing = sorted({*wanted.pin.server, *wanted.pin.load} - usable) if wanted.pin else []
     if missing:

@@ -1,8 +1,9 @@
 """Starts commands in a session of their own, makes sure that they are gone afterwards, and handles Ctrl-C meanwhile.
 
 The own session keeps the terminal's Ctrl-C from the children (the lab stops them in its own order), and makes every
-process findable that a command leaves behind. The CPU affinity is set on our own thread around the fork, and the child
-inherits it: no wrapper program, and nothing runs between fork and exec.
+process findable that a command leaves behind. If the lab is killed, the kernel sends them SIGTERM: a server that stayed
+would take its CPU from the next run. The CPU affinity is set on our own thread around the fork, and the child inherits
+it: no wrapper program.
 
 Ctrl-C and SIGTERM raise no exception, which could come between a fork and the line that keeps its pid. Their handler
 only sets a flag. Every wait of a round also watches the descriptor of the Interrupt, and then raises Interrupted in a
@@ -19,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from loadtest.measure import procfs
+from prefork.core.libc import libc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
 
 
 _KILL_S = 5.0
+_PR_SET_PDEATHSIG = 1
 _LOG_TAIL_BYTES = 16_384
+
+
+def _end_with_the_lab() -> None:
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class ChildError(Exception):
@@ -53,6 +60,7 @@ class Child:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
+                    preexec_fn=_end_with_the_lab,  # noqa: PLW1509 - one system call, and no thread runs beside us
                 )
             except OSError as error:
                 missing = error.filename if error.filename != argv[0] else "the command"

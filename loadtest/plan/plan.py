@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -28,6 +28,18 @@ ENGINES = ("fast", "readable")
 ARRIVALS = ("constant", "poisson")
 ORDERS = ("sequence", "random")
 AA_MARK = "'"
+_OF_REQUESTS = {  # fields of a load -> the keys that set them
+    "method": "method",
+    "path": "path",
+    "path_order": "path-order",
+    "headers": "header",
+    "body": "body",
+    "keep_alive": "keep-alive",
+    "retry": "retry",
+    "status": "status",
+    "length": "length",
+}
+_OF_RATES = {"arrivals": "arrivals", "max_in_flight": "max-in-flight"}
 AA_MIN_ROUNDS = 6
 _SCENARIO = "talkback"
 _TIMEOUT_S = 10.0
@@ -119,19 +131,14 @@ class Load:
 
     @property
     def unused(self) -> str:
-        """The first setting that this load would ignore, as it is one of a request, or nothing."""
-        if self.scenario in (*OVER_HTTP, RAW):
-            return ""
-        given = {
-            "method": self.method != "GET",
-            "path": self.path != "/",
-            "header": bool(self.headers),
-            "body": bool(self.body),
-            "keep-alive": not self.keep_alive,
-            "status": self.status != "2xx",
-            "length": self.length is not None,
-        }
-        return next((name for name, is_set in given.items() if is_set), "")
+        """The first setting that this load would ignore, and why; empty when there is none."""
+        given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        if self.scenario not in (*OVER_HTTP, RAW) and (found := [name for name in given if name in _OF_REQUESTS]):
+            key = _OF_REQUESTS[found[0]]
+            return f"{key} is for scenario http; {self.scenario} sends no request; write scenario http, or leave it out"
+        if not self.rate_per_s and (found := [name for name in given if name in _OF_RATES]):
+            return f"{_OF_RATES[found[0]]} is for a rate; add a rate, or leave it out"
+        return ""
 
     def _check_users(self) -> None:
         """Check what cannot go with the users of a locustfile. Raises PlanError."""
