@@ -69,11 +69,9 @@ def judge(client: Client, signals: Signals, server_cpus: int) -> Verdict:
 
 
 def _nothing(client: Client, _signals: Signals, _cpus: int) -> str:
-    return (
-        ""
-        if client.completed
-        else f"no exchange completed; {_causes(client) or 'none failed either: try a longer --duration'}"
-    )
+    if not client.completed:
+        return f"no exchange completed; {_causes(client) or 'none failed either: try a longer --duration'}"
+    return "" if client.rate_per_s else "no exchange ended in the window; try a longer --warmup and --duration"
 
 
 def _errors(client: Client, _signals: Signals, _cpus: int) -> str:

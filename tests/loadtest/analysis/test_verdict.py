@@ -40,6 +40,12 @@ def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any
             "INVALID",
             "1,000/s of 1,250/s; in flight grew by 246/s; 9 timeout, 68 cut off by the end",
         ),
+        (
+            {"arrivals": arrivals(offered=4), "completed": 4, "ended": 0, "busy_s": 12.0},
+            {},
+            "INVALID",
+            "no exchange ended in the window; try a longer --warmup and --duration",
+        ),
         ({"failures": {"timeout": 3}}, {}, "INVALID", "0.1% of the exchanges failed; 3 timeout"),
         ({"failures": {"timeout": 2}}, {}, "OK", "nothing"),
         ({"busy_s": 30.0}, {}, "INVALID", "off by 6%: 15.0 in flight counted, 16.0 by rate x latency"),
