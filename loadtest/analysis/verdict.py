@@ -261,13 +261,15 @@ def _loop_blocked(client: Client, signals: Signals, _cpus: int) -> str:
     )
 
 
-def _threads_taken(_client: Client, signals: Signals, _cpus: int) -> str:
-    """Check, where the server says so, whether all its threads were in the application."""
+def _threads_taken(client: Client, signals: Signals, _cpus: int) -> str:
+    """Check, where the server says so, whether all its threads were in the application and exchanges waited for one."""
     known = [(worker.busy, worker.threads) for worker in signals.workers or ()]
     busy = sum(taken or 0.0 for taken, _ in known)
     threads = sum(there or 0 for _, there in known)
     if not threads or None in [there for _, there in known] or busy < TAKEN * threads:
         return ""
+    if client.busy_s / client.duration_s <= threads:
+        return ""  # each exchange had a thread of its own: with more threads there would not be more to do
     return f"{busy:.1f} of {threads} threads were in the application at a time; try more --threads or --workers"
 
 

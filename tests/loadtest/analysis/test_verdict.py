@@ -89,11 +89,17 @@ def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any
         ),
         (
             {},
-            IDLE | {"workers": workers(8, 8, threads=8, busy=7.5, loop=False)},
+            IDLE | {"workers": workers(8, 8, threads=4, busy=3.75, loop=False)},
             "SERVER-THREADS",
-            "15.0 of 16 threads were in the application at a time; try more --threads or --workers",
+            "7.5 of 8 threads were in the application at a time; try more --threads or --workers",
         ),
-        ({}, IDLE | {"workers": workers(8, 8, threads=8, busy=7.0, loop=False)}, "OK", "nothing"),
+        ({}, IDLE | {"workers": workers(8, 8, threads=4, busy=3.5, loop=False)}, "OK", "nothing"),
+        (
+            {},  # a thread for each of 16 clients
+            IDLE | {"alone_ns": 15 * MS, "workers": workers(8, 8, threads=8, busy=7.9, loop=False)},
+            "IDLE-LIMITED",
+            "try more --connections",
+        ),
         (
             {},
             {"workers": workers(8, 8, threads=1, busy=1.0), "server": usage(busiest_ns=19 * SECOND // 10)},
