@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from loadtest.data.records import Client, Round, Second
 
-_WHOLE = 0.99  # of a second, or of the other parts: what is shorter is the window's last part
+_WHOLE = 0.99  # of a second, or of the first part: what is shorter is the window's last part
 _FEW = 4  # rounds; with fewer, only what is obvious within each of them counts
 _TREND, _FIRST, _OBVIOUS = 0.1, 0.15, 0.5  # parts of the median
 _ORDERED = 0.8  # Kendall's tau
@@ -150,9 +150,12 @@ def _throughput(client: Client) -> _Series | None:
 
 
 def _whole(client: Client) -> list[Second]:
-    """Return the seconds; of a window with many of them its parts, which are alike but for the last."""
-    longest = max((second.span_s for second in client.seconds), default=0.0)
-    return [second for second in client.seconds if second.span_s >= _WHOLE * max(1.0, longest)]
+    """Return the seconds; of a window with many of them its parts, which are alike but for the last.
+
+    That may be shorter, and is left out then, or up to a tenth longer.
+    """
+    least_s = _WHOLE * max(1.0, client.seconds[0].span_s) if client.seconds else 0.0
+    return [second for second in client.seconds if second.span_s >= least_s]
 
 
 def _per_second(count: float) -> str:

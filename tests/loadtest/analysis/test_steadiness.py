@@ -95,6 +95,10 @@ def test_what_is_steady_too_short_or_too_few_says_nothing() -> None:
     assert said(invalid) == []
 
 
+def test_a_last_second_that_is_a_little_longer_hides_no_other() -> None:
+    assert len(said(round_of(LEAK, last_s=1.05))) == 1
+
+
 def test_a_long_window_is_looked_at_in_parts() -> None:
     assert len(said(round_of([10 + t / 100 for t in range(3600)]))) == 1
 
