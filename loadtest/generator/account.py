@@ -145,8 +145,9 @@ class Account:
         """Merge the accounts of processes that ran side by side."""
         first_s = min(account.began_s for account in accounts)
         width_s = max(account.width_s for account in accounts)
-        late = [round((account.began_s - first_s) / width_s) for account in accounts]
-        ends_s = [slot * width_s + account.duration_s for slot, account in zip(late, accounts, strict=True)]
+        late_s = [round(account.began_s - first_s) for account in accounts]
+        late = [round(seconds / width_s) for seconds in late_s]  # in slices
+        ends_s = [seconds + account.duration_s for seconds, account in zip(late_s, accounts, strict=True)]
         stayed_s = [end for end in ends_s if end > max(ends_s) - _TOGETHER_S]
         duration_s = sum(stayed_s) / len(stayed_s)
         slices = [Slice() for _ in range(slices_of(duration_s, width_s))]

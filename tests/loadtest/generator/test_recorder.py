@@ -269,6 +269,11 @@ def test_a_process_that_came_late_or_left_early_adds_what_it_did_where_it_did_it
     assert [second["span_s"] for second in result["per_second"]] == [1, 1, 1, 1, 1]
 
 
+def test_a_process_that_came_late_in_a_window_with_wide_slices_does_not_lengthen_it() -> None:
+    parts = [dataclasses.replace(there_from(first_s, 20), width_s=8.0) for first_s in (0, 5)]
+    assert Account.merged(parts).duration_s == 20
+
+
 def test_windows_some_milliseconds_apart_are_one() -> None:
     parts = [dataclasses.replace(there_from(0, 3), duration_s=3 + off_s) for off_s in (-0.02, 0.0, 0.08)]
     result = Account.merged(parts).to_result()
