@@ -236,7 +236,7 @@ class Probe:
         cpu = self.cpu_by_pid(start_ns, end_ns)
         holders = set(procfs.holders(listening.inodes, cpu)) if listening else set()
         parents = {stat.parent for pid in holders if (stat := procfs.stat(pid))}
-        looks = [sample.held for sample in self._inside(start_ns, end_ns) if sample.held]
+        looks = [sample.held for sample in self._inside(start_ns, end_ns) if sample.held is not None]
         calls = self.calls(start_ns, end_ns)
         workers = tuple(
             Worker(

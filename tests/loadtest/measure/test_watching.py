@@ -168,6 +168,16 @@ def test_a_single_process_is_the_only_worker() -> None:
         assert len(probe.workers(0, time.monotonic_ns()) or ()) == 1
 
 
+def test_a_look_that_finds_no_connection_counts_as_none_held() -> None:
+    """Else the mean would be that of the other looks only: of a server with little to do far too many."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        probe = Probe([os.getpid()], listener.getsockname()[1], counts_held=True)
+        for _ in range(2):
+            probe.sample()
+        (worker,) = probe.workers(0, time.monotonic_ns()) or ()
+    assert worker.connections == 0
+
+
 UNLIKE = """
 import os, select, socket, time
 listener = socket.create_server(("127.0.0.1", 0))
