@@ -58,7 +58,7 @@ class Ratio:
 
     pairs: int
     median: float
-    low: float | None  # 95 % interval; None with fewer than MIN_PAIRS pairs
+    low: float | None  # 95 % interval; None with too few pairs (below MIN_PAIRS), or where none can be trusted
     high: float | None
     differs: bool  # whether a difference is claimed
     twice: bool  # whether it was asked of the baseline's second run, too
@@ -94,7 +94,8 @@ def unpaired(before: Sequence[float], after: Sequence[float]) -> Ratio | None:
     The estimate is that of Hodges and Lehmann, the median of all quotients, and its interval that of the test of Mann
     and Whitney.
     """
-    quotients = sorted(late / early for early in before for late in after if early > 0 and late > 0)
+    before, after = ([value for value in values if value > 0] for values in (before, after))
+    quotients = sorted(late / early for early in before for late in after)
     if not quotients:
         return None
     low, high = _rank_interval(quotients, len(before), len(after))

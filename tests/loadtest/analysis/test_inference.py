@@ -104,6 +104,7 @@ def test_the_unpaired_interval_is_that_of_mann_and_whitney(n: int, m: int) -> No
     assert found.median == pytest.approx(median(quotients))
     assert found.pairs == min(n, m)
     assert unpaired([], after) is None
+    assert unpaired([0.0] * 30 + before, [*after, 0.0]) == found  # what is not known does not count
 
 
 def test_pairs_without_a_figure_do_not_count() -> None:
