@@ -113,7 +113,7 @@ _LOAD_FLAGS = (
     ),
     click.option(
         "--payload",
-        type=Value("BYTES", values.length),
+        type=Value("BYTES", values.whole),
         help=f"Length of the line or message that is sent, or of the body of a POST ({_DEFAULT.payload}).",
     ),
     click.option(
@@ -155,7 +155,7 @@ _LOAD_FLAGS = (
     click.option(
         "--status", type=Value("STATUS", values.status), help=f"The status of a good response ({_DEFAULT.status})."
     ),
-    click.option("--length", type=Value("BYTES", values.length), help="The length of a good response's body (any)."),
+    click.option("--length", type=Value("BYTES", values.whole), help="The length of a good response's body (any)."),
     click.option("--tls/--no-tls", default=None, help="Use TLS for http and websocket (default: no)."),
     click.option("--insecure/--no-insecure", default=None, help="With --tls: accept any certificate."),
     click.option("--ca", metavar="FILE", help="With --tls: a file of trusted certificates (the system's)."),
@@ -261,7 +261,7 @@ def _fail_if(function: Callable[..., None]) -> Callable[..., None]:
     help="With --until: add no cycle that would end later than this after the start (30m).",
 )
 @click.option(
-    "--seed", type=Value("N", values.seed), help="Measure in the order that this number draws (default: a new one)."
+    "--seed", type=Value("N", values.whole), help="Measure in the order that this number draws (default: a new one)."
 )
 @_fail_if
 @click.option(

@@ -38,7 +38,7 @@ LOAD_KEYS: Keys = {
     "duration": ("duration_s", values.duration_s),
     "warmup": ("warmup_s", values.pause_s),
     "timeout": ("timeout_s", values.limit_s),
-    "payload": ("payload", values.length),
+    "payload": ("payload", values.whole),
     "exchanges": ("exchanges", values.count),
     "method": ("method", values.method),
     "path": ("path", values.paths),
@@ -48,7 +48,7 @@ LOAD_KEYS: Keys = {
     "keep-alive": ("keep_alive", values.flag),
     "retry": ("retry", values.flag),
     "status": ("status", values.status),
-    "length": ("length", values.length),
+    "length": ("length", values.whole),
     "tls": ("tls", values.flag),
     "insecure": ("insecure", values.flag),
     "ca": ("ca", values.text),
@@ -61,7 +61,7 @@ PLAN_KEYS: Keys = {
     "aa": ("aa", values.flag),
     "until": ("until", values.share),
     "within": ("within_s", values.duration_s),
-    "seed": ("seed", values.seed),
+    "seed": ("seed", values.whole),
 }
 WAIT_KEYS: Keys = {"ready": ("ready_s", values.limit_s), "grace": ("grace_s", values.pause_s)}  # for a server, or all
 _SERVER_KEYS: Keys = {

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _UNITS_S = (3600.0, 60.0, 1.0, 0.001)
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
 _SHARE = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)%|(0?\.[0-9]+)")
-_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]+)?){unit})?" for unit in ("h", "m(?!s)", "s", "ms")))
 _LOCUSTFILE = re.compile(r"(.*\.py)(?::[A-Za-z_]\w*)?")
 
@@ -39,15 +38,19 @@ def text(value: object) -> str:
 
 def count(value: object) -> int:
     """Parse a whole number from 1."""
+    return _whole(value, 1)
+
+
+def whole(value: object) -> int:
+    """Parse a whole number from 0: a seed, or how many bytes."""
+    return _whole(value, 0)
+
+
+def _whole(value: object, least: int) -> int:
     number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{value!r} is not a whole number from 1")
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ValueError(f"{value!r} is not a whole number from {least}")
     return number
-
-
-def seed(value: object) -> int:
-    """Parse the seed of what is drawn by chance: a whole number from 0."""
-    return 0 if value in ("0", 0) and not isinstance(value, bool) else count(value)
 
 
 def flag(value: object) -> bool:
@@ -61,7 +64,7 @@ def pause_s(value: object) -> float:
     """Parse a length of time, zero included; return seconds."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = decimal(value)
-    if isinstance(value, str) and _SECONDS.fullmatch(value):
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
         return float(value)
     match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:
@@ -198,11 +201,6 @@ def endpoint(value: object) -> str:
         hint = "for example 127.0.0.1:1935 or [::1]:1935, or unix:PATH"
         raise ValueError(f"{written!r} is not HOST:PORT: {error}; {hint}") from None
     return written
-
-
-def length(value: object) -> int:
-    """Parse a number of bytes, from 0."""
-    return 0 if value in ("0", 0) and not isinstance(value, bool) else count(value)
 
 
 def method(value: object) -> str:
