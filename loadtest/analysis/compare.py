@@ -354,7 +354,9 @@ def _warnings(plan: Plan, contrasts: Sequence[Contrast], family: Family) -> Iter
         count = "1 round" if fewest == 1 else f"{fewest} rounds"
         yield f"{count} cannot show a difference; from {MIN_PAIRS} on a ratio gets an interval"
     if family.once:
-        yield f"the baseline was not measured twice (--aa) for {family.once} ratios: {family.describe()}"
+        # Without --aa, or because too few rounds of the second run are valid.
+        once = f"{family.once} ratios did not have to differ from a second run of the baseline (--aa)"
+        yield f"{once}: {family.describe()}"
     if plan.until and (width := widest(contrasts)) and not width.within(plan.until):
         yield f"the intervals did not become as narrow as ±{100 * plan.until:.3g}%: {width.describe()} at worst"
 

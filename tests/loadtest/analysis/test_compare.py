@@ -155,7 +155,7 @@ def test_figures_that_nobody_could_see_are_unknown() -> None:
 
 
 ONCE = (
-    "the baseline was not measured twice (--aa) for 4 ratios: "
+    "4 ratios did not have to differ from a second run of the baseline (--aa): "
     "of 4 comparisons of equal servers at most about 0.2 would show a difference by chance"
 )
 
