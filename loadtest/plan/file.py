@@ -107,6 +107,9 @@ def read(path: Path, override: Mapping[str, Any]) -> Plan:
 def find(name: str) -> Path:
     """Return the file of a plan: a path, a file of the current folder, else a built-in plan. Raises PlanError."""
     path = Path(name)
+    if "://" in name:
+        hint = "to measure a server that is running write --attach HOST:PORT --scenario http"
+        raise PlanError(f"{name!r} is an address, and not a plan; {hint}")
     if "/" in name or name.endswith(".toml") or path.is_file():
         return path
     known = sorted(path.stem for path in BUILT_IN.glob("*.toml"))
