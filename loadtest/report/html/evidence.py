@@ -99,15 +99,15 @@ def timeline(rounds: Sequence[Round]) -> Timeline | None:
 
 def _parts(client: Client, width_s: int) -> tuple[Part, ...]:
     parts: list[Part] = []
-    for number, found in itertools.groupby(client.seconds, lambda second: second.t_s // width_s):
+    for _, found in itertools.groupby(client.seconds, lambda second: second.t_s // width_s):
         seconds = list(found)
         span_s = sum(second.span_s for second in seconds)
         if span_s < 0.5 and parts:
             continue  # a rest too short for a rate
         parts.append(
             Part(
-                start_s=number * width_s,
-                end_s=number * width_s + span_s,
+                start_s=seconds[0].t_s,
+                end_s=seconds[0].t_s + span_s,
                 rate_per_s=sum(second.ended for second in seconds) / span_s if span_s else 0.0,
                 p50_ns=_median(_borne(0.5, [(second.p50_ns, second.completed) for second in seconds])),
                 p99_ns=max(_borne(0.99, [(second.p99_ns, second.completed) for second in seconds]), default=None),

@@ -15,10 +15,11 @@ from click.testing import CliRunner
 import loadtest.report.html
 from loadtest.analysis.compare import compare
 from loadtest.cli import main
-from loadtest.data.records import Round, Worker
+from loadtest.data.records import Round, Second, Worker
 from loadtest.data.store import Store
 from loadtest.plan.plan import Load, Plan, Server
 from loadtest.report import render
+from loadtest.report.html.evidence import timeline
 from loadtest.report.model import Report
 from prefork.status.histogram import Histogram, estimable
 from tests.loadtest.records import client, failed, measured, signals
@@ -229,6 +230,16 @@ def test_a_run_in_which_nothing_was_measured_is_a_page_without_charts() -> None:
     text = page_of(rounds)
     assert "the server exited with status 1" in text
     assert not [each for each in Page(text).elements if each["tag"] == "svg"]
+
+
+def test_parts_of_a_long_window_stand_where_they_were_measured() -> None:
+    plain = {"span_s": 2.0, "ended": 9, "completed": 9, "failed": 0, "p50_ns": 1, "p99_ns": None}
+    seconds = tuple(Second(t_s=t_s, **plain) for t_s in range(0, 1000, 2))
+    drawn = timeline([measured("one", 0, client=replace(client(), duration_s=1000.0, seconds=seconds))])
+    assert drawn is not None
+    (parts,) = drawn.rounds
+    assert [before.end_s for before in parts[:-1]] == [after.start_s for after in parts[1:]]
+    assert (parts[0].start_s, parts[-1].end_s) == (0, 1000)
 
 
 def test_rounds_without_a_series_have_their_percentiles() -> None:
