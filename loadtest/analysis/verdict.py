@@ -117,10 +117,10 @@ def _lag(client: Client, signals: Signals, cpus: int) -> str:
     median_ns = client.latency.quantile(0.5)
     if lag_ns <= max(LAG_NS, LAG_SHARE * median_ns):
         return ""
-    others = f"; {_others(signals, cpus)}" if _others(signals, cpus) else ""
-    return (
-        f"1 in 100 exchanges began {lag_ns / 1e6:.1f} ms late or more, at a median of {median_ns / 1e6:.1f} ms{others}"
-    )
+    others = _others(signals, cpus)
+    cure = f"{others}; stop them" if others else "try more --generators, or --pin them to CPUs of their own"
+    late = f"1 in 100 exchanges began {lag_ns / 1e6:.1f} ms late or more, at a median of {median_ns / 1e6:.1f} ms"
+    return f"{late}; {cure}"
 
 
 def _little(client: Client, signals: Signals, _cpus: int) -> str:

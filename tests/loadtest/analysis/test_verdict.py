@@ -149,7 +149,7 @@ def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any
             {"arrivals": arrivals(lag_ns=1_800_000)},
             {"others_cores": 1.3},
             "GENERATOR",
-            "at a median of 16.0 ms; other processes used 1.3 of its 2 cores",
+            "at a median of 16.0 ms; other processes used 1.3 of its 2 cores; stop them",
         ),
         (
             {"scenario": "http"},
@@ -224,7 +224,7 @@ def workers(*held: float, requests: tuple[int, ...] | None = None, **change: Any
             {"arrivals": arrivals(lag_ns=1_800_000)},
             {},
             "GENERATOR",
-            "1.8 ms late or more, at a median of 16.0 ms",
+            "1.8 ms late or more, at a median of 16.0 ms; try more --generators, or --pin them",
         ),
         (
             {"arrivals": arrivals()},
