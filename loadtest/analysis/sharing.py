@@ -6,7 +6,8 @@ Little's law on both ends: an exchange that is in flight for its client is with 
 or is elsewhere: in the kernel's hands, or not yet seen by a generator that is busy. The three counts come from three
 witnesses (the generator, the server, the kernel). Where they leave more than TOLERANCE unexplained, or the server has
 more than all clients together, a reader must know. An exchange is a connection for this, so it is left out where
-clients keep connections.
+clients keep connections. It is left out, too, where the kernel had to count for the server: that lists connections
+first and looks for their processes then, and some of those that live for a few ms are gone by then.
 """
 
 from __future__ import annotations
@@ -128,10 +129,10 @@ def _shares(workers: Iterable[Worker], by: str) -> list[float]:
     return [] if None in found else [float(share) for share in found if share is not None]
 
 
-def _both_ends(client: Client, signals: Signals, workers: Iterable[Worker]) -> tuple[float, ...] | None:
+def _both_ends(client: Client, signals: Signals, workers: Sequence[Worker]) -> tuple[float, ...] | None:
     """Return the mean number of exchanges in flight: at the clients, with workers, in the accept queue, elsewhere."""
     held = [worker.connections for worker in workers]
-    if client.scenario not in CONNECTION_EACH or None in held or signals.queue is None:
+    if client.scenario not in CONNECTION_EACH or not _counted(workers) or None in held or signals.queue is None:
         return None
     in_flight = client.busy_s / client.duration_s
     in_queue = signals.queue.depth_mean

@@ -58,6 +58,14 @@ def test_who_does_not_count_requests_is_judged_by_cpu_time() -> None:
     assert (found.in_flight, found.in_workers, found.elsewhere, found.doubt) == (None, None, None, "")
 
 
+def test_connections_that_only_the_kernel_counted_are_no_measure_of_exchanges_in_flight() -> None:
+    """It misses some of those that live for a few ms, and that is no doubt about anything else."""
+    kernels = {"accepted": None, "requests": None, "connections": 0.6}
+    found = sharing(rounds(worker(0, **kernels), worker(1, **kernels)))
+    assert found is not None
+    assert (found.held_most, found.in_workers, found.elsewhere, found.doubt) == (0.6, None, None, "")
+
+
 def test_unknown_workers_have_no_shares() -> None:
     assert sharing(rounds()) is None
 
