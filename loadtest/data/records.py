@@ -108,6 +108,7 @@ class Client:
             if data["schema"] != CLIENT_SCHEMA:
                 known = f"this version reads {CLIENT_SCHEMA}"
                 raise RecordError(f"the generator's result has schema {data['schema']!r}; {known}")
+            latency = Histogram.from_json(data["latency"])
             return cls(
                 scenario=data["scenario"],
                 connections=data["connections"],
@@ -121,8 +122,8 @@ class Client:
                 censored=data["censored"],
                 retried=data.get("retried", 0),
                 busy_s=data["busy_s"],
-                longest_ns=data["longest_ns"],
-                latency=Histogram.from_json(data["latency"]),
+                longest_ns=data.get("longest_ns", latency.max_ns),
+                latency=latency,
                 service_time=Histogram.from_json(data["service_time"]),
                 arrivals=Arrivals.from_json(found) if (found := data.get("arrivals")) else None,
                 seconds=tuple(Second.from_json(second) for second in data.get("per_second", ())),
@@ -144,7 +145,6 @@ def _converted(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if mean_s and not data["failures"] and not data["censored"]:
         rate = data["busy_s"] / data["duration_s"] / mean_s
     ended = {"ended": data["completed"], "ended_failed": sum(data["failures"].values()), "rate_per_s": rate}
-    ended["longest_ns"] = Histogram.from_json(data["latency"]).max_ns
     seconds = [{**second, "ended": second["completed"]} for second in data.get("per_second", ())]
     return {**data, **ended, "schema": CLIENT_SCHEMA, "per_second": seconds}
 

@@ -14,11 +14,11 @@ import click
 import pytest
 import tabulate
 
-from loadtest.data.records import Worker
+from loadtest.data.records import Client, RecordError, Worker
 from loadtest.data.store import Store, StoreError
 from loadtest.plan import file as planfile
 from loadtest.plan.plan import Load, Plan, Server
-from tests.loadtest.records import failed, measured, signals
+from tests.loadtest.records import arrivals, failed, generator_file, measured, signals
 from tests.support.server import ROOT
 
 PLAN = Plan(name="p", servers=(Server(name="one", command="x {port}"),), loads=(Load(name="nap"),), seed=7)
@@ -325,3 +325,16 @@ def test_a_run_is_reported_the_same_elsewhere(tmp_path: Path, minor: int) -> Non
     assert here.count(b'"schema": 1') == 2
     assert "µs".encode() in here
     assert there.split(b"\n") == here.split(b"\n")
+
+
+def test_a_round_of_before_is_read_with_what_it_has() -> None:
+    now = generator_file(busy_s=30.0)
+    old = {name: now[name] for name in now.keys() - {"rate_per_s", "ended", "ended_failed", "longest_ns"}}
+    read = Client.from_json(old | {"schema": 1})
+    assert read.rate_per_s == pytest.approx(30 / 0.016 / 2)  # in flight over latency: whole exchanges do not matter
+    assert (read.ended, read.longest_ns, read.raw["schema"]) == (2000, 16_000_000, 1)
+    failed = Client.from_json(old | {"schema": 1, "failures": {"reset": 1}})
+    assert failed.rate_per_s == 1000
+    with pytest.raises(RecordError, match="measure it again"):
+        Client.from_json(old | {"schema": 1, "arrivals": arrivals()})
+    assert Client.from_json({name: now[name] for name in now.keys() - {"longest_ns"}}).longest_ns == 16_000_000
