@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from loadtest.analysis.sharing import CONNECTION_EACH, unevenly_held
 from loadtest.data import figures
 from loadtest.data.records import Client, Signals, Verdict
+from prefork.status.histogram import estimable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,17 +110,22 @@ def _steadily(client: Client) -> bool:
     return len(grew) >= STEADY and min(grew) > 0
 
 
+_LATE = ((0.99, "1 in 100"), (0.9, "1 in 10"), (0.5, "1 in 2"))  # the first that so many arrivals can bear
+
+
 def _lag(client: Client, signals: Signals, cpus: int) -> str:
     """Check the generator's lag (open model), which it adds to each latency."""
     if client.arrivals is None:
         return ""
-    lag_ns = client.arrivals.lag.quantile(0.99)
+    lag = client.arrivals.lag
+    share, said = next((found for found in _LATE if estimable(found[0], lag.n)), (0.0, ""))
+    lag_ns = lag.quantile(share) if share else 0
     median_ns = client.latency.quantile(0.5)
     if lag_ns <= max(LAG_NS, LAG_SHARE * median_ns):
         return ""
     others = _others(signals, cpus)
     cure = f"{others}; stop them" if others else "try more --generators, or --pin them to CPUs of their own"
-    late = f"1 in 100 exchanges began {lag_ns / 1e6:.1f} ms late or more, at a median of {median_ns / 1e6:.1f} ms"
+    late = f"{said} exchanges began {lag_ns / 1e6:.1f} ms late or more, at a median of {median_ns / 1e6:.1f} ms"
     return f"{late}; {cure}"
 
 

@@ -242,6 +242,17 @@ def test_the_first_rule_that_applies_decides_and_names_its_number(
     assert (found.name, number in found.reason) == (verdict, True), found.reason
 
 
+def test_one_of_few_arrivals_that_is_seen_late_does_not_make_the_generator_the_limit() -> None:
+    for late, verdict in ((1, "OK"), (8, "GENERATOR")):  # of 40, which bear no more than a p90
+        lag = Histogram()
+        lag.record(50_000, 40 - late)
+        lag.record(5 * MS, late)
+        few = {"offered": 40, "missed": 0, "lag": lag.to_json()}
+        found = judge(client(completed=40, busy_s=0.64, arrivals=few), signals(queue=None), server_cpus=2)
+        assert found.name == verdict, found.reason
+        assert ("1 in 10 exchanges began 5.0 ms late" in found.reason) == (verdict == "GENERATOR")
+
+
 def test_what_the_edges_of_the_window_cut_does_not_break_littles_law() -> None:
     """Some exchanges of a second each: one more or less at an edge is what chance does. Half of them gone is not."""
     latency = Histogram()
