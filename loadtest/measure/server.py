@@ -142,8 +142,10 @@ class RunningServer:
 
     def alone_ns(self, load: Load) -> int | None:
         """Return how long an exchange of this load takes a client that is alone; None if none was answered."""
-        if load.locustfile:
-            return None  # what its users exchange is known to them alone
+        if load.locustfile or len(load.paths) > 1 or load.paths[0].startswith("@"):
+            return (
+                None  # what users exchange is known to them alone, and one of several paths says nothing of the others
+            )
         return alone_ns(load, self.address, self.base, load.timeout_s)
 
     def local_port(self) -> int | None:

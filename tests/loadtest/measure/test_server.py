@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtest.measure.server import ALONE, WrongReplyError, alone_ns, exchange
+from loadtest.measure.child import Interrupt
+from loadtest.measure.server import ALONE, RunningServer, WrongReplyError, alone_ns, exchange
 from loadtest.plan import addresses
-from loadtest.plan.plan import Load
+from loadtest.plan.plan import Load, Server
 from tests.loadtest import stand_in as behave
 from tests.loadtest.websocket_server import WebSocketServer
 from tests.support.server import ROOT
@@ -17,6 +19,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.loadtest.stand_in import Behaviour, StandIn
 
@@ -126,3 +129,13 @@ def test_how_long_a_client_alone_takes_is_not_known_if_nobody_answers(stand_in: 
     load = Load(name="x", scenario="http")
     for behaviour in (behave.hang, behave.reset, behave.closed_early):
         assert alone_ns(load, addresses.endpoint(stand_in(behaviour).address), ROOT, 0.05) is None
+
+
+def test_one_path_of_several_says_nothing_of_the_others(stand_in: StartServer, tmp_path: Path) -> None:
+    load = Load(name="x", scenario="http")
+    server = Server(name="x", attach=stand_in(behave.web).address)
+    with Interrupt() as interrupt:
+        running = RunningServer(server, folder=ROOT, log=tmp_path / "log", scratch=str(tmp_path), interrupt=interrupt)
+        assert running.alone_ns(load)
+        for paths in (("/a", "/b"), "@paths.txt"):
+            assert running.alone_ns(replace(load, path=paths)) is None
