@@ -21,12 +21,12 @@ from loadtest.data.store import Store, StoreError
 from loadtest.measure import session
 from loadtest.measure.child import Interrupt
 from loadtest.measure.generator import LOCUSTFILE, with_users
-from loadtest.measure.neighbours import Neighbours
+from loadtest.measure.other_runs import OtherRuns
 from loadtest.measure.progress import Progress
 from loadtest.measure.server import check_files
 from loadtest.plan import file as planfile
 from loadtest.plan import values
-from loadtest.plan.plan import Load, Plan, PlanError, Server
+from loadtest.plan.plan import WITHIN_S, Load, Plan, PlanError, Server
 from loadtest.report import FORMATS, render
 from loadtest.report.model import Report
 from prefork._version import __version__
@@ -321,11 +321,11 @@ def run(
             stack.enter_context(store.writing())
         except (PlanError, StoreError, ConditionError) as error:
             raise click.UsageError(str(error)) from None
-        neighbours = stack.enter_context(Neighbours())
-        if pids := ", ".join(map(str, neighbours.others())):
+        other_runs = stack.enter_context(OtherRuns())
+        if pids := ", ".join(map(str, other_runs.others())):
             said = "runs disturb each other's figures; to be sure, stop this one, and start it when the other has ended"
             click.echo(f"warning: another loadtest run (pid {pids}) is on this machine: {said}", err=True)
-        sys.exit(_run(store, fail_if, base=base, neighbours=neighbours))
+        sys.exit(_run(store, fail_if, base=base, other_runs=other_runs))
 
 
 def _from_here(flags: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -387,7 +387,7 @@ def _check(wanted: Plan, fail_if: Sequence[Condition], base: Path) -> None:
     for load in wanted.loads:
         if load.unused:
             raise PlanError(f"load {load.name!r}: {load.unused}")
-    if wanted.within_s != Plan.within_s and not wanted.until:
+    if wanted.within_s != WITHIN_S and not wanted.until:
         raise PlanError("within is for until; add until, or leave it out")
     usable = os.sched_getaffinity(0)
     missing = sorted({*wanted.pin.server, *wanted.pin.load} - usable) if wanted.pin else []
@@ -424,9 +424,9 @@ def _folder(name: str) -> Path:
     return Path("loadtest-runs") / f"{slug}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
-def _run(store: Store, fail_if: Sequence[Condition], base: Path, neighbours: Neighbours) -> int:
+def _run(store: Store, fail_if: Sequence[Condition], base: Path, other_runs: OtherRuns) -> int:
     with Interrupt() as interrupt, Progress(store.plan.name) as progress:
-        outcome = session.run(store, progress, interrupt, base=base, notes=neighbours.notes)
+        outcome = session.run(store, progress, interrupt, base=base, notes=other_runs.notes)
     rounds = store.rounds()
     broken: list[str] = []
     nothing: list[str] = []

@@ -74,7 +74,7 @@ WITH_ONE_IMPORTER = {
     },
     "another process than its importer": {"prefork.worker.template"},
     "a source that the lab reads": {
-        "loadtest.data.provenance", "loadtest.measure.neighbours", "loadtest.measure.probe",
+        "loadtest.data.provenance", "loadtest.measure.other_runs", "loadtest.measure.probe",
     },
     "a noun of its own, as long as its importer": {
         "prefork.engines.aio.accept", "prefork.engines.asgi.connection", "prefork.engines.asgi.websocket",

@@ -81,7 +81,7 @@ class Family:
     """The comparisons of a report, each of which may show a difference by chance."""
 
     comparisons: int
-    once: int  # of them without the baseline's second run
+    single: int  # of them without the baseline's second run
     by_chance: float  # differences that as many comparisons of equal servers would show
 
     @classmethod
@@ -90,7 +90,9 @@ class Family:
         ratios = [found for contrast in contrasts for found in contrast.ratios.values() if found]
         known = [found for found in ratios if found.low is not None]
         by_chance = sum(_BY_CHANCE if found.twice else _BY_CHANCE_ALONE for found in known)
-        return cls(comparisons=len(known), by_chance=round(by_chance, 2), once=sum(not found.twice for found in known))
+        return cls(
+            comparisons=len(known), by_chance=round(by_chance, 2), single=sum(not found.twice for found in known)
+        )
 
     def describe(self) -> str:
         """Say what chance alone would show."""
@@ -163,7 +165,7 @@ def compare(plan: Plan, rounds: Sequence[Round]) -> Comparison:
     family = Family.of(compared)
     configurations = [_configuration(name, load, group) for (name, load), group in _groups(rounds).items()]
     warnings = [*_troubles(rounds), *_warnings(plan, contrasts, family), *_doubts(configurations)]
-    warnings += _flattered(configurations)
+    warnings += _sleepy_cpu(configurations)
     return Comparison(
         baseline=plan.reference,
         configurations=tuple(configurations),
@@ -353,9 +355,9 @@ def _warnings(plan: Plan, contrasts: Sequence[Contrast], family: Family) -> Iter
     if fewest < MIN_PAIRS:
         count = "1 round" if fewest == 1 else f"{fewest} rounds"
         yield f"{count} cannot show a difference; from {MIN_PAIRS} on a ratio gets an interval"
-    if family.once:
+    if family.single:
         # Without --aa, or because too few rounds of the second run are valid.
-        once = f"{family.once} ratios did not have to differ from a second run of the baseline (--aa)"
+        once = f"{family.single} ratios did not have to differ from a second run of the baseline (--aa)"
         yield f"{once}: {family.describe()}"
     if plan.until and (width := widest(contrasts)) and not width.within(plan.until):
         yield f"the intervals did not become as narrow as ±{100 * plan.until:.3g}%: {width.describe()} at worst"
@@ -410,7 +412,7 @@ def _others(rounds: Sequence[Round]) -> Iterable[str]:
         yield f"other processes used up to {cores:.1f} of {of}, in {len(much)} of {len(seen)} rounds"
 
 
-def _flattered(configurations: Sequence[Configuration]) -> Iterable[str]:
+def _sleepy_cpu(configurations: Sequence[Configuration]) -> Iterable[str]:
     """List whose CPU/request has more sleeps in it than another's, because the load could not keep the server awake.
 
     A server that is faster than the load waits for it, and is charged for going to sleep and being woken. With a rate

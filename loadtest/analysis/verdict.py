@@ -171,7 +171,8 @@ def _busy_machine(client: Client, signals: Signals, cpus: int) -> str:
     inside = _threads_taken(client, signals, cpus) or _inside(client, signals, cpus)
     if not (starved or many or (felt and not inside)):
         return ""
-    return f"the server waited for a CPU {server.wait_share():.0%} of the time that it wanted one; {others}; stop them"
+    seen = f"the server waited for a CPU {server.wait_share():.0%} of the time that it wanted one; {others}; stop them"
+    return f"{seen}; besides, {inside}" if inside else seen
 
 
 def _waits(side: Usage, client: Client) -> bool:
@@ -254,7 +255,8 @@ def _uneven(client: Client, signals: Signals, _cpus: int) -> str:
     mine = most.cpu_ns if most.requests is None else most.requests
     if None in work or mine is None or fmean(share or 0 for share in work) > ROOM * mine:
         return ""
-    return f"{found}, and the others had room; connections that end after some requests are spread anew"
+    cure = "connections that end after some requests (nginx: keepalive_requests) are spread anew"
+    return f"{found}, and the others had room; {cure}"
 
 
 def _loop_blocked(client: Client, signals: Signals, _cpus: int) -> str:
@@ -333,8 +335,8 @@ def _idle(client: Client, signals: Signals, _cpus: int) -> str:
 
 
 def _delay(client: Client, alone_ns: int) -> float:
-    """Return how many times as long as a client alone an exchange took."""
-    return client.latency.mean_ns / alone_ns
+    """Return how many times as long as a client alone an exchange took: both medians, as a few may always be slow."""
+    return client.latency.quantile(0.5) / alone_ns
 
 
 def _served(client: Client, alone_ns: int) -> float:

@@ -23,6 +23,10 @@ class RecordError(Exception):
     """A file of another shape than this version writes; the message says what is wrong with it."""
 
 
+class UnconvertibleError(RecordError):
+    """A round of an earlier version that lacks what this version needs of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
     """The arrivals of the open model in the window, and how well their schedule was kept."""
@@ -136,12 +140,12 @@ class Client:
 def _converted(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a file of the schema before as one of now, with what it has: rate x latency is what was in flight.
 
-    Raises RecordError for one of the open model, which does not have what ended in its window.
+    Raises UnconvertibleError for one of the open model, which does not have what ended in its window.
     """
     if data.get("arrivals"):
-        raise RecordError("it has a rate, and not what ended in the window: measure it again with this version")
+        raise UnconvertibleError("it has a rate, and not what ended in the window: measure it again with this version")
     mean_s = Histogram.from_json(data["latency"]).mean_ns / 1e9
-    rate = data["completed"] / data["duration_s"]
+    rate = data["completed"] / data["duration_s"] if data["duration_s"] else 0.0
     if mean_s and not data["failures"] and not data["censored"]:
         rate = data["busy_s"] / data["duration_s"] / mean_s
     ended = {"ended": data["completed"], "ended_failed": sum(data["failures"].values()), "rate_per_s": rate}
@@ -280,14 +284,22 @@ class Round:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Round:
-        """The inverse of to_json. Raises RecordError for data of another shape."""
+        """The inverse of to_json. Raises RecordError for data of another shape.
+
+        A round that cannot be converted is as one that came to nothing, so that the others of its run can be read.
+        """
         try:
             rest = dict(data)
             if rest.pop("schema") != SCHEMA:
                 raise RecordError(f"schema {data['schema']!r}; this version reads {SCHEMA}")
+            try:
+                client = Client.from_json(found) if (found := rest.pop("client")) else None
+            except UnconvertibleError as error:
+                rest |= {"verdict": {"name": "INVALID", "reason": str(error)}, "error": str(error), "signals": None}
+                client = None
             return cls(
                 verdict=Verdict(**rest.pop("verdict")),
-                client=Client.from_json(client) if (client := rest.pop("client")) else None,
+                client=client,
                 signals=Signals.from_json(signals) if (signals := rest.pop("signals")) else None,
                 notes=tuple(rest.pop("notes")),
                 **rest,

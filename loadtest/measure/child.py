@@ -12,6 +12,7 @@ place where all processes are known and end with their context.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -20,7 +21,6 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from loadtest.measure import procfs
-from prefork.core.libc import libc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 _KILL_S = 5.0
 _PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl
 _LOG_TAIL_BYTES = 16_384
 
 
 def _end_with_the_lab() -> None:
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class ChildError(Exception):

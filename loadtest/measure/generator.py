@@ -27,7 +27,7 @@ _OWN_USERS = LOCUSTFILE.with_name("own_users.py")
 _LOOK_S = 60.0  # to import locust and a locustfile
 _DRAIN_S = 10  # locust's wait for exchanges in flight at the end, at least
 _START_AND_END_S = 30.0  # importing locust, connecting, writing the result
-_RECORDS = 0.05  # of the load's time: to make histograms of what a long round has recorded
+_LATE = 0.05  # of the load's time, by which a long round may end late
 
 
 class GeneratorError(Exception):
@@ -183,7 +183,7 @@ def progress_file(folder: Path) -> Path:
 
 def deadline_s(load: Load) -> float:
     """Return how long the generator may run, in seconds from its start."""
-    return _START_AND_END_S + (1 + _RECORDS) * (load.warmup_s + load.duration_s) + _drain_s(load)
+    return _START_AND_END_S + (1 + _LATE) * (load.warmup_s + load.duration_s) + _drain_s(load)
 
 
 def _drain_s(load: Load) -> int:

@@ -182,18 +182,19 @@ class Probe:
     def queue(self, start_ns: int, end_ns: int) -> Queue | None:
         """Return the accept queue in the window.
 
-        Drops count from the first sample: one in the warm-up still matters.
+        Drops count from the last sample before it.
         """
         seen = [sample.listening for sample in self._inside(start_ns, end_ns) if sample.listening]
-        drops = [sample.listening.drops for sample in self._samples if sample.listening]
         if not seen:
             return None
+        before = [sample.listening for sample in self._samples if sample.listening and sample.at_ns < start_ns]
+        first = before[-1] if before else seen[0]
         depths = [listening.depth for listening in seen]
         return Queue(
             depth_max=max(depths),
             depth_mean=sum(depths) / len(depths),
             limit=seen[-1].limit,
-            drops=max(0, drops[-1] - drops[0]),
+            drops=max(0, seen[-1].drops - first.drops),
         )
 
     def series(self, start_ns: int) -> tuple[tuple[float, float, int | None], ...]:

@@ -41,6 +41,7 @@ _OF_REQUESTS = {  # fields of a load -> the keys that set them
 }
 _OF_RATES = {"arrivals": "arrivals", "max_in_flight": "max-in-flight"}
 AA_MIN_ROUNDS = 6
+WITHIN_S = 1800.0
 _SCENARIO = "talkback"
 _TIMEOUT_S = 10.0
 _MAY_DIFFER = ("name", "rounds", "aa", "until", "within_s", "seed")  # between runs whose rounds lie in one folder
@@ -222,7 +223,9 @@ class Plan:
     baseline: str = ""  # empty: the first server
     aa: bool | None = None  # None: from six rounds or with `until`, when there is something to compare
     until: float = 0.0  # go on until intervals reach this part of their ratio to either side; 0: no further cycles
-    within_s: float = 1800.0  # with `until`: begin no cycle that would last longer than this from the start of the run
+    within_s: float = (
+        WITHIN_S  # with `until`: begin no cycle that would last longer than this from the start of the run
+    )
     seed: int | None = None  # of the order, and of what loads do by chance; None: the run's folder draws one (store.py)
 
     def __post_init__(self) -> None:

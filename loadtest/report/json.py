@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from loadtest.analysis.inference import Contrast
     from loadtest.report.model import Report
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def render(report: Report) -> str:

@@ -178,21 +178,20 @@ class Report:
             known = [f"{reach - 1:.1%} in {title}" for name, title in _METRICS if (reach := floor[name]) is not None]
             lines += [f"noise ({load}): two runs of one server differ by up to {', '.join(known)}"] if known else []
         lines += self._reasons()
-        failed = [(found.name, found.failures) for found in self.comparison.configurations if found.failures]
-        lines += [
-            f"failures of {name}: " + ", ".join(f"{n} {cause}" for cause, n in some.items()) for name, some in failed
-        ]
-        lines += [
-            f"{found.name}: {found.censored} exchanges had not ended with their rounds, and are in no latency"
-            for found in self.comparison.configurations
-            if found.censored
-        ]
-        lines += [
-            f"retried: {found.retried:,} of {found.name}: a kept connection ended before any byte of the answer"
-            for found in self.comparison.configurations
-            if found.retried
-        ]
+        for found in self.comparison.configurations:
+            name = self._called(found)
+            if found.failures:
+                causes = ", ".join(f"{count} {cause}" for cause, count in found.failures.items())
+                lines.append(f"failures of {name}: {causes}")
+            if found.censored:
+                lines.append(f"cut off by the end of their rounds, of {name}: {found.censored:,}; in no latency")
+            if found.retried:
+                lines.append(f"sent once more, of {name}: {found.retried:,}")
         return [*lines, "host: " + _host(self.rounds[-1].provenance)]
+
+    def _called(self, found: Configuration) -> str:
+        """Name a configuration, with its load where there are several."""
+        return found.name if len(self.loads) == 1 else f"{found.name} ({found.load})"
 
     def _reasons(self) -> list[str]:
         """Return for each configuration the reason of its verdict, from its last round with that verdict."""
@@ -200,7 +199,7 @@ class Report:
         for found in self.comparison.configurations:
             same = [done for done in self.rounds if (done.configuration, done.load) == (found.name, found.load)]
             last = [done.verdict for done in same if done.verdict.valid and done.verdict.name == found.verdict][-1:]
-            lines += [f"{found.name}: {found.verdict}: {verdict.reason}" for verdict in last]
+            lines += [f"{self._called(found)}: {found.verdict}: {verdict.reason}" for verdict in last]
         return lines
 
 

@@ -332,7 +332,7 @@ def test_a_stuck_request_is_killed_and_the_log_says_where_it_was(
 
 
 @EACH_ENGINE
-def test_a_blocked_loop_is_seen_and_its_neighbours_go_on(serve: Serve, way: Way) -> None:
+def test_a_blocked_loop_is_seen_and_its_other_runs_go_on(serve: Serve, way: Way) -> None:
     """With WSGI and threads it is one of these that is blocked."""
     server = serve(*way, "--workers", "2", "--timeout", "1")
     before = server.worker_pids()

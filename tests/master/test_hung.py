@@ -55,7 +55,7 @@ def test_a_stuck_handler_is_killed_and_the_log_says_who_was_served_and_where_it_
     )
 
 
-def test_the_neighbours_of_a_stuck_worker_go_on(serve: Serve) -> None:
+def test_the_other_runs_of_a_stuck_worker_go_on(serve: Serve) -> None:
     server = serve(OBEY, "--workers", "3", "--timeout", str(TIMEOUT_S))
     with (
         Hammer(server.address, clients=4, data=b"work\n", expected=b"done\n") as hammer,

@@ -205,7 +205,7 @@ def test_a_file_may_have_a_name_that_is_no_module_name(folder: Path) -> None:
     assert load("my-shop.2.py:handle").kind == "stream"
 
 
-def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
+def test_a_file_may_import_its_other_runs(tmp_path: Path) -> None:
     (tmp_path / "shop_neighbour.py").write_text("def handle(conn): ...")
     (tmp_path / "shop.py").write_text("from shop_neighbour import handle")
     assert load(f"{tmp_path}/shop.py:handle").kind == "stream"

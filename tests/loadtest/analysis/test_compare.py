@@ -39,7 +39,7 @@ def test_a_difference_is_claimed_against_both_runs_of_the_baseline() -> None:
     assert (rate.differs, rate.twice) == (True, True)
     assert found.warnings == ()
     assert found.floors["nap"]["rate"] == pytest.approx(1.0126, rel=0.01)
-    assert (found.family.comparisons, found.family.once) == (4, 0)
+    assert (found.family.comparisons, found.family.single) == (4, 0)
     between = compare(PLAN, BASE + cycles("one'", [1100] * 6) + cycles("four", [1050] * 6))
     assert not rate_of(between).differs  # above the one, below the other, as a place in the cycle makes it
     assert not rate_of(between, "one'").differs  # the same server, by its name

@@ -14,7 +14,7 @@ import click
 import pytest
 import tabulate
 
-from loadtest.data.records import Client, RecordError, Worker
+from loadtest.data.records import Client, RecordError, Round, Worker
 from loadtest.data.store import Store, StoreError
 from loadtest.plan import file as planfile
 from loadtest.plan.plan import Load, Plan, Server
@@ -322,7 +322,7 @@ def test_a_run_is_reported_the_same_elsewhere(tmp_path: Path, minor: int) -> Non
     (tmp_path / "here").rename(tmp_path / "gone")
     other = {"HOME": "/nonexistent", "LC_ALL": "C", "PYTHONUTF8": "0", "TZ": "Pacific/Auckland", "PYTHONHASHSEED": "7"}
     there = reports(python(minor), Path("before"), Path("after"), cwd=tmp_path / "there", env=other)
-    assert here.count(b'"schema": 1') == 2
+    assert here.count(b'"schema": 2') == 2
     assert "µs".encode() in here
     assert there.split(b"\n") == here.split(b"\n")
 
@@ -338,3 +338,11 @@ def test_a_round_of_before_is_read_with_what_it_has() -> None:
     with pytest.raises(RecordError, match="measure it again"):
         Client.from_json(old | {"schema": 1, "arrivals": arrivals()})
     assert Client.from_json({name: now[name] for name in now.keys() - {"longest_ns"}}).longest_ns == 16_000_000
+
+
+def test_a_round_that_cannot_be_converted_leaves_the_others_readable() -> None:
+    line = measured("one", 0).to_json()
+    line["client"] = line["client"] | {"schema": 1, "arrivals": arrivals()}
+    read = Round.from_json(line)
+    assert (read.client, read.signals, read.verdict.name) == (None, None, "INVALID")
+    assert "measure it again" in read.error == read.verdict.reason

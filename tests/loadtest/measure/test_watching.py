@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from loadtest.measure.probe import Machine, Probe, owners
 from loadtest.measure.server import RunningServer
 from loadtest.plan.plan import Server
 from tests.loadtest.records import usage
+from tests.support.server import ROOT
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -54,6 +56,32 @@ def test_a_full_accept_queue_its_limit_and_its_drops_are_seen() -> None:
     assert seen is not None
     assert (seen.depth, seen.limit) == (3, 2)  # the kernel lets one more in than the limit says
     assert seen.drops >= 1
+
+
+def test_what_was_dropped_in_the_warm_up_is_not_of_the_window() -> None:
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        port = listener.getsockname()[1]
+        probe = Probe([os.getpid()], port)
+        probe.sample()
+        drops = []
+        starts_ns = []
+        for connections in (5, 1):  # two find room
+            for _ in range(connections):
+                late = sockets.enter_context(socket.socket())
+                late.setblocking(False)
+                late.connect_ex(("127.0.0.1", port))
+            seen = procfs.listening(port)
+            assert seen is not None
+            drops.append(seen.drops)
+            probe.sample()
+            starts_ns.append(time.monotonic_ns())
+        probe.sample()
+        found = probe.queue(starts_ns[0], time.monotonic_ns())
+    assert found is not None
+    assert 0 < drops[1] - drops[0] <= found.drops < drops[1]
 
 
 def test_cpu_of_children_counts_while_they_live_and_after_they_died(tmp_path: Path) -> None:
@@ -263,6 +291,22 @@ def test_stopping_leaves_no_process_of_the_session(tmp_path: Path) -> None:
         assert len(procfs.session(shell.pid)) >= 2
         assert shell.stop(grace_s=0.1) is False
         assert procfs.session(shell.pid) == []
+
+
+def test_what_was_started_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """However that ends: what stayed would take its CPU from the next run."""
+    source = f"""
+import os, signal, sys
+from pathlib import Path
+from loadtest.measure.child import Child
+Child(["sh", "-c", "echo $$; exec sleep 60"], log=Path({str(tmp_path / "log")!r}), cwd=Path.cwd(), env=os.environ)
+signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", source], cwd=ROOT) as lab:
+        eventually((tmp_path / "log").exists, within_s=DEADLINE_S)
+        left = int(line_in(tmp_path / "log"))
+        lab.kill()
+    eventually(lambda: (seen := procfs.stat(left)) is None or seen.state in "ZX", within_s=DEADLINE_S)
 
 
 def test_a_leader_that_is_gone_already_does_not_hide_what_it_left(tmp_path: Path) -> None:

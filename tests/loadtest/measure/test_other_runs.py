@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtest.measure.neighbours import Neighbours
+from loadtest.measure.other_runs import OtherRuns
 from tests.loadtest.lab import DEADLINE_S, Lab
 from tests.support.server import ROOT
 from tests.support.wait import eventually
@@ -23,15 +23,15 @@ QUICK = ("--scenario", "nap", "--connections", "2", "--duration", "0.5", "--warm
 
 HOLD = """
     import sys
-    from loadtest.measure.neighbours import Neighbours
-    with Neighbours():
+    from loadtest.measure.other_runs import OtherRuns
+    with OtherRuns():
         print("here", flush=True)
         sys.stdin.read()
 """
 
 
 def test_a_neighbour_is_seen_while_it_lives_however_it_ends(lab: Lab) -> None:
-    with Neighbours() as ours:
+    with OtherRuns() as ours:
         for kill in (False, True):
             process = subprocess.Popen(
                 [sys.executable, lab.script("hold.py", HOLD)],

@@ -17,7 +17,7 @@ _NAME = "prefork-loadtest-"
 _OTHERS = re.compile(rf" @{_NAME}([0-9]{{1,10}})$", re.MULTILINE)
 
 
-class Neighbours:
+class OtherRuns:
     """Tells other runs of this one, within its context, and this one of the others."""
 
     def __enter__(self) -> Self:
