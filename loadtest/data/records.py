@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 CLIENT_SCHEMA = 2  # of the generator's file
+_FEW = 20  # exchanges of each connection
 _BEFORE = 1  # its schema when throughput was of what came due in the window; only the closed model can be converted
 
 
@@ -146,7 +147,8 @@ def _converted(data: Mapping[str, Any]) -> Mapping[str, Any]:
         raise UnconvertibleError("it has a rate, and not what ended in the window: measure it again with this version")
     mean_s = Histogram.from_json(data["latency"]).mean_ns / 1e9
     rate = data["completed"] / data["duration_s"] if data["duration_s"] else 0.0
-    if mean_s and not data["failures"] and not data["censored"]:
+    few = data["completed"] < _FEW * data["connections"]  # whole numbers of exchanges matter, and long ones are no tail
+    if few and mean_s and not data["failures"] and not data["censored"]:
         rate = data["busy_s"] / data["duration_s"] / mean_s
     ended = {"ended": data["completed"], "ended_failed": sum(data["failures"].values()), "rate_per_s": rate}
     seconds = [{**second, "ended": second["completed"]} for second in data.get("per_second", ())]

@@ -328,10 +328,11 @@ def test_a_run_is_reported_the_same_elsewhere(tmp_path: Path, minor: int) -> Non
 
 
 def test_a_round_of_before_is_read_with_what_it_has() -> None:
-    now = generator_file(busy_s=30.0)
+    now = generator_file(busy_s=30.0, connections=200)
     old = {name: now[name] for name in now.keys() - {"rate_per_s", "ended", "ended_failed", "longest_ns"}}
     read = Client.from_json(old | {"schema": 1})
     assert read.rate_per_s == pytest.approx(30 / 0.016 / 2)  # in flight over latency: whole exchanges do not matter
+    assert Client.from_json(old | {"schema": 1, "connections": 16}).rate_per_s == 1000  # of so many they never do
     assert (read.ended, read.longest_ns, read.raw["schema"]) == (2000, 16_000_000, 1)
     failed = Client.from_json(old | {"schema": 1, "failures": {"reset": 1}})
     assert failed.rate_per_s == 1000
