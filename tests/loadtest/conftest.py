@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -69,10 +71,15 @@ def refusing_address() -> Iterator[str]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that was free a moment ago, for a program that cannot choose one itself."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
+    """A port that was free a moment ago, for a program that cannot choose one itself.
+
+    Below those that the kernel gives to clients and to port 0 (ip_local_port_range), so that no other test gets it.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as bound, contextlib.suppress(OSError):
+            bound.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port of 100 is free")
 
 
 @pytest.fixture
