@@ -386,7 +386,9 @@ def _check(wanted: Plan, fail_if: Sequence[Condition], base: Path) -> None:
     """Check now what would fail later in the run, or be ignored. Raises PlanError, ConditionError."""
     for load in wanted.loads:
         if load.unused:
-            raise PlanError(f"load {load.name!r}: {load.unused}")
+            unused, why = load.unused
+            key = next(key for key, (field, _) in planfile.LOAD_KEYS.items() if field == unused)
+            raise PlanError(f"load {load.name!r}: {key} {why}")
     if wanted.within_s != WITHIN_S and not wanted.until:
         raise PlanError("within is for until; add until, or leave it out")
     usable = os.sched_getaffinity(0)

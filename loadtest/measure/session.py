@@ -266,7 +266,6 @@ class _Session:
         self._again: Counter[tuple[str, str]] = Counter()  # configuration, load -> rounds measured again in this run
         self._lost: list[Slot] = []  # of this cycle
         self._good = {_key(done) for done in self._rounds if not done.error}
-        self._valid = {_key(done) for done in self._rounds if done.verdict.valid}
         self._began_s = time.monotonic()
 
     def slots(self) -> Iterator[Slot]:
@@ -307,8 +306,6 @@ class _Session:
             outcome.failed += done.verdict.name == "INVALID"
             if key not in self._good:
                 outcome.dropped.add(key)
-        if done.verdict.valid:
-            self._valid.add(key)
         if done.verdict.name == "INVALID" and key in self._good and slot.again is None:
             self._lost.append(replace(slot, again=done.number))
 
@@ -322,9 +319,10 @@ class _Session:
     def _repeated(self, position: int) -> Iterator[Slot]:
         """Yield the slots that were lost and may be measured again, from this position on."""
         lost, self._lost = self._lost, []
+        valid = {_key(done) for done in self._rounds if done.verdict.valid}
         for slot in lost:
             key = (slot.configuration, slot.load.name)
-            if (slot.server.name, slot.load.name) not in self._valid:
+            if (slot.server.name, slot.load.name) not in valid:
                 self._lost.append(slot)  # perhaps after the next cycle
             elif self._again[key] < _AGAIN:
                 self._again[key] += 1

@@ -28,18 +28,8 @@ ENGINES = ("fast", "readable")
 ARRIVALS = ("constant", "poisson")
 ORDERS = ("sequence", "random")
 AA_MARK = "'"
-_OF_REQUESTS = {  # fields of a load -> the keys that set them
-    "method": "method",
-    "path": "path",
-    "path_order": "path-order",
-    "headers": "header",
-    "body": "body",
-    "keep_alive": "keep-alive",
-    "retry": "retry",
-    "status": "status",
-    "length": "length",
-}
-_OF_RATES = {"arrivals": "arrivals", "max_in_flight": "max-in-flight"}
+_OF_REQUESTS = ("method", "path", "path_order", "headers", "body", "keep_alive", "retry", "status", "length")
+_OF_RATES = ("arrivals", "max_in_flight")
 AA_MIN_ROUNDS = 6
 WITHIN_S = 1800.0
 _SCENARIO = "talkback"
@@ -131,15 +121,18 @@ class Load:
         return (self.path,) if isinstance(self.path, str) else self.path
 
     @property
-    def unused(self) -> str:
-        """The first setting that this load would ignore, and why; empty when there is none."""
-        given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
-        if self.scenario not in (*OVER_HTTP, RAW) and (found := [name for name in given if name in _OF_REQUESTS]):
-            key = _OF_REQUESTS[found[0]]
-            return f"{key} is for scenario http; {self.scenario} sends no request; write scenario http, or leave it out"
-        if not self.rate_per_s and (found := [name for name in given if name in _OF_RATES]):
-            return f"{_OF_RATES[found[0]]} is for a rate; add a rate, or leave it out"
-        return ""
+    def unused(self) -> tuple[str, str] | None:
+        """The first field that this load would ignore, and why."""
+        for field_ in fields(self):
+            name = field_.name
+            if getattr(self, name) == field_.default:
+                continue
+            if name in _OF_REQUESTS and self.scenario not in (*OVER_HTTP, RAW):
+                why = f"is for scenario http; {self.scenario} sends no request"
+                return name, f"{why}; write scenario http, or leave it out"
+            if name in _OF_RATES and not self.rate_per_s:
+                return name, "is for a rate; add a rate, or leave it out"
+        return None
 
     def _check_users(self) -> None:
         """Check what cannot go with the users of a locustfile. Raises PlanError."""
