@@ -68,10 +68,10 @@ ACCEPT_IGNORED = frozenset({
     errno.ETIMEDOUT,
 })  # fmt: skip
 
-# accept(2) on a listener while new connections are held off: the queue is empty.
+# accept(2) on a listener while new connections are held off, or after the last master has ended it: the queue is empty.
 QUEUE_EMPTY = frozenset({
     errno.EAGAIN,  # the listener is non-blocking by then
-    errno.EINVAL,  # a Unix listener after shutdown(SHUT_RD)
+    errno.EINVAL,  # after shutdown(2); a worker of an upgraded server's old master may still be there
 })  # fmt: skip
 
 # accept(2): this process, or the system, has no file descriptor or memory left. Trying at once again would spin.

@@ -33,7 +33,8 @@ HI = talkback_reply(b"hi")
 GATED = f"{APPS / 'gated.py'}:handle"
 SLOT = f"{APPS / 'identity.py'}:slot"
 SAYS = "def handle(conn):\n    conn.readline()\n    conn.sendall(b'{}')\n"
-AT_THE_GATE = f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\ngated.pass_gate()\nhandle = gated.handle\n"
+SAYS_HI = f"import sys\nsys.path.insert(0, {str(APPS)!r})\nimport gated\nhandle = gated.handle\n"  # once past the gate
+AT_THE_GATE = f"{SAYS_HI}gated.pass_gate()\n"
 SOON_S = 20.0
 
 
@@ -160,6 +161,23 @@ def test_clients_in_hand_are_served_to_the_end_and_the_queue_by_the_new_master(s
     gate.open()
     assert collect(inside + waiting, HI) == {Outcome.OK: 12}
     line.master = line.successor(mark)
+
+
+def test_a_stop_right_after_the_hand_over_cuts_no_client_of_the_old_master(
+    start: Start, app: AppWriter, gate: Gate
+) -> None:
+    """The new master ends the listener while a thread of the old master's worker still waits there."""
+    line = start(app(SAYS_HI), "--workers", "1", "--threads", "2", env=gate.env)
+    inside = crowd(line.server.address, 1)
+    gate.wait_entered(1)
+    app("async def handle(reader, writer): pass")  # an engine that leaves at once
+    mark = line.usr2()
+    line.server.wait_log("took over predecessor=", after=mark, within_s=SOON_S)
+    line.master = line.successor(mark)
+    os.kill(line.master, signal.SIGTERM)
+    eventually(lambda: not alive(line.master), within_s=SOON_S, what="the end of the new master")
+    gate.open()
+    assert collect(inside, HI) == {Outcome.OK: 1}
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["INT", "INT again"])

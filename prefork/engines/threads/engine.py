@@ -275,7 +275,7 @@ class BlockingEngine:
         if error.errno in ACCEPT_PAUSE:
             self._errors.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
             time.sleep(ACCEPT_PAUSE_S)
-        elif error.errno not in ACCEPT_IGNORED and not (self._link.stopping and error.errno in QUEUE_EMPTY):
+        elif error.errno not in ACCEPT_IGNORED and not (self._link.retiring and error.errno in QUEUE_EMPTY):
             raise error
 
 
