@@ -17,7 +17,7 @@ from tests.master.test_stop import wait_heard
 from tests.master.test_systemd import Manager
 from tests.support.client import Hammer, Outcome, attempt, collect, crowd, dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import alive, children, open_fds
-from tests.support.server import APPS
+from tests.support.server import APPS, ROOT
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -94,6 +94,15 @@ def start(serve: Serve) -> Iterator[Start]:
     yield make
     for line in lines:
         line.stop()
+
+
+def half_way(start: Start, app: AppWriter, gate: Gate, *options: str) -> tuple[Line, int]:
+    """Begin an upgrade whose new version stands at the gate; return with it where in the log it begins."""
+    line = start(app(SAYS.format("old")), "--workers", "1", *options, env=gate.env)
+    app(AT_THE_GATE)
+    mark = line.usr2()
+    gate.wait_entered(1)
+    return line, mark
 
 
 def said(address: str) -> bytes:
@@ -286,7 +295,7 @@ def test_the_new_master_starts_where_the_first_one_did(start: Start, tmp_path: P
     """`--chdir sub` from within sub would fail; the mode of the control socket's folder must not follow --umask."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "app.py").write_text(SAYS.format("here"))
-    env = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    env = {"PYTHONPATH": str(ROOT)}
     line = start("app.py:handle", "--workers", "1", "--chdir", "sub", "--umask", "077", cwd=tmp_path, env=env)
     line.upgrade()
     line.upgrade()
@@ -448,7 +457,7 @@ def test_a_command_line_that_no_longer_works_changes_nothing(start: Start, tmp_p
 def test_a_folder_that_has_gone_changes_nothing(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "release"
     folder.mkdir()
-    env = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    env = {"PYTHONPATH": str(ROOT)}
     line = start("--workers", "1", cwd=folder, env=env)
     folder.rmdir()
     assert f"in {folder}: [Errno 2] No such file or directory" in line.failed(line.usr2())
@@ -456,22 +465,15 @@ def test_a_folder_that_has_gone_changes_nothing(start: Start, tmp_path: Path) ->
 
 
 def test_a_new_master_that_is_killed_changes_nothing(start: Start, app: AppWriter, gate: Gate) -> None:
-    target = app(SAYS.format("good"))
-    line = start(target, "--workers", "1", env=gate.env)
-    app(AT_THE_GATE)
-    mark = line.usr2()
-    gate.wait_entered(1)
+    line, mark = half_way(start, app, gate)
     os.kill(line.successor(mark), signal.SIGKILL)
     assert "SIGKILL" in line.failed(mark)
-    assert said(line.server.address) == b"good"
+    assert said(line.server.address) == b"old"
 
 
 def test_a_new_master_that_dies_at_the_hand_over_changes_nothing(start: Start, app: AppWriter, gate: Gate) -> None:
     """It was ready, and said so, but the old master had no time to answer."""
-    line = start(app(SAYS.format("good")), "--workers", "1", env=gate.env)
-    app(AT_THE_GATE)
-    mark = line.usr2()
-    gate.wait_entered(1)
+    line, mark = half_way(start, app, gate)
     successor = line.successor(mark)
     line.server.signal(signal.SIGSTOP)
     gate.open()
@@ -480,7 +482,7 @@ def test_a_new_master_that_dies_at_the_hand_over_changes_nothing(start: Start, a
     eventually(lambda: not alive(successor), within_s=15)
     line.server.signal(signal.SIGCONT)
     assert "SIGKILL" in line.failed(mark)
-    assert said(line.server.address) == b"good"
+    assert said(line.server.address) == b"old"
 
 
 def test_clients_of_a_new_version_that_fails_half_way_are_served(start: Start, app: AppWriter, gate: Gate) -> None:
@@ -507,10 +509,7 @@ def test_clients_of_a_new_version_that_fails_half_way_are_served(start: Start, a
 
 
 def test_what_is_refused_while_an_upgrade_runs(start: Start, app: AppWriter, gate: Gate) -> None:
-    line = start(app(SAYS.format("old")), "--workers", "1", env=gate.env)
-    app(AT_THE_GATE)
-    mark = line.usr2()
-    gate.wait_entered(1)
+    line, mark = half_way(start, app, gate)
     again = line.usr2()
     line.server.wait_log(
         rf"upgrade refused reason=\"an upgrade to pid {line.successor(mark)} is under way\"", after=again
@@ -532,40 +531,26 @@ def test_an_upgrade_is_refused_while_a_reload_runs(start: Start, app: AppWriter,
     line.upgrade()
 
 
+@pytest.mark.parametrize("group", [False, True], ids=["master", "group"])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_stop_during_an_upgrade_ends_both(start: Start, app: AppWriter, gate: Gate, signum: signal.Signals) -> None:
-    line = start(app(SAYS.format("old")), "--workers", "1", env=gate.env)
-    app(AT_THE_GATE)
-    mark = line.usr2()
-    gate.wait_entered(1)
+def test_a_stop_during_an_upgrade_ends_both(
+    start: Start, app: AppWriter, gate: Gate, signum: signal.Signals, *, group: bool
+) -> None:
+    line, mark = half_way(start, app, gate)
     successor = line.successor(mark)
-    line.server.signal(signum)
+    (line.server.signal_group if group else line.server.signal)(signum)
     assert line.server.wait_exit() == 0
     assert not alive(successor)
     assert attempt(line.server.address, b"", b"old") is Outcome.REFUSED
-
-
-def test_the_group_is_told_to_stop_during_an_upgrade(start: Start, app: AppWriter, gate: Gate) -> None:
-    line = start(app(SAYS.format("old")), "--workers", "1", env=gate.env)
-    app(AT_THE_GATE)
-    mark = line.usr2()
-    gate.wait_entered(1)
-    successor = line.successor(mark)
-    line.server.signal_group(signal.SIGTERM)
-    assert line.server.wait_exit() == 0
-    assert not alive(successor)
 
 
 def test_if_the_old_master_is_killed_on_the_way_the_new_one_takes_over(
     start: Start, app: AppWriter, gate: Gate, tmp_path: Path
 ) -> None:
     path = tmp_path / "pid"
-    line = start(app(SAYS.format("old")), "--workers", "1", "--pid", str(path), env=gate.env)
+    line, mark = half_way(start, app, gate, "--pid", str(path))
     line.server.expected_exit = -signal.SIGKILL
-    (old_worker,) = line.server.worker_pids()
-    app(AT_THE_GATE)
-    mark = line.usr2()
-    gate.wait_entered(1)
+    (old_worker,) = line.server.worker_pids() - {line.successor(mark)}
     line.master = line.successor(mark)
     line.server.signal(signal.SIGKILL)
     gate.open()
@@ -590,10 +575,9 @@ def test_a_program_that_serves_an_app_by_name_is_started_anew(start: Start, tmp_
 
 def from_python(folder: Path, app: str) -> list[str]:
     """A program that serves the app; what follows it on the command line is not its own."""
-    root = str(Path(__file__).resolve().parents[2])
     path = folder / "program.py"
     path.write_text(
-        f"import sys\nsys.path.insert(0, {root!r})\nimport prefork\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport prefork\n"
         f"sys.exit(prefork.serve({app}, workers=1, bind=['127.0.0.1:0']))\n"
     )
     return [sys.executable, str(path)]
