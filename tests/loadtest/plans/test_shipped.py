@@ -65,11 +65,11 @@ def test_workers_are_varied_and_threads_beside_them(name: str) -> None:
     assert shapes >= {(1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (1, 8)}
 
 
-def run(name: str, out: Path, *flags: str) -> list[dict[str, Any]]:
-    """A short run of a plan: its rounds."""
+def run(name: str, out: Path, *flags: str, statuses: tuple[int, ...] = (0,)) -> list[dict[str, Any]]:
+    """A short run of a plan: its rounds. It ends with one of the statuses; 1 says that no round was valid."""
     argv = [sys.executable, "-m", "loadtest", "run", str(FOLDER / f"{name}.toml"), "--out", str(out), *flags]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in statuses, done.stderr
     return rounds_in(out)
 
 
@@ -89,7 +89,7 @@ def test_accept_shows_what_each_worker_did(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_short_backlog_drops_connections_and_their_clients_wait_a_second(tmp_path: Path) -> None:
     """Where the machine is busy the generator may lag too, and that verdict comes first: so the drops are looked at."""
-    rounds = run("backlog", tmp_path / "out", "--rounds", "1", "--rate", "170", "--duration", "6")
+    rounds = run("backlog", tmp_path / "out", "--rounds", "1", "--rate", "170", "--duration", "6", statuses=(0, 1))
     by_name = {done["configuration"]: done for done in rounds}
     short, roomy = by_name["backlog 5"], by_name["backlog 2048"]
     assert (short["signals"]["queue"]["limit"], roomy["signals"]["queue"]["limit"]) == (5, 2048)
