@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from prefork.engines.timers import NEVER, Deadlines
 
+MS = 1_000_000
+
 
 class Thing:
     """Something with a deadline."""
@@ -69,15 +71,44 @@ def test_the_forgotten_are_let_go_at_once_and_cleared_away() -> None:
     assert deadlines.due(5000) == kept
 
 
+def test_one_look_that_comes_too_early_settles_those_that_follow_soon() -> None:
+    deadlines: Deadlines[Thing] = Deadlines()
+    things = [Thing(MS * number) for number in range(1, 3001)]  # ten seconds of keep-alive moved all of them later
+    for thing in things:
+        deadlines.watch(thing)
+        move(deadlines, thing, thing.deadline_ns + 10_000 * MS)
+    looks = 0
+    while (now_ns := deadlines.next_ns()) < 10_000 * MS:
+        assert deadlines.due(now_ns) == []
+        looks += 1
+    assert looks <= 3
+    assert [deadlines.due(thing.deadline_ns) for thing in things] == [[thing] for thing in things]
+
+
+def test_a_deadline_that_holds_is_not_passed_over_by_one_that_moved() -> None:
+    deadlines: Deadlines[Thing] = Deadlines()
+    moved, holds, last = Thing(1), Thing(2), Thing(3)
+    for thing in (moved, holds, last):
+        deadlines.watch(thing)
+    move(deadlines, moved, 50)
+    move(deadlines, last, 40)
+    assert deadlines.due(1) == []
+    assert deadlines.next_ns() == 2
+    assert deadlines.due(2) == [holds]
+    assert deadlines.due(45) == [last]
+    assert deadlines.due(50) == [moved]
+
+
 @given(
-    st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["move", "forget", "due"]), st.integers(0, 50)), max_size=60)
+    st.sampled_from([1, 30 * MS]),  # of steps that are soon, and of some that are not
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["move", "forget", "due"]), st.integers(0, 50)), max_size=60),
 )
-def test_like_a_plain_list(steps: list[tuple[int, str, int]]) -> None:
+def test_like_a_plain_list(unit_ns: int, steps: list[tuple[int, str, int]]) -> None:
     deadlines: Deadlines[Thing] = Deadlines()
     things = [Thing(NEVER) for _ in range(5)]
     now_ns = 0
-    for number, step, amount in steps:
-        thing = things[number]
+    for number, step, units in steps:
+        thing, amount = things[number], units * unit_ns
         if step == "move":
             move(deadlines, thing, now_ns + 1 + amount)
         elif step == "forget":
