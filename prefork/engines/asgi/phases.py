@@ -124,7 +124,10 @@ class FlushingClose(asyncio.Protocol):
         self.entry: list[Any] | None = None
         if not transport.is_closing():  # asyncio's own under TLS is of no use once it was closed twice
             transport.close()
-        self.deadline_ns = self._progress.begin(monotonic_ns())
+        now_ns = monotonic_ns()
+        # If all has been sent, only TLS keeps it open, as it waits for the client's word that it ends as well.
+        sends = transport.get_write_buffer_size()
+        self.deadline_ns = self._progress.begin(now_ns) if sends else now_ns + round(LINGER_S * 1e9)
         app.timers.watch(self)
 
     def connection_lost(self, _exc: Exception | None) -> None:
