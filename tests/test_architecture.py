@@ -68,6 +68,7 @@ WITH_ONE_IMPORTER = {
     },
     "pure, where its importer is not": {
         "loadtest.analysis.conditions", "prefork.master.rollout", "prefork.cli.top.view",
+        "prefork.http.websocket_handshake",
     },
     "a part of the master, which all meet in its loop": {
         "prefork.master.autoreload", "prefork.master.commands", "prefork.master.lifecycle", "prefork.master.slow_log",

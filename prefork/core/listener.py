@@ -266,7 +266,8 @@ _DROPS = 8  # linux/sock_diag.h, SK_MEMINFO_DROPS: index of a 32-bit number
 
 
 class Listener:
-    """MASTER makes it, workers inherit it. `address` is the real one: port 0 has become a number.
+    """MASTER makes it, workers inherit it. `address` is the real one: port 0 has become a number. `server`: the same as
+    host and port; the path and None of a Unix socket.
 
     `bind` is how it was asked for, `slot` whose it is (None: every worker's). `owned`: made by us, so that on a stop
     its queue is ours to drain. `borrowed`: during an upgrade it is still the other master's.
@@ -289,6 +290,9 @@ class Listener:
         self.owned = owned
         self.borrowed = False
         self.hold = hold  # of a group, the first one has it
+        address_of: Any = sock.getsockname()
+        unix = sock.family == socket.AF_UNIX
+        self.server: tuple[str, int | None] = (os.fsdecode(address_of), None) if unix else address_of[:2]
         self._inode = _inode(address.removeprefix("unix:")) if self.owned and sock.family == socket.AF_UNIX else None
 
     def queue(self) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import MasterLink
 from prefork.runtime.orders import Orders
+from prefork.runtime.transfer import TransferQueue
 from prefork.status.scoreboard import Row, Scoreboard
 
 
@@ -28,6 +29,9 @@ class WorkerContext:
     board: Scoreboard
     orders: Orders
     group: int  # whose rows these are
+    generation: int
+    master: int  # pid
+    transfer: TransferQueue
     wake_fd: int  # eventfd that all workers share: a connection waits that its finder leaves to another
     inherited: Inherited
     link: MasterLink

@@ -33,7 +33,7 @@ class HttpContext:
         self.header_ns = round(config.header_timeout_s * 1e9)
         self.keep_alive_ns = round(config.keep_alive_s * 1e9)
         self._idle_ns = round(config.idle_timeout_s * 1e9)
-        self.draining = self.keep_alive_ns == 0
+        self.draining = self._always_drains = self.keep_alive_ns == 0
         self._second = 0
         self.stamp = b""
         self.tick()
@@ -45,6 +45,10 @@ class HttpContext:
         """
         return self._idle_ns + min(now_ns, since_ns + moved * _PACE_NS)
 
+    def idle_ns(self, *, served: bool) -> int:
+        """How long a client may take until it sends a request: the next one, or its first."""
+        return self.keep_alive_ns if served else self.header_ns
+
     def tick(self) -> None:
         """Make the date anew if a second has passed. Call it in each turn of the loop."""
         second = int(time())
@@ -52,6 +56,6 @@ class HttpContext:
             self._second = second
             self.stamp = stamp(second)
 
-    def drain(self) -> None:
-        """Let every response from now on say that its connection ends."""
-        self.draining = True
+    def drain(self, *, last: bool = True) -> None:
+        """Let every response from now on say that its connection ends; unless it need not be the last one after all."""
+        self.draining = last or self._always_drains

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prefork.core.listener import Listener
     from prefork.http.head import Request
     from prefork.http.proxy_protocol import End
+    from prefork.runtime.transfer import Server, TransferMessage
 
 
 # --- How long a connection waited in the kernel until a worker took it.
@@ -52,9 +53,10 @@ AppView = TypeVar("AppView")
 class Peer(Generic[AppView]):
     """WORKER. The other end of an HTTP connection. `text` is for people, `app_view` is what the application sees of it.
 
-    `address` is `unix:` on a Unix socket. `trusted`: what it says of others is believed. `queue_ms`: how long the
-    connection waited to be taken, until that is logged with its first request; None if it is not known. `row_text`:
-    what the scoreboard is to say of its request, with that `method` and `target`.
+    `server`: where it has connected to, as Listener.server. `address` is `unix:` on a Unix socket. `trusted`: what it
+    says of others is believed. `queue_ms`: how long the connection waited to be taken, until that is logged with its
+    first request; None if it is not known. `row_text`: what the scoreboard is to say of its request, with that `method`
+    and `target`.
     """
 
     __slots__ = (
@@ -65,12 +67,14 @@ class Peer(Generic[AppView]):
         "port",
         "queue_ms",
         "row_text",
+        "server",
         "target",
         "text",
         "trusted",
     )
 
-    def __init__(self, text: str, address: str, port: int, app_view: AppView, *, trusted: bool) -> None:
+    def __init__(self, server: Server, text: str, address: str, port: int, app_view: AppView, *, trusted: bool) -> None:
+        self.server = server
         self.text = text
         self._row_prefix = row_prefix(text)
         self.method, self.target, self.row_text = "", b"", b""
@@ -80,6 +84,11 @@ class Peer(Generic[AppView]):
         self.trusted = trusted
         self.queue_ms: int | None = None
 
+    @property
+    def served(self) -> bool:
+        """Whether the client has had a request."""
+        return bool(self.method)
+
     def set_request(self, request: Request) -> None:
         """Make `row_text`. The next same request has it: the parser remembers request lines."""
         self.method, self.target = request.method, request.target
@@ -87,11 +96,11 @@ class Peer(Generic[AppView]):
 
 
 class PeerFactory(Generic[AppView]):
-    """WORKER. Makes the peers of new connections. `app_view(listener, address, port)`: what the application sees of
-    one from there; of one on a Unix socket, from `unix:` and 0.
+    """WORKER. Makes the peers of new connections. `app_view(server, address, port)`: what the application sees of one
+    from there; of one on a Unix socket, from `unix:` and 0.
     """
 
-    def __init__(self, trusted: Trusted, app_view: Callable[[Listener, str, int], AppView]) -> None:
+    def __init__(self, trusted: Trusted, app_view: Callable[[Server, str, int], AppView]) -> None:
         self._trusted = trusted
         self._app_view = app_view
 
@@ -99,16 +108,23 @@ class PeerFactory(Generic[AppView]):
         """The other end of a new connection."""
         family = listener.sock.family
         address, port = (UNIX, 0) if family == socket.AF_UNIX else sockaddr[:2]
-        return self._make(listener, format_sockaddr(family, sockaddr), address, port)
+        return self._make(listener.server, format_sockaddr(family, sockaddr), address, port)
 
     def behind(self, end: End, listener: Listener) -> Peer[AppView]:
         """The client of the trusted proxy that has connected."""
         text = f"[{end.address}]:{end.port}" if ":" in end.address else f"{end.address}:{end.port}"
-        return self._make(listener, text, end.address, end.port)
+        return self._make(listener.server, text, end.address, end.port)
 
-    def _make(self, listener: Listener, text: str, address: str, port: int) -> Peer[AppView]:
+    def of_message(self, message: TransferMessage) -> Peer[AppView]:
+        """The other end of a connection that another worker has given."""
+        peer = self._make(message.server, *message.client)
+        peer.queue_ms = message.queue_ms
+        peer.method = "-" if message.served else ""  # of no request
+        return peer
+
+    def _make(self, server: Server, text: str, address: str, port: int) -> Peer[AppView]:
         trusted = bool(self._trusted) and self._trusted.has_peer(address)
-        return Peer(text, address, port, self._app_view(listener, address, port), trusted=trusted)
+        return Peer(server, text, address, port, self._app_view(server, address, port), trusted=trusted)
 
 
 def peer_of(transport: Any) -> str:

@@ -157,7 +157,8 @@ class Lifecycle(Observer):
     def ready(self) -> None:
         """All workers serve for the first time."""
         if self._takeover and self.borrowing:
-            self._takeover.ready()
+            takes = self._history.state().kind in ("wsgi", "asgi") and self._workers.inherited.tls is None
+            self._takeover.ready(takes=takes)
         else:
             self.notifier.ready(self._status())
 
@@ -198,8 +199,10 @@ class Lifecycle(Observer):
         return self.upgrade.fds() + (self._takeover.fds() if self._takeover else [])
 
     def maintain(self) -> float:
-        """Read what the other master says, keep deadlines, feed the watchdog. Returns when to come again (monotonic
-        seconds)."""
+        """Read what the other master says, keep deadlines, say whose workers take connections, feed the watchdog.
+
+        Return when to come again (monotonic seconds).
+        """
         now_s = time.monotonic()
         if self._takeover and self._takeover.granted():
             self._take_over(self._takeover)
@@ -207,7 +210,10 @@ class Lifecycle(Observer):
             self._hand_over(ready)
         if now_s >= self._policy.stop_at_s:
             self.stop("--lame-duck is over")
-        return min(self.upgrade.wake_s, self.notifier.tick(now_s), self._policy.stop_at_s)
+        if not (self.borrowing or self._policy.stopping):
+            self._workers.choose_takers(self._policy.rollout.generation)
+        settle_s = self._workers.settle(now_s)
+        return min(self.upgrade.wake_s, self.notifier.tick(now_s), self._policy.stop_at_s, settle_s)
 
     # --- what the service manager is told
 
@@ -244,6 +250,7 @@ class Lifecycle(Observer):
             self.upgrade.begin(
                 [*self._listeners, *self._admin.listeners],
                 self._resources.pidfile,
+                transfer=self._workers.transfer.fds,
                 generation=self._policy.rollout.generation,
                 configured=self._config.workers,
                 workers=self._policy.workers,
@@ -264,6 +271,8 @@ class Lifecycle(Observer):
         self._admin.hand_over(ready.fds)
         if self._resources.pidfile is not None and self._resources.pidfile.fd in ready.fds:
             self._resources.hand_over_pidfile()
+        if ready.takes:
+            self._workers.orders.give_to_successor()
         self.stop("upgrade")
 
     # --- the stop

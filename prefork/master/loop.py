@@ -42,6 +42,7 @@ from prefork.master.templates import TemplateHandle
 from prefork.master.upgrade import Takeover
 from prefork.master.workers import Message, Workers, capacity
 from prefork.runtime.master_link import Kind
+from prefork.runtime.transfer import TransferQueue
 
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 IGNORED_EVERY_S = 1.0  # between two lines about one signal: a line that cannot be written may cause it (SIGXFSZ)
@@ -60,13 +61,14 @@ class Master:
         self._fatal: PreforkError | None = None  # why the start failed
         self._interrupted = False  # a SIGINT has come
         self._inbox = SignalInbox([*TABLE, *UNEXPECTED])
+        takeover = Takeover.of(os.environ)
+        transfer = takeover.transfer() if takeover else TransferQueue()
         self._workers = Workers(
-            config=config, log=log, close_others=self._close_in_child, inherited=resources.inherited
+            config=config, log=log, close_others=self._close_in_child, inherited=resources.inherited, transfer=transfer
         )
         self._children = self._workers.children
         self._guard = Guard(log)
         timeouts = Timeouts.of(config)
-        takeover = Takeover.of(os.environ)
         wanted, generation = takeover.follows(config.workers) if takeover else (config.workers, 0)
         self._policy = Policy(workers=wanted, timeouts=timeouts, generation=generation)
         self._policy.rollout.abandons_starts = resources.wait_for_changes
@@ -272,8 +274,7 @@ class Master:
         if not self._policy.booted and self._workers.roster.serving() == self._policy.workers:
             self._policy.booted = True
             self._admin.publish()  # first: the reader of the line may ask at once
-            took_s = time.monotonic() - self._started_s
-            self._log.info(f"ready workers={self._policy.workers} in={took_s:.2f}s")
+            self._log.info(f"ready workers={self._policy.workers} in={time.monotonic() - self._started_s:.2f}s")
             self._lifecycle.ready()
 
     # --- exits of children

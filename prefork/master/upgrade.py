@@ -37,6 +37,7 @@ from prefork.core.systemd import ACTIVATED, Notifier
 from prefork.master.children import Children
 from prefork.runtime.master_link import NO_MESSAGE
 from prefork.runtime.orders import GRACE_MARGIN_S
+from prefork.runtime.transfer import VERSION, TransferQueue
 
 # --- The new master
 
@@ -53,6 +54,7 @@ class Takeover:
         self._scaled: tuple[int, int] = (inherited["configured"], inherited["workers"])
         self._listeners: list[dict[str, Any]] = inherited["listeners"]  # entries that were not taken
         self._pid_file: tuple[str, int] | None = tuple(inherited["pid_file"]) if inherited["pid_file"] else None
+        self._transfer: tuple[int, int] | None = tuple(_items(inherited.get("transfer"))) or None
         self._took: list[int] = []  # descriptors, by their numbers in the old master
         self._channel = socket.socket(fileno=inherited["channel"])
         self._channel.set_inheritable(False)
@@ -92,6 +94,10 @@ class Takeover:
                 self._took.append(entry["fd"])
         return [Listener.inherit(entry) for entry in entries.values()]
 
+    def transfer(self) -> TransferQueue:
+        """The queue of connections that change hands; one of our own if the old master knows none."""
+        return TransferQueue(self._transfer)
+
     def take_pid_file(self, path: str) -> PidFile | None:
         """The pid file, if the old master holds one of that path."""
         if self._pid_file is None or not path or os.path.abspath(path) != self._pid_file[0]:
@@ -116,9 +122,9 @@ class Takeover:
         """What is readable when the old master has sent `yours` or died."""
         return [] if self.owner else [self._channel.fileno()]
 
-    def ready(self) -> None:
-        """All workers accept: ask to take over."""
-        self._send({"ready": True, "took": self._took})
+    def ready(self, *, takes: bool) -> None:
+        """All workers accept: ask to take over. `takes`: they take idle connections, too."""
+        self._send({"ready": True, "took": self._took, "reads": [VERSION] if takes else []})
 
     def failed(self, reason: str) -> None:
         """Tell the old master why the upgrade fails."""
@@ -160,21 +166,22 @@ _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 @dataclass(frozen=True, slots=True)
 class NewMasterReady:
-    """The new master is ready, and has these descriptors of ours in use."""
+    """The new master is ready, and has these descriptors of ours in use. `takes`: its workers take our connections."""
 
     pid: int
     fds: frozenset[int]
+    takes: bool
 
 
-def _read(data: bytes) -> tuple[frozenset[int] | None, str]:
-    """What a new master says: the descriptors that it took, or None and why it fails."""
+def _read(pid: int, data: bytes) -> tuple[NewMasterReady | None, str]:
+    """What a new master says: that it is ready, or why it fails."""
     try:
         said = json.loads(data)
     except (ValueError, RecursionError):
         said = None
     match said:
         case {"ready": True, "took": [*fds]} if all(type(fd) is int for fd in fds):
-            return frozenset(fds), ""
+            return NewMasterReady(pid, frozenset(fds), takes=VERSION in _items(said.get("reads"))), ""
         case {"ready": False, "reason": str(reason)}:
             return None, printable(reason[:MESSAGE_MOST])
     return None, f"{NO_MESSAGE}: {printable(data[:40].decode('ascii', 'replace'))}"
@@ -221,6 +228,7 @@ class Upgrade:
         listeners: Sequence[Listener],
         pid_file: PidFile | None,
         *,
+        transfer: tuple[int, int],
         generation: int,
         configured: int,
         workers: int,
@@ -232,6 +240,7 @@ class Upgrade:
             "generation": generation,
             "configured": configured,
             "workers": workers,
+            "transfer": list(transfer),
             "listeners": [{**each.export(), "activated": each.bind.startswith(ACTIVATED)} for each in listeners],
             "pid_file": [pid_file.path, pid_file.fd] if pid_file is not None else None,
             "channel": theirs.fileno(),
@@ -278,9 +287,9 @@ class Upgrade:
     def step(self, now_s: float) -> NewMasterReady | None:
         """Read the new master's message, and keep its deadlines. Returns what to hand over, when it is ready."""
         if not self._reason and (data := self._receive()):
-            took, reason = _read(data)
-            if took is not None and took <= self._lent:
-                return NewMasterReady(self.new_master or 0, took)
+            ready, reason = _read(self.new_master or 0, data)
+            if ready is not None and ready.fds <= self._lent:
+                return ready
             self.cancel(reason or "it took descriptors that it was not given", now_s)
         if self.running and now_s >= self._until_s:
             if self._reason:
@@ -325,7 +334,7 @@ class Upgrade:
     def _exited(self, child: Exit) -> None:
         if not self.done:
             if not self._reason and (data := self._receive()):  # its last word
-                self._reason = _read(data)[1]
+                self._reason = _read(child.pid, data)[1]
             reason = self._reason or f"it died of {child}"
             self.log.error("upgrade failed", successor=child.pid, reason=reason, serving="the old version")
             self._close()
@@ -358,6 +367,8 @@ def _checked(inherited: dict[str, Any]) -> dict[str, Any]:
     """The variable, if it is as `Upgrade` writes it. Raises ValueError, TypeError or KeyError if it is not."""
     for number in ("master", "generation", "configured", "workers", "channel"):
         _whole(inherited[number])
+    for number in _items(inherited.get("transfer")):
+        _whole(number)
     match inherited["pid_file"]:
         case None | [str(), int()]:
             pass
@@ -380,6 +391,11 @@ def _checked(inherited: dict[str, Any]) -> dict[str, Any]:
     return inherited
 
 
+def _items(value: Any) -> list[Any]:
+    """The items of a list that other versions do not know of."""
+    return value if isinstance(value, list) else []
+
+
 def _whole(value: Any) -> None:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is no number from 0")
@@ -387,7 +403,7 @@ def _whole(value: Any) -> None:
 
 def _descriptors(inherited: dict[str, Any]) -> list[int]:
     """Every descriptor that the new master is to have."""
-    fds = [inherited["channel"], *(entry["fd"] for entry in inherited["listeners"])]
+    fds = [inherited["channel"], *inherited["transfer"], *(entry["fd"] for entry in inherited["listeners"])]
     holds = [entry["hold"] for entry in inherited["listeners"] if entry["hold"]]
     fds += [hold["fd"] for hold in holds if hold["fd"] >= 0]
     return fds + ([inherited["pid_file"][1]] if inherited["pid_file"] else [])

@@ -29,7 +29,8 @@ from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.master_link import NO_MESSAGE, OF_WORKER, READ_MOST, REST_MOST, Kind, Receiver
-from prefork.runtime.orders import Orders
+from prefork.runtime.orders import SUCCESSOR, TAKING, Orders
+from prefork.runtime.transfer import TransferQueue
 from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
 from prefork.status.scoreboard import COUNTERS, QUEUE_BUCKETS, Scoreboard
@@ -37,6 +38,8 @@ from prefork.worker.process import Worker
 
 ROWS_LEAST = 64
 ROWS_PER_WORKER = 4
+SETTLE_S = 0.1  # between looks at what a dead worker had in its hands
+_LOOKS = 20  # that all find it missing
 _NEVER = float("inf")
 
 
@@ -58,6 +61,7 @@ class Workers:
     log: Log
     close_others: Callable[[], None]  # closes in a child what else only the master may hold
     inherited: Inherited
+    transfer: TransferQueue
     children: Children = field(init=False)
     listeners: list[Listener] = field(default_factory=list)
     roster: Roster = field(default_factory=Roster)
@@ -71,6 +75,8 @@ class Workers:
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: the message FAILED, if it sent one
     _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
+    _settle_s: float = _NEVER  # when to look whether a worker that died had connections in its hands
+    _missing: list[int] = field(default_factory=list)  # at each look so far that could be relied upon
     _wake_fd: int = field(init=False)  # eventfd through which workers wake each other
     templates: Templates = field(init=False)
     oom: OomKills = field(default_factory=OomKills)
@@ -152,6 +158,7 @@ class Workers:
             log=self.log,
             board=self.board,
             orders=self.orders,
+            transfer=self.transfer,
             wake_fd=self._wake_fd,
             listeners=self.listeners,
             lifeline=self.lifeline,
@@ -193,6 +200,7 @@ class Workers:
             since_ns = since_ns or (max(0, worker.hang.since_ns) if worker.hang.serving else 0)
             serving = worker.hang.serving or serving
         counted = self.gone.setdefault(worker.slot, dict.fromkeys((*COUNTERS, "cpu_ns"), 0))
+        reading.counters["cut"] += reading.held  # what it still held has ended with it
         for name, value in {**reading.counters, "cpu_ns": child.cpu_ns}.items():
             counted[name] += value
         self.latencies.merge(self.board.histogram(worker.group))
@@ -200,6 +208,7 @@ class Workers:
         self.waits = [gone + here for gone, here in waits]
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         self.board.vacate(worker.group)
+        self._settle_s, self._missing = now_s, []
         hang = worker.hang
         killed = worker.killed or self.children.stopped.get(child.pid)
         return worker, DeathRecord(
@@ -213,6 +222,8 @@ class Workers:
             age_s=now_s - worker.spawned_s,
             serving=serving if since_ns else "",
             serving_s=now_s - since_ns / 1e9 if since_ns else None,
+            asked=worker.stale,
+            cut=reading.held,
             requests=reading.counters["completed"],
             last=self.board.last(worker.group),
             slow=tuple(self.board.slow(worker.group)),
@@ -228,6 +239,7 @@ class Workers:
         for receiver in self._receivers.values():
             receiver.close()
         self.orders.close()
+        self.transfer.close()
         self.templates.close_in_child()
 
     # --- orders
@@ -236,6 +248,47 @@ class Workers:
         """Tell the worker to finish the requests in flight and exit."""
         self.orders.retire(worker.group)
         _wake(self._orders_fds[worker.pid])
+
+    def choose_takers(self, generation: int) -> None:
+        """Let connections that change hands go to workers of this generation, once one of them serves."""
+        if self.orders.cells[TAKING] != generation and any(
+            worker.serving and worker.generation >= generation for worker in self.roster
+        ):
+            self.orders.take_over(generation)
+            self._wake_all()
+
+    def settle(self, now_s: float) -> float:
+        """Count as cut what a worker had in its hands when it died: given and not in the queue, or just taken.
+
+        A look at figures that move meanwhile does not count. Who is about to give or take, and has no processor for a
+        moment, makes one too many of it; so the least that was found is what is missing for good. Return when to come
+        again (monotonic seconds).
+        """
+        if now_s < self._settle_s:
+            return self._settle_s
+        self._settle_s = now_s + SETTLE_S
+        given, taken, waiting = moved = self._moved()
+        if moved == self._moved():
+            self._missing.append(given - taken - waiting)
+        if self.orders.cells[SUCCESSOR]:
+            self._settle_s = _NEVER  # who takes is another master's
+        elif len(self._missing) >= _LOOKS:
+            self._settle_s = _NEVER
+            if (count := min(self._missing)) > 0:
+                counted = next(iter(self.gone.values()))
+                counted["received"] += count
+                counted["cut"] += count
+                self.log.warning("connections cut", count=count, reason="a worker died while it gave or took them")
+        return self._settle_s
+
+    def _moved(self) -> tuple[int, int, int]:
+        """How many connections were given, how many were taken, and how many wait in the queue."""
+        every = [*self.gone.values(), *(self.board.read(worker.group).counters for worker in self.roster)]
+        return (
+            sum(each["given"] for each in every),
+            sum(each["received"] for each in every),
+            self.transfer.waiting(),
+        )
 
     def stop(self, *, drain: bool) -> None:
         """Tell all workers, those to come included, to leave; with `drain` they serve what waits before they do."""

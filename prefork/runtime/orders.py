@@ -25,6 +25,8 @@ GRACE_MARGIN_S = 1.0  # past the graceful timeout a worker that has not ended it
 STOPPING = 0  # 1: the whole server stops, so a retiring worker drains the accept queue
 LOGS = 1  # how often the logs were to be opened again
 IN_USE = 2  # groups of rows from here on have never had an owner
+TAKING = 3  # workers of this generation and later ones take connections of others; 0: nobody does
+SUCCESSOR = 4  # 1: another master's workers take connections of ours, all that they are given
 _HEADER_CELLS = 8  # behind it, one cell for each group of rows: 1 = its worker is to retire
 
 
@@ -60,6 +62,14 @@ class Orders:
     def stop(self, *, drain: bool) -> None:
         """Order every worker to retire, and to serve what waits in the accept queue if `drain`."""
         self._writable[STOPPING] = drain
+
+    def take_over(self, generation: int) -> None:
+        """Have the workers of this generation and later ones take connections that others give; 0: nobody."""
+        self._writable[TAKING] = generation
+
+    def give_to_successor(self) -> None:
+        """Have every worker give its connections to the workers of another master; none takes any."""
+        self._writable[TAKING], self._writable[SUCCESSOR] = 0, 1
 
     def reopen_logs(self) -> None:
         """Order every worker to open its log files again."""

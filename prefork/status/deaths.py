@@ -37,6 +37,8 @@ class DeathRecord:
     age_s: float
     serving: str = ""
     serving_s: float | None = None  # for how long; None = no unit of work was in progress
+    asked: str | None = None  # for a successor, and why: somebody else than the master has told it to retire
+    cut: int = 0  # connections that it had
     requests: int = 0  # units of work that it had completed
     last: tuple[str, ...] = ()  # the latest request or client of each thread
     slow: tuple[Slow, ...] = ()  # its latest slow requests
@@ -51,11 +53,14 @@ class DeathRecord:
     @property
     def expected(self) -> bool:
         """True if the worker was told to retire, and exited cleanly or had not begun to serve."""
-        return self.worker.retiring_s is not None and (self.exit.clean or self.worker.pending)
+        told = self.worker.retiring_s is not None or self.asked is not None
+        return told and (self.exit.clean or self.worker.pending)
 
     @property
     def cause(self) -> str:
         """One word or two, by which deaths are counted."""
+        if self.asked and self.expected:
+            return self.asked
         if self.killed or self.verdict:
             return "killed" if not self.hung else "boot-timeout" if self.worker.pending else "timeout"
         return "out-of-memory" if self.oom else str(self.exit)
@@ -86,6 +91,7 @@ class DeathRecord:
             "reason": self.reason,
             "serving": self.serving or None,
             "served_last": ", ".join(self.last) if self.hung and not self.serving and self.last else None,
+            "cut": self.cut or None,
             "age": f"{self.age_s:.1f}s",
             "detail": self.detail,
         }
@@ -133,6 +139,7 @@ def _document(death: DeathRecord, respawn_in_s: float | None) -> Document:
         "last": list(death.last),
         "slow": [slow_document(each) for each in death.slow],
         "age_s": round(death.age_s, 3),
+        "cut": death.cut,
         "requests": death.requests,
         "cpu_s": round(death.exit.cpu_ns / 1e9, 3),
         "peak_rss_bytes": death.exit.peak_rss_bytes,
@@ -172,14 +179,19 @@ def _entry(entry: Document) -> str:
         f"  slow     {each['request']}, {cell('took_s', each['took_s'])}, until {each['ended']}"
         for each in entry["slow"]
     ]
-    requests = "1 request" if entry["requests"] == 1 else f"{entry['requests']} requests"
+    requests = _plural(entry["requests"], "request")
     memory = f"at most {cell('peak_rss_bytes', entry['peak_rss_bytes'])} of memory"
     lines.append(
         f"  lived    {cell('age_s', entry['age_s'])}, {requests}, {cell('cpu_s', entry['cpu_s'])} CPU, {memory}"
     )
+    lines += [f"  cut      {_plural(entry['cut'], 'connection')}"] if entry["cut"] else []
     lines.append(f"  then     {_successor(entry['respawn_in_s'])}")
     detail = (entry["detail"] or "").rstrip()
     return "\n".join([*lines, *(f"    {line}" for line in detail.split("\n") if detail)])
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _successor(respawn_in_s: float | None) -> str:

@@ -201,6 +201,24 @@ FIGURES = (
     _figure("totals.connections", "count", NOW, "The sum of the workers' connections.", "", "CONN"),
     *_units("totals", SERVER),
     _figure(
+        "totals.closed", "count", SERVER,
+        "Connections that have ended, whoever ended them. accepted = closed + cut + connections + in_transfer.",
+    ),
+    _figure(
+        "totals.cut", "count", SERVER,
+        "Connections that were cut: by --graceful-timeout, or by the death of the worker that had them.",
+    ),
+    _figure(
+        "totals.given", "count", SERVER,
+        "Idle connections that a worker gave to others, as it retired or had more than its share. One may be given "
+        "several times.",
+    ),
+    _figure("totals.received", "count", SERVER, "Connections that workers took from others."),
+    _figure(
+        "totals.in_transfer", "count", NOW,
+        "Connections given and not taken yet; after an upgrade, in the old master, those that the new one has.",
+    ),
+    _figure(
         "totals.idle_closed", "count", SERVER,
         "Connections of stream handlers closed because the client was silent for --idle-timeout.",
     ),
@@ -258,6 +276,7 @@ FIGURES = (
     _figure("deaths.last.last", "list", "at its death", "The last unit of each thread."),
     _figure("deaths.last.slow", "list", "its life", "The worker's latest slow requests, like workers[].slow."),
     _figure("deaths.last.age_s", "seconds", "at its death", "Time since the fork of the worker."),
+    _figure("deaths.last.cut", "count", "at its death", "Connections that ended with it."),
     _figure("deaths.last.requests", "count", "its life", "Units of work completed by the worker."),
     _figure("deaths.last.cpu_s", "seconds", "its life", "CPU time of the worker and its children."),
     _figure(

@@ -130,6 +130,7 @@ def totals(
     return {
         "connections": connections,
         **named,
+        "in_transfer": counters["given"] - counters["received"],
         "errors_by_kind": errors_by_kind(counters),
         "busy_s": round(counters["busy_ns"] / 1e9, 3),
         **quantiles(latencies),

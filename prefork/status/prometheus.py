@@ -198,6 +198,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="prefork_respawns_total", kind="counter", samples=_respawns, labels=("cause",),
            help="Workers that were replaced, by cause."),
     Metric(name="prefork_connections", kind="gauge", samples=_total("connections"), help="Open connections."),
+    Metric(name="prefork_in_transfer", kind="gauge", samples=_total("in_transfer"), help=MEANING["totals.in_transfer"]),
     *map(_counter, [name for name in COUNTERS if name != "busy_ns"]),
     Metric(name="prefork_request_duration_seconds", kind="histogram", samples=_durations, labels=("le",),
            help="How long handler code ran for a unit of work, without waits for the client. Bounds are exact to 1 %."),

@@ -19,6 +19,7 @@ An anonymous mmap, made before the first fork, of fixed rows of 64-bit cells. Ru
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic_ns, time_ns
 
@@ -43,23 +44,26 @@ def stuck_ns(heartbeat_ns: int, now_ns: int, period_s: float) -> int:
 # Cells of a row. Plain integers: an IntEnum member costs a lookup more on each use (measured: 45 ns against 25).
 PID = 0
 SINCE = 1  # when the unit of work that --timeout judges began (ns), 0 = none
-HELD = 2  # connections open now
-ACCEPTED = 3  # connections taken from the kernel
-COMPLETED = 4  # units of work done: connections of a stream handler
-ERRORS = 5  # units of work whose handler failed
-IDLE_CLOSED = 6  # connections closed because the client was silent for --idle-timeout
-TOO_LONG = 7  # connections closed because a line passed its limit
-GONE = 8  # connections whose client left while it was being served
-BYTES_IN = 9
-BYTES_OUT = 10
-BUSY_NS = 11  # time inside units of work; of an event loop, what its thread has used of a processor
-TOOK_NS = 12  # sum of what the histogram counts
-HEARTBEAT = 13  # of the first row: when the loop, or the main thread, last had a turn (ns), 0 = it is not judged
-REFUSED = 14  # requests that the server answered itself, with 4xx or 5xx
-TIMED_OUT = 15  # requests or responses of which the rest did not come, or was not read, in time
-ABORTED = 16  # of ERRORS: those of which the client had a part already
-_SLOW = 17  # slow requests noted so far
-QUEUE = 18  # from here on: connections by how long they waited to be taken; queue_bucket numbers the cells
+ACCEPTED = 2  # connections taken from the kernel, or from the master before in an upgrade
+CLOSED = 3  # connections that have ended, in whatever way; written last, when the others are as they are to be
+CUT = 4  # connections ended by --graceful-timeout
+GIVEN = 5  # connections given to other workers (runtime/transfer.py)
+RECEIVED = 6  # connections taken from other workers
+COMPLETED = 7  # units of work done: connections of a stream handler
+ERRORS = 8  # units of work whose handler failed
+IDLE_CLOSED = 9  # connections closed because the client was silent for --idle-timeout
+TOO_LONG = 10  # connections closed because a line passed its limit
+GONE = 11  # connections whose client left while it was being served
+BYTES_IN = 12
+BYTES_OUT = 13
+BUSY_NS = 14  # time inside units of work; of an event loop, what its thread has used of a processor
+TOOK_NS = 15  # sum of what the histogram counts
+HEARTBEAT = 16  # of the first row: when the loop, or the main thread, last had a turn (ns), 0 = it is not judged
+REFUSED = 17  # requests that the server answered itself, with 4xx or 5xx
+TIMED_OUT = 18  # requests or responses of which the rest did not come, or was not read, in time
+ABORTED = 19  # of ERRORS: those of which the client had a part already
+_SLOW = 20  # slow requests noted so far
+QUEUE = 21  # from here on: connections by how long they waited to be taken; queue_bucket numbers the cells
 QUEUE_BUCKETS = 16
 _TEXT = QUEUE + QUEUE_BUCKETS  # filled up with NULs
 TEXT_BYTES = 192
@@ -74,6 +78,10 @@ CELLS = HISTOGRAM + BUCKETS
 
 COUNTERS = {
     "accepted": ACCEPTED,
+    "closed": CLOSED,
+    "cut": CUT,
+    "given": GIVEN,
+    "received": RECEIVED,
     "completed": COMPLETED,
     "errors": ERRORS,
     "idle_closed": IDLE_CLOSED,
@@ -98,15 +106,17 @@ class Scoreboard:
     def __init__(self, *, groups: int, threads: int) -> None:
         self.groups = groups
         self.threads = threads
-        self._rows_at = 3 * groups
+        self._rows_at = 4 * groups
         self.memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
         self._cells = memoryview(self.memory).cast("q")
         # Of event loops, side by side, as each reads all of them before it takes a connection (engines/accept.py):
         # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
-        # how many it has taken.
+        # how many it has taken. And before it gives or takes one that has lived (engines/handover.py): one more than
+        # those held, 0 = takes none.
         self.open_cells = self._cells[:groups]
         self.awake_cells = self._cells[groups : 2 * groups]
         self.taken_cells = self._cells[2 * groups : 3 * groups]
+        self.serving_cells = self._cells[3 * groups : 4 * groups]
         self._zeros = memoryview(bytes(8 * CELLS)).cast("q")
 
     def row(self, group: int, thread: int = 0) -> Row:
@@ -125,21 +135,23 @@ class Scoreboard:
 
     def vacate(self, group: int) -> None:
         """Its owner is gone: event loops no longer compare themselves with it. Counters stay until `clear`."""
-        self.open_cells[group] = self.awake_cells[group] = self.taken_cells[group] = 0
+        for cells in (self.open_cells, self.awake_cells, self.taken_cells, self.serving_cells):
+            cells[group] = 0
 
     def read(self, group: int) -> Reading:
         """What the rows of the group say now, added up."""
         rows = [self.row(group, thread) for thread in range(self.threads)]
         since_ns, peer = min((found for row in rows if (found := row.serving)[0]), default=(0, ""))
         units = [began_ns for row in rows if (began_ns := _past(row.cells[SINCE]))]
+        seen = [row.cells[:QUEUE].tolist() for row in rows]  # at once: what is counted belongs together
         heartbeat_ns = _past(rows[0].cells[HEARTBEAT])
         return Reading(
             since_ns=since_ns,
             unit_ns=min(units, default=0),
             moved_ns=max(heartbeat_ns, *units) if units and heartbeat_ns else heartbeat_ns,
             serving=peer,
-            held=sum(_count(row.cells[HELD]) for row in rows),
-            counters={name: sum(_count(row.cells[cell]) for row in rows) for name, cell in COUNTERS.items()},
+            held=sum(map(held, seen)),
+            counters={name: sum(_count(cells[cell]) for cells in seen) for name, cell in COUNTERS.items()},
         )
 
     def work(self, group: int) -> list[Work]:
@@ -147,10 +159,10 @@ class Scoreboard:
         found = []
         for thread in range(self.threads):
             row = self.row(group, thread)
-            (since_ns, text), held = row.serving, _count(row.cells[HELD])
-            if since_ns or held:
+            (since_ns, text), holds = row.serving, held(row.cells[:QUEUE].tolist())
+            if since_ns or holds:
                 unit_ns = _past(row.cells[SINCE])
-                found.append(Work(thread=thread, since_ns=since_ns, unit_ns=unit_ns, held=held, text=text))
+                found.append(Work(thread=thread, since_ns=since_ns, unit_ns=unit_ns, held=holds, text=text))
         return found
 
     def histogram(self, group: int) -> Histogram:
@@ -203,7 +215,7 @@ class Row:
 
     def heal(self) -> None:
         """Set the owner's figures to 0 if they cannot be: an application has written over them."""
-        counters = self.cells[HELD:_TEXT]
+        counters = self.cells[ACCEPTED:_TEXT]
         values = counters.tolist()
         if min(values) < 0 or max(values) > _CANNOT_BE:
             for part in (counters, self.cells[HISTOGRAM:]):
@@ -276,6 +288,22 @@ def request_text(prefix: bytes, method: str, target: bytes) -> bytes:
 def _readable(text: bytes) -> str:
     """The text of a row. The name of a client on a Unix socket may be anything: control characters are escaped."""
     return printable(text.rstrip(b"\0").decode("utf-8", "replace"))
+
+
+def held(cells: Sequence[int]) -> int:
+    """The connections that the owner of a row has now: what came, less what has ended or was given away."""
+    accepted, closed, cut, given, received = map(_count, cells[ACCEPTED : RECEIVED + 1])
+    return _count(accepted + received - closed - cut - given)
+
+
+def publish_held(cells: memoryview, count: int, ended: int = CLOSED) -> None:
+    """Note how many connections the owner of a row has now. The others that came have ended: as CLOSED, or as CUT."""
+    accepted, closed, cut, given, received = cells[ACCEPTED : RECEIVED + 1].tolist()
+    gone = accepted + received - closed - cut - given - count
+    if 0 <= gone <= COUNT_MOST >= cells[ended]:
+        cells[ended] += gone
+    else:  # an application has written over the figures
+        cells[ACCEPTED], cells[CLOSED], cells[CUT], cells[GIVEN], cells[RECEIVED] = count, 0, 0, 0, 0
 
 
 def _count(value: int) -> int:

@@ -31,6 +31,7 @@ from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
 from prefork.runtime.master_link import MasterLink, Sender
 from prefork.runtime.orders import GRACE_MARGIN_S, Orders
+from prefork.runtime.transfer import TransferQueue
 from prefork.status.scoreboard import HEARTBEAT, PID, SINCE, Row, Scoreboard
 from prefork.worker.exit import Exit, forget_callers, forget_processes
 
@@ -89,6 +90,7 @@ class Worker:
     board: Scoreboard
     orders: Orders
     orders_fd: int  # read end of the pipe in which orders are announced
+    transfer: TransferQueue
     wake_fd: int  # eventfd of all workers (engines/accept.py)
     listeners: Sequence[Listener]
     report: int  # write end of the pipe to the master
@@ -111,7 +113,7 @@ class Worker:
         forget_processes()
         pid = os.getpid()
         OURS.begin(f"worker {self.slot} gen={self.generation}", self.log, self.listeners)
-        OURS.own(self.wake_fd)
+        OURS.own(self.wake_fd, *self.transfer.fds)
         OURS.own_memory(self.board.memory)
         if self.inherited.imports:
             OURS.own(self.inherited.imports.reports.fileno())
@@ -168,6 +170,9 @@ class Worker:
             board=self.board,
             orders=self.orders,
             group=self.group,
+            generation=self.generation,
+            master=self.master,
+            transfer=self.transfer,
             wake_fd=self.wake_fd,
             inherited=self.inherited,
             link=link,

@@ -94,6 +94,7 @@ class Template:
             self.orders.fileno(),
             self.report,
             self.prototype.lifeline,
+            *self.prototype.transfer.fds,
             *(listener.sock.fileno() for listener in self.prototype.listeners),
         }
 

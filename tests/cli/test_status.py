@@ -41,9 +41,10 @@ WORKER: dict[str, type | tuple[type, ...]] = {
     "work": list, "slow": list,
 }  # fmt: skip
 TOTALS: dict[str, type | tuple[type, ...]] = {
-    "connections": int, "accepted": int, "requests": int, "errors": int, "idle_closed": int, "too_long": int,
-    "client_gone": int, "refused": int, "timed_out": int, "aborted": int, "bytes_in": int, "bytes_out": int,
-    "errors_by_kind": dict, "busy_s": NUMBER, "p50_us": OPTIONAL, "p99_us": OPTIONAL, "queue_wait": dict,
+    "connections": int, "accepted": int, "closed": int, "cut": int, "given": int, "received": int, "requests": int,
+    "errors": int, "idle_closed": int, "too_long": int, "client_gone": int, "refused": int, "timed_out": int,
+    "aborted": int, "bytes_in": int, "bytes_out": int, "in_transfer": int, "errors_by_kind": dict,
+    "busy_s": NUMBER, "p50_us": OPTIONAL, "p99_us": OPTIONAL, "queue_wait": dict,
     "respawns": dict,
 }  # fmt: skip
 

@@ -49,7 +49,7 @@ OTHER = {
     "root-path": "/api",
     "ws-ping": "5s",
     "ws-max-message": "1m",
-    "keep-alive": "75s",
+    "keep-alive": "20s",
     "header-timeout": "3s",
     "max-body": "10m",
     "max-connections": "20000",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.engines.accept import AHEAD, ASLEEP_NS, PATIENCE_NS, AcceptBalance
+from prefork.engines.accept import AHEAD, ASLEEP_NS, LAG, PATIENCE_NS, AcceptBalance
 from prefork.runtime.orders import Orders
 from prefork.status.scoreboard import Scoreboard
 
@@ -124,7 +124,10 @@ def test_who_has_taken_more_than_the_others_is_ahead(workers: list[AcceptBalance
     assert not workers[1].ahead(10)
     for other in workers[1:]:
         other.took()
-        other.took()
+    assert me.ahead(10), "it rests until the others have caught up"
+    for other in workers[1:]:
+        for _ in range(2 * AHEAD):
+            other.took()
     assert not me.ahead(10)
 
 
@@ -148,7 +151,7 @@ def test_who_was_away_need_not_be_waited_for_until_it_has_taken_as_many(workers:
         for worker in (me, *workers[2:]):
             worker.took()
     assert me.ahead(10)
-    for _ in range(20):
+    for _ in range(2 * LAG):
         new.took()
         new.ahead(10)
     assert not me.ahead(10)

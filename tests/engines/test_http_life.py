@@ -103,22 +103,6 @@ def test_a_reload_under_tls_loses_nothing(serve: Serve, way: Way) -> None:
         server.wait_log("reloaded", count=turn, within_s=20)
 
 
-@BOTH
-def test_an_idle_client_keeps_its_time_and_is_told_with_its_next_answer(serve: Serve, way: Way) -> None:
-    server = serve(*way, *ONE, "--keep-alive", "1500ms", "--log-level", "debug")
-    with Browser(server) as asks, Browser(server) as silent:
-        assert asks.get().body == silent.get().body == HELLO
-        began_s = time.monotonic()
-        server.signal(signal.SIGHUP)
-        server.wait_log("retiring")
-        while not asks.get().closes:
-            pass  # it does not know yet
-        assert asks.ended()
-        assert silent.ended()
-        assert time.monotonic() - began_s > 1.0
-    server.wait_log("reloaded")
-
-
 BY_WSGI = "def handle(environ, start_response):\n    start_response('200 OK', [])\n    return [b'%s']\n"
 BY_ASGI = (
     "async def handle(scope, receive, send):\n"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefork.http.body import BodyBuffer, FilePart
-from prefork.http.environ import Environs, for_connection, for_listener
+from prefork.http.environ import Environs, for_listener
 from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import END, RequestParser
@@ -18,6 +18,7 @@ from prefork.http.wsgi import WsgiCall
 
 NOW_S = 1_700_000_000
 STAMP = stamp(NOW_S)
+CLIENT = "127.0.0.1", 40312
 MOST_STEPS = 10_000
 
 
@@ -94,23 +95,23 @@ def compose(method: str = "GET", target: str = "/", *fields: str, minor: int = 1
 
 def environ_of(data: bytes, **settings: Any) -> dict[str, Any]:
     """Return the environ of a request in bytes. `settings`: of the listener; `client`: address and port."""
-    return Environs(connection(**settings)).of(*parse(data))
+    client = settings.pop("client", CLIENT)
+    return Environs(listener(**settings), *client).of(*parse(data))
 
 
-def connection(**settings: Any) -> dict[str, Any]:
-    """What holds for all requests of one connection."""
-    client = settings.pop("client", ("127.0.0.1", 40312))
+def listener(**settings: Any) -> dict[str, Any]:
+    """What holds for all requests of one listener."""
     plain = {
         "name": "127.0.0.1", "port": 8000, "scheme": "http", "errors": io.StringIO(),
         "multithread": False, "multiprocess": True,
     }  # fmt: skip
-    return for_connection(for_listener(**plain | settings), *client)
+    return for_listener(**plain | settings)
 
 
 def begin(app: Any, data: bytes = b"", *, sendfile: bool = True, keep_alive: bool = True) -> WsgiCall:
     """Make the call, without a step."""
     request, body = parse(data or compose())
-    call = WsgiCall(app, Environs(connection()).of(request, body), request, STAMP, body, sendfile)
+    call = WsgiCall(app, Environs(listener(), *CLIENT).of(request, body), request, STAMP, body, sendfile)
     call.keep_alive = call.keep_alive and keep_alive
     return call
 

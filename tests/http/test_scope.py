@@ -8,7 +8,7 @@ from prefork.http.forwarded import Origin
 from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
-from prefork.http.scope import Scope, Scopes, apply_forwarded, for_connection, for_listener, of_websocket
+from prefork.http.scope import Scope, Scopes, apply_forwarded, for_listener, of_websocket
 
 LISTENER = for_listener(server=("192.0.2.1", 8000), scheme="http", root_path="/api")
 CLIENT = "192.0.2.2", 5000
@@ -25,7 +25,7 @@ def scope_of(
     target: str = "/", *, method: str = "GET", minor: int = 1, fields: str = "", state: Scope | None = None
 ) -> Scope:
     request = parse(f"{method} {target} HTTP/1.{minor}\r\nHost: example.com\r\n{fields}\r\n".encode("latin-1"))
-    scopes = Scopes(for_connection(LISTENER, CLIENT))
+    scopes = Scopes(LISTENER, CLIENT)
     return scopes.of(request, state or {})
 
 
@@ -81,7 +81,7 @@ def test_who_takes_trailers(te: str, takes: bool) -> None:
 
 def test_requests_of_a_connection_share_nothing_that_an_application_may_change() -> None:
     request = parse(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    scopes, state = Scopes(for_connection(LISTENER, CLIENT)), {"pool": []}
+    scopes, state = Scopes(LISTENER, CLIENT), {"pool": []}
     first, second = scopes.of(request, state), scopes.of(request, state)
     first["headers"].append((b"x", b"y"))
     first["extensions"]["mine"] = {}
@@ -94,7 +94,7 @@ def test_requests_of_a_connection_share_nothing_that_an_application_may_change()
 
 def test_a_unix_socket() -> None:
     listener = for_listener(server=("/run/a.sock", None), scheme="http", root_path="")
-    scope = Scopes(for_connection(listener, None)).of(parse(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), {})
+    scope = Scopes(listener, None).of(parse(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), {})
     assert (scope["server"], scope["client"]) == (("/run/a.sock", None), None)
     apply_forwarded(scope, Origin(address="unix:"))
     assert scope["client"] is None
@@ -123,7 +123,7 @@ def test_a_websocket(scheme: str, expected: str) -> None:
 
 
 def test_tls() -> None:
-    scopes = Scopes(for_connection(for_listener(server=("::1", 1), scheme="https", root_path=""), CLIENT))
+    scopes = Scopes(for_listener(server=("::1", 1), scheme="https", root_path=""), CLIENT)
     facts = {"tls_version": 0x0304}
     scopes.secure(facts)
     request = parse(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")

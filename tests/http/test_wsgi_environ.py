@@ -9,7 +9,7 @@ import pytest
 
 from prefork.http.body import FileWrapper
 from prefork.http.environ import Environs
-from tests.http.calls import compose, connection, environ_of, parse
+from tests.http.calls import CLIENT, compose, environ_of, listener, parse
 
 
 def test_every_key_of_a_plain_request() -> None:
@@ -52,11 +52,11 @@ def test_it_is_a_plain_dict_of_native_strings() -> None:
 
 
 def test_two_requests_of_a_connection_share_nothing() -> None:
-    shared = connection()
-    first = Environs(shared).of(*parse(compose("GET", "/?a", "X: y", minor=0)))
+    shared = listener()
+    first = Environs(shared, *CLIENT).of(*parse(compose("GET", "/?a", "X: y", minor=0)))
     first["mine"] = True
     first["wsgi.input"].close()
-    second = Environs(shared).of(*parse(compose()))
+    second = Environs(shared, *CLIENT).of(*parse(compose()))
     assert not {"mine", "HTTP_X"} & set(second)
     assert (second["QUERY_STRING"], second["SERVER_PROTOCOL"]) == ("", "HTTP/1.1")
     assert second["wsgi.input"].read() == b""

@@ -18,6 +18,7 @@ from prefork.core.privileges import WorkingDirectory
 from prefork.core.systemd import Notifier
 from prefork.master.children import Children
 from prefork.master.upgrade import VARIABLE, Takeover, Upgrade
+from prefork.runtime.transfer import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,8 +159,9 @@ def test_the_old_master_hears_what_was_taken(family: Family, tmp_path: Path) -> 
     inherited = takeover.take_pid_file(str(tmp_path / "pid"))
     assert inherited
     (taken,) = takeover.take("127.0.0.1:0")
-    takeover.ready()
-    assert json.loads(family.channel.recv(9999)) == {"ready": True, "took": [inherited.fd, entry["fd"]]}
+    takeover.ready(takes=True)
+    said = {"ready": True, "took": [inherited.fd, entry["fd"]], "reads": [VERSION]}
+    assert json.loads(family.channel.recv(9999)) == said
     inherited.close()
     pid_file.release()
     taken.close()
@@ -178,7 +180,7 @@ def test_the_new_master_owns_everything_when_the_word_is_said(family: Family) ->
 
 def test_the_new_master_owns_everything_when_the_old_one_dies(family: Family) -> None:
     takeover = family.takeover()
-    takeover.ready()
+    takeover.ready(takes=False)
     family.channel.close()
     assert takeover.granted()
     takeover.failed("nobody hears that")

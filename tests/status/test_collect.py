@@ -10,7 +10,7 @@ import pytest
 
 from prefork.config.config import resolve
 from prefork.status.collect import FOLLOW_S, UNSERVED_S, Collector
-from prefork.status.scoreboard import ACCEPTED, BUSY_NS, HEARTBEAT, HELD, OLDEST, SINCE, Scoreboard
+from prefork.status.scoreboard import ACCEPTED, BUSY_NS, HEARTBEAT, OLDEST, SINCE, Scoreboard
 from tests.status.test_server_state import state, worker
 
 SECOND = 1_000_000_000
@@ -32,22 +32,22 @@ def ago(seconds: float) -> int:
 
 
 def test_a_thread_is_busy_with_what_it_has_in_hand() -> None:
-    state, ratio = seen({SINCE: ago(40), BUSY_NS: 10 * SECOND, HELD: 1}, engine="blocking")
+    state, ratio = seen({SINCE: ago(40), BUSY_NS: 10 * SECOND, ACCEPTED: 1}, engine="blocking")
     assert (state, ratio) == ("BUSY", pytest.approx(0.5, abs=0.02))
 
 
 def test_a_loop_whose_request_waits_is_not_busy_meanwhile() -> None:
-    state, ratio = seen({OLDEST: ago(90), HEARTBEAT: ago(0.5), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
+    state, ratio = seen({OLDEST: ago(90), HEARTBEAT: ago(0.5), BUSY_NS: 10 * SECOND, ACCEPTED: 1}, engine="aio")
     assert (state, ratio) == ("BUSY", pytest.approx(0.1, abs=0.02))
 
 
 def test_a_loop_that_is_stuck_is_busy_for_whomever() -> None:
-    state, ratio = seen({HEARTBEAT: ago(40), BUSY_NS: 10 * SECOND, HELD: 1}, engine="aio")
+    state, ratio = seen({HEARTBEAT: ago(40), BUSY_NS: 10 * SECOND, ACCEPTED: 1}, engine="aio")
     assert (state, ratio) == ("BUSY", pytest.approx(0.5, abs=0.02))
 
 
 def test_a_loop_that_is_late_by_a_beat_is_not_stuck() -> None:
-    assert seen({HEARTBEAT: ago(0.75), HELD: 1}, engine="aio") == ("IDLE", 0)
+    assert seen({HEARTBEAT: ago(0.75), ACCEPTED: 1}, engine="aio") == ("IDLE", 0)
 
 
 class Queue:

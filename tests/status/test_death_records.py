@@ -67,14 +67,14 @@ def test_causes_and_reasons(death: DeathRecord, cause: str, reason: str | None) 
 def test_a_hung_worker_whole() -> None:
     death = died(
         killed="one unit of work took 30.0 s, over --timeout", **HUNG, fault="not asked",
-        serving="10.0.0.9:5000", serving_s=30.25, requests=812,
+        serving="10.0.0.9:5000", serving_s=30.25, cut=3, requests=812,
         last=("10.0.0.9:5000",), slow=(Slow(ended_ns=2_000_000_000, took_ns=1_500_000_000, text="a"),),
     )  # fmt: skip
     assert told(death, 0.25) == {
         "time": TIME, "slot": 2, "pid": 4242, "generation": 3, "cause": "timeout", "exit": "SIGKILL",
         "reason": "one unit of work took 30.0 s, over --timeout", "serving": "10.0.0.9:5000", "serving_s": 30.25,
         "last": ["10.0.0.9:5000"], "slow": [{"request": "a", "took_s": 1.5, "ended": "1970-01-01T00:00:02.000Z"}],
-        "age_s": 75.0, "requests": 812, "cpu_s": 1.5, "peak_rss_bytes": 64 << 20, "respawn_in_s": 0.25,
+        "age_s": 75.0, "cut": 3, "requests": 812, "cpu_s": 1.5, "peak_rss_bytes": 64 << 20, "respawn_in_s": 0.25,
         "detail": "thread Main:\n  at work\n",
     }  # fmt: skip
 

@@ -57,11 +57,12 @@ def test_names_and_texts_are_as_prometheus_wants_them() -> None:
 
 def test_every_counter_of_the_status_has_its_metric() -> None:
     seen = snapshot()
-    totals = seen.document["totals"].keys() - {"busy_s", "p50_us", "p99_us", "respawns", "connections"}
+    totals = seen.document["totals"].keys() - {"busy_s", "p50_us", "p99_us", "respawns", "connections", "in_transfer"}
     totals -= {"errors_by_kind", "queue_wait"}  # made of the others; a histogram here
     found = parsed(text(seen))
     missing = [name for name in totals if (f"prefork_{name}_total", frozenset()) not in found]
     assert not missing
+    assert figure(found, "prefork_in_transfer") == 0
 
 
 def test_what_a_slot_has_counted_is_that_of_the_living_and_the_dead() -> None:

@@ -15,19 +15,25 @@ from hypothesis import strategies as st
 
 from prefork.core.address import format_sockaddr
 from prefork.status.scoreboard import (
+    ACCEPTED,
     BEGAN,
     CELLS,
+    CLOSED,
     COUNTERS,
+    CUT,
+    GIVEN,
     HEARTBEAT,
-    HELD,
     HISTOGRAM,
     OLDEST,
     PID,
     QUEUE,
     QUEUE_BUCKETS,
+    RECEIVED,
     SINCE,
     Scoreboard,
     Work,
+    held,
+    publish_held,
     request_text,
     row_prefix,
     row_text,
@@ -72,13 +78,28 @@ def test_counters_are_summed_over_the_threads_of_a_group_only() -> None:
     for group in range(3):
         for thread in range(2):
             cells = board.row(group, thread).cells
-            cells[HELD] = 1
             for number, cell in enumerate(COUNTERS.values()):
                 cells[cell] = 1000 * group + 100 * thread + number
     reading = board.read(1)
-    assert reading.held == 2
     assert reading.counters == {name: 2100 + 2 * number for number, name in enumerate(COUNTERS)}
-    assert len({PID, SINCE, HELD, *COUNTERS.values()}) == 3 + len(COUNTERS)
+    assert len({PID, SINCE, *COUNTERS.values()}) == 2 + len(COUNTERS)
+
+
+def test_what_is_held_is_what_came_and_has_neither_ended_nor_been_given() -> None:
+    board = Scoreboard(groups=1, threads=2)
+    for thread in range(2):
+        cells = board.row(0, thread).cells
+        cells[ACCEPTED], cells[RECEIVED], cells[CLOSED], cells[CUT], cells[GIVEN] = 10, 4, 6, 2, 1
+        assert held(cells) == 5
+    assert board.read(0).held == 10
+    publish_held(cells, 3)
+    assert (held(cells), cells[CLOSED], cells[CUT]) == (3, 8, 2)
+    publish_held(cells, 0, CUT)
+    assert (held(cells), cells[CLOSED], cells[CUT]) == (0, 8, 5)
+    cells[ACCEPTED] = 0  # an application has written over it
+    assert held(cells) == 0
+    publish_held(cells, 2)
+    assert (held(cells), cells[ACCEPTED], cells[CLOSED]) == (2, 2, 0)
 
 
 @given(sinces=st.lists(st.just(0) | st.integers(-LARGEST, LARGEST), min_size=1, max_size=5))
@@ -164,14 +185,14 @@ def test_what_a_row_is_told_stays_in_its_places() -> None:
     for _ in range(9):
         row.add_slow(2**62, b"\x01" * 192)
     row.cells[QUEUE : QUEUE + QUEUE_BUCKETS] = memoryview(bytes(8 * QUEUE_BUCKETS)).cast("q")
-    assert not any(row.cells[cell] for cell in (SINCE, HELD, *COUNTERS.values()))
+    assert not any(row.cells[cell] for cell in (SINCE, *COUNTERS.values()))
     assert not any(row.cells[HISTOGRAM:])
 
 
 def test_work_is_told_of_those_who_have_some() -> None:
     board = Scoreboard(groups=1, threads=3)
     board.row(0, 0).serve("idle")
-    for thread, cell in ((1, HELD), (2, SINCE)):
+    for thread, cell in ((1, ACCEPTED), (2, SINCE)):
         board.row(0, thread).serve(f"peer {thread}")
         board.row(0, thread).cells[cell] = 5
     assert board.work(0) == [

@@ -134,7 +134,7 @@ def test_a_child_that_returns_into_the_server_is_ended_and_counts_nothing(serve:
     eventually(lambda: not alive(child), within_s=AT_ONCE_S, what="its end")
     assert ask(server, kind, "pid") == str(worker)
     server.stop()
-    assert " accepted=3 completed=3 errors=0 " in server.log
+    assert " accepted=3 closed=3 cut=0 given=0 received=0 completed=3 errors=0 " in server.log
     if kind[0].endswith(("wsgi", "asgi")):
         assert server.log.count("GET /") == 3  # lines of the access log
 
@@ -167,7 +167,7 @@ def test_a_child_that_fails_is_shown_in_the_log(serve: Serve, kind: Kind) -> Non
     server.wait_log(r"^    Traceback \(most recent call last\):\n(?:     .*\n)+    ValueError: bad luck$")
     assert ask(server, kind, "pid") == worker
     server.stop()
-    assert " accepted=3 completed=3 errors=0 " in server.log
+    assert " accepted=3 closed=3 cut=0 given=0 received=0 completed=3 errors=0 " in server.log
 
 
 @EACH_KIND

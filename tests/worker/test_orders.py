@@ -111,6 +111,17 @@ def test_a_worker_that_somebody_else_retires_has_a_successor_before_it_has_ended
     eventually(lambda: not alive(pid), within_s=LATE_S, what="the old worker gone")
 
 
+@EACH_ENGINE
+def test_a_worker_that_somebody_else_retires_and_that_leaves_at_once_has_not_died(serve: Serve, kind: Kind) -> None:
+    server = serve(*kind, *DEBUG)
+    pid = int(ask(server, kind, "pid"))
+    os.kill(pid, signal.SIGTERM)
+    server.wait_log("spawned .* cause=", within_s=LATE_S)
+    eventually(lambda: not alive(pid), within_s=LATE_S, what="its end")
+    server.stop()
+    assert "worker died" not in server.log
+
+
 @EACH_KIND
 def test_logs_are_opened_again_although_the_application_has_taken_the_signal(
     serve: Serve, tmp_path: Path, kind: Kind

@@ -193,7 +193,7 @@ const LISTENER = [
   { title: "Drops", cell: placed("drops", count, "listeners") },
 ];
 const TOTALS = [
-  ["Connections accepted", "accepted", count], ["Requests", "requests", count], ["Bytes in", "bytes_in", bytes],
+  ["Connections accepted", "accepted", count], ["Handed over", "given", count], ["Cut", "cut", count], ["Requests", "requests", count], ["Bytes in", "bytes_in", bytes],
   ["Bytes out", "bytes_out", bytes], ["Time in handlers", "busy_s", seconds],
 ];
 

@@ -57,7 +57,6 @@ class LoopAcceptor:
     ) -> None:
         self._loop = loop
         self._balance = balance
-        self._admit = admit
         self._epoll = select.epoll()
         OURS.own(self._epoll.fileno())
         self._timer: asyncio.TimerHandle | None = None
@@ -66,8 +65,9 @@ class LoopAcceptor:
             epoll=self._epoll,
             balance=balance,
             errors=errors,
-            admit=self._count_and_admit,
+            admit=admit,
             room=connections.room,
+            make_room=lambda: connections.make_room(),  # noqa: PLW0108 - it is set later
             held=connections.held,
         )
         self._handlers = self._acceptor.handlers()
@@ -83,22 +83,14 @@ class LoopAcceptor:
         self._acceptor.stop_accepting()
         self._arm()
 
-    def on_change(self, held: int) -> None:
-        """Accept again at once if a connection that has ended makes room.
-
-        On a shared listener every loop wakes for a connection, and the fastest one would take nearly all. So a worker
-        that is ahead of the others waits for its time.
-        """
-        if self._acceptor.check_ns != NEVER and (not self._balance.ahead(held) or self._acceptor.waits()):
+    def on_change(self, _held: int) -> None:
+        """Accept again at once if a connection that has ended makes room, unless it is the others' turn."""
+        if self._acceptor.check_ns != NEVER:
             self._maintain()
 
     def drain(self) -> bool:
         """Accept what waits in the kernel when the server stops; return False if that has to be tried again."""
         return self._acceptor.drain()
-
-    def _count_and_admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
-        self._balance.took()
-        self._admit(fd, sockaddr, listener)
 
     def _on_readable(self) -> None:
         now_ns = monotonic_ns()
@@ -210,7 +202,7 @@ class UvloopAcceptor:
 
         def arrive() -> asyncio.BaseProtocol:
             made = protocol(listener)
-            connections.arriving += 1
+            connections.arrived()
             return made
 
         copy = listener.copy()

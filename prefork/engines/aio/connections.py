@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from prefork.engines.accept import AcceptBalance
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.context import WorkerContext
+from prefork.engines.handover import HandOver
 from prefork.engines.linger import unread
-from prefork.status.scoreboard import ACCEPTED, HELD
+from prefork.status.scoreboard import ACCEPTED, CLOSED, CUT, publish_held
 
 
 class ConnectionLike(Protocol):
@@ -39,11 +40,14 @@ class ConnectionSet:
         self._heartbeat = heartbeat
         self._published = 0  # the number that the other workers know
         self._emptied: asyncio.Event | None = None
-        self._joined = 0  # in this turn
+        self._accepted = 0  # in this turn
+        self._ended = CLOSED  # as what connections that end are counted
         self._shared = any(listener.slot is None for listener in worker.listeners)
         self.arriving = 0
         self.members: set[ConnectionLike] = set()
         self.on_change: Callable[[int], None] = ignore
+        self.make_room: Callable[[], bool] = bool  # by default, there is none to be made
+        self.handover: HandOver | None = None  # of connections that are idle between two requests
         self.accepting = True
         heartbeat.on_sleep.append(self._end_turn)
 
@@ -57,8 +61,13 @@ class ConnectionSet:
 
     def arrive(self) -> None:
         """Count a connection that was accepted; `join` or `lose` follows."""
-        self.arriving += 1
+        self.arrived()
         self.publish()
+
+    def arrived(self) -> None:
+        """Count one that the loop itself has accepted: it is published with the others of this turn."""
+        self.arriving += 1
+        self._accepted += 1
 
     def lose(self) -> None:
         """Forget an arriving connection: it has ended before a protocol got it."""
@@ -72,7 +81,6 @@ class ConnectionSet:
             self._heartbeat.wake()
         if self.arriving:
             self.arriving -= 1
-        self._joined += 1
         self.members.add(member)
 
     def leave(self, member: ConnectionLike) -> None:
@@ -90,9 +98,14 @@ class ConnectionSet:
         """Write the number to the scoreboard, for the other workers as well."""
         held = len(self.members) + self.arriving
         self._published = held
-        self._cells[HELD] = held
+        cells = self._cells
+        cells[ACCEPTED] += self._accepted
+        self._accepted = 0
+        publish_held(cells, held, self._ended)
         if self._shared:
             self._balance.publish(held, able=self.accepting and held < self._most)
+        if self.handover is not None:
+            self.handover.publish(held, serves=self.accepting)
 
     async def wait_empty(self, timeout_s: float) -> bool:
         """Wait until no connection is left; return False if that takes longer than the timeout."""
@@ -106,15 +119,13 @@ class ConnectionSet:
 
     def abort_all(self) -> None:
         """Close every connection at once."""
+        self._ended = CUT
         for member in list(self.members):
             member.abort()
 
     def _end_turn(self) -> None:
-        if self._joined:
-            self._cells[ACCEPTED] += self._joined
-            self._joined = 0
         held = len(self.members) + self.arriving
-        if held != self._published:
+        if held != self._published or self._accepted:
             self.publish()
             self.on_change(held)
         if self._emptied is not None and not held:

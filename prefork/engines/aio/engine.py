@@ -174,6 +174,7 @@ class AioEngine:
     def _on_master(self, fd: int) -> None:
         self._link.on_readable(fd)
         self._check_orders()
+        self._heartbeat.check()
 
     def _check_orders(self) -> None:
         """Also with each heartbeat: an application may have taken our descriptors out of the loop, or the signals."""

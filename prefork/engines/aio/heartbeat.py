@@ -1,8 +1,8 @@
 """WORKER. What the loop of an asyncio worker writes to the scoreboard: once a turn of the loop, and once a heartbeat.
 
 asyncio does not report when a loop enters or leaves epoll_wait. So the first I/O callback of a turn calls `wake`, which
-schedules the end of the turn behind all callbacks that are ready by then. There the counters are flushed, and the
-worker counts as waiting again.
+schedules the end of the turn behind all callbacks that are ready by then, and behind the tasks that these begin: an
+application that blocks the loop does so there. Then the counters are flushed, and the worker counts as waiting again.
 
 The heartbeat is a timer. A loop whose last heartbeat is older than --timeout is blocked by a callback, and the master
 treats it like a handler that hangs. Each heartbeat also notes the oldest work in progress, for `status` and death
@@ -55,7 +55,7 @@ class Heartbeat:
         self.awake = True
         if self._balance is not None:
             self._balance.woke()
-        self._call_soon(self._sleep)
+        self._call_soon(self._call_soon, self._sleep)  # behind the tasks, else the others wait for a blocked loop
         for callback in self.on_wake:
             callback()
 
@@ -70,6 +70,11 @@ class Heartbeat:
         self._period_s = 0.0
         self._cells[BUSY_NS] = thread_time_ns() - self._began_ns
         self._cells[HEARTBEAT] = self._cells[OLDEST] = 0
+
+    def check(self) -> None:
+        """Call what is called with each heartbeat."""
+        for callback in self.on_beat:
+            callback()
 
     def _sleep(self) -> None:
         self.awake = False
@@ -105,8 +110,7 @@ class Heartbeat:
         if since_ns:
             self._row.note(row_text)
         cells[OLDEST] = since_ns
-        for callback in self.on_beat:
-            callback()
+        self.check()
 
 
 def _no_work() -> tuple[int, bytes]:

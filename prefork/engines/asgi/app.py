@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.http_context import HttpContext
 from prefork.engines.peer import Peer, PeerFactory
 from prefork.engines.request_log import RequestLog, count_unit
+from prefork.engines.timers import NEVER
 from prefork.http.forwarded import UNIX, find_origin
 from prefork.http.response import error_response
-from prefork.http.scope import Scope, Scopes, apply_forwarded, for_connection, for_listener
+from prefork.http.scope import Scope, Scopes, apply_forwarded, for_listener
 from prefork.status.scoreboard import BEGAN, COMPLETED, ERRORS, row_text
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from prefork.core.listener import Listener
     from prefork.engines.aio.service import LoopContext
+    from prefork.engines.handover import HandOver, Idle
     from prefork.http.asgi import AsgiResponse
     from prefork.http.head import Request
     from prefork.http.limits import Refusal
+    from prefork.runtime.transfer import Server
 
 AsgiPeer = Peer[Scopes]
 
@@ -74,21 +75,24 @@ class AsgiApp:
         self.requests: dict[RequestCall, asyncio.Task[None]] = {}
         self.sockets: dict[Call, asyncio.Task[None]] = {}
         self.retire_code = 0
+        self.look_ns = NEVER  # when a connection that gets idle is to call `look`, as it may be given away
+        self.look: Callable[[Idle, int], None] = _nothing
+        self.handover: HandOver | None = None
         self.max_message = worker.config.ws_max_message
         self.pings = worker.config.ws_ping_s > 0
         self.check_ns = round((worker.config.ws_ping_s or worker.config.idle_timeout_s) * 1e9)
         self.row = worker.rows[0]
         self._cells = worker.rows[0].cells
-        scheme = "https" if self.secure else "http"
-        self._scopes = {
-            listener: for_listener(server=_server(listener), scheme=scheme, root_path=worker.config.root_path)
-            for listener in worker.listeners
-        }
+        self._root_path = worker.config.root_path
+        self._scopes = {listener.server: self._scope(listener.server) for listener in worker.listeners}
 
-    def view(self, listener: Listener, address: str, port: int) -> Scopes:
+    def view(self, server: Server, address: str, port: int) -> Scopes:
         """Return what makes the scopes of a connection's requests."""
         client = None if address == UNIX else (address, port)
-        return Scopes(for_connection(self._scopes[listener], client))
+        return Scopes(self._scopes.get(server) or self._scope(server), client)
+
+    def _scope(self, server: Server) -> Scope:
+        return for_listener(server=server, scheme="https" if self.secure else "http", root_path=self._root_path)
 
     def apply_forwarded(self, peer: AsgiPeer, request: Request, scope: Scope) -> None:
         """Replace the address of a trusted proxy by that of the client behind it."""
@@ -162,6 +166,5 @@ class AsgiApp:
         return 0, b""
 
 
-def _server(listener: Listener) -> tuple[str, int | None]:
-    address: Any = listener.sock.getsockname()
-    return (str(address), None) if listener.sock.family == socket.AF_UNIX else (address[0], address[1])
+def _nothing(_connection: Idle, _now_ns: int) -> None:
+    pass

@@ -11,7 +11,6 @@ next request. The time for a body or a response grows with the bytes that have m
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +18,18 @@ from prefork.engines.aio.connections import has_unread_input
 from prefork.engines.aio.waiting import Notify
 from prefork.engines.asgi.phases import ReadProgress, close_after_response
 from prefork.engines.asgi.request import ClientDisconnected, RequestResponseCycle
-from prefork.engines.asgi.websocket import WebSocketConnection
+from prefork.engines.asgi.websocket import begin_websocket
+from prefork.engines.handover import STAYS_NS
 from prefork.engines.linger import cut, end_sending
 from prefork.engines.timers import NEVER
 from prefork.http.head import Request
 from prefork.http.limits import Refusal
 from prefork.http.parser import END, Event, RequestParser
-from prefork.http.scope import of_websocket
-from prefork.http.websocket_handshake import handshake, refuse
 
 if TYPE_CHECKING:
     from prefork.core.listener import Listener
     from prefork.engines.asgi.app import AsgiApp, AsgiPeer
+    from prefork.runtime.transfer import TransferMessage
 
 _CHUNK = 16384  # bytes that are parsed at a time
 _BODY_BYTES = 65536  # of a body that wait for the application before the client has to wait
@@ -63,7 +62,7 @@ class EventQueue:
 
     def __init__(self, app: AsgiApp) -> None:
         self._parser = RequestParser(app.context.limits, app.context.fields, upgrades=True)
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []  # few, as a chunk is small; an empty deque takes 760 bytes
         self._raw = b""
         self.in_head = False
 
@@ -98,11 +97,11 @@ class EventQueue:
                 return None
             piece, self._raw = self._raw[:_CHUNK], self._raw[_CHUNK:]
             self._events.extend(self._parser.feed(piece))
-        return self._events.popleft()
+        return self._events.pop(0)
 
     def put_back(self, event: Event) -> None:
         """Make an event that was taken the next one again."""
-        self._events.appendleft(event)
+        self._events.insert(0, event)
 
     def eof(self) -> list[Event]:
         """Note that the client sends no more; see RequestParser."""
@@ -137,14 +136,15 @@ class HttpConnection(asyncio.Protocol):
         "entry",
         "paused",
         "peer",
+        "stays_ns",
         "watched_ns",
     )
     _transport: Any
     _progress: ReadProgress
     peer: AsgiPeer
 
-    def __init__(self, app: AsgiApp, listener: Listener, peer: AsgiPeer | None = None) -> None:
-        """`peer`: None if the transport has to say who it is."""
+    def __init__(self, app: AsgiApp, listener: Listener | None, peer: AsgiPeer | None = None) -> None:
+        """`peer`: None if the transport has to say who it is, at this listener."""
         if peer is not None:
             self.peer = peer
         self._app = app
@@ -155,11 +155,20 @@ class HttpConnection(asyncio.Protocol):
         self._eof = False  # the client sends no more
         self._stalled = False  # the client is not read from
         self._over = False  # another object has taken over the connection
-        self._drained = Notify()
+        self._drained: Notify | None = None  # made when the application first waits for its client
         self.paused = False
         self.deadline_ns = NEVER
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
+        self.stays_ns = 0  # until then it is not given away for evenness
+
+    @classmethod
+    def of_message(cls, app: AsgiApp, message: TransferMessage) -> HttpConnection:
+        """Go on with a connection of another worker where that one has left it."""
+        connection = cls(app, None, app.peers.of_message(message))
+        connection.deadline_ns = message.since_ns + app.context.idle_ns(served=message.served)
+        connection.stays_ns = message.sent_ns + STAYS_NS if message.evened else 0
+        return connection
 
     # --- from the loop
 
@@ -171,11 +180,12 @@ class HttpConnection(asyncio.Protocol):
         app = self._app
         self._progress = ReadProgress(app.context, transport)
         if not hasattr(self, "peer"):
+            assert self._listener is not None
             self.peer = app.peers.of(self._listener, transport.get_extra_info("peername") or ("", 0))  # or it has left
         if app.secure:
             self.peer.app_view.secure(tls_facts(transport))
         app.connections.join(self)
-        self._until(monotonic_ns() + app.context.header_ns)
+        self._until(monotonic_ns() + app.context.header_ns if self.deadline_ns == NEVER else self.deadline_ns)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -202,7 +212,8 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """See asyncio.Protocol."""
-        end_sending(self._transport)
+        if not self._over:  # else it was cut, or given to another worker, for whom it must not be shut down
+            end_sending(self._transport)
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.cut()
@@ -224,7 +235,8 @@ class HttpConnection(asyncio.Protocol):
         """See asyncio.Protocol."""
         self.paused = False
         self._progress.end()
-        self._drained.set()
+        if self._drained is not None:
+            self._drained.set()
         if self._cycle is not None:
             self._bound_body()
         elif not self._over:
@@ -240,6 +252,8 @@ class HttpConnection(asyncio.Protocol):
 
     async def drained(self) -> None:
         """Wait until the client has read enough. Raises ClientDisconnected if it has left."""
+        if self._drained is None:
+            self._drained = Notify()
         await self._drained.wait()
         if self._cycle is None:
             raise ClientDisconnected("the client has left")
@@ -274,6 +288,8 @@ class HttpConnection(asyncio.Protocol):
                 self._close(linger=more and not self._eof and not response.aborted, sends=sends)
         else:
             self._go_on(now_ns)
+            if now_ns >= self._app.look_ns:  # not where the loop goes on to write: it may be given away
+                self._app.look(self, now_ns)
 
     # --- inside
 
@@ -284,9 +300,8 @@ class HttpConnection(asyncio.Protocol):
         elif not self.paused:
             if self._stalled:
                 self.flow()
-            self._until(
-                now_ns + (self._app.context.header_ns if self._queue.in_head else self._app.context.keep_alive_ns)
-            )
+            context = self._app.context
+            self._until(now_ns + (context.header_ns if self._queue.in_head else context.keep_alive_ns))
 
     def _begin(self, request: Request) -> None:
         """Call the application with a request."""
@@ -341,29 +356,10 @@ class HttpConnection(asyncio.Protocol):
     def _begin_any(self, request: Request) -> None:
         if request.upgrade:
             self._leave()
-            self._upgrade(request, self._queue.detach())
+            begin_websocket(self._app, self._transport, self, request, self._queue.detach())
         else:
             self._begin(request)
             self._bound_body()
-
-    def _upgrade(self, request: Request, rest: bytes) -> None:
-        """Hand the connection over to a WebSocket. `rest`: what came behind the request."""
-        app = self._app
-        peer = self.peer
-        opening = handshake(request)
-        if isinstance(opening, Refusal):
-            app.refuse(peer, opening)
-            self.write(refuse(opening, app.context.stamp))
-            close_after_response(app, self._transport, self, linger=True)
-            return
-        socket = WebSocketConnection(app, self._transport, peer, request, opening, rest)
-        self._transport.set_protocol(socket)
-        app.connections.replace(self, socket)
-        scope = peer.app_view.of(request, app.state)
-        if peer.trusted:
-            app.apply_forwarded(peer, request, scope)
-        app.begin_socket(socket)
-        app.sockets[socket] = app.task(socket.run(of_websocket(scope, opening.subprotocols)))
 
     def _refuse(self, refusal: Refusal) -> None:
         """Close, and say why if a response can still say it: what came is no request, or not the body of one."""
@@ -405,10 +401,46 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._close(linger=False)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is between two requests, nothing was read of the next one, and the client has all before it."""
+        return (
+            self._cycle is None
+            and not self._queue.waiting
+            and self._queue.between
+            and not (self._over or self._eof or self._stalled or self._transport.is_closing())
+            and not self._transport.get_write_buffer_size()
+        )
+
+    def since_ns(self, _now_ns: int = 0) -> int:
+        """When the client was last served, or else accepted (CLOCK_MONOTONIC)."""
+        return self.deadline_ns - self._app.context.idle_ns(served=self.peer.served)
+
+    def has_input(self) -> bool:
+        """Whether the client has sent something that was not read."""
+        return has_unread_input(self._transport)
+
+    def give(self, now_ns: int, *, evened: bool) -> bool:
+        """Give the connection, which is idle, to another worker; False if nobody has room now."""
+        app, transport = self._app, self._transport
+        fd = transport.get_extra_info("socket").fileno()
+        if app.handover is None or not app.handover.give(fd, self.peer, self.since_ns(now_ns), evened=evened):
+            return False
+        self._leave()
+        app.connections.leave(self)
+        transport.abort()  # closes this worker's descriptor, and no more
+        return True
+
     def retire(self) -> None:
-        """Wait no longer for a first request than for a next one: the worker retires."""
-        if self._cycle is None and self._queue.between:
-            self._until(min(self.deadline_ns, monotonic_ns() + self._app.context.keep_alive_ns))
+        """The worker retires and nobody takes its connections: answer the request as the last."""
+        if self._cycle is not None:
+            self._cycle.retire()
+
+    def close(self) -> None:
+        """Close the connection, which is idle, so that another may come at once."""
+        self._leave()
+        self._app.connections.leave(self)
+        cut(self._transport)
 
     def _bound_body(self) -> None:
         """Set the deadline for the rest of a body; none while the client is not read from, or has to read first."""

@@ -228,9 +228,12 @@ class RequestResponseCycle:
         self.hang_up()
 
     def retire(self) -> None:
-        """Make this the connection's last response: the worker retires. A stream of events ends if it listens."""
+        """The worker retires: let this be the connection's last response, unless others take its connections.
+
+        A stream of events ends if it listens.
+        """
         if not self.response.begun:
-            self.response.keep_alive = False
+            self.response.keep_alive &= not self._app.context.draining
         elif self.response.streams_events:
             self.hang_up()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,17 +15,22 @@ from prefork.engines.aio.tasks import stack_of
 from prefork.engines.asgi.app import AsgiApp
 from prefork.engines.asgi.connection import HttpConnection
 from prefork.engines.asgi.phases import PreHttp
+from prefork.engines.handover import LOOK_NS, HandOver, Idle
 from prefork.engines.http_context import HttpContext
 from prefork.engines.request_log import RequestLog
 from prefork.engines.timers import NEVER
 from prefork.errors import BootError
 from prefork.http.websocket_close import GOING_AWAY, SERVICE_RESTART
+from prefork.runtime.forks import OURS
 
 if TYPE_CHECKING:
+    import _socket
+
     from prefork.core.listener import Listener
     from prefork.engines.aio.service import LoopContext
     from prefork.engines.asgi.app import AsgiPeer, RequestCall
     from prefork.runtime.master_link import MasterLink
+    from prefork.runtime.transfer import TransferMessage
 
 
 _STARTUP = "lifespan.startup"
@@ -142,6 +148,64 @@ class SlowTasks:
                 yield call, task
 
 
+class IdleConnections:
+    """WORKER. Gives connections that are idle to other workers, and takes theirs (engines/handover.py)."""
+
+    def __init__(self, context: LoopContext, app: AsgiApp) -> None:
+        self._context = context
+        self._app = app
+        self._connections = context.connections
+        self._handover = HandOver(context.worker, connections=self._http, adopt=self._adopt)
+        self._epoll = select.epoll()  # asyncio knows no edges: each message would wake every worker until it is taken
+        OURS.own(self._epoll.fileno())
+        self._retiring = False
+        self._connections.make_room = self._make_room
+
+    def begin(self) -> None:
+        """Begin to give and to take."""
+        if self._handover.possible:
+            self._epoll.register(self._handover.fd, select.EPOLLIN | select.EPOLLET)
+            self._context.loop.add_reader(self._epoll.fileno(), self._arrived)
+            self._connections.handover = self._handover
+            self._context.heartbeat.on_beat.append(self._even_out)
+            self._app.handover, self._app.look, self._app.look_ns = self._handover, self._look, 0
+
+    def retire(self) -> None:
+        """Give every idle connection to others, or end each with a last response; repeated, as some still come."""
+        self._retiring = True
+        self._context.loop.call_later(self._handover.pass_on(self._app.context), self.retire)
+
+    def _arrived(self) -> None:
+        self._epoll.poll(0)
+        self._connections.publish()
+        self._even_out()
+
+    def _look(self, connection: Idle, now_ns: int) -> None:
+        """A connection has become idle."""
+        if not self._retiring:
+            self._even_out(now_ns)
+        elif not self._app.context.draining and connection.idle:
+            connection.give(now_ns, evened=False)
+
+    def _even_out(self, now_ns: int = 0) -> None:
+        now_ns = now_ns or monotonic_ns()
+        self._app.look_ns = now_ns + LOOK_NS
+        self._handover.even_out(self._connections.held(), now_ns)
+
+    def _http(self) -> Iterator[HttpConnection]:
+        return (member for member in self._connections.members if isinstance(member, HttpConnection))
+
+    def _make_room(self) -> bool:
+        return not self._connections.room() and self._handover.make_room(monotonic_ns()) and self._connections.room()
+
+    def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
+        """Go on with a connection of another worker."""
+        self._context.connections.arriving += 1
+        self._context.connections.publish()
+        made = socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+        self._context.adopt(made, partial(HttpConnection.of_message, self._app, message))
+
+
 class AsgiService:
     """WORKER. Serves kind `asgi`."""
 
@@ -153,6 +217,7 @@ class AsgiService:
         http = HttpContext(worker.config)
         self._app = AsgiApp(context, http, RequestLog(worker, context.errors, http.trusted))
         self._proxied = worker.config.proxy_protocol
+        self._idle = IdleConnections(context, self._app)
         self._lifespan = Lifespan(worker.app.target, worker.app.name, worker.log, self._app.state)
         context.heartbeat.on_wake.append(self._app.context.tick)
         context.heartbeat.oldest = self._app.oldest
@@ -180,17 +245,15 @@ class AsgiService:
     async def begin(self) -> None:
         """Let the application start up. Raises BootError."""
         await self._lifespan.start()
+        self._idle.begin()
 
     def retire(self, *, stopping: bool) -> None:
-        """Make every response its connection's last one, and close WebSockets."""
+        """Give idle connections to others, or make every response its connection's last one; close WebSockets."""
         app = self._app
-        app.context.drain()
         app.retire_code = GOING_AWAY if stopping else SERVICE_RESTART
+        self._idle.retire()
         for call in [*app.requests, *app.sockets]:
             call.retire()
-        for member in list(app.connections.members):
-            if isinstance(member, HttpConnection):
-                member.retire()
 
     @property
     def busy(self) -> int:

@@ -14,17 +14,21 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from prefork.engines.aio.connections import ConnectionLike
 from prefork.engines.aio.waiting import Notify
 from prefork.engines.asgi.phases import TURN_BYTES, close_after_response, unsent
 from prefork.engines.asgi.request import ClientDisconnected, tells_of_leaving
 from prefork.engines.linger import cut, end_sending
 from prefork.engines.timers import NEVER
 from prefork.http.asgi import AsgiResponse, Message
+from prefork.http.limits import Refusal
 from prefork.http.response import ResponseError
+from prefork.http.scope import of_websocket
 from prefork.http.websocket import CLOSED, OPEN, WebSocket
 from prefork.http.websocket_close import ABNORMAL, INTERNAL_ERROR, NORMAL, Closed
+from prefork.http.websocket_handshake import handshake, refuse
 
 if TYPE_CHECKING:
     from prefork.engines.asgi.app import AsgiApp, AsgiPeer
@@ -382,3 +386,31 @@ class WebSocketConnection(asyncio.Protocol):
         self.deadline_ns = monotonic_ns() + in_ns
         if self.deadline_ns < self.watched_ns:
             self._app.timers.watch(self)
+
+
+class Http(ConnectionLike, Protocol):
+    """The connection before."""
+
+    peer: AsgiPeer
+
+
+def begin_websocket(app: AsgiApp, transport: Any, http: Http, request: Request, rest: bytes) -> None:
+    """Go on with a connection as a WebSocket, or refuse that. `rest`: what came behind the request."""
+    peer = http.peer
+    opening = handshake(request)
+    if isinstance(opening, Refusal):
+        app.refuse(peer, opening)
+        data = refuse(opening, app.context.stamp)
+        app.heartbeat.bytes_out += len(data)
+        if not transport.is_closing():
+            transport.write(data)
+        close_after_response(app, transport, http, linger=True)
+        return
+    socket = WebSocketConnection(app, transport, peer, request, opening, rest)
+    transport.set_protocol(socket)
+    app.connections.replace(http, socket)
+    scope = peer.app_view.of(request, app.state)
+    if peer.trusted:
+        app.apply_forwarded(peer, request, scope)
+    app.begin_socket(socket)
+    app.sockets[socket] = app.task(socket.run(of_websocket(scope, opening.subprotocols)))

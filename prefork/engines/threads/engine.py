@@ -36,7 +36,20 @@ from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, NOT_OPE
 from prefork.runtime.connection import Connection, HandlerSocket
 from prefork.runtime.forks import OURS
 from prefork.runtime.loader import App
-from prefork.status.scoreboard import ACCEPTED, BUSY_NS, COMPLETED, ERRORS, HEARTBEAT, HELD, SINCE, Row, heartbeat_s
+from prefork.status.scoreboard import (
+    ACCEPTED,
+    BUSY_NS,
+    CLOSED,
+    COMPLETED,
+    CUT,
+    ERRORS,
+    HEARTBEAT,
+    SINCE,
+    Row,
+    heartbeat_s,
+    held,
+    publish_held,
+)
 
 # --- Taking connections from the listeners that all workers share, for engines that block.
 #
@@ -127,6 +140,7 @@ class BlockingEngine:
         self._period_s = heartbeat_s(config.timeout_s, config.slow_s)
         self._most = most_units(config)
         self._asked_to_leave = False
+        self._cutting = False  # --graceful-timeout is over: connections that end now do so for that
         self._sockets: dict[Row, _socket.socket] = {}  # the last connection of each thread
         self._server = _server(self._listeners[0], app) if app.kind == "socketserver" else None
         self._handle = self._handle_request if self._server else self._handle_stream
@@ -156,8 +170,9 @@ class BlockingEngine:
             if self._link.wait(min(wait_s, self._period_s), also=self._left):
                 left -= os.eventfd_read(self._left)
             self._beat()
-        cut = sum(row.cells[HELD] for row in self._rows)
+        cut = sum(held(row.cells) for row in self._rows)
         if cut:
+            self._cutting = True
             self._log.warning("connections cut", count=cut, after=f"{self._config.graceful_timeout_s:g}s")
             for sock in list(self._sockets.values()):
                 with suppress(OSError):  # that one has ended
@@ -200,7 +215,6 @@ class BlockingEngine:
     def _serve_one(self, fd: int, sockaddr: Any, family: int, row: Row) -> None:
         cells = row.cells
         cells[SINCE] = monotonic_ns()
-        cells[HELD] = 1
         cells[ACCEPTED] += 1
         peer = format_sockaddr(family, sockaddr)
         row.serve(peer)
@@ -209,7 +223,7 @@ class BlockingEngine:
             sock.settimeout(None)
         note_wait(sock, family, cells)
         self._handle(sock, sockaddr, peer, row)
-        cells[HELD] = 0
+        publish_held(cells, 0, CUT if self._cutting else CLOSED)
         if self._most and not self._asked_to_leave:
             self._count_requests()
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import io
-import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, TextIO, cast
 
 from prefork.core.log import Log, ReportingWriter
 from prefork.engines.peer import Peer
-from prefork.http.environ import Environ, Environs, for_connection, for_listener
+from prefork.http.environ import Environ, Environs, for_listener
 from prefork.http.forwarded import UNIX, find_origin
 from prefork.http.wsgi import WsgiCall
 from prefork.runtime.forks import OURS
 from prefork.status.scoreboard import BUSY_NS, SINCE, Row
 
 if TYPE_CHECKING:
-    from prefork.core.listener import Listener
     from prefork.engines.context import WorkerContext
     from prefork.engines.http_context import HttpContext
     from prefork.engines.request_log import RequestLog
     from prefork.http.body import BodyBuffer, FilePart
     from prefork.http.head import Request
+    from prefork.runtime.transfer import Server
 
 
 # --- `wsgi.errors`: where applications write what went wrong. It goes to where the log goes.
@@ -56,12 +55,25 @@ class WsgiApp:
         self._in_loop = worker.config.threads == 1  # then the loop writes the busy time, once a turn
         self._sendfile = worker.inherited.tls is None
         self.busy_ns = 0
-        errors = ErrorStream(worker.log)
-        self._environs = {listener: _environ(listener, worker, errors) for listener in worker.listeners}
+        self._worker = worker
+        self._errors = cast("TextIO", ErrorStream(worker.log))
+        self._environs = {listener.server: self._environ(listener.server) for listener in worker.listeners}
 
-    def view(self, listener: Listener, address: str, port: int) -> Environs:
+    def view(self, server: Server, address: str, port: int) -> Environs:
         """The environs of a connection's requests."""
-        return Environs(for_connection(self._environs[listener], "" if address == UNIX else address, port or ""))
+        environ = self._environs.get(server) or self._environ(server)
+        return Environs(environ, "" if address == UNIX else address, port or "")
+
+    def _environ(self, server: Server) -> Environ:
+        (host, port), config = server, self._worker.config
+        return for_listener(
+            name=host if port is not None else "",
+            port=port or 0,
+            scheme="https" if self._worker.inherited.tls else "http",
+            errors=self._errors,
+            multithread=config.threads > 1,
+            multiprocess=config.workers > 1,
+        )
 
     def call(self, peer: WsgiPeer, request: Request, body: BodyBuffer | None) -> WsgiCall:
         """The application's answer to one request, not begun yet."""
@@ -119,16 +131,3 @@ class WsgiApp:
                 environ["HTTPS"] = "on"
         if origin.host:
             environ["HTTP_HOST"] = origin.host.decode("latin1")
-
-
-def _environ(listener: Listener, worker: WorkerContext, errors: ErrorStream) -> Environ:
-    config = worker.config
-    address = listener.sock.getsockname() if listener.sock.family != socket.AF_UNIX else ("", 0)
-    return for_listener(
-        name=address[0],
-        port=address[1],
-        scheme="https" if worker.inherited.tls else "http",
-        errors=cast("TextIO", errors),
-        multithread=config.threads > 1,
-        multiprocess=config.workers > 1,
-    )

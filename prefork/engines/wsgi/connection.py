@@ -17,6 +17,7 @@ import socket
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prefork.engines.handover import STAYS_NS
 from prefork.engines.linger import LingeringSocket, hang_up, reset, unread
 from prefork.engines.timers import NEVER
 from prefork.engines.wsgi.phases import Host
@@ -28,8 +29,10 @@ from prefork.http.parser import CompleteRequest, RequestQueue
 from prefork.http.response import error_response
 
 if TYPE_CHECKING:
+    from prefork.engines.handover import HandOver
     from prefork.engines.wsgi.app import WsgiPeer
     from prefork.http.wsgi import WsgiCall
+    from prefork.runtime.transfer import TransferMessage
     from prefork.status.scoreboard import Row
 
 
@@ -80,16 +83,22 @@ class PendingWrite:
 
 IDLE, HEAD, BODY, BUSY, WRITING, CLOSED = range(6)
 _CHUNK = 16384  # bytes of one recv()
+_SOON_NS = 100_000_000
 
 
 class ConnectionHost(Host, Protocol):
     """What an HTTP connection uses of its loop, beside what every phase does."""
+
+    handover: HandOver
 
     def go_on_later(self, connection: HttpConnection, /) -> None:
         """Call its `go_on` in the next turn, when the others have had theirs."""
 
     def hand_out(self, connection: HttpConnection, /) -> None:
         """Have a thread call its `run`, and call its `resume` with the result."""
+
+    def drop(self, connection: HttpConnection, /) -> None:
+        """Host it no longer: another worker does."""
 
 
 class HttpConnection:
@@ -110,6 +119,7 @@ class HttpConnection:
         "fd",
         "peer",
         "state",
+        "stays_ns",
         "watched_ns",
     )
 
@@ -129,6 +139,7 @@ class HttpConnection:
         self.deadline_ns = loop.now_ns + context.header_ns
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
+        self.stays_ns = 0  # until then it is not given away for evenness (CLOCK_MONOTONIC)
 
     def ready(self, mask: int) -> None:
         """Epoll has reported these events: read, unless a request is being answered."""
@@ -182,11 +193,43 @@ class HttpConnection:
             self.close()
 
     def retire(self) -> None:
-        """The worker retires: wait no longer for a first request than for a next one, and let responses say it."""
-        if self.state == IDLE:
-            self._until(min(self.deadline_ns, self._loop.now_ns + self._context.keep_alive_ns))
-        elif self._call is not None and not self._call.status:
+        """The worker retires and nobody takes its connections: answer the request as the last."""
+        if self._call is not None and not self._call.status:
             self._call.keep_alive = False
+
+    # --- changing hands
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is between two requests, and nothing was read of the next one."""
+        return self.state == IDLE and self._incoming.quiet
+
+    def since_ns(self, now_ns: int) -> int:
+        """When the client was last served, or else accepted (CLOCK_MONOTONIC, as `now_ns`)."""
+        return now_ns - self._context.idle_ns(served=self.peer.served) + self.deadline_ns - self._loop.now_ns
+
+    def has_input(self) -> bool:
+        """Whether the client has sent something that was not read."""
+        try:
+            return bool(unread(self._sock))
+        except OSError:
+            return False  # it has left
+
+    def go_on_from(self, message: TransferMessage, now_ns: int) -> None:
+        """Go on with a connection of another worker where that one has left it."""
+        left_ns = message.since_ns + self._context.idle_ns(served=message.served) - now_ns
+        self.deadline_ns = self._loop.now_ns + max(_SOON_NS, left_ns)  # a request may have come on the way
+        self.stays_ns = message.sent_ns + STAYS_NS if message.evened else 0
+
+    def give(self, now_ns: int, *, evened: bool) -> bool:
+        """Give the connection, which is idle, to another worker; False if nobody has room now."""
+        if not self._loop.handover.give(self.fd, self.peer, self.since_ns(now_ns), evened=evened):
+            return False
+        self.state = CLOSED
+        self._loop.drop(self)
+        self._incoming.close()
+        self._sock.close()
+        return True
 
     # --- bytes in
 

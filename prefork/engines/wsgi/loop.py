@@ -18,7 +18,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from select import EPOLLIN, epoll
+from select import EPOLLET, EPOLLIN, epoll
 from time import monotonic_ns
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -26,6 +26,7 @@ from prefork.core.listener import Listener
 from prefork.engines.accept import AcceptBalance, EpollAcceptor
 from prefork.engines.context import WorkerContext, most_units
 from prefork.engines.error_log import RateLimitedLog
+from prefork.engines.handover import LOOK_NS, HandOver
 from prefork.engines.http_context import HttpContext
 from prefork.engines.linger import hang_up
 from prefork.engines.peer import PeerFactory, note_wait
@@ -36,16 +37,19 @@ from prefork.engines.wsgi.app import WsgiApp, WsgiPeer
 from prefork.engines.wsgi.connection import HttpConnection
 from prefork.engines.wsgi.phases import Phase, PreHttp
 from prefork.runtime.forks import OURS
+from prefork.runtime.transfer import TransferMessage
 from prefork.status.scoreboard import (
     ACCEPTED,
     BUSY_NS,
     BYTES_IN,
     BYTES_OUT,
+    CLOSED,
     COMPLETED,
+    CUT,
     HEARTBEAT,
-    HELD,
     Row,
     heartbeat_s,
+    publish_held,
 )
 
 # --- The application threads of an event loop: work goes in by a queue, results come back by an eventfd.
@@ -135,11 +139,16 @@ class Reactor:
             errors=self._errors,
             admit=self._admit,
             room=self._room,
+            make_room=self._make_room,
             held=self._phases.__len__,
         )
+        self.handover = HandOver(worker, connections=self._http, adopt=self._adopt)
+        self._look_busy_ns = 0  # when to look at this worker's share again, by the time spent in the application
+        self._again_s = 0.0  # after which a worker that retires offers its connections again
         self._handlers: dict[int, Callable[[int, int], None]] = self._acceptor.handlers()
         self._drains = all(listener.owned for listener in worker.listeners)  # the accept queue is ours alone
-        self._until_s = 0.0  # when what is still in flight is cut
+        self._until_s = 0.0  # when what is still in flight is cut; 0: this worker does not retire
+        self._ended = CLOSED  # as what connections that end are counted
         self._most = most_units(config)
         self._period_s = heartbeat_s(config.timeout_s, config.slow_s)
         self._beat_ns = 0  # when the next heartbeat is due
@@ -167,6 +176,9 @@ class Reactor:
             self._worker.app.kind, self.name
         )  # before the first call of the application, which may end the process
         self._acceptor.open()
+        if self.handover.possible:
+            self._handlers[self.handover.fd] = self._arrived
+            self._epoll.register(self.handover.fd, EPOLLIN | EPOLLET)
         self._announce()
         while not self._link.retiring:
             self._turn()
@@ -191,6 +203,8 @@ class Reactor:
                 handler(fd, now_ns)
         for phase, mask in ready:
             phase.ready(mask)
+            if self.app.busy_ns >= self._look_busy_ns:
+                self._even_out(ready)
         if self._later:
             later, self._later = self._later, []
             for connection in later:
@@ -213,16 +227,18 @@ class Reactor:
         until_ns = min(self.deadlines.next_ns(), self._acceptor.check_ns)
         left_s = (until_ns - self._clock_ns()) / 1e9
         if self._until_s:
-            left_s = min(left_s, self._until_s - time.monotonic())
+            left_s = min(left_s, self._until_s - time.monotonic(), self._again_s)
         return max(0.0, min(left_s, self._period_s))
 
     def _beat(self, now_ns: int) -> None:
         """Tell the master that the loop turns; twice a period if turns follow each other, so that none comes late."""
         for row in self._worker.rows:
             row.heal()
+        publish_held(self._cells, len(self._phases), self._ended)
         self._announce()  # once more, as an application may have written over it
         self._cells[HEARTBEAT] = now_ns
         self._beat_ns = now_ns + round(self._period_s * 5e8)
+        self._even_out([])
 
     def _flush(self) -> None:
         """Tell the scoreboard what this turn has moved (measured: one store a request each would cost 12 %)."""
@@ -259,6 +275,7 @@ class Reactor:
         self._announce()
 
     def _turn_away(self, sock: socket.socket, fd: int) -> None:
+        self._cells[CLOSED] += 1
         self._epoll.unregister(fd)
         hang_up(sock)
 
@@ -283,6 +300,11 @@ class Reactor:
 
     def forget(self, phase: Phase) -> None:
         """Host it no longer. Its socket is about to be closed, which leaves it in the epoll while a copy is open."""
+        self._cells[self._ended] += 1
+        self.drop(phase)
+
+    def drop(self, phase: Phase) -> None:
+        """Host it no longer: another worker does."""
         del self._phases[phase.fd]
         self._epoll.unregister(phase.fd)
         self.deadlines.forget(phase)
@@ -316,32 +338,64 @@ class Reactor:
 
     def _announce(self) -> None:
         held = len(self._phases)
-        self._cells[HELD] = held
-        self._balance.publish(held, able=not self.context.draining and self._room())
+        serves = not self._until_s
+        self._balance.publish(held, able=serves and self._room())
+        self.handover.publish(held, serves=serves)
+
+    # --- connections that change hands
+
+    def _http(self) -> Iterator[HttpConnection]:
+        return (phase for phase in self._phases.values() if isinstance(phase, HttpConnection))
+
+    def _arrived(self, _fd: int, _now_ns: int) -> None:
+        """Others have given connections."""
+        self._announce()
+        self.handover.take(len(self._phases))
+
+    def _even_out(self, ready: list[tuple[Phase, int]]) -> None:
+        """Give or take. `ready`: what waits for its turn: the last of it would wait for the longest."""
+        self._look_busy_ns = self.app.busy_ns + LOOK_NS
+        first = (phase for phase, _mask in reversed(ready) if isinstance(phase, HttpConnection))
+        self.handover.even_out(len(self._phases), monotonic_ns(), first)
+
+    def _make_room(self) -> bool:
+        """Give or end a connection that is idle, unless it is something else that there is no room for."""
+        return len(self._phases) >= self._worker.config.max_connections and self.handover.make_room(monotonic_ns())
+
+    def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
+        """Go on with a connection of another worker."""
+        self._epoll.register(sock.fileno(), EPOLLIN)
+        self.now_ns = self._clock_ns()  # with a heartbeat it comes before the turn, and its deadline may be near
+        connection = HttpConnection(self, cast("socket.socket", sock), self.peers.of_message(message))
+        connection.go_on_from(message, monotonic_ns())
+        self.hold(connection)
+        self._announce()
 
     # --- the end
 
-    def _handle_signals(self, fd: int, _now_ns: int) -> None:
+    def _handle_signals(self, fd: int, now_ns: int) -> None:
         self._link.on_readable(fd)
+        self._arrived(fd, now_ns)  # it may be that this worker is to take from now on
 
     def _retire(self) -> None:
-        """Stop accepting; finish each connection with a last response, for at most the graceful timeout."""
-        self.context.drain()
+        """Stop accepting; give connections to others or end them, for at most the graceful timeout."""
+        self._until_s = self._link.leave_by_s
         self._acceptor.stop_accepting()
         self._announce()
-        self._until_s = self._link.leave_by_s
-        for phase in list(self._phases.values()):
-            if isinstance(phase, HttpConnection):
-                phase.retire()
         drained = not (self._drains and self._link.stopping)
-        while time.monotonic() < self._until_s:
+        look_s = 0.0
+        while (now_s := time.monotonic()) < self._until_s:
             drained = drained or self._acceptor.drain()
+            if now_s >= look_s or not self.context.draining:
+                self._again_s = self.handover.pass_on(self.context)
+                look_s = now_s + self._again_s
             if drained and not self._phases and not (self._pool and self._pool.busy):
                 return
             self._turn()
         if self._phases:
             after = f"{self._worker.config.graceful_timeout_s:g}s"
             self._worker.log.warning("connections cut", count=len(self._phases), after=after)
+            self._ended = CUT
             for phase in list(self._phases.values()):
                 phase.close()
 

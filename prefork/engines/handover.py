@@ -1,0 +1,302 @@
+"""WORKER. Connections change hands: which of them a worker gives to others, and which it takes.
+
+A new connection goes to a worker that can serve it at once, so a burst may end up with the few that happen to be free.
+And a worker that retires has connections whose clients have not done with the server. A connection that is idle between
+two requests belongs to the server: it is put into a queue (runtime/transfer.py), and another worker takes it.
+
+- Evenness. The mean is over all workers that serve and take, busy ones too (unless one call has kept them for LATE_NS),
+  and counts what waits in the queue. A worker that holds more than the mean and MARGIN of it, or LEAST, gives until it
+  is at the mean; only a worker below the mean takes. What was given for this stays for STAYS_NS, so nothing goes to and
+  fro.
+- Retiring. Everything is given as soon as it is idle, as long as somebody takes (`somebody_takes`).
+- Any worker with room takes what has waited in the queue for LATE_NS, whatever its share.
+
+While two generations overlap, only the newer one takes. In an upgrade the workers of the old master give, and only
+those of the new one take (runtime/orders.py).
+
+An arrival wakes every worker once (EPOLLET), as only they know their shares; one that leaves it to others looks again
+with each heartbeat. TLS keeps its state in the process, so there nothing changes hands.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import operator
+from collections.abc import Callable, Iterable
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefork.runtime.orders import IN_USE, STOPPING, SUCCESSOR, TAKING
+from prefork.runtime.transfer import TransferMessage
+from prefork.status.scoreboard import ACCEPTED, CLOSED, GIVEN, RECEIVED
+
+if TYPE_CHECKING:
+    import _socket
+
+    from prefork.engines.context import WorkerContext
+    from prefork.engines.http_context import HttpContext
+    from prefork.engines.peer import Peer
+
+LEAST = 2  # connections above the mean that a worker may hold
+MARGIN = 4  # or that part of the mean: a quarter
+STAYS_NS = 10_000_000_000
+LATE_NS = 1_000_000_000
+LOOK_NS = 50_000_000  # in the application, after which a worker looks at its share, beside each heartbeat
+GRACE_NS = 5_000_000_000  # for a next request, of what cannot be given by a worker that retires
+_AGAIN_S = 0.005  # until a retiring worker offers again what nobody had room for
+_RETIRE_S = 0.1  # between looks of a retiring worker whether somebody takes its connections
+_STOCK = 64  # connections that one look at all of them finds
+_CANNOT_BE = 1 << 40  # connections: an application has written over the cells
+
+
+class Idle(Protocol):
+    """A connection that can be idle. `stays_ns`: until then it is not given for evenness (CLOCK_MONOTONIC).
+
+    `deadline_ns`: when the time for its next request is over, on the clock of its engine.
+    """
+
+    stays_ns: int
+    deadline_ns: int
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is between two requests."""
+
+    def since_ns(self, now_ns: int, /) -> int:
+        """When its client was last served, or else accepted (CLOCK_MONOTONIC, as `now_ns`)."""
+
+    def has_input(self) -> bool:
+        """Whether the client has sent something that was not read."""
+
+    def give(self, now_ns: int, /, *, evened: bool) -> bool:
+        """Send it to another worker, and close this descriptor without a shutdown; False if no worker has room."""
+
+    def close(self) -> None:
+        """Close it at once."""
+
+    def retire(self) -> None:
+        """The worker retires and nobody takes it: answer its request as the last. Called again it changes nothing."""
+
+    def expire(self) -> None:
+        """Close it as the end of --keep-alive does."""
+
+
+class HandOver:
+    """WORKER. `connections()` are those that the worker has, and may give.
+
+    `adopt(sock, message)` gets each connection that is taken; the socket is non-blocking.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerContext,
+        *,
+        connections: Callable[[], Iterable[Idle]],
+        adopt: Callable[[_socket.socket, TransferMessage], None],
+    ) -> None:
+        self._queue = worker.transfer
+        self._serving, self._awake = worker.board.serving_cells, worker.board.awake_cells
+        self._orders = worker.orders.cells
+        self._cells = worker.rows[0].cells
+        self._group = worker.group
+        self._generation = worker.generation
+        self._master = worker.master
+        self._log = worker.log
+        self._most = worker.config.max_connections
+        self._connections = connections
+        self._adopt = adopt
+        self._longest_idle = LongestIdle(connections)
+        self._serves = False  # this worker has not begun to retire
+        self._alone_ns = 0  # since when a worker that retires has found nobody who takes; 0: somebody does
+        self._giving = False  # this worker has held too many, and is not at the mean yet
+        self.possible = worker.inherited.tls is None
+        self.fd = self._queue.fds[1]
+
+    def publish(self, held: int, *, serves: bool) -> None:
+        """Tell the others how many connections this worker holds, and whether it takes more."""
+        self._serves = serves and self.possible
+        takes = self._serves and held < self._most and 0 < self._orders[TAKING] <= self._generation
+        self._serving[self._group] = held + 1 if takes else 0
+
+    def even_out(self, held: int, now_ns: int, first: Iterable[Idle] = ()) -> None:
+        """Give away what is above this worker's share, or take what is below it. `first`: what to give first."""
+        excess = self.excess(held)
+        if not excess or self._late():
+            self.take(held)  # also who has too many: those who should take what is late are stuck
+            return
+        for connection in itertools.chain(first, list(self._connections())):
+            if connection.idle and connection.stays_ns <= now_ns:
+                if not connection.give(now_ns, evened=True):
+                    return
+                excess -= 1
+                if not excess:
+                    return
+
+    def pass_on(self, context: HttpContext) -> float:
+        """Give every idle connection away, as the worker retires. If nobody takes any, end each with a last response.
+
+        Return after how many seconds to come again.
+        """
+        taken = self.somebody_takes()
+        context.drain(last=not taken)
+        if not taken:
+            while self.possible and self.take_one():
+                pass  # nobody else will
+        now_ns = monotonic_ns()
+        self._alone_ns = 0 if taken else self._alone_ns or now_ns
+        for connection in list(self._connections()):
+            if not connection.idle:
+                if not taken:
+                    connection.retire()
+            elif taken:
+                if not connection.give(now_ns, evened=False):
+                    return _AGAIN_S
+            elif now_ns - max(self._alone_ns, connection.since_ns(now_ns)) >= GRACE_NS and not connection.has_input():
+                connection.expire()
+        return _RETIRE_S
+
+    def make_room(self, now_ns: int) -> bool:
+        """Give away what has been idle for the longest, or close it if all are full; False if nothing is idle."""
+        connection = self._longest_idle.take(now_ns)
+        if connection is None:
+            return False
+        if self.others():
+            return connection.give(now_ns, evened=False)
+        connection.close()
+        return True
+
+    def somebody_takes(self) -> bool:
+        """Whether anybody takes what this worker, which retires, gives."""
+        if not self.possible or self._orders[SUCCESSOR]:
+            return self.possible
+        return not self._orders[STOPPING] and any(self._serving[: self._orders[IN_USE]].tolist())
+
+    def others(self) -> bool:
+        """Whether another worker has room."""
+        cells = self._serving[: self._orders[IN_USE]].tolist()
+        return self.possible and (any(cells[: self._group]) or any(cells[self._group + 1 :]))
+
+    def excess(self, held: int) -> int:
+        """Return how many connections this worker is to give for the sake of evenness."""
+        total, takers = self._total(held)
+        if not self._serving[self._group] or takers < 2 or not (self._giving or _much(held, total, takers)):
+            return 0
+        total += self._queue.waiting()
+        above = held + (-total // takers)  # the mean
+        self._giving = above > 0 and (self._giving or _much(held, total, takers))
+        return above if self._giving else 0
+
+    def give(self, fd: int, peer: Peer[Any], since_ns: int, *, evened: bool) -> bool:
+        """Give an idle connection away; False if nobody can take it now. Then it is still here.
+
+        `since_ns`: when its client was last served, or else accepted (CLOCK_MONOTONIC). `evened`: for evenness.
+        """
+        message = TransferMessage(
+            server=peer.server,
+            client=(peer.text, peer.address, peer.port),
+            since_ns=since_ns,
+            served=peer.served,
+            queue_ms=peer.queue_ms,
+            evened=evened,
+            master=self._master,
+            sent_ns=monotonic_ns(),
+        )
+        data = message.encode()
+        self._cells[GIVEN] += 1  # before it can be taken, so that no connection is counted twice
+        if data and self._queue.give(fd, data):
+            return True
+        self._cells[GIVEN] -= 1
+        return False
+
+    def take(self, held: int) -> None:
+        """Take what is this worker's share."""
+        if not self._serving[self._group]:
+            self._take_late(held)
+            return
+        waiting = self._queue.waiting()
+        while waiting and held < self._most:
+            total, takers = self._total(held)
+            if held * takers >= total + waiting and not self._late():
+                return
+            if not self.take_one():
+                return
+            held += 1
+            waiting = self._queue.waiting()
+
+    def _take_late(self, held: int) -> None:
+        """Take what has waited for long, though it is not for this worker: those for whom it is are stuck, or full.
+
+        What a full worker takes is as good as what has been idle there for the longest.
+        """
+        while self._serves and self._orders[TAKING] and self._late() and not (held >= self._most and self.others()):
+            longest = self._longest_idle.take(monotonic_ns()) if held >= self._most else None
+            if (held >= self._most and longest is None) or not self.take_one():
+                return
+            if longest is None:
+                held += 1
+            else:
+                longest.close()
+
+    def take_one(self) -> bool:
+        """Take one connection whatever the share; False if there is none, or no descriptor for it."""
+        try:
+            taken = self._queue.take()
+        except ValueError as error:
+            self._cells[RECEIVED] += 1
+            self._cells[CLOSED] += 1
+            self._log.debug("connection lost on its way", reason=str(error))
+            return True
+        if taken is None:
+            return False
+        sock, message = taken
+        self._cells[RECEIVED if message.master == self._master else ACCEPTED] += 1
+        sock.setblocking(False)
+        self._adopt(sock, message)
+        return True
+
+    def _late(self) -> bool:
+        """Whether something has waited for long in the queue."""
+        return self._queue.waiting() > 0 and 0 < self._queue.oldest_ns() <= monotonic_ns() - LATE_NS
+
+    def _total(self, held: int) -> tuple[int, int]:
+        """The connections of all workers that serve and take, and their number; without those stuck for LATE_NS."""
+        size = self._orders[IN_USE]
+        late_ns = monotonic_ns() - LATE_NS
+        cells, awake = self._serving[:size].tolist(), self._awake[:size].tolist()
+        cells = [0 if 0 < since_ns < late_ns else cell for cell, since_ns in zip(cells, awake, strict=True)]
+        if self._group < size and self._serving[self._group]:
+            cells[self._group] = held + 1
+        takers = [cell for cell in cells if 0 < cell < _CANNOT_BE]
+        return sum(takers) - len(takers), len(takers)
+
+
+def _much(held: int, total: int, takers: int) -> bool:
+    return held * takers > total + max(LEAST * takers, total // MARGIN)
+
+
+class LongestIdle:
+    """WORKER. Finds the connection that has been idle for the longest, for a worker that is full to make room.
+
+    Nothing is kept in order while connections come and go: one look at all of them finds some, for the next calls.
+    """
+
+    def __init__(self, connections: Callable[[], Iterable[Idle]]) -> None:
+        self._connections = connections
+        self._found: list[tuple[int, int, Idle]] = []  # since when, its deadline; the longest idle one last
+
+    def take(self, now_ns: int) -> Idle | None:
+        """Return it; None if all are busy, or their clients have sent something."""
+        found = self._next()
+        if found is None:
+            idle = [(each.since_ns(now_ns), each.deadline_ns, each) for each in self._connections() if each.idle]
+            self._found = heapq.nsmallest(_STOCK, idle, key=operator.itemgetter(0))[::-1]
+            found = self._next()
+        return found
+
+    def _next(self) -> Idle | None:
+        while self._found:
+            _since_ns, deadline_ns, connection = self._found.pop()
+            if connection.idle and connection.deadline_ns == deadline_ns and not connection.has_input():
+                return connection
+        return None
