@@ -1,7 +1,9 @@
-"""The application of peers-wsgi: a small answer, a large one, and one that reads what it is sent. No framework."""
+"""The application of the plans that compare WSGI servers, without a framework: a small answer, a large one, a slow one,
+and one that reads what it is sent."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,10 +14,12 @@ _LARGE = b"0123456789abcdef" * 6400  # 100 KB
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    """Answer /, /large, and a POST with the number of bytes that came."""
+    """Answer /, /large, after 30 ms /slow, and a POST with the number of bytes that came."""
     if environ["REQUEST_METHOD"] == "POST":
         body = b"%d\n" % len(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
     else:
+        if environ["PATH_INFO"] == "/slow":
+            time.sleep(0.03)
         body = _LARGE if environ["PATH_INFO"] == "/large" else _HELLO
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]

@@ -28,6 +28,8 @@ QUOTES = {
     "## Beside other ASGI servers": (COMPARISONS, "peers-asgi", "hello"),
     "### WebSocket": (COMPARISONS, "peers-asgi", "websocket"),
     "## At half load": (COMPARISONS, "half-load", "http"),
+    "### At 60 %": (COMPARISONS, "behind-nginx", "60 %"),
+    "### At 80 %": (COMPARISONS, "behind-nginx", "80 %"),
     "### For WSGI": (COMPARISONS, "overhead-wsgi", "hello"),
     "### For ASGI": (COMPARISONS, "overhead-asgi", "hello"),
     "### accept, 3 clients": (LAB, "accept", "3 clients"),
