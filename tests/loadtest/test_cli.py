@@ -78,7 +78,10 @@ def test_help_teaches_with_examples(command: list[str]) -> None:
         (["run", "--server", SERVER, "--ready", "soon"], "'soon' is not a length of time"),
         (["run", "--server", SERVER, "--timeout", "0"], "'0' is no time to wait; write seconds, or 500ms, 10s"),
         (["run", "http://127.0.0.1:8000/"], "is an address, and not a plan; to measure a server that is running write"),
-        (["run", "dmo"], "'dmo' is not a built-in plan (did you mean 'demo'?); there are accept, backlog, calibrate,"),
+        (
+            ["run", "dmo"],
+            "'dmo' is not a built-in plan (did you mean 'demo'?); there are accept, backlog, behind-nginx, calibrate,",
+        ),
         (["run", "./demo"], "demo: cannot read the plan: No such file or directory"),
         (["report", "no-such-run"], "no-such-run holds no run of the lab"),
         (["compare", "no-such-run", "nor-this"], "no-such-run holds no run of the lab"),

@@ -23,7 +23,7 @@ FOLDER = ROOT / "loadtest" / "plans"
 PLANS = sorted(FOLDER.glob("*.toml"))
 START_AND_STOP_S = 1.5  # of a round, beside its load
 MOST_S = 360
-LONG = {"peers-asgi", "peers-wsgi"}  # every kind of request on every server
+LONG = {"behind-nginx", "peers-asgi", "peers-wsgi"}  # two rates, or every kind of request, on every server
 DEADLINE_S = 110
 
 
