@@ -20,7 +20,7 @@ from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY
 from prefork.runtime.orders import IN_USE, Orders
-from prefork.status.scoreboard import Scoreboard
+from prefork.status.scoreboard import HELD_MOST, Scoreboard
 
 # --- Who takes the next connection: the event loops' way to share listeners evenly.
 #
@@ -56,9 +56,6 @@ PATIENCE_NS = 20_000_000
 
 AHEAD = 8  # connections more than the mean that a worker may have taken before it waits for the others to catch up
 LAG = 32  # connections less than the mean that others have to wait for: who was away gets no more than these
-
-
-_CANNOT_BE = 1 << 40  # connections: an application has written over the cells; each worker heals its own in a beat
 
 
 class AcceptBalance:
@@ -99,21 +96,21 @@ class AcceptBalance:
             if cells[group] == opened:
                 cells[group] = 0
         for opened, awake_ns in zip(cells, self._awake[:size].tolist(), strict=True):
-            if 0 < opened < _CANNOT_BE and (not awake_ns or awake_ns > late_ns):
+            if 0 < opened < HELD_MOST and (not awake_ns or awake_ns > late_ns):
                 total += opened - 1
                 others += 1
         return not others or held < total / others + 0.5
 
     def took(self) -> None:
         """This worker has taken one."""
-        self._taken[self._group] = (self._taken[self._group] + 1) % _CANNOT_BE
+        self._taken[self._group] = (self._taken[self._group] + 1) % HELD_MOST
 
-    def ahead(self, held: int) -> bool:
-        """Whether this worker has taken more than those who could have taken one in its place."""
+    def ahead(self) -> bool:
+        """Whether this worker, which holds none, has taken more than those that hold none either, and are there."""
         late_ns = monotonic_ns() - ASLEEP_NS
         size = self._orders[IN_USE]
         cells = zip(self._open[:size].tolist(), self._awake[:size].tolist(), self._taken[:size].tolist(), strict=True)
-        taken = [count for opened, awake_ns, count in cells if 0 < opened <= held + 1 and not 0 < awake_ns <= late_ns]
+        taken = [count for opened, awake_ns, count in cells if opened == 1 and not 0 < awake_ns <= late_ns]
         mean = sum(taken) // len(taken) if taken else 0
         self._taken[self._group] = mine = max(self._taken[self._group], mean - LAG)
         self._rests = bool(taken) and mine > mean + (0 if self._rests else AHEAD)
@@ -290,7 +287,7 @@ class EpollAcceptor:
 
     def _leaves_it_to_others(self) -> bool:
         """Whether this worker, whose last client has left, stays off, as it has taken more than the others."""
-        return self._shared and not self._held() and self._balance.ahead(0) and not self.waits()
+        return self._shared and not self._held() and self._balance.ahead() and not self.waits()
 
     def _room_is_made(self) -> bool:
         """Make room if that is all that keeps this worker from taking a connection that waits."""

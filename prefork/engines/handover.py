@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.runtime.orders import IN_USE, STOPPING, SUCCESSOR, TAKING
 from prefork.runtime.transfer import TransferMessage
-from prefork.status.scoreboard import ACCEPTED, CLOSED, GIVEN, RECEIVED
+from prefork.status.scoreboard import ACCEPTED, CLOSED, GIVEN, HELD_MOST, RECEIVED
 
 if TYPE_CHECKING:
     import _socket
@@ -47,7 +47,6 @@ GRACE_NS = 5_000_000_000  # for a next request, of what cannot be given by a wor
 _AGAIN_S = 0.005  # until a retiring worker offers again what nobody had room for
 _RETIRE_S = 0.1  # between looks of a retiring worker whether somebody takes its connections
 _STOCK = 64  # connections that one look at all of them finds
-_CANNOT_BE = 1 << 40  # connections: an application has written over the cells
 
 
 class Idle(Protocol):
@@ -267,7 +266,7 @@ class HandOver:
         cells = [0 if 0 < since_ns < late_ns else cell for cell, since_ns in zip(cells, awake, strict=True)]
         if self._group < size and self._serving[self._group]:
             cells[self._group] = held + 1
-        takers = [cell for cell in cells if 0 < cell < _CANNOT_BE]
+        takers = [cell for cell in cells if 0 < cell < HELD_MOST]
         return sum(takers) - len(takers), len(takers)
 
 

@@ -95,6 +95,7 @@ COUNTERS = {
     "busy_ns": BUSY_NS,
 }
 
+HELD_MOST = 1 << 40  # connections: above, an application has written over a worker's cell, which heals in a beat
 _CANNOT_BE = 1 << 62  # one more of a figure that is larger could raise
 
 _METHODS = {"GET": b"GET ", "POST": b"POST ", "HEAD": b"HEAD "}  # others are put into bytes each time

@@ -113,53 +113,61 @@ def test_a_wake_up_is_heard_by_all_and_consumed_once(workers: list[AcceptBalance
 
 
 def test_who_has_taken_more_than_the_others_is_ahead(workers: list[AcceptBalance]) -> None:
+    for worker in workers:
+        worker.publish(0, able=True)
     me = workers[0]
-    assert not me.ahead(10)
+    assert not me.ahead()
     for _ in range(AHEAD):
         me.took()
-    assert not me.ahead(10)
+    assert not me.ahead()
     for _ in range(AHEAD):
         me.took()
-    assert me.ahead(10)
-    assert not workers[1].ahead(10)
+    assert me.ahead()
+    assert not workers[1].ahead()
     for other in workers[1:]:
         other.took()
-    assert me.ahead(10), "it rests until the others have caught up"
+    assert me.ahead(), "it rests until the others have caught up"
     for other in workers[1:]:
         for _ in range(2 * AHEAD):
             other.took()
-    assert not me.ahead(10)
+    assert not me.ahead()
 
 
 def test_nobody_is_ahead_of_those_who_could_not_take_one(workers: list[AcceptBalance]) -> None:
+    for worker in workers:
+        worker.publish(0, able=True)
     me, full, loaded, away = workers
     for _ in range(100):
         me.took()
-    assert me.ahead(10)
+    assert me.ahead()
     full.publish(0, able=False)
     loaded.publish(11, able=True)
     away.woke()
     until_ns = monotonic_ns() + ASLEEP_NS
     while monotonic_ns() <= until_ns:
         pass
-    assert not me.ahead(10)
+    assert not me.ahead()
 
 
 def test_who_was_away_need_not_be_waited_for_until_it_has_taken_as_many(workers: list[AcceptBalance]) -> None:
+    for worker in workers:
+        worker.publish(0, able=True)
     me, new = workers[0], workers[1]
     for _ in range(1_000):
         for worker in (me, *workers[2:]):
             worker.took()
-    assert me.ahead(10)
+    assert me.ahead()
     for _ in range(2 * LAG):
         new.took()
-        new.ahead(10)
-    assert not me.ahead(10)
+        new.ahead()
+    assert not me.ahead()
 
 
 def test_alone_nobody_is_ahead(workers: list[AcceptBalance]) -> None:
+    for worker in workers:
+        worker.publish(0, able=True)
     for other in workers[1:]:
         other.publish(0, able=False)
     for _ in range(100):
         workers[0].took()
-    assert not workers[0].ahead(10)
+    assert not workers[0].ahead()
