@@ -55,8 +55,8 @@ STARVED = 0.8  # of the time its busiest thread wanted a CPU
 STARVED_SHARE = 0.25  # of the exchanges served at a time, a thread each, waited for a CPU
 ROOM = 0.6  # of the work of the worker that holds most: others that did less had room
 KEPT = 0.99  # of the exchanges that come due: so many at least must end well
-CHANCE = 3.0  # roots of the number in flight, by which that may have grown in the window
-STEADY = 5  # parts of the window, in each of which what was in flight has grown: no chance either
+# What is in flight grew in each of so many parts of the window: by up to so many standard deviations it may be chance.
+CHANCE = ((5, 0.0), (3, 2.0), (0, 3.0))
 LAG_SHARE = 0.1  # of the median latency, by which 1 in 100 arrivals may be seen late
 LAG_NS = 1_000_000  # and that much in any case
 
@@ -84,15 +84,13 @@ def _errors(client: Client, _signals: Signals, _cpus: int) -> str:
 def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
     """Check the offered rate (open model): when it was not kept, the latencies are those of another load.
 
-    It is kept if nearly all that came due in the window has a counterpart that ended in it. What is in flight at the
-    window's edges is a matter of chance: of n exchanges that do not know of each other, by some times the root of n.
+    It is kept if nearly all that came due in the window has a counterpart that ended in it.
     """
     arrivals = client.arrivals
     if arrivals is None:
         return ""
     lost = arrivals.missed + client.ended_failed
-    chance = CHANCE * math.sqrt(client.busy_s / client.duration_s) + 1
-    grew = client.growth if client.growth > chance or _steadily(client) else 0
+    grew = client.growth if client.growth > _chance(client) else 0
     if lost + grew <= (1 - KEPT) * arrivals.offered:
         return ""
     reached = client.rate_per_s
@@ -104,10 +102,16 @@ def _offered(client: Client, _signals: Signals, _cpus: int) -> str:
     return f"{text}; {_causes(client)}" if _causes(client) else text
 
 
-def _steadily(client: Client) -> bool:
-    """Return whether what is in flight grew in every part of the window: a backlog that is large already still does."""
+def _chance(client: Client) -> float:
+    """Return by how much the number in flight may have grown by chance.
+
+    Of exchanges that do not know of each other, n vary by the root of n, and the difference between the window's edges
+    by that of 2 n. A backlog, also one that was large already, grows in every part of the window.
+    """
     grew = [second.completed + second.failed - second.ended for second in client.seconds]
-    return len(grew) >= STEADY and min(grew) > 0
+    steady = len(grew) if min(grew, default=0) > 0 else 0
+    deviations = next(deviations for parts, deviations in CHANCE if steady >= parts)
+    return deviations * math.sqrt(2 * client.busy_s / client.duration_s) + 1
 
 
 _LATE = ((0.99, "1 in 100"), (0.9, "1 in 10"), (0.5, "1 in 2"))  # the first that so many arrivals can bear
