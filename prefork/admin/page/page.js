@@ -193,8 +193,9 @@ const LISTENER = [
   { title: "Drops", cell: placed("drops", count, "listeners") },
 ];
 const TOTALS = [
-  ["Connections accepted", "accepted", count], ["Handed over", "given", count], ["Cut", "cut", count], ["Requests", "requests", count], ["Bytes in", "bytes_in", bytes],
-  ["Bytes out", "bytes_out", bytes], ["Time in handlers", "busy_s", seconds],
+  ["Connections accepted", "accepted", count], ["Closed", "closed", count], ["Cut", "cut", count],
+  ["Handed over", "given", count], ["In transfer", "in_transfer", count], ["Requests", "requests", count],
+  ["Bytes in", "bytes_in", bytes], ["Bytes out", "bytes_out", bytes], ["Time in handlers", "busy_s", seconds],
 ];
 
 function mood(server) {
