@@ -201,7 +201,6 @@ def test_without_anybody_to_take_them_connections_end_with_a_last_answer(
 
 
 @each_way
-@pytest.mark.timing
 @pytest.mark.parametrize("more", [(), TLS], ids=["plain", "tls"])
 def test_a_stop_ends_idle_connections_within_five_seconds(
     serve: Serve, way: tuple[str, ...], more: tuple[str, ...]
@@ -217,12 +216,11 @@ def test_a_stop_ends_idle_connections_within_five_seconds(
         until_told(asks)
         assert new.get("/").status == 200
         assert is_silent.ended()
-        assert 4.5 < time.monotonic() - began_s < 8
+        assert 4.5 < time.monotonic() - began_s < 12
         assert server.wait_exit() == 0
 
 
 @each_way
-@pytest.mark.timing
 def test_before_a_stop_with_lame_duck_nobody_is_told_to_leave(serve: Serve, way: tuple[str, ...]) -> None:
     server = serve(*way, "--workers", "2", "--keep-alive", "75", "--lame-duck", "2")
     with Browser(server) as asks, Browser(server) as is_silent:
@@ -235,12 +233,11 @@ def test_before_a_stop_with_lame_duck_nobody_is_told_to_leave(serve: Serve, way:
         server.wait_log("stopping")
         until_told(asks)
         assert is_silent.ended()
-        assert 6.5 < time.monotonic() - began_s < 10
+        assert 6.5 < time.monotonic() - began_s < 14
         assert server.wait_exit() == 0
 
 
 @each_way
-@pytest.mark.timing
 def test_under_tls_a_reload_gives_idle_clients_five_seconds(serve: Serve, place: Place, way: tuple[str, ...]) -> None:
     server = serve(*way, *TLS, "--workers", "1", env=place.env)
     with Browser(server, tls=trusting()) as asks, Browser(server, tls=trusting()) as is_silent:
@@ -250,7 +247,7 @@ def test_under_tls_a_reload_gives_idle_clients_five_seconds(serve: Serve, place:
         server.signal(signal.SIGHUP)
         until_told(asks)
         assert is_silent.ended()
-        assert 5 < time.monotonic() - began_s < 10
+        assert 5 < time.monotonic() - began_s < 15
     server.wait_log("reloaded")
 
 

@@ -102,7 +102,6 @@ def test_who_sends_at_the_very_moment_is_served(serve: Serve, place: Place, way:
 
 
 @each_way
-@pytest.mark.timing
 def test_the_time_of_an_idle_client_goes_on(serve: Serve, place: Place, way: tuple[str, ...]) -> None:
     server = serve(*way, "--workers", "1", "--keep-alive", "8", "--header-timeout", "30", env=place.env)
     with Browser(server) as served, Browser(server) as new:
@@ -110,7 +109,7 @@ def test_the_time_of_an_idle_client_goes_on(serve: Serve, place: Place, way: tup
         began_s = time.monotonic()
         place.ok("reload")
         # The later the second, the more is between an end in time and one that is counted from there.
-        eventually(lambda: time.monotonic() - began_s > 2, within_s=SOON_S)
+        eventually(lambda: time.monotonic() - began_s > 4, within_s=SOON_S)
         again_s = time.monotonic()
         place.ok("reload")
         assert totals(place)["given"] == 4

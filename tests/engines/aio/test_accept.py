@@ -135,7 +135,6 @@ def test_without_descriptors_accepting_pauses_and_nobody_is_lost(serve: Serve, a
     assert server.log.count("accept paused") <= 5, "one a second"
 
 
-@pytest.mark.timing
 @ACCEPT
 @kinds("obey", "Obey")
 def test_ten_seconds_without_descriptors(serve: Serve, app: str, accept: str) -> None:
