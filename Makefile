@@ -40,7 +40,7 @@ $(PEERS)/.ready: loadtest/peers/requirements.txt
 test: $(READY)   ## what starts no server, and a smoke test of each engine and command (under a minute)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(FAST)
 
-test-all: $(READY) ## all tests but the soak, slow fault and load tests included (under 30 minutes)
+test-all: $(READY) ## all tests but the soak, slow fault and load tests included (under 40 minutes)
 	$(BIN)/python -m tests.support.full --jobs $(JOBS) $(RETRY)
 
 check-results: $(READY) ## report every run under results/ again, and compare the pages' figures (part of test-all)
