@@ -146,7 +146,6 @@ class Reactor:
         self._look_busy_ns = 0  # when to look at this worker's share again, by the time spent in the application
         self._again_s = 0.0  # after which a worker that retires offers its connections again
         self._handlers: dict[int, Callable[[int, int], None]] = self._acceptor.handlers()
-        self._drains = all(listener.owned for listener in worker.listeners)  # the accept queue is ours alone
         self._until_s = 0.0  # when what is still in flight is cut; 0: this worker does not retire
         self._ended = CLOSED  # as what connections that end are counted
         self._most = most_units(config)
@@ -382,7 +381,8 @@ class Reactor:
         self._until_s = self._link.leave_by_s
         self._acceptor.stop_accepting()
         self._announce()
-        drained = not (self._drains and self._link.stopping)
+        ours_alone = all(listener.owned for listener in self._worker.listeners)
+        drained = not (ours_alone and self._link.stopping)  # the accept queue
         look_s = 0.0
         while (now_s := time.monotonic()) < self._until_s:
             drained = drained or self._acceptor.drain()
