@@ -53,6 +53,10 @@ ASLEEP_NS = 2_000_000  # out of epoll_wait for longer, a worker does not count a
 # So long connections may wait for those who hold less; a busy machine needs longer than OFF_NS to give them a processor
 # (measured, 4 workers, 400 held: the busiest had 180 of 400 with 5 ms).
 PATIENCE_NS = 20_000_000
+# Then this many more than the mean may be taken, too. Workers that all block their loops for long would else take one
+# in a turn if they come back together (measured, 32 at once, 2 loops that block for 30 ms: the last was taken in 3 s,
+# now 0.4 s); what is uneven then changes hands.
+LATE_MORE = 8
 
 AHEAD = 8  # connections more than the mean that a worker may have taken before it waits for the others to catch up
 LAG = 32  # connections less than the mean that others have to wait for: who was away gets no more than these
@@ -72,6 +76,7 @@ class AcceptBalance:
         self._before_ns = 0
         self._rests = False  # it was ahead, and the others have not caught up yet
         self._absent: dict[int, int] = {}  # groups that do not come, and what they held then
+        self._late_until_ns = 0  # a connection was seen a moment ago that had waited for PATIENCE_NS
         self.fd = wake_fd
 
     def publish(self, held: int, *, able: bool) -> None:
@@ -99,7 +104,7 @@ class AcceptBalance:
             if 0 < opened < HELD_MOST and (not awake_ns or awake_ns > late_ns):
                 total += opened - 1
                 others += 1
-        return not others or held < total / others + 0.5
+        return not others or held < total / others + (0.5 if self._late_until_ns < late_ns else LATE_MORE)
 
     def took(self) -> None:
         """This worker has taken one."""
@@ -134,6 +139,7 @@ class AcceptBalance:
         elif now_ns - self._before_ns >= PATIENCE_NS:
             pairs = enumerate(zip(self._before, self._open.tolist(), strict=False))
             self._absent = {group: now for group, (before, now) in pairs if now == before and 0 < now <= held}
+            self._late_until_ns = monotonic_ns() + PATIENCE_NS
             self._remember(now_ns)
 
     def _remember(self, now_ns: int) -> None:

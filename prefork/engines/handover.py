@@ -11,8 +11,9 @@ two requests belongs to the server: it is put into a queue (runtime/transfer.py)
 - Retiring. Everything is given as soon as it is idle, as long as somebody takes (`somebody_takes`).
 - Any worker with room takes what has waited in the queue for LATE_NS, whatever its share.
 
-While two generations overlap, only the newer one takes. In an upgrade the workers of the old master give, and only
-those of the new one take (runtime/orders.py).
+While two generations overlap, the newer one takes, and an older one that has not begun to retire only if nobody of the
+newer one has room. In an upgrade the workers of the old master give, and only those of the new one take
+(runtime/orders.py).
 
 An arrival wakes every worker once (EPOLLET), as only they know their shares; one that leaves it to others looks again
 with each heartbeat. TLS keeps its state in the process, so there nothing changes hands.
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefork.runtime.orders import IN_USE, STOPPING, SUCCESSOR, TAKING
+from prefork.runtime.orders import ANOTHER, IN_USE, STOPPING, TAKING
 from prefork.runtime.transfer import TransferMessage
 from prefork.status.scoreboard import ACCEPTED, CLOSED, GIVEN, HELD_MOST, RECEIVED
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 LEAST = 2  # connections above the mean that a worker may hold
 MARGIN = 4  # or that part of the mean: a quarter
 STAYS_NS = 10_000_000_000
+FRESH_NS = 1_000_000_000  # since it was accepted or served: so long it is not closed to make room
 LATE_NS = 1_000_000_000
 LOOK_NS = 50_000_000  # in the application, after which a worker looks at its share, beside each heartbeat
 GRACE_NS = 5_000_000_000  # for a next request, of what cannot be given by a worker that retires
@@ -96,6 +98,7 @@ class HandOver:
     ) -> None:
         self._queue = worker.transfer
         self._serving, self._awake = worker.board.serving_cells, worker.board.awake_cells
+        self._open = worker.board.open_cells
         self._orders = worker.orders.cells
         self._cells = worker.rows[0].cells
         self._group = worker.group
@@ -107,19 +110,25 @@ class HandOver:
         self._adopt = adopt
         self._longest_idle = LongestIdle(connections)
         self._serves = False  # this worker has not begun to retire
+        self._able = True  # it could serve one now
+        self._left = False  # it has left some that waited, as it could not
         self._alone_ns = 0  # since when a worker that retires has found nobody who takes; 0: somebody does
         self._giving = False  # this worker has held too many, and is not at the mean yet
         self.possible = worker.inherited.tls is None
         self.fd = self._queue.fds[1]
 
-    def publish(self, held: int, *, serves: bool) -> None:
-        """Tell the others how many connections this worker holds, and whether it takes more."""
-        self._serves = serves and self.possible
+    def publish(self, held: int, *, serves: bool, able: bool = True) -> None:
+        """Tell the others how many connections this worker holds, and whether it takes more.
+
+        `able`: it could serve one now. While it could not, it takes none, as it takes none within the application.
+        """
+        self._serves, self._able = serves and self.possible, able
         takes = self._serves and held < self._most and 0 < self._orders[TAKING] <= self._generation
         self._serving[self._group] = held + 1 if takes else 0
 
     def even_out(self, held: int, now_ns: int, first: Iterable[Idle] = ()) -> None:
         """Give away what is above this worker's share, or take what is below it. `first`: what to give first."""
+        self.publish(held, serves=self._serves, able=self._able)  # it may be another generation's turn to take
         excess = self.excess(held)
         if not excess or self._late():
             self.take(held)  # also who has too many: those who should take what is late are stuck
@@ -156,25 +165,36 @@ class HandOver:
         return _RETIRE_S
 
     def make_room(self, now_ns: int) -> bool:
-        """Give away what has been idle for the longest, or close it if all are full; False if nothing is idle."""
-        connection = self._longest_idle.take(now_ns)
-        if connection is None:
-            return False
+        """Give away what has been idle for the longest, or close it if all are full; False if nothing is idle.
+
+        One that came or was served just now is not closed: its client may be about to send a request.
+        """
         if self.others():
-            return connection.give(now_ns, evened=False)
-        connection.close()
-        return True
+            connection = self._longest_idle.take(now_ns)
+            return connection is not None and connection.give(now_ns, evened=False)
+        connection = self._longest_idle.take(now_ns, rested_ns=FRESH_NS)
+        if connection is not None:
+            connection.close()
+        return connection is not None
 
     def somebody_takes(self) -> bool:
         """Whether anybody takes what this worker, which retires, gives."""
-        if not self.possible or self._orders[SUCCESSOR]:
+        if not self.possible or self._orders[ANOTHER]:
             return self.possible
-        return not self._orders[STOPPING] and any(self._serving[: self._orders[IN_USE]].tolist())
+        return not self._orders[STOPPING] and self._room_elsewhere()
 
     def others(self) -> bool:
-        """Whether another worker has room."""
-        cells = self._serving[: self._orders[IN_USE]].tolist()
-        return self.possible and (any(cells[: self._group]) or any(cells[self._group + 1 :]))
+        """Whether another worker has room, and is not stuck."""
+        return self.possible and not self._late() and self._room_elsewhere(monotonic_ns() - LATE_NS)
+
+    def _room_elsewhere(self, late_ns: int = 0) -> bool:
+        """Whether another worker has room, of whichever generation; one in the application since `late_ns` has none."""
+        size, taking = self._orders[IN_USE], self._orders[TAKING] > 0
+        cells = zip(self._serving[:size].tolist(), self._open[:size].tolist(), self._awake[:size].tolist(), strict=True)
+        return any(
+            (serving or (taking and opened)) and not 0 < since_ns < late_ns and group != self._group
+            for group, (serving, opened, since_ns) in enumerate(cells)
+        )
 
     def excess(self, held: int) -> int:
         """Return how many connections this worker is to give for the sake of evenness."""
@@ -210,6 +230,9 @@ class HandOver:
 
     def take(self, held: int) -> None:
         """Take what is this worker's share."""
+        if not self._able:
+            self._left = True
+            return
         if not self._serving[self._group]:
             self._take_late(held)
             return
@@ -223,14 +246,26 @@ class HandOver:
             held += 1
             waiting = self._queue.waiting()
 
-    def _take_late(self, held: int) -> None:
-        """Take what has waited for long, though it is not for this worker: those for whom it is are stuck, or full.
+    def freed(self, held: int) -> None:
+        """Take what was left while this worker could serve none: for a moment it can, whatever is next."""
+        if self._left:
+            self._left, self._able = False, True
+            self.take(held)
 
-        What a full worker takes is as good as what has been idle there for the longest.
+    def _take_late(self, held: int) -> None:
+        """Take what is not for this worker: what has waited for long, as those for whom it is are stuck, or full.
+
+        At once if nobody has room for whom it is. What a full worker takes is as good as what has been idle there for
+        the longest.
         """
-        while self._serves and self._orders[TAKING] and self._late() and not (held >= self._most and self.others()):
-            longest = self._longest_idle.take(monotonic_ns()) if held >= self._most else None
-            if (held >= self._most and longest is None) or not self.take_one():
+        while self._serves and self._orders[TAKING]:
+            full = held >= self._most
+            if full and self.others():
+                return
+            if not self._late() and (full or any(self._serving[: self._orders[IN_USE]].tolist())):
+                return
+            longest = self._longest_idle.take(monotonic_ns(), rested_ns=FRESH_NS) if full else None
+            if (full and longest is None) or not self.take_one():
                 return
             if longest is None:
                 held += 1
@@ -250,6 +285,10 @@ class HandOver:
             return False
         sock, message = taken
         self._cells[RECEIVED if message.master == self._master else ACCEPTED] += 1
+        if sock is None:
+            self._cells[CLOSED] += 1
+            self._log.debug("connection ended on its way", client=message.client[0])
+            return True
         sock.setblocking(False)
         self._adopt(sock, message)
         return True
@@ -283,18 +322,20 @@ class LongestIdle:
     def __init__(self, connections: Callable[[], Iterable[Idle]]) -> None:
         self._connections = connections
         self._found: list[tuple[int, int, Idle]] = []  # since when, its deadline; the longest idle one last
+        self._again_ns = 0  # when to look again, if there was none
 
-    def take(self, now_ns: int) -> Idle | None:
-        """Return it; None if all are busy, or their clients have sent something."""
-        found = self._next()
-        if found is None:
+    def take(self, now_ns: int, *, rested_ns: int = 0) -> Idle | None:
+        """Return it; None if all are busy, or their clients have sent something, or it is not idle for so long."""
+        found = self._next(now_ns - rested_ns)
+        if found is None and not self._found and now_ns >= self._again_ns:
             idle = [(each.since_ns(now_ns), each.deadline_ns, each) for each in self._connections() if each.idle]
             self._found = heapq.nsmallest(_STOCK, idle, key=operator.itemgetter(0))[::-1]
-            found = self._next()
+            found = self._next(now_ns - rested_ns)
+            self._again_ns = 0 if found else now_ns + LOOK_NS
         return found
 
-    def _next(self) -> Idle | None:
-        while self._found:
+    def _next(self, until_ns: int) -> Idle | None:
+        while self._found and self._found[-1][0] <= until_ns:
             _since_ns, deadline_ns, connection = self._found.pop()
             if connection.idle and connection.deadline_ns == deadline_ns and not connection.has_input():
                 return connection

@@ -157,10 +157,19 @@ class Lifecycle(Observer):
     def ready(self) -> None:
         """All workers serve for the first time."""
         if self._takeover and self.borrowing:
-            takes = self._history.state().kind in ("wsgi", "asgi") and self._workers.inherited.tls is None
-            self._takeover.ready(takes=takes)
+            self._takeover.ready(takes=self._serves_http())
         else:
             self.notifier.ready(self._status())
+
+    def _serves_http(self) -> bool:
+        """Whether our workers give and take idle connections."""
+        return self._history.state().kind in ("wsgi", "asgi") and self._workers.inherited.tls is None
+
+    def give_up(self) -> None:
+        """The start has failed, but the old master's listeners serve on: workers finish what they hold, or give it."""
+        if self._takeover and self._takeover.shares_transfer and self._serves_http():
+            self._workers.orders.give_to_another()
+        self._policy.stop(time.monotonic())
 
     def failed(self, reason: str) -> None:
         """The start has failed: tell the old master, if there is one, before the process ends."""
@@ -272,7 +281,7 @@ class Lifecycle(Observer):
         if self._resources.pidfile is not None and self._resources.pidfile.fd in ready.fds:
             self._resources.hand_over_pidfile()
         if ready.takes:
-            self._workers.orders.give_to_successor()
+            self._workers.orders.give_to_another()
         self.stop("upgrade")
 
     # --- the stop

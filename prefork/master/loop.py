@@ -156,7 +156,7 @@ class Master:
             if self._fatal is not None and not self._policy.stopping:
                 if not self._lifecycle.borrowing:
                     break
-                self._policy.stop(time.monotonic())  # the listeners serve on: finish what our workers hold
+                self._lifecycle.give_up()
         if self._fatal is not None:
             raise self._fatal
 

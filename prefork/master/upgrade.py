@@ -6,7 +6,8 @@
 2. The new one says `ready`: the service manager is told its pid, it is sent `yours`, and the old one retires its
    workers. The queues are the new one's from then on, so nothing is drained and nothing held off.
 3. It fails, or is not ready in time: it is told to stop, which loses nothing, as its workers finish what they hold and
-   the queues stay the old one's. A stop of the old master on the way ends it likewise.
+   the queues stay the old one's. If it fails by itself, they give idle connections to the old one's workers. A stop of
+   the old master on the way ends it likewise.
 
 The new master starts as the old one did: folder, umask, no signal blocked or ignored, the environment as it was. What
 it inherits comes in one environment variable, which is removed at once: descriptors of the listeners and of the pid
@@ -93,6 +94,11 @@ class Takeover:
                 self._listeners.remove(entry)
                 self._took.append(entry["fd"])
         return [Listener.inherit(entry) for entry in entries.values()]
+
+    @property
+    def shares_transfer(self) -> bool:
+        """Whether the old master's workers take connections that ours give."""
+        return self._transfer is not None
 
     def transfer(self) -> TransferQueue:
         """The queue of connections that change hands; one of our own if the old master knows none."""

@@ -29,7 +29,7 @@ from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.master_link import NO_MESSAGE, OF_WORKER, READ_MOST, REST_MOST, Kind, Receiver
-from prefork.runtime.orders import SUCCESSOR, TAKING, Orders
+from prefork.runtime.orders import ANOTHER, TAKING, Orders
 from prefork.runtime.transfer import TransferQueue
 from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
@@ -270,7 +270,7 @@ class Workers:
         given, taken, waiting = moved = self._moved()
         if moved == self._moved():
             self._missing.append(given - taken - waiting)
-        if self.orders.cells[SUCCESSOR]:
+        if self.orders.cells[ANOTHER]:
             self._settle_s = _NEVER  # who takes is another master's
         elif len(self._missing) >= _LOOKS:
             self._settle_s = _NEVER

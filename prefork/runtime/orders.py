@@ -26,7 +26,7 @@ STOPPING = 0  # 1: the whole server stops, so a retiring worker drains the accep
 LOGS = 1  # how often the logs were to be opened again
 IN_USE = 2  # groups of rows from here on have never had an owner
 TAKING = 3  # workers of this generation and later ones take connections of others; 0: nobody does
-SUCCESSOR = 4  # 1: another master's workers take connections of ours, all that they are given
+ANOTHER = 4  # 1: another master's workers take connections of ours, all that they are given
 _HEADER_CELLS = 8  # behind it, one cell for each group of rows: 1 = its worker is to retire
 
 
@@ -67,9 +67,9 @@ class Orders:
         """Have the workers of this generation and later ones take connections that others give; 0: nobody."""
         self._writable[TAKING] = generation
 
-    def give_to_successor(self) -> None:
-        """Have every worker give its connections to the workers of another master; none takes any."""
-        self._writable[TAKING], self._writable[SUCCESSOR] = 0, 1
+    def give_to_another(self) -> None:
+        """Have every worker give its connections to the workers of the other master of an upgrade; none takes any."""
+        self._writable[TAKING], self._writable[ANOTHER] = 0, 1
 
     def reopen_logs(self) -> None:
         """Order every worker to open its log files again."""

@@ -148,10 +148,10 @@ class TransferQueue:
             return False
         return sent == SIZE
 
-    def take(self) -> tuple[_socket.socket, TransferMessage] | None:
+    def take(self) -> tuple[_socket.socket | None, TransferMessage] | None:
         """Take a connection; None if none waits, or this process has no descriptor for it.
 
-        Raises ValueError if what was taken is no connection, or one that has ended; it is closed by then.
+        It comes without its socket if it has ended on its way. Raises ValueError if what was taken tells of none.
         """
         if self._spare < 0 and not self._hold_spare():
             return None
@@ -165,15 +165,15 @@ class TransferQueue:
         if not data:
             return None  # the end: an application has shut it down
         fds = [fd for level, kind, value in ancillary if (level, kind) == _RIGHTS for fd in _ints(value)]
+        sock = None
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != 1:
-                raise ValueError("a message without its descriptor")
             message = TransferMessage.decode(data)
-            return _connection(fds[0]), message
-        except (OSError, ValueError) as error:
-            for fd in fds:
+            if len(fds) == 1 and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                sock = _connection(fds[0])
+        finally:
+            for fd in fds if sock is None else ():
                 os.close(fd)
-            raise ValueError(str(error)) from None
+        return sock, message
 
     def close(self) -> None:
         """Close both ends, in this process."""
@@ -195,17 +195,14 @@ def _ints(data: bytes) -> array.array[int]:
     return found
 
 
-def _connection(fd: int) -> _socket.socket:
-    """The socket of a descriptor. Raises OSError or ValueError unless it is a connection, as a listener accepts them.
-
-    The descriptor is still the caller's then.
-    """
-    sock = _socket.socket(fileno=fd)
+def _connection(fd: int) -> _socket.socket | None:
+    """The socket of a descriptor; None, and the descriptor is still the caller's, if it is no connection (any more)."""
     try:
-        if sock.type != socket.SOCK_STREAM or sock.family not in _FAMILIES:
-            raise ValueError("no stream")
-        sock.getpeername()
-    except (OSError, ValueError):
-        sock.detach()
-        raise
-    return sock
+        sock = _socket.socket(fileno=fd)
+    except OSError:
+        return None  # no socket
+    with suppress(OSError):
+        if sock.type == socket.SOCK_STREAM and sock.family in _FAMILIES and sock.getpeername() is not None:
+            return sock
+    sock.detach()
+    return None

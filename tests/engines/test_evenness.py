@@ -278,6 +278,19 @@ def test_beside_a_worker_in_a_long_call_who_comes_is_served_at_once(
     assert max(took_s) < CALL_S / 2, sorted(took_s)[-5:]
 
 
+def test_clients_who_are_here_do_not_keep_new_ones_out(serve: Serve, app: AppWriter) -> None:
+    """All threads are busy for ever, as each of these clients asks again at once."""
+    server = serve(app(APP, attribute="wsgi"), "--workers", "2", "--threads", "2")
+    with KeptClients(server.address, 24, path="/?0.03") as clients:
+        for _ in range(10):
+            with dial(server.address) as sock:
+                sock.sendall(request("/?0", connection="close"))
+                assert b" 200 " in read_to_end(sock)
+        clients.wait_more(24)
+        clients.stop()
+    assert clients.losses == []
+
+
 def main() -> None:
     """Print the table."""
     rows = []

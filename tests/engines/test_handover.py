@@ -282,7 +282,7 @@ def test_in_an_upgrade_workers_of_another_master_take(server: Server) -> None:
     workers = [Worker(server, 0), Worker(server, 1)]
     workers[0].open(3)
     workers[1].open(0)
-    server.orders.give_to_successor()
+    server.orders.give_to_another()
     for worker in workers:
         worker.publish()
         assert worker.handover.somebody_takes()
@@ -364,6 +364,9 @@ def test_who_has_begun_to_give_goes_on_until_it_is_at_the_mean(server: Server) -
     assert workers[0].handover.excess(17) == 0, "it is done"
 
 
+NOW_NS = 1_000_000_000_000
+
+
 def test_the_longest_idle_are_found_in_order_as_they_are_when_asked_for() -> None:
     every = [Waiting(since) for since in range(200)]
     random.Random(1).shuffle(every)
@@ -371,15 +374,24 @@ def test_the_longest_idle_are_found_in_order_as_they_are_when_asked_for() -> Non
     by_age = {each.since: each for each in every}
     by_age[0].idle = False
     by_age[1].sent = True
-    assert found.take(0) is by_age[2]
+    assert found.take(NOW_NS) is by_age[2]
     by_age[2].idle = False  # gone
     by_age[3].since = 500  # served since
     by_age[4].sent = True
     taken = []
-    while (each := found.take(0)) is not None:
+    while (each := found.take(NOW_NS)) is not None:
         taken.append(each.since)
         each.idle = False
     assert taken == [*range(5, 200), 500]
+
+
+def test_who_has_just_come_is_not_found_for_a_close() -> None:
+    every = [Waiting(since) for since in (990, 998, 999)]
+    found = LongestIdle(lambda: every)
+    assert found.take(NOW_NS, rested_ns=2_000_000_000) is every[0]
+    assert found.take(NOW_NS, rested_ns=2_000_000_000) is every[1]
+    assert found.take(NOW_NS, rested_ns=2_000_000_000) is None
+    assert found.take(NOW_NS) is every[2]
 
 
 def test_who_retires_alone_waits_five_seconds_from_then_and_never_ends_who_has_sent_something(

@@ -23,10 +23,10 @@ from time import monotonic_ns
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from prefork.core.listener import Listener
-from prefork.engines.accept import AcceptBalance, EpollAcceptor
+from prefork.engines.accept import FULL_NS, AcceptBalance, EpollAcceptor
 from prefork.engines.context import WorkerContext, most_units
 from prefork.engines.error_log import RateLimitedLog
-from prefork.engines.handover import LOOK_NS, HandOver
+from prefork.engines.handover import LATE_NS, LOOK_NS, HandOver
 from prefork.engines.http_context import HttpContext
 from prefork.engines.linger import hang_up
 from prefork.engines.peer import PeerFactory, note_wait
@@ -79,6 +79,9 @@ class Pool(Generic[AnyJob]):
         self._waiting: queue.SimpleQueue[AnyJob] = queue.SimpleQueue()
         self._done: deque[tuple[AnyJob, Any]] = deque()
         self.busy = 0  # handed out and not back
+        self.turn = False  # though it is full, one new connection has its turn
+        self._moved_ns = 0  # when it became full, or something was done last
+        self._asked_ns, self._before_ns = 0, 0  # when `is_turn` was asked last, and that time then
         start_threads(rows, self._serve)
 
     @property
@@ -86,14 +89,32 @@ class Pool(Generic[AnyJob]):
         """Whether new work would have to wait."""
         return self.busy >= self._size
 
+    @property
+    def stuck(self) -> bool:
+        """Whether new work would have had to wait for LATE_NS, as it would for a loop that is in the application."""
+        return self.full and monotonic_ns() - self._moved_ns > LATE_NS
+
+    def is_turn(self, now_ns: int) -> bool:
+        """Whether one who waits has its turn: a thread has been free since this was asked, a moment ago.
+
+        Clients that are here already would keep all threads busy for ever.
+        """
+        again = now_ns - self._asked_ns < 3 * FULL_NS
+        self.turn = again and self._moved_ns > self._before_ns
+        self._asked_ns, self._before_ns = now_ns, self._moved_ns
+        return self.turn
+
     def put(self, job: AnyJob) -> None:
         """Have a thread run the job."""
         self.busy += 1
+        if self.busy == self._size:
+            self._moved_ns = monotonic_ns()
         self._waiting.put(job)
 
     def take(self) -> Iterator[tuple[AnyJob, Any]]:
         """What is done, each with its result; call it when `fd` is readable."""
         os.eventfd_read(self.fd)
+        self._moved_ns = monotonic_ns()
         while self._done:
             self.busy -= 1
             yield self._done.popleft()
@@ -257,6 +278,8 @@ class Reactor:
     def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
         """A connection was taken."""
         self._cells[ACCEPTED] += 1
+        if self._pool:
+            self._pool.turn = False
         family = int(listener.sock.family)
         sock = self._socket(family, socket.SOCK_STREAM, 0, fd)
         sock.setblocking(False)
@@ -331,15 +354,17 @@ class Reactor:
             connection.resume(part)
         if was_full:
             self._announce()
+            self.handover.freed(len(self._phases))
 
     def _room(self) -> bool:
-        return len(self._phases) < self._worker.config.max_connections and not (self._pool and self._pool.full)
+        pool = self._pool
+        return len(self._phases) < self._worker.config.max_connections and not (pool and pool.full and not pool.turn)
 
     def _announce(self) -> None:
-        held = len(self._phases)
-        serves = not self._until_s
+        held, serves, pool = len(self._phases), not self._until_s, self._pool
         self._balance.publish(held, able=serves and self._room())
-        self.handover.publish(held, serves=serves)
+        stuck = pool is not None and pool.stuck
+        self.handover.publish(held, serves=serves and not stuck, able=not (pool and pool.full))
 
     # --- connections that change hands
 
@@ -358,8 +383,10 @@ class Reactor:
         self.handover.even_out(len(self._phases), monotonic_ns(), first)
 
     def _make_room(self) -> bool:
-        """Give or end a connection that is idle, unless it is something else that there is no room for."""
-        return len(self._phases) >= self._worker.config.max_connections and self.handover.make_room(monotonic_ns())
+        """Give or end a connection that is idle; or if it is a thread that there is none of, wait for one's turn."""
+        if len(self._phases) >= self._worker.config.max_connections:
+            return self.handover.make_room(monotonic_ns())
+        return self._pool is not None and self._pool.is_turn(monotonic_ns())
 
     def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
         """Go on with a connection of another worker."""
