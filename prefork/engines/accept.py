@@ -133,7 +133,7 @@ class AcceptBalance:
     def check(self, held: int, now_ns: int, *, waits: bool) -> None:
         """Whether a connection waits at this moment: after PATIENCE_NS, those who hold less have not come for it."""
         if not waits:
-            self._before = []
+            self._before, self._late_until_ns = [], 0
         elif not self._before:
             self._remember(now_ns)
         elif now_ns - self._before_ns >= PATIENCE_NS:

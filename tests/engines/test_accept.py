@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.engines.accept import AHEAD, ASLEEP_NS, LAG, PATIENCE_NS, AcceptBalance
+from prefork.engines.accept import AHEAD, ASLEEP_NS, LAG, LATE_MORE, PATIENCE_NS, AcceptBalance
 from prefork.runtime.orders import Orders
 from prefork.status.scoreboard import Scoreboard
 
@@ -82,10 +82,10 @@ def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(worke
     me.check(10, PATIENCE_NS, waits=True)
     assert not me.may_take(10), "too soon"
     me.check(10, PATIENCE_NS + 1, waits=True)
-    assert me.may_take(10)
-    assert not me.may_take(11), "more than those who do come"
+    assert me.may_take(10 + LATE_MORE - 1)
+    assert not me.may_take(10 + LATE_MORE), "more than those who do come, and than may change hands afterwards"
     blocked.publish(1, able=True)
-    assert not me.may_take(10)
+    assert not me.may_take(10 + LATE_MORE - 1)
 
 
 def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalance]) -> None:
@@ -94,12 +94,12 @@ def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalan
     me.check(10, 1, waits=True)
     slow.publish(1, able=True)
     me.check(10, PATIENCE_NS + 1, waits=True)
-    assert not me.may_take(10)
+    assert not me.may_take(10 + LATE_MORE - 1)
     me.check(10, PATIENCE_NS + 2, waits=False)
     me.check(10, 2 * PATIENCE_NS + 3, waits=True)
     assert not me.may_take(10), "in between nothing waited"
     me.check(10, 3 * PATIENCE_NS + 3, waits=True)
-    assert me.may_take(10)
+    assert me.may_take(10 + LATE_MORE - 1)
 
 
 def test_a_wake_up_is_heard_by_all_and_consumed_once(workers: list[AcceptBalance], wake_fd: int) -> None:
