@@ -169,13 +169,14 @@ class HandOver:
 
         One that came or was served just now is not closed: its client may be about to send a request.
         """
-        if self.others():
-            connection = self._longest_idle.take(now_ns)
-            return connection is not None and connection.give(now_ns, evened=False)
-        connection = self._longest_idle.take(now_ns, rested_ns=FRESH_NS)
-        if connection is not None:
-            connection.close()
-        return connection is not None
+        gives = self.others()
+        connection = self._longest_idle.take(now_ns, rested_ns=0 if gives else FRESH_NS)
+        if connection is None:
+            return False
+        if gives:
+            return connection.give(now_ns, evened=False)
+        connection.close()
+        return True
 
     def somebody_takes(self) -> bool:
         """Whether anybody takes what this worker, which retires, gives."""
