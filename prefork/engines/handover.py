@@ -149,7 +149,7 @@ class HandOver:
         taken = self.somebody_takes()
         context.drain(last=not taken)
         if not taken:
-            while self.possible and self.take_one():
+            while self.possible and self.take_one() is not None:
                 pass  # nobody else will
         now_ns = monotonic_ns()
         self._alone_ns = 0 if taken else self._alone_ns or now_ns
@@ -242,9 +242,10 @@ class HandOver:
             total, takers = self._total(held)
             if held * takers >= total + waiting and not self._late():
                 return
-            if not self.take_one():
+            came = self.take_one()
+            if came is None:
                 return
-            held += 1
+            held += came
             waiting = self._queue.waiting()
 
     def freed(self, held: int) -> None:
@@ -256,40 +257,41 @@ class HandOver:
     def _take_late(self, held: int) -> None:
         """Take what is not for this worker: what has waited for long, as those for whom it is are stuck, or full.
 
-        At once if nobody has room for whom it is. What a full worker takes is as good as what has been idle there for
+        At once if nobody of those has room. If nobody has room at all, it comes in the place of who has been idle for
         the longest.
         """
-        while self._serves and self._orders[TAKING]:
+        while self._serves and self._orders[TAKING] and self._queue.waiting():
             full = held >= self._most
-            if full and self.others():
-                return
-            if not self._late() and (full or any(self._serving[: self._orders[IN_USE]].tolist())):
+            if self.others() if full else not self._late() and any(self._serving[: self._orders[IN_USE]].tolist()):
                 return
             longest = self._longest_idle.take(monotonic_ns(), rested_ns=FRESH_NS) if full else None
-            if (full and longest is None) or not self.take_one():
+            if full and longest is None:
                 return
-            if longest is None:
-                held += 1
-            else:
+            came = self.take_one()
+            if came is None:
+                return
+            if came and longest is not None:
                 longest.close()
+            else:
+                held += came
 
-    def take_one(self) -> bool:
-        """Take one connection whatever the share; False if there is none, or no descriptor for it."""
+    def take_one(self) -> bool | None:
+        """Take one whatever the share; None if there is none, or no descriptor for it; False if it has ended."""
         try:
             taken = self._queue.take()
         except ValueError as error:
             self._cells[RECEIVED] += 1
             self._cells[CLOSED] += 1
             self._log.debug("connection lost on its way", reason=str(error))
-            return True
-        if taken is None:
             return False
+        if taken is None:
+            return None
         sock, message = taken
         self._cells[RECEIVED if message.master == self._master else ACCEPTED] += 1
         if sock is None:
             self._cells[CLOSED] += 1
             self._log.debug("connection ended on its way", client=message.client[0])
-            return True
+            return False
         sock.setblocking(False)
         self._adopt(sock, message)
         return True

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import ExitStack, closing
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.engines.accept import AHEAD, ASLEEP_NS, LAG, LATE_MORE, PATIENCE_NS, AcceptBalance
+from prefork.core.listener import Listener
+from prefork.engines.accept import (
+    AHEAD,
+    ASLEEP_NS,
+    FEW,
+    IN_A_ROW_NS,
+    LAG,
+    LATE_MORE,
+    PATIENCE_NS,
+    REST_NS,
+    SLOW_FOR_NS,
+    SLOW_NS,
+    SURE,
+    AcceptBalance,
+    AcceptBatch,
+)
 from prefork.runtime.orders import Orders
-from prefork.status.scoreboard import Scoreboard
+from prefork.status.scoreboard import BYTES_IN, CLOSED, COMPLETED, Row, Scoreboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,16 +90,20 @@ def test_who_is_long_out_of_epoll_wait_is_not_waited_for(workers: list[AcceptBal
     assert not me.may_take(10)
 
 
+def look_until_late(me: AcceptBalance) -> None:
+    """A connection waits: look, as a worker does that holds 10 and is off, until it may take more than its share."""
+    began_ns = monotonic_ns()
+    while not me.may_take(10 + LATE_MORE - 1):
+        me.check(10, waits=True)
+        assert monotonic_ns() < began_ns + 100 * PATIENCE_NS
+    assert monotonic_ns() - began_ns >= PATIENCE_NS, "too soon"
+
+
 def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(workers: list[AcceptBalance]) -> None:
     """Its loop is blocked by a timer's callback, say, and its line says that it waits in epoll_wait."""
     me, blocked = workers[0], workers[1]
     blocked.publish(0, able=True)
-    assert not me.may_take(10)
-    me.check(10, 1, waits=True)
-    me.check(10, PATIENCE_NS, waits=True)
-    assert not me.may_take(10), "too soon"
-    me.check(10, PATIENCE_NS + 1, waits=True)
-    assert me.may_take(10 + LATE_MORE - 1)
+    look_until_late(me)
     assert not me.may_take(10 + LATE_MORE), "more than those who do come, and than may change hands afterwards"
     blocked.publish(1, able=True)
     assert not me.may_take(10 + LATE_MORE - 1)
@@ -91,15 +112,36 @@ def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(worke
 def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalance]) -> None:
     me, slow = workers[0], workers[1]
     slow.publish(0, able=True)
-    me.check(10, 1, waits=True)
+    me.check(10, waits=True)
     slow.publish(1, able=True)
-    me.check(10, PATIENCE_NS + 1, waits=True)
+    began_ns = monotonic_ns()
+    while not me.may_take(10):
+        me.check(10, waits=True)
+        assert monotonic_ns() < began_ns + 100 * PATIENCE_NS
     assert not me.may_take(10 + LATE_MORE - 1)
-    me.check(10, PATIENCE_NS + 2, waits=False)
-    me.check(10, 2 * PATIENCE_NS + 3, waits=True)
-    assert not me.may_take(10), "in between nothing waited"
-    me.check(10, 3 * PATIENCE_NS + 3, waits=True)
-    assert me.may_take(10 + LATE_MORE - 1)
+    me.check(10, waits=False)
+    assert not me.may_take(10), "nothing waits any more"
+    me.check(10, waits=True)
+    assert not me.may_take(10)
+    look_until_late(me)
+
+
+def test_what_has_waited_for_long_is_taken_in_equal_parts(workers: list[AcceptBalance]) -> None:
+    me = workers[0]
+    workers[3].publish(0, able=False)
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock, ExitStack() as stack:
+        listener = Listener(sock, "127.0.0.1:0")
+        for _ in range(7):
+            stack.enter_context(socket.create_connection(sock.getsockname()))
+        assert me.part(10, listener) == 0, "nobody has seen any wait"
+        me.check(10, waits=True)
+        assert me.part(10, listener) == 0, "too soon"
+        began_ns = monotonic_ns()
+        while not (part := me.part(10, listener)):
+            assert monotonic_ns() < began_ns + 100 * PATIENCE_NS
+        assert part == 3, "there are three that could take them"
+        me.check(10, waits=False)
+        assert me.part(10, listener) == 0
 
 
 def test_a_wake_up_is_heard_by_all_and_consumed_once(workers: list[AcceptBalance], wake_fd: int) -> None:
@@ -171,3 +213,82 @@ def test_alone_nobody_is_ahead(workers: list[AcceptBalance]) -> None:
     for _ in range(100):
         workers[0].took()
     assert not workers[0].ahead()
+
+
+# --- how many at once
+
+
+class Loop:
+    """A worker's loop on a clock of its own: 1 ms after 1 ms."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ns = 1_000_000_000_000
+        monkeypatch.setattr("prefork.engines.accept.monotonic_ns", lambda: self.now_ns)
+        self.row: Row = Scoreboard(groups=1, threads=1).row(0)
+        self.batch = AcceptBatch(self.row)
+        self.rests = False
+
+    def turn(self, *, takes: int = 0, serves: int = 0, took_ns: int = 0) -> int:
+        """Take as many as it may, but no more than so many, and serve; return how many it may."""
+        self.now_ns += 1_000_000
+        self.batch.woke()
+        most = self.batch.begin() if takes else 0
+        if takes:
+            self.rests = self.batch.end(min(most, takes))
+        self.row.cells[COMPLETED] += serves
+        self.row.cells[BYTES_IN] += 100 * serves
+        self.now_ns += took_ns
+        self.batch.sleeps(took_ns)
+        return most
+
+    def be_sure(self) -> None:
+        while not self.batch.sure:
+            self.turn(takes=1, serves=1)
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return Loop(monkeypatch)
+
+
+def test_one_is_taken_in_a_turn_until_many_in_a_row_were_not_slow(loop: Loop) -> None:
+    for _ in range(SURE - 1):
+        assert loop.turn(takes=99, serves=1) == 1
+        assert loop.rests
+    assert loop.turn(takes=99, serves=1) == 1
+    assert not loop.rests
+    assert loop.turn(takes=99) == FEW
+    assert not loop.rests
+    loop.now_ns += IN_A_ROW_NS
+    assert loop.turn(takes=99) == 1
+
+
+def test_after_a_slow_turn_one_is_taken_for_a_second(loop: Loop) -> None:
+    loop.be_sure()
+    loop.turn(serves=1, took_ns=SLOW_NS + 1)
+    for _ in range(2 * SURE):
+        assert loop.turn(takes=99, serves=1) == 1
+    loop.now_ns += SLOW_FOR_NS
+    loop.be_sure()
+    assert loop.turn(takes=99) == FEW
+
+
+def test_many_quick_requests_in_a_turn_do_not_make_it_slow(loop: Loop) -> None:
+    loop.be_sure()
+    loop.turn(serves=4, took_ns=4 * SLOW_NS)
+    assert loop.turn(takes=99) == FEW
+    loop.turn(serves=3, took_ns=4 * SLOW_NS)
+    assert loop.turn(takes=99) == 1
+
+
+@pytest.mark.parametrize("cell", [BYTES_IN, CLOSED])
+def test_it_rests_until_the_client_has_asked_or_left_but_not_for_long(loop: Loop, cell: int) -> None:
+    loop.turn(takes=1)
+    assert loop.rests
+    assert loop.batch.rests
+    loop.row.cells[cell] += 1
+    assert not loop.batch.rests
+    loop.turn(takes=1)
+    assert loop.batch.rests
+    loop.now_ns += REST_NS
+    assert not loop.batch.rests

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -276,6 +277,81 @@ def test_beside_a_worker_in_a_long_call_who_comes_is_served_at_once(
         assert b" 200 " in read_to_end(inside)
     assert len(took_s) > 20
     assert max(took_s) < CALL_S / 2, sorted(took_s)[-5:]
+
+
+BURST = 24
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["known_as_quick", "known_as_slow"])
+@pytest.mark.parametrize(
+    "how",
+    [("wsgi", "-t", "1"), ("wsgi", "-t", "4"), ("blocks", "--loop", "uvloop"), ("blocks", "--loop", "asyncio")],
+    ids="-".join,
+)
+def test_a_burst_beside_idle_ones_is_served_by_all(
+    serve: Serve, app: AppWriter, place: Place, how: tuple[str, ...], quick: bool
+) -> None:
+    """One worker holds fewer idle connections: it does not take what others could serve at once."""
+    kind, *more = how
+    server = serve(app(APP, attribute=kind), "--workers", "4", *more, env=place.env)
+    with ExitStack() as stack:
+        idle: dict[int, list[Browser]] = {}
+        for _ in range(160):
+            browser = stack.enter_context(Browser(server))
+            idle.setdefault(int(browser.get("/?0").body), []).append(browser)
+        fewest = min(idle.values(), key=len)
+        for browser in fewest[24:]:
+            browser.close()
+        eventually(lambda: min(held(place)) == 24, within_s=5)
+        if not quick:
+            asked = [theirs[0] for theirs in idle.values()]
+            for browser in asked:
+                browser.send(request("/?0.3"))
+            assert [browser.response().status for browser in asked] == [200] * 4
+        began_s = time.monotonic()
+        burst = [stack.enter_context(Browser(server)) for _ in range(BURST)]
+        for browser in burst:
+            browser.send(request("/?0.3", connection="close"))
+        assert [browser.response().status for browser in burst] == [200] * BURST
+        took_s = time.monotonic() - began_s
+    at_once = 4 * (int(more[1]) if kind == "wsgi" else 1)
+    best_s = 0.3 * -(-BURST // at_once)
+    assert took_s < best_s + 0.3 + 0.5, "one call more, and what a busy machine may take"
+
+
+@pytest.mark.parametrize("how", [("wsgi", "-t", "1"), ("wsgi", "-t", "4"), ("awaits",)], ids="-".join)
+@pytest.mark.parametrize("full", [True, False], ids=["full", "uneven"])
+def test_workers_that_take_no_more_sleep(
+    serve: Serve, app: AppWriter, place: Place, how: tuple[str, ...], full: bool
+) -> None:
+    """They look every few milliseconds whether something waits, but not for ever."""
+    kind, *more = how
+    most = ("--max-connections", "20") if full else ()
+    server = serve(app(APP, attribute=kind), "--workers", "2", *more, *most, env=place.env)
+    with ExitStack() as stack:
+        idle: dict[int, list[Browser]] = {}
+        for _ in range(40 if full else 41):
+            browser = stack.enter_context(Browser(server))
+            idle.setdefault(int(browser.get("/?0").body), []).append(browser)
+        if not full:
+            for browser in min(idle.values(), key=len)[17:]:
+                browser.close()
+            eventually(lambda: max(held(place)) - min(held(place)) > 2, within_s=5)
+        eventually(lambda: max(wake_ups_a_s(pid) for pid in server.worker_pids()) < 20, within_s=15)
+        assert stack.enter_context(Browser(server)).get("/?0").status == 200
+
+
+def wake_ups_a_s(pid: int) -> float:
+    """How often a process has begun to wait, over a second."""
+
+    def count() -> int:
+        found = re.search(r"^voluntary_ctxt_switches:\t(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert found
+        return int(found[1])
+
+    before, began_s = count(), time.monotonic()
+    eventually(lambda: time.monotonic() - began_s > 1, within_s=5)
+    return (count() - before) / (time.monotonic() - began_s)
 
 
 def test_clients_who_are_here_do_not_keep_new_ones_out(serve: Serve, app: AppWriter) -> None:

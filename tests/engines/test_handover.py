@@ -426,35 +426,38 @@ def test_who_retires_alone_waits_five_seconds_from_then_and_never_ends_who_has_s
     assert after(15)[0] == "ended"
 
 
-def test_if_all_are_full_what_has_waited_in_the_queue_replaces_who_is_idle_the_longest(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    giver, full = Worker(server, 0), Worker(server, 1, most=2)
-    giver.open(1)
+def test_if_all_are_full_what_waits_in_the_queue_replaces_who_is_idle_the_longest(server: Server) -> None:
+    giver, full, busy = Worker(server, 0), Worker(server, 1, most=2), Worker(server, 2)
+    giver.open(2)
     assert giver.give(evened=False)
     giver.serves = False
     giver.publish()
+    busy.publish()
     full.open(2)
-    closed = []
+    newer, older = full.connections
+    newer.since, older.since = 7, 5
+    full.look()
+    assert (full.connections, server.transfer.waiting()) == ([newer, older], 1), "another has room, and may take it"
+    busy.serves = False
+    busy.publish()
+    full.look()
+    assert older.done == ""
+    assert full.connections[0] is newer
+    assert (older in full.connections, len(full.connections), server.transfer.waiting()) == (False, 2, 0)
+    full.look()
+    assert newer in full.connections, "nothing waits any more"
 
-    class One(Waiting):
-        def close(self) -> None:
-            closed.append(self.since)
-            self.idle = False
 
-    every = [One(7), One(5)]
-    handover = HandOver(full.context, connections=lambda: every, adopt=full.adopt)
-    handover.publish(2, serves=True)
-    handover.take(2)
-    assert (closed, server.transfer.waiting()) == ([], 1), "somebody may be about to take it"
-    later_ns = server.transfer.oldest_ns() + 2_000_000_000
-    monkeypatch.setattr("prefork.engines.handover.monotonic_ns", lambda: later_ns)
-    for each in every:
-        each.since = later_ns // 1_000_000_000 - each.since
-    handover.take(2)
+def test_what_is_no_connection_replaces_nobody(server: Server) -> None:
+    full = Worker(server, 0, most=2)
+    full.open(2)
+    before = list(full.connections)
+    with closing(socket.socket(fileno=os.dup(server.transfer.fds[0]))) as out:
+        out.send(b"x")
+    assert server.transfer.waiting() == 1
+    full.look()
     assert server.transfer.waiting() == 0
-    assert len(closed) == 1
-    assert len(full.connections) == 3
+    assert full.connections == before
 
 
 def test_nobody_is_closed_while_another_has_room(server: Server) -> None:
@@ -480,7 +483,7 @@ def test_what_is_no_message_is_thrown_away(server: Server) -> None:
         assert held([giver, taker]) == [20, 20]
         out.shutdown(socket.SHUT_WR)
     for _ in range(3):
-        assert not taker.handover.take_one()
+        assert taker.handover.take_one() is None
         taker.look()
 
 

@@ -23,7 +23,7 @@ from time import monotonic_ns
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from prefork.core.listener import Listener
-from prefork.engines.accept import FULL_NS, AcceptBalance, EpollAcceptor
+from prefork.engines.accept import FULL_NS, SLOW_NS, AcceptBalance, EpollAcceptor
 from prefork.engines.context import WorkerContext, most_units
 from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.handover import LATE_NS, LOOK_NS, HandOver
@@ -90,9 +90,9 @@ class Pool(Generic[AnyJob]):
         return self.busy >= self._size
 
     @property
-    def stuck(self) -> bool:
-        """Whether new work would have had to wait for LATE_NS, as it would for a loop that is in the application."""
-        return self.full and monotonic_ns() - self._moved_ns > LATE_NS
+    def blocked_ns(self) -> int:
+        """For how long new work would have had to wait by now."""
+        return monotonic_ns() - self._moved_ns if self.full else 0
 
     def is_turn(self, now_ns: int) -> bool:
         """Whether one who waits has its turn: a thread has been free since this was asked, a moment ago.
@@ -232,9 +232,9 @@ class Reactor:
         if now_ns >= self.deadlines.next_ns():
             for late in self.deadlines.due(now_ns):
                 late.expire()
+        self._flush()
         if self._acceptor.check_ns != NEVER:
             self._acceptor.maintain(now_ns)
-        self._flush()
 
     def _clock_ns(self) -> int:
         """Return the time on the clients' clock, which stands still while the application runs in the loop."""
@@ -350,6 +350,8 @@ class Reactor:
     def _results(self, _fd: int, _now_ns: int) -> None:
         assert self._pool is not None
         was_full = self._pool.full
+        if self._pool.blocked_ns > SLOW_NS:
+            self._balance.batch.slow()
         for connection, part in self._pool.take():
             connection.resume(part)
         if was_full:
@@ -363,7 +365,7 @@ class Reactor:
     def _announce(self) -> None:
         held, serves, pool = len(self._phases), not self._until_s, self._pool
         self._balance.publish(held, able=serves and self._room())
-        stuck = pool is not None and pool.stuck
+        stuck = pool is not None and pool.blocked_ns > LATE_NS
         self.handover.publish(held, serves=serves and not stuck, able=not (pool and pool.full))
 
     # --- connections that change hands
