@@ -421,6 +421,7 @@ class EpollAcceptor:
         self.check_ns = now_ns + _PAUSE_NS
 
     def _enter(self) -> None:
+        self._paused = False
         self.check_ns = NEVER
         if not self._open:
             self._open = True
