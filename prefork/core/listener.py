@@ -298,11 +298,14 @@ class Listener:
     def queue(self) -> tuple[int, int] | None:
         """Connections that wait for accept() and how many may (tcp(7), TCP_INFO: tcpi_unacked, tcpi_sacked).
 
-        None for a Unix socket, where the kernel does not tell.
+        None where the kernel does not tell: for a Unix socket, and what else is not TCP.
         """
         if self.sock.family == socket.AF_UNIX:
             return None
-        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        try:
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        except OSError:
+            return None
         waiting, limit = struct.unpack_from("=II", info, 24)
         return waiting, limit
 

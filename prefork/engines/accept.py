@@ -42,9 +42,8 @@ from prefork.status.scoreboard import BYTES_IN, CLOSED, COMPLETED, HELD_MOST, Ro
 # with 8 threads: 2.1 times the processor time for a connection; so, and with turns only for who holds none, 1.07 times;
 # `ab -c 4` still 1.2 to 1.4 times, as four workers serve what one or two could).
 #
-# A worker that was woken takes what waits until the queue is empty or it holds its share; in the second case the rest
-# would lie there unnoticed, as their arrival has woken only this one. So it wakes another through an eventfd that all
-# workers have in their epoll, exclusively as well.
+# What a worker leaves would lie there unnoticed, as its arrival has woken only this one. So it wakes another through an
+# eventfd that all workers have in their epoll, exclusively as well.
 
 
 OFF_NS = 5_000_000  # how long a worker that holds too many leaves connections to the others
@@ -113,6 +112,11 @@ class AcceptBalance:
                 others += 1
         return not others or held < total / others + (0.5 if self._late_until_ns < late_ns else LATE_MORE)
 
+    @property
+    def has_others(self) -> bool:
+        """Whether there are other workers."""
+        return self._orders[IN_USE] > 1
+
     def part(self, held: int, listener: Listener) -> int:
         """Return how many of those that wait there are this worker's part if they have waited for long, else 0."""
         if not self._before:
@@ -175,16 +179,16 @@ class AcceptBalance:
 # --- How many connections a worker takes at once.
 #
 # Those that it takes in one turn wait for each other if the application blocks the loop, or its threads, while another
-# worker may be free. Nobody can tell before their clients have asked. So it takes one, and rests until it has input
-# (measured, 4 workers, one of which holds fewer idle connections than the others, 24 at once for a view of 300 ms: the
-# last was answered after 5.1 s, now 1.8 s, and it cannot be less). Two exceptions:
+# worker may be free. Nobody can tell before their clients have asked. So it takes one, and rests for REST_NS, or until
+# the loop has had input (measured, 4 workers, one of which holds fewer idle connections than the others, 24 at once for
+# a view of 300 ms: the last was answered after 5.1 s, now 1.8 s, and it cannot be less). Two exceptions:
 #
 # - Once it has taken SURE in a row and no turn was slow, it takes FEW. With one each, other workers would have to wake
 # for nearly all (measured, `ab -c 50`: up to 1.4 times the processor time for a connection, now 0.9 to 1.05).
 #
-# - If some wait that waited PATIENCE_NS ago, nobody is free. Then it takes its part of them, as if all calls took
-# equally long. Else clients who are here and ask again and again would keep those out who come (measured, 32 at once
-# that stay, 2 loops that block for 300 ms: the last had its first answer after 67 s, now 5 to 20 s).
+# - If some waited PATIENCE_NS ago and some wait now, nobody is free. Then it takes its part of them, as if all calls
+# took equally long. Else clients who are here and ask again and again would keep those out who come (measured, 32 at
+# once that stay, 2 loops that block for 300 ms: the last had its first answer after 67 s, now 5 to 20 s).
 
 MOST = 64
 FEW = 8
@@ -198,7 +202,8 @@ REST_NS = 1_000_000
 class AcceptBatch:
     """WORKER. How many connections to take in a turn of the loop, and whether to rest then.
 
-    `row`: where the loop counts. The requests of other threads do not matter, as they do not block it.
+    `row`: where the loop counts. The requests of other threads do not matter, as they do not block it. A turn that
+    completes none, but moves many messages of WebSockets, say, counts as slow, too.
     """
 
     def __init__(self, row: Row) -> None:
@@ -206,8 +211,8 @@ class AcceptBatch:
         self._completed = 0  # requests, when this turn began
         self._slow_until_ns = 0
         self._in_a_row = 0
-        self._began_ns = 0  # when the last turn began that took some
-        self._signs = 0  # of clients until then: input, and ends
+        self._began_ns = 0  # when a turn last began to take
+        self._signs = 0  # of clients, until then: input, and ends
 
     def woke(self) -> None:
         """A turn begins."""
@@ -219,7 +224,7 @@ class AcceptBatch:
             self.slow()
 
     def slow(self) -> None:
-        """Whoever had come would have waited."""
+        """Note that whoever had come would have waited."""
         self._slow_until_ns = monotonic_ns() + SLOW_FOR_NS
 
     def begin(self) -> int:
@@ -242,7 +247,7 @@ class AcceptBatch:
 
     @property
     def rests(self) -> bool:
-        """Whether the client that came may not have asked yet."""
+        """Whether no client has asked yet or left, since a moment ago."""
         return monotonic_ns() - self._began_ns < REST_NS and self._sign() == self._signs
 
     def _sign(self) -> int:
@@ -354,20 +359,21 @@ class EpollAcceptor:
         if not self._open:
             return
         listener, balance = self._listeners[fd], self._balance
-        most = MOST
-        if self._shared and (most := balance.batch.begin()) == 1:
+        shares = listener.slot is None and balance.has_others
+        most = balance.batch.begin() if shares else MOST
+        if most == 1:
             most = min(MOST, max(1, balance.part(self._held(), listener)))
         count = self._accept_some(listener, most, now_ns)
         if self._paused:
             return
-        wanted, rests = self._wanted(), self._shared and balance.batch.end(count)
-        left = (rests or not wanted) and self.waits()
-        if rests:
+        wanted, rests = self._wanted(), shares and balance.batch.end(count)
+        left = self._shared and (rests or not wanted) and self.waits()
+        if rests or (wanted and count < most):  # in the second case, the queue is empty
             balance.check(self._held(), waits=left)
         if not wanted:
             self._leave()
             self.check_ns = now_ns + (OFF_NS if self._room() else FULL_NS)
-            if left and self._shared:
+            if left:
                 balance.wake_another()
         elif rests:
             self._leave()
@@ -395,7 +401,8 @@ class EpollAcceptor:
 
     def _woken_by_another(self, _fd: int, now_ns: int) -> None:
         self._balance.take_wake_up()
-        for fd, _mask in self._look.poll(0):
+        ready = dict(self._look.poll(0))
+        for fd in [fd for fd in self._fds if fd in ready]:
             self._take(fd, now_ns)
 
     def _accept(self, listener: Listener) -> None:
@@ -425,6 +432,7 @@ class EpollAcceptor:
         self.check_ns = NEVER
         if not self._open:
             self._open = True
+            self._fds.append(self._fds.pop(0))  # each listener is the first one in its turn
             for fd in self._fds:
                 self._epoll.register(fd, _EXCLUSIVELY if self._shared else EPOLLIN)
 

@@ -169,6 +169,8 @@ class HandOver:
 
         One that came or was served just now is not closed: its client may be about to send a request.
         """
+        if not self.possible and self._room_elsewhere(monotonic_ns() - LATE_NS):
+            return False  # it goes to those
         gives = self.others()
         connection = self._longest_idle.take(now_ns, rested_ns=0 if gives else FRESH_NS)
         if connection is None:
@@ -260,18 +262,21 @@ class HandOver:
         At once if nobody of those has room. If nobody has room at all, it comes in the place of who has been idle for
         the longest.
         """
+        longest = None
         while self._serves and self._orders[TAKING] and self._queue.waiting():
             full = held >= self._most
             if self.others() if full else not self._late() and any(self._serving[: self._orders[IN_USE]].tolist()):
                 return
-            longest = self._longest_idle.take(monotonic_ns(), rested_ns=FRESH_NS) if full else None
             if full and longest is None:
-                return
+                longest = self._longest_idle.take(monotonic_ns(), rested_ns=FRESH_NS)
+                if longest is None:
+                    return
             came = self.take_one()
             if came is None:
                 return
-            if came and longest is not None:
+            if came and full and longest is not None:
                 longest.close()
+                longest = None
             else:
                 held += came
 

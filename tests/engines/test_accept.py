@@ -90,43 +90,60 @@ def test_who_is_long_out_of_epoll_wait_is_not_waited_for(workers: list[AcceptBal
     assert not me.may_take(10)
 
 
-def look_until_late(me: AcceptBalance) -> None:
-    """A connection waits: look, as a worker does that holds 10 and is off, until it may take more than its share."""
-    began_ns = monotonic_ns()
-    while not me.may_take(10 + LATE_MORE - 1):
+class Clock:
+    """What the time is, by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ns = 1_000_000_000_000
+        monkeypatch.setattr("prefork.engines.accept.monotonic_ns", lambda: self.now_ns)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def look_for(me: AcceptBalance, clock: Clock, ns: int) -> None:
+    """A connection waits for so long: look every 5 ms, as a worker does that holds 10 and is off."""
+    until_ns = clock.now_ns + ns
+    me.check(10, waits=True)
+    while clock.now_ns < until_ns:
+        clock.now_ns += 5_000_000
         me.check(10, waits=True)
-        assert monotonic_ns() < began_ns + 100 * PATIENCE_NS
-    assert monotonic_ns() - began_ns >= PATIENCE_NS, "too soon"
 
 
-def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(workers: list[AcceptBalance]) -> None:
+def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(
+    workers: list[AcceptBalance], clock: Clock
+) -> None:
     """Its loop is blocked by a timer's callback, say, and its line says that it waits in epoll_wait."""
     me, blocked = workers[0], workers[1]
     blocked.publish(0, able=True)
-    look_until_late(me)
+    assert not me.may_take(10)
+    look_for(me, clock, PATIENCE_NS - 1_000_000)
+    assert me.may_take(10 + LATE_MORE - 1)
     assert not me.may_take(10 + LATE_MORE), "more than those who do come, and than may change hands afterwards"
     blocked.publish(1, able=True)
     assert not me.may_take(10 + LATE_MORE - 1)
 
 
-def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalance]) -> None:
+def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalance], clock: Clock) -> None:
     me, slow = workers[0], workers[1]
     slow.publish(0, able=True)
-    me.check(10, waits=True)
+    look_for(me, clock, PATIENCE_NS - 10_000_000)
+    assert not me.may_take(10), "too soon"
     slow.publish(1, able=True)
-    began_ns = monotonic_ns()
-    while not me.may_take(10):
-        me.check(10, waits=True)
-        assert monotonic_ns() < began_ns + 100 * PATIENCE_NS
+    look_for(me, clock, 10_000_000)
+    assert me.may_take(10)
     assert not me.may_take(10 + LATE_MORE - 1)
     me.check(10, waits=False)
     assert not me.may_take(10), "nothing waits any more"
-    me.check(10, waits=True)
-    assert not me.may_take(10)
-    look_until_late(me)
+    look_for(me, clock, PATIENCE_NS - 5_000_000)
+    assert not me.may_take(10), "in between nothing waited"
+    look_for(me, clock, 5_000_000)
+    assert me.may_take(10 + LATE_MORE - 1)
 
 
-def test_what_has_waited_for_long_is_taken_in_equal_parts(workers: list[AcceptBalance]) -> None:
+def test_what_has_waited_for_long_is_taken_in_equal_parts(workers: list[AcceptBalance], clock: Clock) -> None:
     me = workers[0]
     workers[3].publish(0, able=False)
     with closing(socket.create_server(("127.0.0.1", 0))) as sock, ExitStack() as stack:
@@ -135,11 +152,10 @@ def test_what_has_waited_for_long_is_taken_in_equal_parts(workers: list[AcceptBa
             stack.enter_context(socket.create_connection(sock.getsockname()))
         assert me.part(10, listener) == 0, "nobody has seen any wait"
         me.check(10, waits=True)
+        clock.now_ns += PATIENCE_NS - 1
         assert me.part(10, listener) == 0, "too soon"
-        began_ns = monotonic_ns()
-        while not (part := me.part(10, listener)):
-            assert monotonic_ns() < began_ns + 100 * PATIENCE_NS
-        assert part == 3, "there are three that could take them"
+        clock.now_ns += 1
+        assert me.part(10, listener) == 3, "there are three that could take them"
         me.check(10, waits=False)
         assert me.part(10, listener) == 0
 
@@ -221,23 +237,22 @@ def test_alone_nobody_is_ahead(workers: list[AcceptBalance]) -> None:
 class Loop:
     """A worker's loop on a clock of its own: 1 ms after 1 ms."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_ns = 1_000_000_000_000
-        monkeypatch.setattr("prefork.engines.accept.monotonic_ns", lambda: self.now_ns)
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.row: Row = Scoreboard(groups=1, threads=1).row(0)
         self.batch = AcceptBatch(self.row)
         self.rests = False
 
     def turn(self, *, takes: int = 0, serves: int = 0, took_ns: int = 0) -> int:
         """Take as many as it may, but no more than so many, and serve; return how many it may."""
-        self.now_ns += 1_000_000
+        self.clock.now_ns += 1_000_000
         self.batch.woke()
         most = self.batch.begin() if takes else 0
         if takes:
             self.rests = self.batch.end(min(most, takes))
         self.row.cells[COMPLETED] += serves
         self.row.cells[BYTES_IN] += 100 * serves
-        self.now_ns += took_ns
+        self.clock.now_ns += took_ns
         self.batch.sleeps(took_ns)
         return most
 
@@ -247,8 +262,8 @@ class Loop:
 
 
 @pytest.fixture
-def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
-    return Loop(monkeypatch)
+def loop(clock: Clock) -> Loop:
+    return Loop(clock)
 
 
 def test_one_is_taken_in_a_turn_until_many_in_a_row_were_not_slow(loop: Loop) -> None:
@@ -259,7 +274,7 @@ def test_one_is_taken_in_a_turn_until_many_in_a_row_were_not_slow(loop: Loop) ->
     assert not loop.rests
     assert loop.turn(takes=99) == FEW
     assert not loop.rests
-    loop.now_ns += IN_A_ROW_NS
+    loop.clock.now_ns += IN_A_ROW_NS
     assert loop.turn(takes=99) == 1
 
 
@@ -268,7 +283,7 @@ def test_after_a_slow_turn_one_is_taken_for_a_second(loop: Loop) -> None:
     loop.turn(serves=1, took_ns=SLOW_NS + 1)
     for _ in range(2 * SURE):
         assert loop.turn(takes=99, serves=1) == 1
-    loop.now_ns += SLOW_FOR_NS
+    loop.clock.now_ns += SLOW_FOR_NS
     loop.be_sure()
     assert loop.turn(takes=99) == FEW
 
@@ -290,5 +305,5 @@ def test_it_rests_until_the_client_has_asked_or_left_but_not_for_long(loop: Loop
     assert not loop.batch.rests
     loop.turn(takes=1)
     assert loop.batch.rests
-    loop.now_ns += REST_NS
+    loop.clock.now_ns += REST_NS
     assert not loop.batch.rests
