@@ -317,7 +317,7 @@ def test_a_burst_beside_idle_ones_is_served_by_all(
         took_s = time.monotonic() - began_s
     at_once = 4 * (int(more[1]) if kind == "wsgi" else 1)
     best_s = 0.3 * -(-BURST // at_once)
-    assert took_s < best_s + 0.3 + 0.5, "one call more, and what a busy machine may take"
+    assert took_s < best_s + 2 * 0.3 + 0.5, "two calls more, and what a busy machine may take"
 
 
 @pytest.mark.parametrize("how", [("wsgi", "-t", "1"), ("wsgi", "-t", "4"), ("awaits",)], ids="-".join)
