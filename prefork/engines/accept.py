@@ -320,7 +320,7 @@ class EpollAcceptor:
         waits = due and self.waits()
         if due and self._shared and self._room():
             self._balance.check(self._held(), waits=waits)
-        if self._wanted() or (waits and self._room_is_made()):
+        if self._wanted() or (waits and not self._room() and self._make_room()):
             self._enter()
         elif due:
             self._looks = 0 if waits else self._looks + 1

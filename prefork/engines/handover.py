@@ -274,7 +274,7 @@ class HandOver:
             came = self.take_one()
             if came is None:
                 return
-            if came and full and longest is not None:
+            if came and longest is not None:
                 longest.close()
                 longest = None
             else:
