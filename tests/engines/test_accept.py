@@ -17,8 +17,8 @@ from prefork.engines.accept import (
     FEW,
     IN_A_ROW_NS,
     LAG,
-    LATE_MORE,
     PATIENCE_NS,
+    QUICK_NS,
     REST_NS,
     SLOW_FOR_NS,
     SLOW_NS,
@@ -120,10 +120,10 @@ def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(
     blocked.publish(0, able=True)
     assert not me.may_take(10)
     look_for(me, clock, PATIENCE_NS - 1_000_000)
-    assert me.may_take(10 + LATE_MORE - 1)
-    assert not me.may_take(10 + LATE_MORE), "more than those who do come, and than may change hands afterwards"
+    assert me.may_take(10 + FEW - 1)
+    assert not me.may_take(10 + FEW), "more than those who do come, and than may change hands afterwards"
     blocked.publish(1, able=True)
-    assert not me.may_take(10 + LATE_MORE - 1)
+    assert not me.may_take(10 + FEW - 1)
 
 
 def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalance], clock: Clock) -> None:
@@ -134,13 +134,13 @@ def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalan
     slow.publish(1, able=True)
     look_for(me, clock, 10_000_000)
     assert me.may_take(10)
-    assert not me.may_take(10 + LATE_MORE - 1)
+    assert not me.may_take(10 + FEW - 1)
     me.check(10, waits=False)
     assert not me.may_take(10), "nothing waits any more"
     look_for(me, clock, PATIENCE_NS - 5_000_000)
     assert not me.may_take(10), "in between nothing waited"
     look_for(me, clock, 5_000_000)
-    assert me.may_take(10 + LATE_MORE - 1)
+    assert me.may_take(10 + FEW - 1)
 
 
 def test_what_has_waited_for_long_is_taken_in_equal_parts(workers: list[AcceptBalance], clock: Clock) -> None:
@@ -246,14 +246,13 @@ class Loop:
     def turn(self, *, takes: int = 0, serves: int = 0, took_ns: int = 0) -> int:
         """Take as many as it may, but no more than so many, and serve; return how many it may."""
         self.clock.now_ns += 1_000_000
-        self.batch.woke()
         most = self.batch.begin() if takes else 0
         if takes:
             self.rests = self.batch.end(min(most, takes))
         self.row.cells[COMPLETED] += serves
         self.row.cells[BYTES_IN] += 100 * serves
         self.clock.now_ns += took_ns
-        self.batch.sleeps(took_ns)
+        self.batch.turned(took_ns)
         return most
 
     def be_sure(self) -> None:
@@ -280,7 +279,7 @@ def test_one_is_taken_in_a_turn_until_many_in_a_row_were_not_slow(loop: Loop) ->
 
 def test_after_a_slow_turn_one_is_taken_for_a_second(loop: Loop) -> None:
     loop.be_sure()
-    loop.turn(serves=1, took_ns=SLOW_NS + 1)
+    loop.turn(serves=1, took_ns=SLOW_NS + 2 * QUICK_NS + 1)
     for _ in range(2 * SURE):
         assert loop.turn(takes=99, serves=1) == 1
     loop.clock.now_ns += SLOW_FOR_NS
@@ -290,10 +289,48 @@ def test_after_a_slow_turn_one_is_taken_for_a_second(loop: Loop) -> None:
 
 def test_many_quick_requests_in_a_turn_do_not_make_it_slow(loop: Loop) -> None:
     loop.be_sure()
-    loop.turn(serves=4, took_ns=4 * SLOW_NS)
+    loop.turn(serves=200, took_ns=200 * QUICK_NS)
     assert loop.turn(takes=99) == FEW
-    loop.turn(serves=3, took_ns=4 * SLOW_NS)
+    loop.turn(serves=100, took_ns=200 * QUICK_NS)
     assert loop.turn(takes=99) == 1
+
+
+def test_turns_that_are_each_a_little_too_slow_add_up(loop: Loop) -> None:
+    loop.be_sure()
+    for _ in range(SLOW_NS // QUICK_NS):
+        assert loop.turn(takes=99, serves=1, took_ns=3 * QUICK_NS) == FEW
+    loop.turn(serves=1, took_ns=3 * QUICK_NS)
+    assert loop.turn(takes=99) == 1
+
+
+def test_a_turn_in_which_the_machine_was_busy_is_made_good_by_the_next(loop: Loop) -> None:
+    loop.be_sure()
+    for _ in range(10):
+        assert loop.turn(takes=99, serves=1, took_ns=SLOW_NS // 2) == FEW
+        loop.turn(serves=SLOW_NS // 2 // QUICK_NS)
+    assert loop.turn(takes=99) == FEW
+
+
+def test_what_waits_for_full_threads_counts_as_well(loop: Loop) -> None:
+    loop.be_sure()
+    for _ in range(100):
+        loop.batch.waited(8 * QUICK_NS, 8)
+    assert loop.turn(takes=99) == FEW
+    loop.batch.waited(SLOW_NS + 8 * QUICK_NS + 1, 8)
+    assert loop.turn(takes=99) == 1
+
+
+def test_who_is_sure_may_take_a_few_more_than_the_mean(workers: list[AcceptBalance], clock: Clock) -> None:
+    me = workers[0]
+    assert not me.may_take(11)
+    for _ in range(SURE):
+        clock.now_ns += 1
+        me.batch.begin()
+        me.batch.end(1)
+    assert me.may_take(10 + FEW - 1)
+    assert not me.may_take(10 + FEW)
+    me.batch.waited(SLOW_NS + QUICK_NS + 1, 1)
+    assert not me.may_take(11)
 
 
 @pytest.mark.parametrize("cell", [BYTES_IN, CLOSED])
@@ -306,4 +343,18 @@ def test_it_rests_until_the_client_has_asked_or_left_but_not_for_long(loop: Loop
     loop.turn(takes=1)
     assert loop.batch.rests
     loop.clock.now_ns += REST_NS
+    assert not loop.batch.rests
+
+
+def test_after_a_part_of_those_that_waited_it_rests_whoever_asks_or_leaves(loop: Loop) -> None:
+    loop.batch.begin()
+    loop.batch.rest_fully()
+    loop.batch.end(3)
+    loop.row.cells[BYTES_IN] += 1
+    loop.row.cells[CLOSED] += 1
+    assert loop.batch.rests
+    loop.clock.now_ns += REST_NS
+    assert not loop.batch.rests
+    loop.turn(takes=1)
+    loop.row.cells[CLOSED] += 1
     assert not loop.batch.rests

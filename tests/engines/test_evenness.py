@@ -9,6 +9,7 @@ import itertools
 import random
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -282,6 +283,12 @@ def test_beside_a_worker_in_a_long_call_who_comes_is_served_at_once(
 BURST = 24
 
 
+def ask_and_leave(server: RunningServer) -> int:
+    """A client who leaves when it is answered: for that the worker must not take another one, whom it lets wait."""
+    with Browser(server) as browser:
+        return browser.get("/?0.3").status
+
+
 @pytest.mark.parametrize("slow", [False, True], ids=["not_known", "known_as_slow"])
 @pytest.mark.parametrize(
     "how",
@@ -308,16 +315,15 @@ def test_a_burst_beside_idle_ones_is_served_by_all(
             for browser in asked:
                 browser.send(request("/?0.3"))
             assert [browser.response().status for browser in asked] == [200] * 4
-        began_s = time.monotonic()
-        burst = []
-        for _ in range(BURST):
-            burst.append(stack.enter_context(Browser(server)))
-            burst[-1].send(request("/?0.3", connection="close"))
-        assert [browser.response().status for browser in burst] == [200] * BURST
-        took_s = time.monotonic() - began_s
+        threads = stack.enter_context(ThreadPoolExecutor(BURST))
+        took_s = []
+        for _ in range(3):
+            began_s = time.monotonic()
+            assert [*threads.map(lambda _: ask_and_leave(server), range(BURST))] == [200] * BURST
+            took_s.append(time.monotonic() - began_s)
     at_once = 4 * (int(more[1]) if kind == "wsgi" else 1)
     best_s = 0.3 * -(-BURST // at_once)
-    assert took_s < best_s + 2 * 0.3 + 0.5, "two calls more, and what a busy machine may take"
+    assert max(took_s) < best_s + 2 * 0.3 + 0.5, f"two calls more, and what a busy machine may take: {took_s}"
 
 
 @pytest.mark.parametrize("how", [("wsgi", "-t", "1"), ("wsgi", "-t", "4"), ("awaits",)], ids="-".join)

@@ -184,10 +184,10 @@ def test_a_trusted_proxy_is_trusted_by_the_next_worker(serve: Serve, place: Plac
 @each_way
 def test_ab_notices_no_recycling(serve: Serve, place: Place, way: tuple[str, ...]) -> None:
     server = serve(*way, "--workers", "2", "--max-requests", "500", "--log-level", "debug", env=place.env)
-    done = run_tool("ab", "-k", "-q", "-n", "20000", "-c", "16", f"http://{server.address}/")
-    assert figure(done, r"Complete requests: +(\d+)") == 20000
+    done = run_tool("ab", "-k", "-q", "-n", "60000", "-c", "16", f"http://{server.address}/")
+    assert figure(done, r"Complete requests: +(\d+)") == 60000
     assert figure(done, r"Failed requests: +(\d+)") == 0
-    assert figure(done, r"Keep-Alive requests: +(\d+)") == 20000, "nobody was told to leave"
+    assert figure(done, r"Keep-Alive requests: +(\d+)") == 60000, "nobody was told to leave"
     assert server.log.count("worker retired") >= 3
     found = totals(place)
     assert (found["accepted"], found["cut"]) == (16, 0)

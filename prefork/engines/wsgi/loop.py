@@ -23,7 +23,7 @@ from time import monotonic_ns
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from prefork.core.listener import Listener
-from prefork.engines.accept import FULL_NS, SLOW_NS, AcceptBalance, EpollAcceptor
+from prefork.engines.accept import FULL_NS, AcceptBalance, EpollAcceptor
 from prefork.engines.context import WorkerContext, most_units
 from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.handover import LATE_NS, LOOK_NS, HandOver
@@ -350,10 +350,11 @@ class Reactor:
     def _results(self, _fd: int, _now_ns: int) -> None:
         assert self._pool is not None
         was_full = self._pool.full
-        if self._pool.blocked_ns > SLOW_NS:
-            self._balance.batch.slow()
+        blocked_ns, count = self._pool.blocked_ns, 0
         for connection, part in self._pool.take():
             connection.resume(part)
+            count += 1
+        self._balance.batch.waited(blocked_ns, count)
         if was_full:
             self._announce()
             self.handover.freed(len(self._phases))
