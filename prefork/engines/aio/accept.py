@@ -60,6 +60,7 @@ class LoopAcceptor:
         self._epoll = select.epoll()
         OURS.own(self._epoll.fileno())
         self._timer: asyncio.TimerHandle | None = None
+        self._armed_ns = NEVER
         self._acceptor = EpollAcceptor(
             worker.listeners,
             epoll=self._epoll,
@@ -83,8 +84,8 @@ class LoopAcceptor:
         self._acceptor.stop_accepting()
         self._arm()
 
-    def on_change(self, _held: int) -> None:
-        """Accept again at once if a connection that has ended makes room, unless it is the others' turn."""
+    def turned(self) -> None:
+        """Accept again at once if a turn of the loop has ended the reason not to: a client has asked, or has left."""
         if self._acceptor.check_ns != NEVER:
             self._maintain()
 
@@ -100,12 +101,19 @@ class LoopAcceptor:
 
     def _arm(self) -> None:
         """Set the timer for when the listeners have to be looked at again."""
+        check_ns = self._acceptor.check_ns
+        if check_ns == self._armed_ns:
+            return
+        self._armed_ns = check_ns
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._acceptor.check_ns != NEVER:
-            left_s = (self._acceptor.check_ns - monotonic_ns()) / 1e9
-            self._timer = self._loop.call_later(max(0.0, left_s), self._maintain)
+        if check_ns != NEVER:
+            self._timer = self._loop.call_later(max(0.0, (check_ns - monotonic_ns()) / 1e9), self._on_time)
+
+    def _on_time(self) -> None:
+        self._armed_ns = NEVER
+        self._maintain()
 
     def _maintain(self) -> None:
         self._acceptor.maintain(monotonic_ns())
@@ -162,10 +170,7 @@ class UvloopAcceptor:
 
     def on_change(self, held: int) -> None:
         """Choose the acceptor again, if the number of connections has changed enough."""
-        if not self._servers:
-            self._own.on_change(held)
-            self._choose()
-        elif held >= self._check_at:
+        if not self._servers or held >= self._check_at:
             self._choose()
 
     def _check(self) -> None:

@@ -101,7 +101,6 @@ class AioEngine:
         self._heartbeat.start()
         self._link.ready(self._worker.app.kind, self.name)  # before the first connection, which may end the process
         self._acceptor.open()
-        self._connections.on_change = self._acceptor.on_change
         self._connections.publish()
         await retiring
         until_s = self._link.leave_by_s
@@ -139,12 +138,15 @@ class AioEngine:
             errors=self._errors,
             admit=self._admit,
         )
+        self._heartbeat.on_sleep.append(own.turned)
         # A PROXY header, and the first byte of TLS, are read from the socket before it becomes a transport.
         if config.accept != "per-worker" or config.loop != "uvloop" or config.proxy_protocol or worker.inherited.tls:
             return own
-        return UvloopAcceptor(
+        acceptor = UvloopAcceptor(
             worker, self._loop, connections=self._connections, own=own, protocol=self._service.protocol
         )
+        self._connections.on_change = acceptor.on_change
+        return acceptor
 
     def _admit(self, fd: int, sockaddr: Any, listener: Listener) -> None:
         family = listener.sock.family
