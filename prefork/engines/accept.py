@@ -65,18 +65,20 @@ LAG = 32  # connections less than the mean that others have to wait for: who was
 class AcceptBalance:
     """WORKER. Its own line among those of all workers, in shared memory; each writes its own only.
 
-    `fd`: readable when another worker has left a connection.
+    `fd`: readable when another worker has left a connection. `evens`: whether connections that are held unevenly change
+    hands (engines/handover.py).
     """
 
-    def __init__(self, board: Scoreboard, orders: Orders, group: int, wake_fd: int) -> None:
+    def __init__(self, board: Scoreboard, orders: Orders, group: int, wake_fd: int, *, evens: bool) -> None:
         self.batch = AcceptBatch(board.row(group))
         self._open, self._awake, self._orders = board.open_cells, board.awake_cells, orders.cells
         self._taken = board.taken_cells
         self._group = group
+        self._evens = evens
         self._before: list[int] = []  # what all held when a connection was seen to wait; empty: none was
         self._before_ns = 0
         self._rests = False  # it was ahead, and the others have not caught up yet
-        self._absent: dict[int, int] = {}  # groups that do not come, and what they held then
+        self._absent: dict[int, tuple[int, int]] = {}  # groups that do not come, and what they held and had taken then
         self._late_until_ns = 0  # a connection was seen a moment ago that had waited for PATIENCE_NS
         self.fd = wake_fd
 
@@ -100,17 +102,24 @@ class AcceptBalance:
         total = others = 0
         size = self._orders[IN_USE]  # few of many: 0.6 us instead of 3
         cells = self._open[:size].tolist()
-        for group, opened in self._absent.items():
-            if cells[group] == opened:
+        for group, then in [*self._absent.items()]:
+            if (cells[group], self._taken[group]) == then:
                 cells[group] = 0
+            else:
+                del self._absent[group]
         for opened, awake_ns in zip(cells, self._awake[:size].tolist(), strict=True):
             if 0 < opened < HELD_MOST and (not awake_ns or awake_ns > late_ns):
                 total += opened - 1
                 others += 1
         if not others:
             return True
-        few = self._late_until_ns >= late_ns or (self.batch.sure and total > 1)
+        few = self._late_until_ns >= late_ns or (self._evens and self.batch.sure and total > 1)
         return held < total / others + (FEW if few else 0.5)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a connection waited when this worker looked last."""
+        return bool(self._before)
 
     @property
     def has_others(self) -> bool:
@@ -161,7 +170,8 @@ class AcceptBalance:
             self._remember()
         elif monotonic_ns() - self._before_ns >= PATIENCE_NS:
             pairs = enumerate(zip(self._before, self._open.tolist(), strict=False))
-            self._absent = {group: now for group, (before, now) in pairs if now == before and 0 < now <= held}
+            still = [group for group, (before, now) in pairs if now == before and 0 < now <= held]
+            self._absent = {group: (self._open[group], self._taken[group]) for group in still}
             self._late_until_ns = monotonic_ns() + PATIENCE_NS
             self._remember()
 
@@ -185,9 +195,9 @@ class AcceptBalance:
 # a view of 300 ms: the last was answered after 5.1 s, now 1.8 s, and it cannot be less). Two exceptions:
 #
 # - Once it has taken SURE in a row, and what would have come meanwhile would have waited less than it takes to wake
-# another worker, it takes FEW in a turn, and up to FEW more than the mean, unless its clients come one after the other
-# (measured, `ab`, 4 workers, processor time for a connection: WSGI c50 0.77, c8 0.80, c4 0.85, asyncio c50 0.88 times).
-# What is uneven then changes hands.
+# another worker, it takes FEW in a turn, and up to FEW more than the mean if what is uneven changes hands and its
+# clients do not come one after the other (measured, `ab`, 4 workers, processor time for a connection: WSGI c50 0.77,
+# c8 0.80, c4 0.85, asyncio c50 0.88 times).
 #
 # - If some waited PATIENCE_NS ago and some wait now, nobody is free. Then it takes its part of them, as if all calls
 # took equally long, and up to FEW more than the mean, as workers that all block for long may come back together. Else
@@ -210,8 +220,8 @@ REST_NS = 1_000_000
 class AcceptBatch:
     """WORKER. How many connections to take in a turn of the loop, and whether to rest then.
 
-    `row`: where the loop counts. A turn that completes none, but moves many messages of WebSockets, say, counts as
-    slow, too.
+    `row`: where the loop counts, and its first thread. A turn may take QUICK_NS for itself, and for each request that
+    is completed. So one that moves many messages of WebSockets, say, counts as slow, too.
     """
 
     def __init__(self, row: Row) -> None:
@@ -333,10 +343,11 @@ class EpollAcceptor:
         if not due and (self._paused or (self._shared and self._balance.batch.rests) or self._leaves_it_to_others()):
             return
         self._paused = False
-        waits = due and self.waits()
-        if due and self._shared and self._room():
+        looks = due or (self._shared and self._balance.pending)
+        waits = looks and self.waits()
+        if looks and self._shared and self._room():
             self._balance.check(self._held(), waits=waits)
-        if self._wanted() or (waits and not self._room() and self._make_room()):
+        if self._wanted() or (due and waits and not self._room() and self._make_room()):
             self._enter()
         elif due:
             self._looks = 0 if waits else self._looks + 1
@@ -384,7 +395,7 @@ class EpollAcceptor:
             return
         wanted, rests = self._wanted(), shares and balance.batch.end(count)
         left = self._shared and (rests or not wanted) and self.waits()
-        if rests or (wanted and count < most):  # in the second case, the queue is empty
+        if rests or (wanted and count < most and len(self._listeners) == 1):  # in the second case, the queue is empty
             balance.check(self._held(), waits=left)
         if not wanted:
             self._leave()

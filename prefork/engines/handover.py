@@ -59,6 +59,7 @@ class Idle(Protocol):
 
     stays_ns: int
     deadline_ns: int
+    peer: Peer[Any]
 
     @property
     def idle(self) -> bool:
@@ -134,12 +135,20 @@ class HandOver:
             self.take(held)  # also who has too many: those who should take what is late are stuck
             return
         for connection in itertools.chain(first, list(self._connections())):
-            if connection.idle and connection.stays_ns <= now_ns:
+            if connection.idle and connection.stays_ns <= now_ns and not self._has_just_come(connection, now_ns):
                 if not connection.give(now_ns, evened=True):
                     return
                 excess -= 1
                 if not excess:
                     return
+
+    @staticmethod
+    def _has_just_come(connection: Idle, now_ns: int) -> bool:
+        """Whether its client is about to ask, and perhaps to leave then: nobody is even by such a one for long.
+
+        On its way it would wait for a taker (measured, `ab -c 50` without `-k`: 1 of 10,000 for 250 ms).
+        """
+        return not connection.peer.served and now_ns - connection.since_ns(now_ns) < LOOK_NS
 
     def pass_on(self, context: HttpContext) -> float:
         """Give every idle connection away, as the worker retires. If nobody takes any, end each with a last response.

@@ -44,7 +44,7 @@ def wake_fd() -> Iterator[int]:
 def workers(wake_fd: int) -> list[AcceptBalance]:
     board = Scoreboard(groups=64, threads=1)
     orders = Orders(64)
-    found = [AcceptBalance(board, orders, group, wake_fd) for group in range(4)]
+    found = [AcceptBalance(board, orders, group, wake_fd, evens=group < 3) for group in range(4)]
     for group, worker in enumerate(found):
         board.clear(group)
         orders.begin(group)
@@ -122,7 +122,19 @@ def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(
     look_for(me, clock, PATIENCE_NS - 1_000_000)
     assert me.may_take(10 + FEW - 1)
     assert not me.may_take(10 + FEW), "more than those who do come, and than may change hands afterwards"
+    blocked.took()
     blocked.publish(1, able=True)
+    assert not me.may_take(10 + FEW - 1)
+    blocked.publish(0, able=True)
+    assert not me.may_take(10 + FEW - 1), "it is not forgotten again when that one has left"
+
+
+def test_who_takes_one_that_leaves_at_once_is_left_out_no_more(workers: list[AcceptBalance], clock: Clock) -> None:
+    me, blocked = workers[0], workers[1]
+    blocked.publish(0, able=True)
+    look_for(me, clock, PATIENCE_NS)
+    assert me.may_take(10 + FEW - 1)
+    blocked.took()
     assert not me.may_take(10 + FEW - 1)
 
 
@@ -329,6 +341,9 @@ def test_who_is_sure_may_take_a_few_more_than_the_mean(workers: list[AcceptBalan
         me.batch.end(1)
     assert me.may_take(10 + FEW - 1)
     assert not me.may_take(10 + FEW)
+    apart = workers[3]
+    apart.batch.end(SURE)
+    assert not apart.may_take(11), "what it held more could not change hands"
     me.batch.waited(SLOW_NS + QUICK_NS + 1, 1)
     assert not me.may_take(11)
 

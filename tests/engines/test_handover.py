@@ -54,6 +54,7 @@ class Waiting:
     since: int
     idle: bool = True
     sent: bool = False
+    peer: Peer[None] = PEER
 
     @property
     def deadline_ns(self) -> int:
@@ -245,6 +246,20 @@ def test_who_is_busy_is_not_given(server: Server) -> None:
         each.idle = True
     giver.pass_on()
     assert giver.connections == busy[5:], "after their responses"
+
+
+def test_who_has_just_come_is_not_given(server: Server) -> None:
+    """It asks at once, and may leave then: on its way it would only wait."""
+    giver, taker = Worker(server, 0), Worker(server, 1)
+    taker.publish()
+    giver.open(10)
+    for held in giver.connections:
+        held.since = monotonic_ns() // 1_000_000_000 + 1
+    giver.look()
+    assert len(giver.connections) == 10
+    giver.connections[3].since = 1
+    giver.look()
+    assert len(giver.connections) == 9
 
 
 def test_a_lone_worker_and_one_that_does_not_take_give_nothing(server: Server) -> None:

@@ -149,7 +149,9 @@ class Reactor:
         self._tls = worker.inherited.tls
         # The type below socket.socket has all that is needed (measured: 2 us less for a connection), but not for TLS.
         self._socket: type[socket.socket] = socket.socket if self._tls else cast("type[socket.socket]", _socket.socket)
-        self._balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd)
+        self._balance = AcceptBalance(
+            worker.board, worker.orders, worker.group, worker.wake_fd, evens=not worker.inherited.tls
+        )
         self._phases: dict[int, Phase] = {}
         self._later: list[HttpConnection] = []  # that go on in the next turn
         self._pool: Pool[HttpConnection] | None = Pool(worker.rows, self._failed) if config.threads > 1 else None
