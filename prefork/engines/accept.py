@@ -65,16 +65,17 @@ LAG = 32  # connections less than the mean that others have to wait for: who was
 class AcceptBalance:
     """WORKER. Its own line among those of all workers, in shared memory; each writes its own only.
 
-    `fd`: readable when another worker has left a connection. `evens`: whether connections that are held unevenly change
-    hands (engines/handover.py).
+    `fd`: readable when another worker has left a connection. `loose`: whether it may hold FEW more than the mean where
+    requests are quick: what is uneven then changes hands (engines/handover.py), and calls run in the loop, so that its
+    turns tell how long they take.
     """
 
-    def __init__(self, board: Scoreboard, orders: Orders, group: int, wake_fd: int, *, evens: bool) -> None:
+    def __init__(self, board: Scoreboard, orders: Orders, group: int, wake_fd: int, *, loose: bool) -> None:
         self.batch = AcceptBatch(board.row(group))
         self._open, self._awake, self._orders = board.open_cells, board.awake_cells, orders.cells
         self._taken = board.taken_cells
         self._group = group
-        self._evens = evens
+        self._loose = loose
         self._before: list[int] = []  # what all held when a connection was seen to wait; empty: none was
         self._before_ns = 0
         self._rests = False  # it was ahead, and the others have not caught up yet
@@ -113,7 +114,7 @@ class AcceptBalance:
                 others += 1
         if not others:
             return True
-        few = self._late_until_ns >= late_ns or (self._evens and self.batch.sure and total > 1)
+        few = self._late_until_ns >= late_ns or (self._loose and self.batch.sure and total > 1)
         return held < total / others + (FEW if few else 0.5)
 
     @property
@@ -195,9 +196,9 @@ class AcceptBalance:
 # a view of 300 ms: the last was answered after 5.1 s, now 1.8 s, and it cannot be less). Two exceptions:
 #
 # - Once it has taken SURE in a row, and what would have come meanwhile would have waited less than it takes to wake
-# another worker, it takes FEW in a turn, and up to FEW more than the mean if what is uneven changes hands and its
-# clients do not come one after the other (measured, `ab`, 4 workers, processor time for a connection: WSGI c50 0.77,
-# c8 0.80, c4 0.85, asyncio c50 0.88 times).
+# another worker, it takes FEW in a turn. If it is `loose`, and its clients do not come one after the other, it may hold
+# FEW more than the mean (measured, `ab`, 4 workers, processor time for a connection: WSGI c50 0.77, c8 0.80, c4 0.85,
+# asyncio c50 0.88 times).
 #
 # - If some waited PATIENCE_NS ago and some wait now, nobody is free. Then it takes its part of them, as if all calls
 # took equally long, and up to FEW more than the mean, as workers that all block for long may come back together. Else
@@ -335,7 +336,7 @@ class EpollAcceptor:
         """Begin to accept."""
         for listener in self._listeners.values():
             listener.sock.setblocking(False)
-        self._enter()
+        self._enter(0)
 
     def maintain(self, now_ns: int) -> None:
         """Accept again if the reason for the pause is gone. Call it in each turn while `check_ns` is not NEVER."""
@@ -348,13 +349,13 @@ class EpollAcceptor:
         if looks and self._shared and self._room():
             self._balance.check(self._held(), waits=waits)
         if self._wanted() or (due and waits and not self._room() and self._make_room()):
-            self._enter()
+            self._enter(now_ns)
         elif due:
             self._looks = 0 if waits else self._looks + 1
             if self._looks < QUIET:
                 self.check_ns = now_ns + self._off_ns(waits=waits)
             else:
-                self._enter()  # to be woken when something comes
+                self._enter(now_ns)  # to be woken when something comes
 
     def waits(self) -> bool:
         """Whether a connection waits to be accepted now."""
@@ -394,8 +395,8 @@ class EpollAcceptor:
         if self._paused:
             return
         wanted, rests = self._wanted(), shares and balance.batch.end(count)
-        left = self._shared and (rests or not wanted) and self.waits()
-        if rests or (wanted and count < most and len(self._listeners) == 1):  # in the second case, the queue is empty
+        left = self._shared and (rests or not wanted or len(self._listeners) > 1) and self.waits()
+        if rests or (wanted and count < most):  # in the second case, this queue is empty
             balance.check(self._held(), waits=left)
         if not wanted:
             self._leave()
@@ -408,6 +409,7 @@ class EpollAcceptor:
         elif self._shared:
             self._epoll.unregister(fd)
             self._epoll.register(fd, _EXCLUSIVELY)
+            self._see_it_go(now_ns)
 
     def _accept_some(self, listener: Listener, most: int, now_ns: int) -> int:
         """Accept so many, if they are this worker's share; return how many there were."""
@@ -461,14 +463,18 @@ class EpollAcceptor:
         self._paused = True
         self.check_ns = now_ns + _PAUSE_NS
 
-    def _enter(self) -> None:
+    def _enter(self, now_ns: int) -> None:
         self._paused = False
-        self.check_ns = NEVER
+        self._see_it_go(now_ns)
         if not self._open:
             self._open = True
             self._fds.append(self._fds.pop(0))  # each listener is the first one in its turn
             for fd in self._fds:
                 self._epoll.register(fd, _EXCLUSIVELY if self._shared else EPOLLIN)
+
+    def _see_it_go(self, now_ns: int) -> None:
+        """Look again if a connection waited, to forget it: if another worker takes it, nobody is woken."""
+        self.check_ns = now_ns + OFF_NS if self._shared and self._balance.pending else NEVER
 
     def _leave(self) -> None:
         if self._open:

@@ -7,7 +7,7 @@ two requests belongs to the server: it is put into a queue (runtime/transfer.py)
 - Evenness. The mean is over all workers that serve and take, busy ones too (unless one call has kept them for LATE_NS),
   and counts what waits in the queue. A worker that holds more than the mean and MARGIN of it, or LEAST, gives until it
   is at the mean; only a worker below the mean takes. What was given for this stays for STAYS_NS, so nothing goes to and
-  fro.
+  fro. Who has just come stays until it has asked.
 - Retiring. Everything is given as soon as it is idle, as long as somebody takes (`somebody_takes`).
 - Any worker with room takes what has waited in the queue for LATE_NS, whatever its share.
 
@@ -134,8 +134,11 @@ class HandOver:
         if not excess or self._late():
             self.take(held)  # also who has too many: those who should take what is late are stuck
             return
+        long = now_ns - (self._awake[self._group] or now_ns) >= LOOK_NS  # this turn: the clock of the clients may stand
         for connection in itertools.chain(first, list(self._connections())):
-            if connection.idle and connection.stays_ns <= now_ns and not self._has_just_come(connection, now_ns):
+            if not connection.idle or connection.stays_ns > now_ns:
+                continue
+            if long or not self._has_just_come(connection, now_ns):
                 if not connection.give(now_ns, evened=True):
                     return
                 excess -= 1

@@ -44,7 +44,7 @@ def wake_fd() -> Iterator[int]:
 def workers(wake_fd: int) -> list[AcceptBalance]:
     board = Scoreboard(groups=64, threads=1)
     orders = Orders(64)
-    found = [AcceptBalance(board, orders, group, wake_fd, evens=group < 3) for group in range(4)]
+    found = [AcceptBalance(board, orders, group, wake_fd, loose=group < 3) for group in range(4)]
     for group, worker in enumerate(found):
         board.clear(group)
         orders.begin(group)
@@ -346,6 +346,21 @@ def test_who_is_sure_may_take_a_few_more_than_the_mean(workers: list[AcceptBalan
     assert not apart.may_take(11), "what it held more could not change hands"
     me.batch.waited(SLOW_NS + QUICK_NS + 1, 1)
     assert not me.may_take(11)
+
+
+def test_who_is_sure_does_not_take_more_if_clients_come_one_after_the_other(
+    workers: list[AcceptBalance], clock: Clock
+) -> None:
+    me = workers[0]
+    clock.now_ns += 1
+    me.batch.begin()
+    me.batch.end(SURE)
+    for worker in workers:
+        worker.publish(0, able=True)
+    me.publish(1, able=True)
+    assert not me.may_take(1)
+    workers[1].publish(1, able=True)
+    assert me.may_take(1)
 
 
 @pytest.mark.parametrize("cell", [BYTES_IN, CLOSED])

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.engines.handover import LATE_NS, STAYS_NS, HandOver, LongestIdle
+from prefork.engines.handover import LATE_NS, LOOK_NS, STAYS_NS, HandOver, LongestIdle
 from prefork.engines.peer import Peer
 from prefork.runtime.orders import Orders
 from prefork.runtime.transfer import TransferQueue
@@ -260,6 +260,26 @@ def test_who_has_just_come_is_not_given(server: Server) -> None:
     giver.connections[3].since = 1
     giver.look()
     assert len(giver.connections) == 9
+    asked = Peer(PEER.server, "192.0.2.7:1", "192.0.2.7", 1, None, trusted=False)
+    asked.method = "GET"
+    giver.connections[5].peer = asked
+    giver.look()
+    assert len(giver.connections) == 8
+
+
+def test_in_a_long_turn_who_has_just_come_by_the_clients_clock_is_given(server: Server) -> None:
+    """It stands still while the application runs in the loop: those who came before have waited for that."""
+    giver, taker = Worker(server, 0), Worker(server, 1)
+    taker.publish()
+    giver.open(10)
+    for held in giver.connections:
+        held.since = monotonic_ns() // 1_000_000_000 + 1
+    server.board.awake_cells[0] = monotonic_ns() - LOOK_NS + 10_000_000_000
+    giver.look()
+    assert len(giver.connections) == 10
+    server.board.awake_cells[0] = monotonic_ns() - LOOK_NS
+    giver.look()
+    assert len(giver.connections) == 5
 
 
 def test_a_lone_worker_and_one_that_does_not_take_give_nothing(server: Server) -> None:

@@ -56,8 +56,8 @@ class AioEngine:
         asyncio.set_event_loop(self._loop)
         self._errors = RateLimitedLog(worker.log)
         self._loop.set_exception_handler(self._on_unhandled)
-        evens = worker.app.kind == "asgi" and not worker.inherited.tls
-        balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd, evens=evens)
+        loose = worker.app.kind == "asgi" and not worker.inherited.tls
+        balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd, loose=loose)
         self._heartbeat = Heartbeat(worker, self._loop, balance)
         self._connections = ConnectionSet(worker, balance, self._heartbeat)
         self._service = self._new_service()

@@ -149,9 +149,8 @@ class Reactor:
         self._tls = worker.inherited.tls
         # The type below socket.socket has all that is needed (measured: 2 us less for a connection), but not for TLS.
         self._socket: type[socket.socket] = socket.socket if self._tls else cast("type[socket.socket]", _socket.socket)
-        self._balance = AcceptBalance(
-            worker.board, worker.orders, worker.group, worker.wake_fd, evens=not worker.inherited.tls
-        )
+        loose = not self._tls and config.threads == 1
+        self._balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd, loose=loose)
         self._phases: dict[int, Phase] = {}
         self._later: list[HttpConnection] = []  # that go on in the next turn
         self._pool: Pool[HttpConnection] | None = Pool(worker.rows, self._failed) if config.threads > 1 else None
@@ -212,9 +211,9 @@ class Reactor:
         events = self._epoll.poll(wait_s, _EVENTS)
         self._balance.woke()
         turn_ns = monotonic_ns()
+        now_ns = self.now_ns = turn_ns if self._pool else turn_ns - self.app.busy_ns
         if turn_ns >= self._beat_ns:
             self._beat(turn_ns)
-        now_ns = self.now_ns = turn_ns if self._pool else turn_ns - self.app.busy_ns
         self.context.tick()
         phases, ready = self._phases, []
         for fd, mask in events:
@@ -396,7 +395,7 @@ class Reactor:
     def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
         """Go on with a connection of another worker."""
         self._epoll.register(sock.fileno(), EPOLLIN)
-        self.now_ns = self._clock_ns()  # with a heartbeat it comes before the turn, and its deadline may be near
+        self.now_ns = self._clock_ns()  # it may come after calls of this turn, and its deadline may be near
         connection = HttpConnection(self, cast("socket.socket", sock), self.peers.of_message(message))
         connection.go_on_from(message, monotonic_ns())
         self.hold(connection)
