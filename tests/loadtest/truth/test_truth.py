@@ -45,7 +45,7 @@ GROUPS: dict[str, dict[str, Any]] = {
             "close": "close 10 5",
             "hangup": "hangup 10 5",
             "reset": "reset 20 5",
-            "stall": "stall 1.2 0.3 5",
+            "stall": "stall 1.5 0.3 5",
         }
     },
     "bad": {"servers": {"errors": "errors 10 5", "short": "short 20 5"}},
