@@ -136,9 +136,8 @@ class HandOver:
             return
         long = now_ns - (self._awake[self._group] or now_ns) >= LOOK_NS  # this turn: the clock of the clients may stand
         for connection in itertools.chain(first, list(self._connections())):
-            if not connection.idle or connection.stays_ns > now_ns:
-                continue
-            if long or not self._has_just_come(connection, now_ns):
+            stays = connection.stays_ns > now_ns or (not long and self._has_just_come(connection, now_ns))
+            if connection.idle and not stays:
                 if not connection.give(now_ns, evened=True):
                     return
                 excess -= 1

@@ -248,13 +248,18 @@ def test_who_is_busy_is_not_given(server: Server) -> None:
     assert giver.connections == busy[5:], "after their responses"
 
 
-def test_who_has_just_come_is_not_given(server: Server) -> None:
-    """It asks at once, and may leave then: on its way it would only wait."""
+def ten_have_just_come(server: Server) -> Worker:
     giver, taker = Worker(server, 0), Worker(server, 1)
     taker.publish()
     giver.open(10)
     for held in giver.connections:
         held.since = monotonic_ns() // 1_000_000_000 + 1
+    return giver
+
+
+def test_who_has_just_come_is_not_given(server: Server) -> None:
+    """It asks at once, and may leave then: on its way it would only wait."""
+    giver = ten_have_just_come(server)
     giver.look()
     assert len(giver.connections) == 10
     giver.connections[3].since = 1
@@ -269,11 +274,7 @@ def test_who_has_just_come_is_not_given(server: Server) -> None:
 
 def test_in_a_long_turn_who_has_just_come_by_the_clients_clock_is_given(server: Server) -> None:
     """It stands still while the application runs in the loop: those who came before have waited for that."""
-    giver, taker = Worker(server, 0), Worker(server, 1)
-    taker.publish()
-    giver.open(10)
-    for held in giver.connections:
-        held.since = monotonic_ns() // 1_000_000_000 + 1
+    giver = ten_have_just_come(server)
     server.board.awake_cells[0] = monotonic_ns() - LOOK_NS + 10_000_000_000
     giver.look()
     assert len(giver.connections) == 10
