@@ -237,18 +237,58 @@ def test_before_a_stop_with_lame_duck_nobody_is_told_to_leave(serve: Serve, way:
         assert server.wait_exit() == 0
 
 
+def leaver(place: Place) -> int:
+    """The worker that leaves first: a server that is scaled down loses its last one."""
+    return max(place.status()["workers"], key=operator.itemgetter("slot"))["pid"]
+
+
+def begin_upgrade(line: Line) -> None:
+    mark = line.usr2()
+    line.server.wait_log("handed over", after=mark)
+    line.master = line.successor(mark)
+
+
+LEAVING: dict[str, tuple[tuple[str, ...], Callable[[Line], object]]] = {
+    "reload": (("--workers", "1"), lambda line: line.server.signal(signal.SIGHUP)),
+    "recycle": (("--workers", "1", "--max-requests", "4"), lambda line: None),  # with the next request
+    "scale": (("--workers", "2"), lambda line: line.server.signal(signal.SIGTTOU)),
+    "upgrade": (("--workers", "1"), begin_upgrade),
+}
+
+
 @each_way
-def test_under_tls_a_reload_gives_idle_clients_five_seconds(serve: Serve, place: Place, way: tuple[str, ...]) -> None:
-    server = serve(*way, *TLS, "--workers", "1", env=place.env)
-    with Browser(server, tls=trusting()) as asks, Browser(server, tls=trusting()) as is_silent:
-        asks.get("/")
-        is_silent.get("/")
+@pytest.mark.parametrize("how", LEAVING)
+def test_under_tls_idle_clients_of_a_worker_that_leaves_have_five_seconds(
+    serve: Serve, place: Place, way: tuple[str, ...], how: str
+) -> None:
+    """In which a request is answered, as the last one."""
+    options, leave = LEAVING[how]
+    line = Line(serve(*way, *TLS, *options, env=place.env))
+    pid = leaver(place)
+    with ExitStack() as stack:
+        stack.callback(line.stop)
+        theirs: list[Browser] = []
+        while len(theirs) < 3:
+            browser = stack.enter_context(Browser(line.server, tls=trusting()))
+            answer = browser.get("/pid")
+            assert not answer.closes
+            if int(answer.body) == pid:
+                theirs.append(browser)
+        asks, asks_late, is_silent = theirs
         began_s = time.monotonic()
-        server.signal(signal.SIGHUP)
+        leave(line)
         until_told(asks)
+        told_s = time.monotonic()
+        eventually(lambda: time.monotonic() - told_s > 3, within_s=10)
+        answer = asks_late.get("/pid")
+        assert (int(answer.body), answer.closes) == (pid, True)
+        assert asks_late.ended()
         assert is_silent.ended()
         assert 5 < time.monotonic() - began_s < 15
-    server.wait_log("reloaded")
+        for browser in theirs:
+            browser.close()
+        if how != "upgrade":
+            wait_serving(line.server, place, 1, without=pid)
 
 
 @each_way
