@@ -333,23 +333,35 @@ def test_when_all_are_full_the_connection_that_was_idle_the_longest_makes_room(
         assert (found["closed"], found["cut"], found["connections"]) == (3, 0, 4)
 
 
-@each_loop
-def test_who_is_full_gives_to_one_who_is_not(serve: Serve, place: Place, way: tuple[str, ...], gate: Gate) -> None:
+def fill(server: RunningServer, stack: ExitStack, pid: int, count: int, path: str) -> list[Browser]:
+    """Have this worker serve so many requests for `path`, each over a connection of its own."""
+    inside: list[Browser] = []
+    while len(inside) < count:
+        browser = stack.enter_context(Browser(server))
+        if int(browser.get("/pid").body) == pid:
+            inside.append(browser)
+    for browser in inside:
+        browser.send(request(path))
+    return inside
+
+
+@pytest.mark.parametrize(("name", "threads"), [("wsgi", 1), ("wsgi-pool", 4), ("asyncio", 1), ("uvloop", 1)])
+def test_who_is_full_gives_to_one_who_is_not(serve: Serve, place: Place, gate: Gate, name: str, threads: int) -> None:
     """Also to one who is in the application, and takes it only afterwards."""
-    server = serve(*way, "--workers", "2", "--max-connections", "5", env=place.env | gate.env)
+    most = 4 + threads
+    server = serve(*WAYS[name], "--workers", "2", "--max-connections", str(most), env=place.env | gate.env)
     with ExitStack() as stack:
-        busy = stack.enter_context(Browser(server))
-        busy.send(request("/hold"))
-        gate.wait_entered(1)
+        inside = fill(server, stack, min(server.worker_pids()), threads, "/hold")
+        gate.wait_entered(threads)
         browsers = []
-        for _ in range(9):
+        while totals(place)["accepted"] < 2 * most:
             browsers.append(stack.enter_context(Browser(server)))
             assert browsers[-1].get("/").status == 200
         gate.open()
-        assert busy.response().status == 200
-        assert [browser.get("/").status for browser in browsers] == [200] * 9
+        assert [browser.response().status for browser in inside] == [200] * threads
+        assert [browser.get("/").status for browser in browsers] == [200] * len(browsers)
         found = totals(place)
-        assert (found["closed"], found["connections"]) == (0, 10)
+        assert (found["closed"], found["connections"]) == (0, 2 * most)
         assert found["given"] >= 4
 
 

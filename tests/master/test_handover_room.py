@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.master.test_handover import ASGI, SOON_S, WAYS, each_way, totals
+from tests.master.test_handover import ASGI, SOON_S, WAYS, each_loop, each_way, fill, totals
 from tests.master.test_upgrade import Line
 from tests.support.client import dial, read_to_end
 from tests.support.kept import KeptClients, after_the_first, some
@@ -20,21 +20,8 @@ if TYPE_CHECKING:
     from tests.conftest import AppWriter, Serve
     from tests.support.control import Place
     from tests.support.gate import Gate
-    from tests.support.server import RunningServer
 
 pytestmark = pytest.mark.slow
-
-
-def fill(server: RunningServer, stack: ExitStack, pid: int, count: int, path: str) -> list[Browser]:
-    """Have this worker serve so many requests for `path`, each over a connection of its own."""
-    inside: list[Browser] = []
-    while len(inside) < count:
-        browser = stack.enter_context(Browser(server))
-        if int(browser.get("/pid").body) == pid:
-            inside.append(browser)
-    for browser in inside:
-        browser.send(request(path))
-    return inside
 
 
 @each_way
@@ -149,6 +136,31 @@ def test_a_client_that_has_just_come_is_not_closed_to_make_room(
             assert [b" 200 " in read_to_end(sock) for sock in socks] == [True] * 5
         busy.stop()
     assert len(busy.losses) <= 3, "it may have been idle for a second"
+
+
+@each_loop
+def test_whose_request_waits_to_be_read_is_not_closed_to_make_room(
+    serve: Serve, place: Place, way: tuple[str, ...], gate: Gate
+) -> None:
+    """It comes while the worker is in the application. Who is silent has to go, though others were idle for longer."""
+    server = serve(*way, "--workers", "1", "--max-connections", "5", env=place.env | gate.env)
+    with ExitStack() as stack:
+        first, second, silent, busy = browsers = [stack.enter_context(Browser(server)) for _ in range(4)]
+        for browser in browsers:
+            assert browser.get("/").status == 200
+        # Until these clients are none any more whose next request may be on the way.
+        began_s = time.monotonic()
+        eventually(lambda: time.monotonic() - began_s > 1.1, within_s=10)
+        busy.send(request("/hold"))
+        gate.wait_entered(1)
+        new = [stack.enter_context(Browser(server)) for _ in range(2)]  # there is room for one; they are taken first
+        for browser in (first, second, *new):
+            browser.send(request("/"))
+        gate.open()
+        assert [browser.response().status for browser in (first, second, busy, *new)] == [200] * 5
+        assert silent.ended()
+        found = totals(place)
+        assert (found["closed"], found["cut"], found["connections"]) == (1, 0, 5)
 
 
 FAILS_LATER = """
