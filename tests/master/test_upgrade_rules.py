@@ -17,8 +17,8 @@ from prefork.core.pidfile import PidFile
 from prefork.core.privileges import WorkingDirectory
 from prefork.core.systemd import Notifier
 from prefork.master.children import Children
-from prefork.master.upgrade import VARIABLE, Takeover, Upgrade
-from prefork.runtime.transfer import VERSION
+from prefork.master.upgrade import VARIABLE, NewMasterReady, Takeover, Upgrade, _read
+from prefork.runtime.transfer import SIZE, VERSION, TransferQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,6 +193,50 @@ def test_a_failure_is_told_in_one_message_however_long(family: Family) -> None:
     assert message["reason"].startswith("éé")
 
 
+@pytest.mark.parametrize("said", [{}, {"transfer": None}, {"transfer": []}, {"transfer": "x"}, {"transfer": {"1": 2}}])
+def test_beside_an_old_master_that_tells_of_no_queue_there_is_one_of_our_own(
+    family: Family, said: dict[str, Any]
+) -> None:
+    takeover = family.takeover(**said)
+    assert not takeover.shares_transfer
+    queue = takeover.transfer()
+    assert queue.waiting() == 0
+    queue.close()
+
+
+def test_the_queue_of_the_old_master_is_taken(family: Family) -> None:
+    theirs = TransferQueue()
+    fds = [os.dup(fd) for fd in theirs.fds]
+    for fd in fds:
+        os.set_inheritable(fd, True)  # as exec has left them
+    takeover = family.takeover(transfer=fds)
+    assert takeover.shares_transfer
+    ours = takeover.transfer()
+    assert not any(os.get_inheritable(fd) for fd in fds)
+    assert theirs.give(ours.fds[0], bytes(SIZE))
+    assert ours.waiting() == 1
+    for queue in (ours, theirs):
+        queue.close()
+
+
+@pytest.mark.parametrize("numbers", [[-1, 3], ["3", "4"], [3, None], [True, 4], [3.0, 4]], ids=json.dumps)
+def test_a_variable_whose_queue_has_no_descriptors_is_not_ours(numbers: list[object]) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    inherited = {
+        "successor": os.getpid(),
+        "master": 4242,
+        "generation": 7,
+        "configured": 4,
+        "workers": 4,
+        "transfer": numbers,
+        "listeners": [],
+        "pid_file": None,
+        "channel": theirs.fileno(),
+    }
+    with ours, theirs:
+        assert Takeover.of({VARIABLE: json.dumps(inherited)}) is None
+
+
 # --- the old master
 
 
@@ -206,6 +250,45 @@ def upgrade() -> Upgrade:
         boot_timeout_s=5.0,
         graceful_timeout_s=5.0,
     )
+
+
+READ: list[tuple[object, bool]] = [
+    ([VERSION], True),
+    ([VERSION, VERSION + 1], True),
+    ([VERSION + 1, VERSION, "more"], True),
+    ([VERSION + 1], False),
+    ([], False),
+    (None, False),
+    (VERSION, False),
+    (str(VERSION), False),
+    ({str(VERSION): VERSION}, False),
+    ([str(VERSION)], False),
+    ([[VERSION]], False),
+    ([{"v": VERSION}], False),
+    ([None, -VERSION, VERSION + 0.5], False),
+]
+
+
+@pytest.mark.parametrize(("reads", "takes"), READ, ids=[json.dumps(reads) for reads, _ in READ])
+def test_a_new_master_takes_connections_if_it_says_that_it_reads_our_messages(reads: object, takes: bool) -> None:
+    data = json.dumps({"ready": True, "took": [3, 4], "reads": reads}).encode()
+    assert _read(7, data) == (NewMasterReady(7, frozenset({3, 4}), takes=takes), "")
+
+
+def test_a_new_master_that_says_nothing_of_messages_takes_no_connections() -> None:
+    ready, _ = _read(7, b'{"ready": true, "took": []}')
+    assert ready == NewMasterReady(7, frozenset(), takes=False)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff", b"null", b"[1]", b'{"ready": true}', b'{"ready": true, "took": ["3"], "reads": [1]}', b"[" * 9000],
+    ids=["nothing", "no text", "null", "a list", "a part", "no descriptors", "nested"],
+)
+def test_a_new_master_that_says_anything_else_is_not_ready(data: bytes) -> None:
+    ready, reason = _read(7, data)
+    assert ready is None
+    assert reason
 
 
 FINE = {"ready": True, "stopping": False, "reloading": False, "from_python": False}
