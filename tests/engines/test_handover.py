@@ -506,6 +506,22 @@ def test_nobody_is_closed_while_another_has_room(server: Server) -> None:
     assert server.transfer.waiting() > 0
 
 
+def test_under_tls_nobody_is_closed_while_another_has_room(server: Server) -> None:
+    """Who waits in the kernel goes to that one; nothing can be given to it."""
+    full, other = Worker(server, 0, tls=True, most=4), Worker(server, 1, tls=True)
+    full.open(4)
+    other.publish()
+    server.board.open_cells[1] = 1  # as its acceptor says
+    before = list(full.connections)
+    assert not full.handover.make_room(monotonic_ns())
+    assert full.connections == before
+    assert server.transfer.waiting() == 0
+    server.board.open_cells[1] = 0
+    assert full.handover.make_room(monotonic_ns())
+    assert len(full.connections) == 3
+    assert server.transfer.waiting() == 0
+
+
 def test_what_is_no_message_is_thrown_away(server: Server) -> None:
     giver, taker = Worker(server, 0), Worker(server, 1)
     giver.open(40)
