@@ -6,10 +6,12 @@ import os
 import re
 import signal
 from collections import Counter
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.master.test_handover import totals
 from tests.support.client import (
     Hammer,
     Outcome,
@@ -23,11 +25,14 @@ from tests.support.client import (
 )
 from tests.support.processes import open_fds
 from tests.support.server import APPS, run
+from tests.support.wait import eventually
+from tests.support.web import ASGI, WEB, Browser
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Serve
+    from tests.support.control import Place
     from tests.support.gate import Gate
 
 pytestmark = pytest.mark.slow
@@ -36,6 +41,7 @@ GATED = f"{APPS / 'gated.py'}:handle"
 SLOT = f"{APPS / 'identity.py'}:slot"
 HI = talkback_reply(b"hi")
 PER_WORKER = ("--accept", "per-worker")
+HTTP = {"wsgi": (WEB,), "asyncio": (ASGI, "--loop", "asyncio"), "uvloop": (ASGI, "--loop", "uvloop")}
 BAD_USAGE, CANNOT_BIND = 2, 5
 
 
@@ -127,6 +133,24 @@ def test_a_reload_loses_nobody(serve: Serve, options: tuple[str, ...]) -> None:
             server.wait_log(f"reloaded generation={generation}", within_s=20)
         hammer.wait_more(50)
     assert not hammer.failures
+
+
+@pytest.mark.parametrize("way", HTTP.values(), ids=HTTP)
+def test_a_reload_gives_idle_connections_away(serve: Serve, place: Place, way: tuple[str, ...]) -> None:
+    """Nothing of a connection that is idle belongs to the socket that it came by."""
+    server = serve(*way, "--workers", "2", *PER_WORKER, env=place.env)
+    with ExitStack() as stack:
+        browsers = [stack.enter_context(Browser(server)) for _ in range(20)]
+        assert [browser.get("/").status for browser in browsers] == [200] * 20
+        before = server.worker_pids()
+        place.ok("reload")
+        assert not before & server.worker_pids()
+        answers = [browser.get("/pid") for browser in browsers]
+        assert not any(answer.closes for answer in answers)
+        assert {int(answer.body) for answer in answers} <= server.worker_pids()
+        found = eventually(lambda: (seen := totals(place))["in_transfer"] == 0 and seen, within_s=5)
+        assert (found["accepted"], found["closed"], found["cut"], found["connections"]) == (20, 0, 0, 20)
+        assert found["given"] == found["received"] >= 20
 
 
 def test_scaling_is_refused_with_the_reason(serve: Serve) -> None:
