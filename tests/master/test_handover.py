@@ -306,9 +306,7 @@ def test_an_upgrade_to_another_kind_of_application_gives_nothing(
         browser = stack.enter_context(Browser(line.server))
         assert not browser.get("/").closes
         kind.write_text("def app(conn):\n    conn.sendall(b'hello')\n")
-        mark = line.usr2()
-        line.server.wait_log("handed over", after=mark)
-        line.master = line.successor(mark)
+        begin_upgrade(line)
         until_told(browser)
         eventually(lambda: not line.server.running, within_s=SOON_S)
 
