@@ -46,7 +46,10 @@ _TOOK = (
 
 def _units(part: str, over: str) -> list[Figure]:
     return [
-        _figure(f"{part}.accepted", "count", over, "Connections accepted.", "", "ACCEPTED"),
+        _figure(
+            f"{part}.accepted", "count", over,
+            "Connections accepted; in an upgrade also those taken over from the other master.", "", "ACCEPTED",
+        ),
         _figure(
             f"{part}.requests", "count", over,
             "Units of work completed.", "", "REQUESTS",
@@ -139,7 +142,8 @@ FIGURES = (
     _figure(
         "workers[].state", "text", NOW,
         "STARTING: does not accept yet. IDLE: no unit in progress. BUSY: a unit is in progress, a connection holds its "
-        "thread, or the event loop is stuck. DRAINING: is retiring, and finishes its connections.", "", "STATE",
+        "thread, or the event loop is stuck. DRAINING: is retiring, finishes its requests, and gives its connections "
+        "away or ends them.", "", "STATE",
     ),
     _figure("workers[].age_s", "seconds", NOW, "Time since the fork of the worker.", "", "AGE"),
     _figure("workers[].connections", "count", NOW, "Open connections of the worker, also idle ones.", "", "CONN"),
@@ -202,7 +206,7 @@ FIGURES = (
     *_units("totals", SERVER),
     _figure(
         "totals.closed", "count", SERVER,
-        "Connections that have ended, whoever ended them. accepted = closed + cut + connections + in_transfer.",
+        "Connections that have ended other than by a cut. accepted = closed + cut + connections + in_transfer.",
     ),
     _figure(
         "totals.cut", "count", SERVER,
@@ -210,8 +214,8 @@ FIGURES = (
     ),
     _figure(
         "totals.given", "count", SERVER,
-        "Idle connections that a worker gave to others, as it retired or had more than its share. One may be given "
-        "several times.",
+        "Idle connections that a worker gave to others, as it retired, had more than its share, or was full. One may "
+        "be given several times.",
     ),
     _figure("totals.received", "count", SERVER, "Connections that workers took from others."),
     _figure(

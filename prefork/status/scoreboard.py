@@ -45,7 +45,7 @@ def stuck_ns(heartbeat_ns: int, now_ns: int, period_s: float) -> int:
 PID = 0
 SINCE = 1  # when the unit of work that --timeout judges began (ns), 0 = none
 ACCEPTED = 2  # connections taken from the kernel, or from the master before in an upgrade
-CLOSED = 3  # connections that have ended, in whatever way; written last, when the others are as they are to be
+CLOSED = 3  # connections that have ended other than by a cut; written last, when the others are as they are to be
 CUT = 4  # connections ended by --graceful-timeout
 GIVEN = 5  # connections given to other workers (runtime/transfer.py)
 RECEIVED = 6  # connections taken from other workers
