@@ -28,64 +28,65 @@ from prefork.status.scoreboard import BYTES_IN, CLOSED, COMPLETED, HELD_MOST, Ro
 # Left alone, the kernel asks the first registered worker that waits, and one takes nearly all. Three rules mend it:
 #
 # - Rotation: after each accept the listener is removed from the worker's epoll and added again, at the tail. With
-# EPOLLEXCLUSIVE a connection wakes one worker, and never one that is busy outside epoll_wait.
+# EPOLLEXCLUSIVE a connection wakes one worker, and never one that is busy outside epoll_wait. (The epoll of an asyncio
+# worker is nested in that of its loop: there every worker that accepts is woken.)
+#
 # - Balance: a worker that holds more than the mean plus half a connection stays off, for OFF_NS at a time, or for
 # REST_NS if one waits (FEW in place of a half at times, see AcceptBatch). The mean is over the workers that could take
-# one: not draining, full or paused, and inside epoll_wait or out of it only just. A loop of asyncio cannot always say
+# one: not retiring, full or paused, and inside epoll_wait or out of it only just. A loop of asyncio cannot always say
 # that it is out. So when connections have waited for PATIENCE_NS, the workers that should have come and have not are
 # left out of the mean until they take one.
 #
-# - Turns: a worker whose last client has left comes back at once, but once it has taken AHEAD more than the others it
-# stays off until they have caught up, unless a connection waits. Else whoever runs already is faster than those that
-# a connection has to wake (measured, 2,000 connections one after the other, 4 workers, busiest over least: WSGI up to
-# 1.4, now 1.02 to 1.09). If all stayed off for OFF_NS after each connection, each would take 200 a second. And if each
-# had but two connections a turn, other processes would have to wake for nearly every one (measured, `ab -c 50`, WSGI
-# with 8 threads: 2.1 times the processor time for a connection; so, and with turns only for who holds none, 1.07 times;
-# `ab -c 4` still 1.2 to 1.4 times, as four workers serve what one or two could).
+# - Turns: a worker without connections that has accepted more than LEAD_MOST above the mean stays off until the others
+# have caught up, unless a connection waits. Otherwise the worker that runs already is faster than those that a
+# connection has to wake (measured, 2,000 connections one after the other, 4 workers, busiest over least: WSGI up to
+# 1.4, now 1.02 to 1.09). With a lead of 2, other processes have to wake for nearly every connection (measured,
+# `ab -c 50`, WSGI with 8 threads: 2.1 times the processor time for a connection, with 8 1.07 times).
 #
-# What a worker leaves would lie there unnoticed, as its arrival has woken only this one. So it wakes another through an
-# eventfd that all workers have in their epoll, exclusively as well.
+# What a worker leaves would lie there unnoticed where its arrival has woken only this one. So it wakes another through
+# an eventfd that all workers have in their epoll, exclusively as well.
 
 
 OFF_NS = 5_000_000  # how long a worker that holds too many leaves it to the others to look whether one waits
 # After so many looks at which nothing waited, a worker that is off comes back, to be woken: it then goes off again
 # (measured, 100 idle connections on 4 workers, one of which holds fewer: the others used 1.5 % of a processor each).
-QUIET = 200
+EMPTY_LOOKS = 200
 FULL_NS = 10_000_000  # how often a worker that is full looks whether a connection waits, for which it has to make room
 ASLEEP_NS = 2_000_000  # out of epoll_wait for longer, a worker does not count as one that could take a connection
 
-# So long connections may wait for those who hold less; a busy machine needs longer than OFF_NS to give them a processor
-# (measured, 4 workers, 400 held: the busiest had 180 of 400 with 5 ms).
+# So long connections may wait for workers that hold less; a busy machine needs longer than OFF_NS to give them a
+# processor (measured, 4 workers, 400 held: the busiest had 180 of 400 with 5 ms).
 PATIENCE_NS = 20_000_000
 
-AHEAD = 8  # connections more than the mean that a worker may have taken before it waits for the others to catch up
-LAG = 32  # connections less than the mean that others have to wait for: who was away gets no more than these
+LEAD_MOST = 8  # connections above the mean that a worker may have taken before it waits for the others to catch up
+LAG_MOST = 32  # connections below the mean that others have to wait for: a worker that was away gets no more than these
 
 
 class AcceptBalance:
     """WORKER. Its own line among those of all workers, in shared memory; each writes its own only.
 
-    `fd`: readable when another worker has left a connection. `loose`: whether it may hold FEW more than the mean where
-    requests are quick: what is uneven then changes hands (engines/handover.py), and calls run in the loop, so that its
-    turns tell how long they take.
+    `fd`: readable when another worker has left a connection. `may_exceed`: whether it may hold FEW more than the mean
+    while requests are quick: what is uneven then changes hands (engines/handover.py), and calls run in the loop, so
+    that its turns tell how long they take. `paused`: it can accept none for a while, whatever it holds.
     """
 
-    def __init__(self, board: Scoreboard, orders: Orders, group: int, wake_fd: int, *, loose: bool) -> None:
+    def __init__(self, board: Scoreboard, orders: Orders, group: int, wake_fd: int, *, may_exceed: bool) -> None:
         self.batch = AcceptBatch(board.row(group))
         self._open, self._awake, self._orders = board.open_cells, board.awake_cells, orders.cells
         self._taken = board.taken_cells
         self._group = group
-        self._loose = loose
-        self._before: list[int] = []  # what all held when a connection was seen to wait; empty: none was
-        self._before_ns = 0
-        self._rests = False  # it was ahead, and the others have not caught up yet
-        self._absent: dict[int, tuple[int, int]] = {}  # groups that do not come, and what they held and had taken then
-        self._late_until_ns = 0  # a connection was seen a moment ago that had waited for PATIENCE_NS
+        self._may_exceed = may_exceed
+        self._held_when_seen: list[int] = []  # what all held when a connection was seen to wait; empty: none was
+        self._seen_ns = 0
+        self._yields = False  # it was ahead, and the others have not caught up yet
+        self._unresponsive: dict[int, tuple[int, int]] = {}  # group: what it held and had taken when it did not come
+        self._overdue_until_ns = 0  # a connection was seen a moment ago that had waited for PATIENCE_NS
+        self.paused = False
         self.fd = wake_fd
 
     def publish(self, held: int, *, able: bool) -> None:
         """Publish how many connections this worker holds, and whether it accepts more."""
-        self._open[self._group] = held + 1 if able else 0
+        self._open[self._group] = held + 1 if able and not self.paused else 0
 
     def woke(self) -> None:
         """The loop has left epoll_wait."""
@@ -94,91 +95,91 @@ class AcceptBalance:
     def sleeps(self) -> None:
         """The loop is about to enter epoll_wait."""
         if woke_ns := self._awake[self._group]:
-            self.batch.turned(monotonic_ns() - woke_ns)
+            self.batch.end_turn(monotonic_ns() - woke_ns)
         self._awake[self._group] = 0
 
     def may_take(self, held: int) -> bool:
         """Whether one more is this worker's share."""
-        late_ns = monotonic_ns() - ASLEEP_NS
+        now_ns = monotonic_ns()
+        late_ns = now_ns - ASLEEP_NS
         total = others = 0
         size = self._orders[IN_USE]  # few of many: 0.6 us instead of 3
         cells = self._open[:size].tolist()
-        for group, then in [*self._absent.items()]:
+        for group, then in [*self._unresponsive.items()]:
             if (cells[group], self._taken[group]) == then:
                 cells[group] = 0
             else:
-                del self._absent[group]
+                del self._unresponsive[group]
         for opened, awake_ns in zip(cells, self._awake[:size].tolist(), strict=True):
             if 0 < opened < HELD_MOST and (not awake_ns or awake_ns > late_ns):
                 total += opened - 1
                 others += 1
         if not others:
             return True
-        few = self._late_until_ns >= late_ns or (self._loose and self.batch.sure and total > 1)
+        few = self._overdue_until_ns >= now_ns or (self._may_exceed and self.batch.quick and total > 1)
         return held < total / others + (FEW if few else 0.5)
 
     @property
     def pending(self) -> bool:
         """Whether a connection waited when this worker looked last."""
-        return bool(self._before)
+        return bool(self._held_when_seen)
 
     @property
     def has_others(self) -> bool:
         """Whether there are other workers."""
         return self._orders[IN_USE] > 1
 
-    def part(self, held: int, listener: Listener) -> int:
-        """Return how many of those that wait there are this worker's part if they have waited for long, else 0."""
-        if not self._before:
+    def overdue_share(self, held: int, listener: Listener) -> int:
+        """Return this worker's share of the queue if connections have waited there for PATIENCE_NS, else 0."""
+        if not self._held_when_seen:
             return 0
-        self.check(held, waits=True)
-        if self._late_until_ns < monotonic_ns():
+        self.note_waiting(held, waits=True)
+        if self._overdue_until_ns < monotonic_ns():
             return 0
-        self.batch.rest_fully()
         queue = listener.queue()
         takers = sum(0 < opened < HELD_MOST for opened in self._open[: self._orders[IN_USE]].tolist())
         return -(-queue[0] // max(1, takers)) if queue else FEW
 
-    def took(self) -> None:
-        """This worker has taken one."""
+    def count_accepted(self) -> None:
+        """Count a connection that this worker has taken."""
         self._taken[self._group] = (self._taken[self._group] + 1) % HELD_MOST
 
-    def ahead(self) -> bool:
-        """Whether this worker, which holds none, has taken more than those that hold none either, and are there."""
+    def update_turn(self) -> bool:
+        """Return whether it is the turn of others: those that hold none, as this worker, and have taken fewer."""
         late_ns = monotonic_ns() - ASLEEP_NS
         size = self._orders[IN_USE]
         cells = zip(self._open[:size].tolist(), self._awake[:size].tolist(), self._taken[:size].tolist(), strict=True)
         taken = [count for opened, awake_ns, count in cells if opened == 1 and not 0 < awake_ns <= late_ns]
         mean = sum(taken) // len(taken) if taken else 0
-        self._taken[self._group] = mine = max(self._taken[self._group], mean - LAG)
-        self._rests = bool(taken) and mine > mean + (0 if self._rests else AHEAD)
-        return self._rests
+        self._taken[self._group] = mine = max(self._taken[self._group], mean - LAG_MOST)
+        self._yields = bool(taken) and mine > mean + (0 if self._yields else LEAD_MOST)
+        return self._yields
 
     def wake_another(self) -> None:
         """A connection waits that this worker does not take: wake another."""
-        if not self._before:
+        if not self._held_when_seen:
             self._remember()
         try:
             os.eventfd_write(self.fd, 1)
         except BlockingIOError:
             pass  # 2^64 wake-ups that no worker has read
 
-    def check(self, held: int, *, waits: bool) -> None:
-        """Whether a connection waits at this moment: after PATIENCE_NS, those who hold less have not come for it."""
+    def note_waiting(self, held: int, *, waits: bool) -> None:
+        """Note whether a connection waits now: after PATIENCE_NS, workers that hold less are found unresponsive."""
         if not waits:
-            self._before, self._late_until_ns = [], 0
-        elif not self._before:
+            self._held_when_seen, self._overdue_until_ns = [], 0
+        elif not self._held_when_seen:
             self._remember()
-        elif monotonic_ns() - self._before_ns >= PATIENCE_NS:
-            pairs = enumerate(zip(self._before, self._open.tolist(), strict=False))
+        elif monotonic_ns() - self._seen_ns >= PATIENCE_NS:
+            pairs = enumerate(zip(self._held_when_seen, self._open.tolist(), strict=False))
             still = [group for group, (before, now) in pairs if now == before and 0 < now <= held]
-            self._absent = {group: (self._open[group], self._taken[group]) for group in still}
-            self._late_until_ns = monotonic_ns() + PATIENCE_NS
+            self._unresponsive = {group: (self._open[group], self._taken[group]) for group in still}
+            self._overdue_until_ns = monotonic_ns() + PATIENCE_NS + OFF_NS  # until it can be seen again
             self._remember()
 
     def _remember(self) -> None:
-        self._before = self._open[: self._orders[IN_USE]].tolist()
-        self._before_ns = monotonic_ns()
+        self._held_when_seen = self._open[: self._orders[IN_USE]].tolist()
+        self._seen_ns = monotonic_ns()
 
     def take_wake_up(self) -> None:
         """Consume one wake-up."""
@@ -195,20 +196,20 @@ class AcceptBalance:
 # the loop has had input (measured, 4 workers, one of which holds fewer idle connections than the others, 24 at once for
 # a view of 300 ms: the last was answered after 5.1 s, now 1.8 s, and it cannot be less). Two exceptions:
 #
-# - Once it has taken SURE in a row, and what would have come meanwhile would have waited less than it takes to wake
-# another worker, it takes FEW in a turn. If it is `loose`, and its clients do not come one after the other, it may hold
-# FEW more than the mean (measured, `ab`, 4 workers, processor time for a connection: WSGI c50 0.77, c8 0.80, c4 0.85,
-# asyncio c50 0.88 times).
+# - Requests are quick: it has taken QUICK_STREAK in a row, and a newcomer would have waited less for their calls than
+# for another worker to wake. Then it takes FEW in a turn. If it `may_exceed`, and its clients do not come one after the
+# other, it may hold FEW more than the mean (measured, `ab`, 4 workers, processor time for a connection: WSGI c50 0.77,
+# c8 0.80, c4 0.85, asyncio c50 0.88 times).
 #
-# - If some waited PATIENCE_NS ago and some wait now, nobody is free. Then it takes its part of them, as if all calls
-# took equally long, and up to FEW more than the mean, as workers that all block for long may come back together. Else
-# clients who are here and ask again and again would keep those out who come (measured, 32 at once that stay, 2 loops
-# that block for 300 ms: the last had its first answer after 67 s, now 5 to 20 s).
+# - The queue is overdue: some waited PATIENCE_NS ago and some wait now, so nobody is free. Then it takes its share of
+# them, as if all calls took equally long, and may hold FEW more than the mean, as workers that all block for long may
+# come back together. Otherwise clients that are here and ask again and again would keep new ones out (measured, 32 at
+# once that stay, 2 loops that block for 300 ms: the last had its first answer after 67 s, now 5 to 20 s).
 
-MOST = 64
-FEW = 8
-SURE = 64
-IN_A_ROW_NS = 100_000_000  # between two turns that take some
+MOST_A_TURN = 64  # of a worker that shares with nobody, so that its clients have a turn as well
+FEW = 8  # the processor time of a connection falls little with more, and a call that is slow all the same delays these
+QUICK_STREAK = 64
+STREAK_NS = 100_000_000  # between two turns that take some; after longer, a streak begins anew
 # What a newcomer waits for, a turn or full threads, may take so long for each request. A busy machine adds to that, so
 # only so much more counts, and is remembered for so long (measured, views of 1 and 5 ms, `ab -c 3`: taken as quick, 8 %
 # less in a second, and p99 11 ms in place of 6).
@@ -230,54 +231,54 @@ class AcceptBatch:
         self._completed = 0  # requests, when the last turn ended
         self._behind_ns = 0  # of what QUICK_NS would have allowed
         self._slow_until_ns = 0
-        self._in_a_row = 0
+        self._streak = 0
         self._began_ns = 0  # when a turn last began to take
-        self._signs: int | None = 0  # of clients, until then: input, and ends; None: they tell nothing
+        self._activity: int | None = 0  # of clients, until then: input, and ends; None: the rest lasts in any case
 
-    def turned(self, took_ns: int) -> None:
-        """A turn has ended that took so long."""
+    def end_turn(self, took_ns: int) -> None:
+        """Note that a turn has ended that took so long."""
         completed = self._cells[COMPLETED]
-        self.waited(took_ns, completed - self._completed + 1)
+        self.add_delay(took_ns, completed - self._completed + 1)
         self._completed = completed
 
-    def waited(self, ns: int, requests: int) -> None:
-        """Note that whoever had come would have waited so long, while so many requests were completed."""
+    def add_delay(self, ns: int, requests: int) -> None:
+        """Note that a newcomer would have waited so long, while so many requests were completed."""
         self._behind_ns += ns - QUICK_NS * requests
         if self._behind_ns < 0:
             self._behind_ns = 0
         elif self._behind_ns > SLOW_NS:
             self._behind_ns = 0
             self._slow_until_ns = monotonic_ns() + SLOW_FOR_NS
-            self._in_a_row = 0
+            self._streak = 0
 
     def begin(self) -> int:
         """Return how many connections to take at most."""
         now_ns = monotonic_ns()
-        if now_ns - self._began_ns > IN_A_ROW_NS or now_ns < self._slow_until_ns:
-            self._in_a_row = 0
-        self._began_ns, self._signs = now_ns, self._sign()
-        return FEW if self.sure else 1
+        if now_ns - self._began_ns > STREAK_NS or now_ns < self._slow_until_ns:
+            self._streak = 0
+        self._began_ns, self._activity = now_ns, self._clients_activity()
+        return FEW if self.quick else 1
 
-    def rest_fully(self) -> None:
-        """Rest for REST_NS whoever asks or leaves: it may be but the first of these, or one that was here before."""
-        self._signs = None
+    def rest_regardless(self) -> None:
+        """Rest for all of REST_NS: who asks or leaves may be only the first of many, or a client from before."""
+        self._activity = None
 
     @property
-    def sure(self) -> bool:
-        """Whether what it takes will not have to wait."""
-        return self._in_a_row >= SURE
+    def quick(self) -> bool:
+        """Whether requests are quick, so that what it takes will hardly have to wait."""
+        return self._streak >= QUICK_STREAK
 
     def end(self, count: int) -> bool:
         """Note that so many were taken; return whether to rest."""
-        self._in_a_row += count
-        return count > 0 and not self.sure
+        self._streak += count
+        return count > 0 and not self.quick
 
     @property
-    def rests(self) -> bool:
-        """Whether no client has asked yet or left, since a moment ago."""
-        return monotonic_ns() - self._began_ns < REST_NS and self._signs in (None, self._sign())
+    def resting(self) -> bool:
+        """Whether what was taken a moment ago has not asked or left yet."""
+        return monotonic_ns() - self._began_ns < REST_NS and self._activity in (None, self._clients_activity())
 
-    def _sign(self) -> int:
+    def _clients_activity(self) -> int:
         return self._cells[BYTES_IN] + self._cells[CLOSED]
 
 
@@ -290,8 +291,8 @@ Admit = Callable[[int, Any, Listener], None]
 class EpollAcceptor:
     """WORKER. `admit(descriptor, sockaddr, listener)` gets each connection; `held()` says how many there are.
 
-    `room()`: whether one more may come. `make_room()` gives an idle one away, or ends it, and returns whether there is
-    room then; it is asked when one waits.
+    `room()`: whether one more may come. `make_room()` gives an idle one away, or ends it, and returns whether it could;
+    it is asked when one waits.
     `check_ns` is when the loop has to call `maintain`, on its own clock.
     """
 
@@ -316,12 +317,11 @@ class EpollAcceptor:
         self._room = room
         self._make_room = make_room
         self._held = held
-        self._look = poll()  # whether anything waits
+        self._readable = poll()  # whether anything waits
         for fd in self._listeners:
-            self._look.register(fd, POLLIN)
+            self._readable.register(fd, POLLIN)
         self._fds = [*self._listeners, balance.fd] if self._shared else [*self._listeners]
         self._open = False
-        self._paused = False
         self._looks = 0  # at which nothing waited, since it is off
         self._queued = list(self._listeners.values())  # that may still have a queue when the server stops
         self.check_ns = NEVER
@@ -341,25 +341,25 @@ class EpollAcceptor:
     def maintain(self, now_ns: int) -> None:
         """Accept again if the reason for the pause is gone. Call it in each turn while `check_ns` is not NEVER."""
         due = now_ns >= self.check_ns
-        if not due and (self._paused or (self._shared and self._balance.batch.rests) or self._leaves_it_to_others()):
+        if not due and (self._balance.paused or (self._shared and self._balance.batch.resting) or self._must_yield()):
             return
-        self._paused = False
         looks = due or (self._shared and self._balance.pending)
         waits = looks and self.waits()
         if looks and self._shared and self._room():
-            self._balance.check(self._held(), waits=waits)
-        if self._wanted() or (due and waits and not self._room() and self._make_room()):
+            self._balance.note_waiting(self._held(), waits=waits)
+        if self._wanted() or (due and waits and self._room_is_made()):
             self._enter(now_ns)
         elif due:
+            self._balance.paused = False
             self._looks = 0 if waits else self._looks + 1
-            if self._looks < QUIET:
+            if self._looks < EMPTY_LOOKS:
                 self.check_ns = now_ns + self._off_ns(waits=waits)
             else:
                 self._enter(now_ns)  # to be woken when something comes
 
     def waits(self) -> bool:
         """Whether a connection waits to be accepted now."""
-        return bool(self._look.poll(0))
+        return bool(self._readable.poll(0))
 
     def stop_accepting(self) -> None:
         """Stop accepting for good."""
@@ -387,17 +387,18 @@ class EpollAcceptor:
         if not self._open:
             return
         listener, balance = self._listeners[fd], self._balance
-        shares = listener.slot is None and balance.has_others
-        most = balance.batch.begin() if shares else MOST
-        if most == 1:
-            most = min(MOST, max(1, balance.part(self._held(), listener)))
+        shares = self._shared and balance.has_others
+        most = balance.batch.begin() if shares else MOST_A_TURN
+        if most == 1 and (share := balance.overdue_share(self._held(), listener)):
+            balance.batch.rest_regardless()
+            most = min(MOST_A_TURN, share)
         count = self._accept_some(listener, most, now_ns)
-        if self._paused:
+        if balance.paused:
             return
         wanted, rests = self._wanted(), shares and balance.batch.end(count)
         left = self._shared and (rests or not wanted or len(self._listeners) > 1) and self.waits()
         if rests or (wanted and count < most):  # in the second case, this queue is empty
-            balance.check(self._held(), waits=left)
+            balance.note_waiting(self._held(), waits=left)
         if not wanted:
             self._leave()
             self.check_ns = now_ns + self._off_ns(waits=left)
@@ -409,7 +410,7 @@ class EpollAcceptor:
         elif self._shared:
             self._epoll.unregister(fd)
             self._epoll.register(fd, _EXCLUSIVELY)
-            self._see_it_go(now_ns)
+            self._recheck_later(now_ns)
 
     def _accept_some(self, listener: Listener, most: int, now_ns: int) -> int:
         """Accept so many, if they are this worker's share; return how many there were."""
@@ -429,14 +430,16 @@ class EpollAcceptor:
         return count
 
     def _woken_by_another(self, _fd: int, now_ns: int) -> None:
+        if not self._open:
+            return  # closed in this turn: the wake-up is for another worker
         self._balance.take_wake_up()
-        ready = dict(self._look.poll(0))
+        ready = dict(self._readable.poll(0))
         for fd in [fd for fd in self._fds if fd in ready]:
             self._take(fd, now_ns)
 
     def _accept(self, listener: Listener) -> None:
         fd, sockaddr = listener.sock._accept()  # type: ignore[attr-defined] # below accept(): the bare descriptor
-        self._balance.took()
+        self._balance.count_accepted()
         self._admit(fd, sockaddr, listener)
 
     def _wanted(self) -> bool:
@@ -449,30 +452,35 @@ class EpollAcceptor:
         # Measured, 32 at once on 2 loops: 16 and 16 after 4 ms. With OFF_NS they wait for each other, for 20 ms.
         return REST_NS if waits else OFF_NS
 
-    def _leaves_it_to_others(self) -> bool:
+    def _must_yield(self) -> bool:
         """Whether this worker, whose last client has left, stays off, as it has taken more than the others."""
-        return self._shared and not self._held() and self._balance.ahead() and not self.waits()
+        return self._shared and not self._held() and self._balance.update_turn() and not self.waits()
 
     def _room_is_made(self) -> bool:
         """Make room if that is all that keeps this worker from taking a connection that waits."""
-        return not self._room() and self.waits() and self._make_room()
+        return not self._room() and self.waits() and self._make_room() and self._room()
 
     def _pause(self, error: OSError, now_ns: int) -> None:
         self._errors.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")
         self._leave()
-        self._paused = True
+        self._balance.paused = True
+        if self._shared:
+            self._balance.publish(self._held(), able=False)
+            self._balance.wake_another()
         self.check_ns = now_ns + _PAUSE_NS
 
     def _enter(self, now_ns: int) -> None:
-        self._paused = False
-        self._see_it_go(now_ns)
+        if self._balance.paused:
+            self._balance.paused = False
+            self._balance.publish(self._held(), able=self._room())
+        self._recheck_later(now_ns)
         if not self._open:
             self._open = True
             self._fds.append(self._fds.pop(0))  # each listener is the first one in its turn
             for fd in self._fds:
                 self._epoll.register(fd, _EXCLUSIVELY if self._shared else EPOLLIN)
 
-    def _see_it_go(self, now_ns: int) -> None:
+    def _recheck_later(self, now_ns: int) -> None:
         """Look again if a connection waited, to forget it: if another worker takes it, nobody is woken."""
         self.check_ns = now_ns + OFF_NS if self._shared and self._balance.pending else NEVER
 

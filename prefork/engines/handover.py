@@ -5,10 +5,10 @@ And a worker that retires has connections whose clients have not done with the s
 two requests belongs to the server: it is put into a queue (runtime/transfer.py), and another worker takes it.
 
 - Evenness. The mean is over all workers that serve and take, busy ones too (unless one call has kept them for LATE_NS),
-  and counts what waits in the queue. A worker that holds more than the mean and MARGIN of it, or LEAST, gives until it
-  is at the mean; only a worker below the mean takes. What was given for this stays for STAYS_NS, so nothing goes to and
-  fro. Who has just come stays until it has asked.
-- Retiring. Everything is given as soon as it is idle, as long as somebody takes (`somebody_takes`).
+  and counts what waits in the queue. A worker above the mean and its margin gives until it is at the mean; only a
+  worker below the mean takes. What was given for this stays for STAYS_NS, so nothing goes to and fro. A connection that
+  came within JUST_COME_NS and has not asked yet stays as well.
+- Retiring. Everything is given as soon as it is idle, as long as another worker takes (`somebody_takes`).
 - Any worker with room takes what has waited in the queue for LATE_NS, whatever its share.
 
 While two generations overlap, the newer one takes, and an older one that has not begun to retire only if nobody of the
@@ -39,15 +39,17 @@ if TYPE_CHECKING:
     from prefork.engines.http_context import HttpContext
     from prefork.engines.peer import Peer
 
-LEAST = 2  # connections above the mean that a worker may hold
-MARGIN = 4  # or that part of the mean: a quarter
+MARGIN_LEAST = 2  # connections above the mean that a worker may hold,
+MARGIN_PART = 4  # or that part of the mean, a quarter, whichever is more
 STAYS_NS = 10_000_000_000
 FRESH_NS = 1_000_000_000  # since it was accepted or served: so long it is not closed to make room
 LATE_NS = 1_000_000_000
-LOOK_NS = 50_000_000  # in the application, after which a worker looks at its share, beside each heartbeat
+LOOK_NS = 50_000_000  # between looks of a busy worker at its share, beside those with each heartbeat
+JUST_COME_NS = 50_000_000  # since it was accepted: so long a client may take to ask for the first time
 GRACE_NS = 5_000_000_000  # for a next request, of what cannot be given by a worker that retires
 _AGAIN_S = 0.005  # until a retiring worker offers again what nobody had room for
 _RETIRE_S = 0.1  # between looks of a retiring worker whether somebody takes its connections
+_RESCAN_NS = 50_000_000  # between two looks at all of them, if the first has found none that is idle
 _STOCK = 64  # connections that one look at all of them finds
 
 
@@ -134,7 +136,7 @@ class HandOver:
         if not excess or self._late():
             self.take(held)  # also who has too many: those who should take what is late are stuck
             return
-        long = now_ns - (self._awake[self._group] or now_ns) >= LOOK_NS  # this turn: the clock of the clients may stand
+        long = now_ns - (self._awake[self._group] or now_ns) >= JUST_COME_NS  # this turn: the clients' clock may stand
         for connection in itertools.chain(first, list(self._connections())):
             stays = connection.stays_ns > now_ns or (not long and self._has_just_come(connection, now_ns))
             if connection.idle and not stays:
@@ -146,13 +148,13 @@ class HandOver:
 
     @staticmethod
     def _has_just_come(connection: Idle, now_ns: int) -> bool:
-        """Whether its client is about to ask, and perhaps to leave then: nobody is even by such a one for long.
+        """Whether its client is about to ask, and perhaps to leave then: to give it would not even out for long.
 
         On its way it would wait for a taker (measured, `ab -c 50` without `-k`: 1 of 10,000 for 250 ms).
         """
-        return not connection.peer.served and now_ns - connection.since_ns(now_ns) < LOOK_NS
+        return not connection.peer.served and now_ns - connection.since_ns(now_ns) < JUST_COME_NS
 
-    def pass_on(self, context: HttpContext) -> float:
+    def give_all(self, context: HttpContext) -> float:
         """Give every idle connection away, as the worker retires. If nobody takes any, end each with a last response.
 
         Return after how many seconds to come again.
@@ -213,11 +215,11 @@ class HandOver:
     def excess(self, held: int) -> int:
         """Return how many connections this worker is to give for the sake of evenness."""
         total, takers = self._total(held)
-        if not self._serving[self._group] or takers < 2 or not (self._giving or _much(held, total, takers)):
+        if not self._serving[self._group] or takers < 2 or not (self._giving or _above_margin(held, total, takers)):
             return 0
         total += self._queue.waiting()
-        above = held + (-total // takers)  # the mean
-        self._giving = above > 0 and (self._giving or _much(held, total, takers))
+        above = held - -(-total // takers)  # the mean, rounded up
+        self._giving = above > 0 and (self._giving or _above_margin(held, total, takers))
         return above if self._giving else 0
 
     def give(self, fd: int, peer: Peer[Any], since_ns: int, *, evened: bool) -> bool:
@@ -261,7 +263,7 @@ class HandOver:
             held += came
             waiting = self._queue.waiting()
 
-    def freed(self, held: int) -> None:
+    def on_thread_free(self, held: int) -> None:
         """Take what was left while this worker could serve none: for a moment it can, whatever is next."""
         if self._left:
             self._left, self._able = False, True
@@ -328,8 +330,8 @@ class HandOver:
         return sum(takers) - len(takers), len(takers)
 
 
-def _much(held: int, total: int, takers: int) -> bool:
-    return held * takers > total + max(LEAST * takers, total // MARGIN)
+def _above_margin(held: int, total: int, takers: int) -> bool:
+    return held * takers > total + max(MARGIN_LEAST * takers, total // MARGIN_PART)
 
 
 class LongestIdle:
@@ -350,7 +352,7 @@ class LongestIdle:
             idle = [(each.since_ns(now_ns), each.deadline_ns, each) for each in self._connections() if each.idle]
             self._found = heapq.nsmallest(_STOCK, idle, key=operator.itemgetter(0))[::-1]
             found = self._next(now_ns - rested_ns)
-            self._again_ns = 0 if found else now_ns + LOOK_NS
+            self._again_ns = 0 if found else now_ns + _RESCAN_NS
         return found
 
     def _next(self, until_ns: int) -> Idle | None:

@@ -12,17 +12,17 @@ import pytest
 
 from prefork.core.listener import Listener
 from prefork.engines.accept import (
-    AHEAD,
     ASLEEP_NS,
     FEW,
-    IN_A_ROW_NS,
-    LAG,
+    LAG_MOST,
+    LEAD_MOST,
     PATIENCE_NS,
     QUICK_NS,
+    QUICK_STREAK,
     REST_NS,
     SLOW_FOR_NS,
     SLOW_NS,
-    SURE,
+    STREAK_NS,
     AcceptBalance,
     AcceptBatch,
 )
@@ -44,7 +44,7 @@ def wake_fd() -> Iterator[int]:
 def workers(wake_fd: int) -> list[AcceptBalance]:
     board = Scoreboard(groups=64, threads=1)
     orders = Orders(64)
-    found = [AcceptBalance(board, orders, group, wake_fd, loose=group < 3) for group in range(4)]
+    found = [AcceptBalance(board, orders, group, wake_fd, may_exceed=group < 3) for group in range(4)]
     for group, worker in enumerate(found):
         board.clear(group)
         orders.begin(group)
@@ -106,10 +106,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def look_for(me: AcceptBalance, clock: Clock, ns: int) -> None:
     """A connection waits for so long: look every 5 ms, as a worker does that holds 10 and is off."""
     until_ns = clock.now_ns + ns
-    me.check(10, waits=True)
+    me.note_waiting(10, waits=True)
     while clock.now_ns < until_ns:
         clock.now_ns += 5_000_000
-        me.check(10, waits=True)
+        me.note_waiting(10, waits=True)
 
 
 def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(
@@ -122,7 +122,7 @@ def test_who_does_not_come_for_a_connection_is_left_out_until_it_takes_one(
     look_for(me, clock, PATIENCE_NS - 1_000_000)
     assert me.may_take(10 + FEW - 1)
     assert not me.may_take(10 + FEW), "more than those who do come, and than may change hands afterwards"
-    blocked.took()
+    blocked.count_accepted()
     blocked.publish(1, able=True)
     assert not me.may_take(10 + FEW - 1)
     blocked.publish(0, able=True)
@@ -134,7 +134,7 @@ def test_who_takes_one_that_leaves_at_once_is_left_out_no_more(workers: list[Acc
     blocked.publish(0, able=True)
     look_for(me, clock, PATIENCE_NS)
     assert me.may_take(10 + FEW - 1)
-    blocked.took()
+    blocked.count_accepted()
     assert not me.may_take(10 + FEW - 1)
 
 
@@ -147,7 +147,7 @@ def test_who_has_moved_between_two_looks_is_waited_for(workers: list[AcceptBalan
     look_for(me, clock, 10_000_000)
     assert me.may_take(10)
     assert not me.may_take(10 + FEW - 1)
-    me.check(10, waits=False)
+    me.note_waiting(10, waits=False)
     assert not me.may_take(10), "nothing waits any more"
     look_for(me, clock, PATIENCE_NS - 5_000_000)
     assert not me.may_take(10), "in between nothing waited"
@@ -162,14 +162,14 @@ def test_what_has_waited_for_long_is_taken_in_equal_parts(workers: list[AcceptBa
         listener = Listener(sock, "127.0.0.1:0")
         for _ in range(7):
             stack.enter_context(socket.create_connection(sock.getsockname()))
-        assert me.part(10, listener) == 0, "nobody has seen any wait"
-        me.check(10, waits=True)
+        assert me.overdue_share(10, listener) == 0, "nobody has seen any wait"
+        me.note_waiting(10, waits=True)
         clock.now_ns += PATIENCE_NS - 1
-        assert me.part(10, listener) == 0, "too soon"
+        assert me.overdue_share(10, listener) == 0, "too soon"
         clock.now_ns += 1
-        assert me.part(10, listener) == 3, "there are three that could take them"
-        me.check(10, waits=False)
-        assert me.part(10, listener) == 0
+        assert me.overdue_share(10, listener) == 3, "there are three that could take them"
+        me.note_waiting(10, waits=False)
+        assert me.overdue_share(10, listener) == 0
 
 
 def test_a_wake_up_is_heard_by_all_and_consumed_once(workers: list[AcceptBalance], wake_fd: int) -> None:
@@ -186,21 +186,21 @@ def test_who_has_taken_more_than_the_others_is_ahead(workers: list[AcceptBalance
     for worker in workers:
         worker.publish(0, able=True)
     me = workers[0]
-    assert not me.ahead()
-    for _ in range(AHEAD):
-        me.took()
-    assert not me.ahead()
-    for _ in range(AHEAD):
-        me.took()
-    assert me.ahead()
-    assert not workers[1].ahead()
+    assert not me.update_turn()
+    for _ in range(LEAD_MOST):
+        me.count_accepted()
+    assert not me.update_turn()
+    for _ in range(LEAD_MOST):
+        me.count_accepted()
+    assert me.update_turn()
+    assert not workers[1].update_turn()
     for other in workers[1:]:
-        other.took()
-    assert me.ahead(), "it rests until the others have caught up"
+        other.count_accepted()
+    assert me.update_turn(), "it rests until the others have caught up"
     for other in workers[1:]:
-        for _ in range(2 * AHEAD):
-            other.took()
-    assert not me.ahead()
+        for _ in range(2 * LEAD_MOST):
+            other.count_accepted()
+    assert not me.update_turn()
 
 
 def test_nobody_is_ahead_of_those_who_could_not_take_one(workers: list[AcceptBalance]) -> None:
@@ -208,15 +208,15 @@ def test_nobody_is_ahead_of_those_who_could_not_take_one(workers: list[AcceptBal
         worker.publish(0, able=True)
     me, full, loaded, away = workers
     for _ in range(100):
-        me.took()
-    assert me.ahead()
+        me.count_accepted()
+    assert me.update_turn()
     full.publish(0, able=False)
     loaded.publish(11, able=True)
     away.woke()
     until_ns = monotonic_ns() + ASLEEP_NS
     while monotonic_ns() <= until_ns:
         pass
-    assert not me.ahead()
+    assert not me.update_turn()
 
 
 def test_who_was_away_need_not_be_waited_for_until_it_has_taken_as_many(workers: list[AcceptBalance]) -> None:
@@ -225,12 +225,12 @@ def test_who_was_away_need_not_be_waited_for_until_it_has_taken_as_many(workers:
     me, new = workers[0], workers[1]
     for _ in range(1_000):
         for worker in (me, *workers[2:]):
-            worker.took()
-    assert me.ahead()
-    for _ in range(2 * LAG):
-        new.took()
-        new.ahead()
-    assert not me.ahead()
+            worker.count_accepted()
+    assert me.update_turn()
+    for _ in range(2 * LAG_MOST):
+        new.count_accepted()
+        new.update_turn()
+    assert not me.update_turn()
 
 
 def test_alone_nobody_is_ahead(workers: list[AcceptBalance]) -> None:
@@ -239,8 +239,8 @@ def test_alone_nobody_is_ahead(workers: list[AcceptBalance]) -> None:
     for other in workers[1:]:
         other.publish(0, able=False)
     for _ in range(100):
-        workers[0].took()
-    assert not workers[0].ahead()
+        workers[0].count_accepted()
+    assert not workers[0].update_turn()
 
 
 # --- how many at once
@@ -264,11 +264,11 @@ class Loop:
         self.row.cells[COMPLETED] += serves
         self.row.cells[BYTES_IN] += 100 * serves
         self.clock.now_ns += took_ns
-        self.batch.turned(took_ns)
+        self.batch.end_turn(took_ns)
         return most
 
     def be_sure(self) -> None:
-        while not self.batch.sure:
+        while not self.batch.quick:
             self.turn(takes=1, serves=1)
 
 
@@ -278,21 +278,21 @@ def loop(clock: Clock) -> Loop:
 
 
 def test_one_is_taken_in_a_turn_until_many_in_a_row_were_not_slow(loop: Loop) -> None:
-    for _ in range(SURE - 1):
+    for _ in range(QUICK_STREAK - 1):
         assert loop.turn(takes=99, serves=1) == 1
         assert loop.rests
     assert loop.turn(takes=99, serves=1) == 1
     assert not loop.rests
     assert loop.turn(takes=99) == FEW
     assert not loop.rests
-    loop.clock.now_ns += IN_A_ROW_NS
+    loop.clock.now_ns += STREAK_NS
     assert loop.turn(takes=99) == 1
 
 
 def test_after_a_slow_turn_one_is_taken_for_a_second(loop: Loop) -> None:
     loop.be_sure()
     loop.turn(serves=1, took_ns=SLOW_NS + 2 * QUICK_NS + 1)
-    for _ in range(2 * SURE):
+    for _ in range(2 * QUICK_STREAK):
         assert loop.turn(takes=99, serves=1) == 1
     loop.clock.now_ns += SLOW_FOR_NS
     loop.be_sure()
@@ -326,9 +326,9 @@ def test_a_turn_in_which_the_machine_was_busy_is_made_good_by_the_next(loop: Loo
 def test_what_waits_for_full_threads_counts_as_well(loop: Loop) -> None:
     loop.be_sure()
     for _ in range(100):
-        loop.batch.waited(8 * QUICK_NS, 8)
+        loop.batch.add_delay(8 * QUICK_NS, 8)
     assert loop.turn(takes=99) == FEW
-    loop.batch.waited(SLOW_NS + 8 * QUICK_NS + 1, 8)
+    loop.batch.add_delay(SLOW_NS + 8 * QUICK_NS + 1, 8)
     assert loop.turn(takes=99) == 1
 
 
@@ -336,20 +336,20 @@ def test_who_is_sure_may_take_a_few_more_than_the_mean(workers: list[AcceptBalan
     me = workers[0]
     assert not me.may_take(11)
     me.batch.begin()
-    me.batch.end(SURE)
+    me.batch.end(QUICK_STREAK)
     assert me.may_take(10 + FEW - 1)
     assert not me.may_take(10 + FEW)
     apart = workers[3]
-    apart.batch.end(SURE)
+    apart.batch.end(QUICK_STREAK)
     assert not apart.may_take(11), "what it held more could not change hands"
-    me.batch.waited(SLOW_NS + QUICK_NS + 1, 1)
+    me.batch.add_delay(SLOW_NS + QUICK_NS + 1, 1)
     assert not me.may_take(11)
 
 
 def test_who_is_sure_does_not_take_more_if_clients_come_one_after_the_other(workers: list[AcceptBalance]) -> None:
     me = workers[0]
     me.batch.begin()
-    me.batch.end(SURE)
+    me.batch.end(QUICK_STREAK)
     for worker in workers:
         worker.publish(0, able=True)
     me.publish(1, able=True)
@@ -362,24 +362,24 @@ def test_who_is_sure_does_not_take_more_if_clients_come_one_after_the_other(work
 def test_it_rests_until_the_client_has_asked_or_left_but_not_for_long(loop: Loop, cell: int) -> None:
     loop.turn(takes=1)
     assert loop.rests
-    assert loop.batch.rests
+    assert loop.batch.resting
     loop.row.cells[cell] += 1
-    assert not loop.batch.rests
+    assert not loop.batch.resting
     loop.turn(takes=1)
-    assert loop.batch.rests
+    assert loop.batch.resting
     loop.clock.now_ns += REST_NS
-    assert not loop.batch.rests
+    assert not loop.batch.resting
 
 
 def test_after_a_part_of_those_that_waited_it_rests_whoever_asks_or_leaves(loop: Loop) -> None:
     loop.batch.begin()
-    loop.batch.rest_fully()
+    loop.batch.rest_regardless()
     loop.batch.end(3)
     loop.row.cells[BYTES_IN] += 1
     loop.row.cells[CLOSED] += 1
-    assert loop.batch.rests
+    assert loop.batch.resting
     loop.clock.now_ns += REST_NS
-    assert not loop.batch.rests
+    assert not loop.batch.resting
     loop.turn(takes=1)
     loop.row.cells[CLOSED] += 1
-    assert not loop.batch.rests
+    assert not loop.batch.resting

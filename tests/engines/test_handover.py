@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.engines.handover import LATE_NS, LOOK_NS, STAYS_NS, HandOver, LongestIdle
+from prefork.engines.handover import JUST_COME_NS, LATE_NS, STAYS_NS, HandOver, LongestIdle
 from prefork.engines.peer import Peer
 from prefork.runtime.orders import Orders
 from prefork.runtime.transfer import TransferQueue
@@ -157,11 +157,11 @@ class Worker:
         self.publish()
         return before != len(self.connections)
 
-    def pass_on(self) -> None:
+    def give_all(self) -> None:
         """Retire, and give away what can be given."""
         self.serves = False
         self.publish()
-        self.handover.pass_on(cast("HttpContext", SimpleNamespace(drain=lambda *, last: None)))
+        self.handover.give_all(cast("HttpContext", SimpleNamespace(drain=lambda *, last: None)))
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_what_has_changed_hands_for_evenness_stays_for_ten_seconds_unless_its_wo
     assert taker.look(after_s=10.0)
     giver.look()
     assert held([giver, taker]) == [5, 5]
-    taker.pass_on()
+    taker.give_all()
     giver.look()
     assert held([giver, taker]) == [10, 0]
 
@@ -240,11 +240,11 @@ def test_who_is_busy_is_not_given(server: Server) -> None:
     assert giver.handover.excess(20) == 10
     giver.look()
     assert giver.connections == busy, "only the others were given"
-    giver.pass_on()
+    giver.give_all()
     assert giver.connections == busy
     for each in busy[:5]:
         each.idle = True
-    giver.pass_on()
+    giver.give_all()
     assert giver.connections == busy[5:], "after their responses"
 
 
@@ -275,10 +275,10 @@ def test_who_has_just_come_is_not_given(server: Server) -> None:
 def test_in_a_long_turn_who_has_just_come_by_the_clients_clock_is_given(server: Server) -> None:
     """It stands still while the application runs in the loop: those who came before have waited for that."""
     giver = ten_have_just_come(server)
-    server.board.awake_cells[0] = monotonic_ns() - LOOK_NS + 10_000_000_000
+    server.board.awake_cells[0] = monotonic_ns() - JUST_COME_NS + 10_000_000_000
     giver.look()
     assert len(giver.connections) == 10
-    server.board.awake_cells[0] = monotonic_ns() - LOOK_NS
+    server.board.awake_cells[0] = monotonic_ns() - JUST_COME_NS
     giver.look()
     assert len(giver.connections) == 5
 
@@ -444,7 +444,7 @@ def test_who_retires_alone_waits_five_seconds_from_then_and_never_ends_who_has_s
     def after(seconds: float) -> list[str]:
         nonlocal now_s
         now_s = 1000 + seconds
-        handover.pass_on(http)
+        handover.give_all(http)
         return [each.done for each in (old, young, busy, sent)]
 
     assert after(0) == after(4.9) == ["", "", "retired", ""]

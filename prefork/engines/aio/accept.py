@@ -68,7 +68,7 @@ class LoopAcceptor:
             errors=errors,
             admit=admit,
             room=connections.room,
-            make_room=lambda: connections.make_room(),  # noqa: PLW0108 - it is set later
+            make_room=connections.make_room,
             held=connections.held,
         )
         self._handlers = self._acceptor.handlers()
@@ -84,7 +84,7 @@ class LoopAcceptor:
         self._acceptor.stop_accepting()
         self._arm()
 
-    def turned(self) -> None:
+    def end_turn(self) -> None:
         """Accept again at once if a turn of the loop has ended the reason not to: a client has asked, or has left."""
         if self._acceptor.check_ns != NEVER:
             self._maintain()
@@ -109,7 +109,9 @@ class LoopAcceptor:
             self._timer.cancel()
             self._timer = None
         if check_ns != NEVER:
-            self._timer = self._loop.call_later(max(0.0, (check_ns - monotonic_ns()) / 1e9), self._on_time)
+            # In whole milliseconds, rounded up: uvloop knows no shorter ones, and would come back again and again.
+            after_ms = max(0, -((monotonic_ns() - check_ns) // 1_000_000))
+            self._timer = self._loop.call_later(after_ms / 1e3, self._on_time)
 
     def _on_time(self) -> None:
         self._armed_ns = NEVER

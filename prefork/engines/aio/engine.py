@@ -56,8 +56,8 @@ class AioEngine:
         asyncio.set_event_loop(self._loop)
         self._errors = RateLimitedLog(worker.log)
         self._loop.set_exception_handler(self._on_unhandled)
-        loose = worker.app.kind == "asgi" and not worker.inherited.tls
-        balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd, loose=loose)
+        may_exceed = worker.app.kind == "asgi" and not worker.inherited.tls
+        balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd, may_exceed=may_exceed)
         self._heartbeat = Heartbeat(worker, self._loop, balance)
         self._connections = ConnectionSet(worker, balance, self._heartbeat)
         self._service = self._new_service()
@@ -139,7 +139,7 @@ class AioEngine:
             errors=self._errors,
             admit=self._admit,
         )
-        self._heartbeat.on_sleep.append(own.turned)
+        self._heartbeat.on_sleep.append(own.end_turn)
         # A PROXY header, and the first byte of TLS, are read from the socket before it becomes a transport.
         if config.accept != "per-worker" or config.loop != "uvloop" or config.proxy_protocol or worker.inherited.tls:
             return own

@@ -38,7 +38,7 @@ class Heartbeat:
         self._cells = worker.rows[0].cells
         self._loop = loop
         self._call_soon = loop.call_soon
-        self._balance = balance if any(listener.slot is None for listener in worker.listeners) else None
+        self._balance = balance
         self._period_s = heartbeat_s(worker.config.timeout_s, worker.config.slow_s)
         self._most = most_units(worker.config)
         self._began_ns = 0
@@ -53,8 +53,7 @@ class Heartbeat:
     def wake(self) -> None:
         """Begin a turn. Call it only if not `awake`."""
         self.awake = True
-        if self._balance is not None:
-            self._balance.woke()
+        self._balance.woke()
         self._call_soon(self._call_soon, self._sleep)  # behind the tasks, else the others wait for a blocked loop
         for callback in self.on_wake:
             callback()
@@ -82,8 +81,7 @@ class Heartbeat:
             self._flush()
         for callback in self.on_sleep:
             callback()
-        if self._balance is not None:
-            self._balance.sleeps()
+        self._balance.sleeps()
 
     def _flush(self) -> None:
         cells = self._cells

@@ -173,7 +173,7 @@ class IdleConnections:
     def retire(self) -> None:
         """Give every idle connection to others, or end each with a last response; repeated, as some still come."""
         self._retiring = True
-        self._context.loop.call_later(self._handover.pass_on(self._app.context), self.retire)
+        self._context.loop.call_later(self._handover.give_all(self._app.context), self.retire)
 
     def _arrived(self) -> None:
         self._epoll.poll(0)
@@ -196,7 +196,7 @@ class IdleConnections:
         return (member for member in self._connections.members if isinstance(member, HttpConnection))
 
     def _make_room(self) -> bool:
-        return not self._connections.room() and self._handover.make_room(monotonic_ns()) and self._connections.room()
+        return self._handover.make_room(monotonic_ns())
 
     def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
         """Go on with a connection of another worker."""

@@ -81,7 +81,7 @@ class Pool(Generic[AnyJob]):
         self.busy = 0  # handed out and not back
         self.turn = False  # though it is full, one new connection has its turn
         self._moved_ns = 0  # when it became full, or something was done last
-        self._asked_ns, self._before_ns = 0, 0  # when `is_turn` was asked last, and that time then
+        self._asked_ns, self._before_ns = 0, 0  # when `take_turn` was asked last, and that time then
         start_threads(rows, self._serve)
 
     @property
@@ -94,8 +94,8 @@ class Pool(Generic[AnyJob]):
         """For how long new work would have had to wait by now."""
         return monotonic_ns() - self._moved_ns if self.full else 0
 
-    def is_turn(self, now_ns: int) -> bool:
-        """Whether one who waits has its turn: a thread has been free since this was asked, a moment ago.
+    def take_turn(self, now_ns: int) -> bool:
+        """Whether a connection that waits has its turn: a thread has been free since this was asked, a moment ago.
 
         Clients that are here already would keep all threads busy for ever.
         """
@@ -139,9 +139,8 @@ class Reactor:
 
     def __init__(self, worker: WorkerContext) -> None:
         config = worker.config
-        self._worker = (
-            worker  # with 30 attributes and fewer, Python finds each of them at once (measured: 4 % a request)
-        )
+        # With 30 attributes and fewer, Python finds each of them at once (measured: 4 % a request).
+        self._worker = worker
         self._link = worker.link
         self._cells = worker.rows[0].cells  # counters of the loop itself; the pool's threads write their own
         self._epoll = epoll()
@@ -149,8 +148,8 @@ class Reactor:
         self._tls = worker.inherited.tls
         # The type below socket.socket has all that is needed (measured: 2 us less for a connection), but not for TLS.
         self._socket: type[socket.socket] = socket.socket if self._tls else cast("type[socket.socket]", _socket.socket)
-        loose = not self._tls and config.threads == 1
-        self._balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd, loose=loose)
+        may_exceed = not self._tls and config.threads == 1
+        self._balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd, may_exceed=may_exceed)
         self._phases: dict[int, Phase] = {}
         self._later: list[HttpConnection] = []  # that go on in the next turn
         self._pool: Pool[HttpConnection] | None = Pool(worker.rows, self._failed) if config.threads > 1 else None
@@ -193,9 +192,8 @@ class Reactor:
             self._handlers[self._pool.fd] = self._results
             self._epoll.register(self._pool.fd, EPOLLIN)
         self._beat(monotonic_ns())
-        self._link.ready(
-            self._worker.app.kind, self.name
-        )  # before the first call of the application, which may end the process
+        # Before the first call of the application, which may end the process.
+        self._link.ready(self._worker.app.kind, self.name)
         self._acceptor.open()
         if self.handover.possible:
             self._handlers[self.handover.fd] = self._arrived
@@ -355,10 +353,10 @@ class Reactor:
         for connection, part in self._pool.take():
             connection.resume(part)
             count += 1
-        self._balance.batch.waited(blocked_ns, count)
+        self._balance.batch.add_delay(blocked_ns, count)
         if was_full:
             self._announce()
-            self.handover.freed(len(self._phases))
+            self.handover.on_thread_free(len(self._phases))
 
     def _room(self) -> bool:
         pool = self._pool
@@ -390,7 +388,7 @@ class Reactor:
         """Give or end a connection that is idle; or if it is a thread that there is none of, wait for one's turn."""
         if len(self._phases) >= self._worker.config.max_connections:
             return self.handover.make_room(monotonic_ns())
-        return self._pool is not None and self._pool.is_turn(monotonic_ns())
+        return self._pool is not None and self._pool.take_turn(monotonic_ns())
 
     def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
         """Go on with a connection of another worker."""
@@ -418,7 +416,7 @@ class Reactor:
         while (now_s := time.monotonic()) < self._until_s:
             drained = drained or self._acceptor.drain()
             if now_s >= look_s or not self.context.draining:
-                self._again_s = self.handover.pass_on(self.context)
+                self._again_s = self.handover.give_all(self.context)
                 look_s = now_s + self._again_s
             if drained and not self._phases and not (self._pool and self._pool.busy):
                 return
