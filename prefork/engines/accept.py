@@ -291,8 +291,8 @@ Admit = Callable[[int, Any, Listener], None]
 class EpollAcceptor:
     """WORKER. `admit(descriptor, sockaddr, listener)` gets each connection; `held()` says how many there are.
 
-    `room()`: whether one more may come. `make_room()` gives an idle one away, or ends it, and returns whether it could;
-    it is asked when one waits.
+    `room()`: whether one more may come. `make_room(accept)` gives an idle one away, or ends it once `accept()` has told
+    that it has taken one: other full workers may want the same. It returns that, and is called when one waits.
     `check_ns` is when the loop has to call `maintain`, on its own clock.
     """
 
@@ -305,7 +305,7 @@ class EpollAcceptor:
         errors: RateLimitedLog,
         admit: Admit,
         room: Callable[[], bool],
-        make_room: Callable[[], bool],
+        make_room: Callable[[Callable[[], bool]], bool],
         held: Callable[[], int],
     ) -> None:
         self._listeners = {listener.sock.fileno(): listener for listener in listeners}
@@ -347,8 +347,8 @@ class EpollAcceptor:
         waits = looks and self.waits()
         if looks and self._shared and self._room():
             self._balance.note_waiting(self._held(), waits=waits)
-        if self._wanted() or (due and waits and self._room_is_made()):
-            self._enter(now_ns)
+        if self._wanted() or (due and waits and not self._room()):
+            self._enter(now_ns)  # in the second case, it may have an idle one to replace
         elif due:
             self._balance.paused = False
             self._looks = 0 if waits else self._looks + 1
@@ -414,18 +414,20 @@ class EpollAcceptor:
 
     def _accept_some(self, listener: Listener, most: int, now_ns: int) -> int:
         """Accept so many, if they are this worker's share; return how many there were."""
-        count = 0
-        while count < most and (self._wanted() or self._room_is_made()):
+
+        def accept() -> bool:
             try:
                 self._accept(listener)
             except OSError as error:
-                if error.errno in QUEUE_EMPTY:
-                    break
                 if error.errno in ACCEPT_PAUSE:
                     self._pause(error, now_ns)
-                    break
-                if error.errno not in ACCEPT_IGNORED:
+                elif error.errno not in QUEUE_EMPTY and error.errno not in ACCEPT_IGNORED:
                     raise
+                return False
+            return True
+
+        count = 0
+        while count < most and (accept() if self._wanted() else self._replaces(accept)):
             count += 1
         return count
 
@@ -456,9 +458,9 @@ class EpollAcceptor:
         """Whether this worker, whose last client has left, stays off, as it has taken more than the others."""
         return self._shared and not self._held() and self._balance.update_turn() and not self.waits()
 
-    def _room_is_made(self) -> bool:
-        """Make room if that is all that keeps this worker from taking a connection that waits."""
-        return not self._room() and self.waits() and self._make_room() and self._room()
+    def _replaces(self, accept: Callable[[], bool]) -> bool:
+        """Accept one that waits in the place of an idle one, if a lack of room is all that keeps it from that."""
+        return not self._room() and self.waits() and self._make_room(accept)
 
     def _pause(self, error: OSError, now_ns: int) -> None:
         self._errors.note("accept paused", reason=error.strerror, pause=f"{ACCEPT_PAUSE_S:g}s")

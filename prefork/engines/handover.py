@@ -177,10 +177,11 @@ class HandOver:
                 connection.expire()
         return _RETIRE_S
 
-    def make_room(self, now_ns: int) -> bool:
-        """Give away what has been idle for the longest, or close it if all are full; False if nothing is idle.
+    def make_room(self, now_ns: int, accept: Callable[[], bool]) -> bool:
+        """Accept a connection in the place of the one that has been idle for the longest; return whether there was one.
 
-        One that came or was served just now is not closed: its client may be about to send a request.
+        That one is given away; if all are full, it is closed, unless another worker was faster to accept. One that came
+        or was served just now is not closed: its client may be about to send a request.
         """
         if not self.possible and self._room_elsewhere(monotonic_ns() - LATE_NS):
             return False  # it goes to those
@@ -189,7 +190,9 @@ class HandOver:
         if connection is None:
             return False
         if gives:
-            return connection.give(now_ns, evened=False)
+            return connection.give(now_ns, evened=False) and accept()
+        if not accept():
+            return False
         connection.close()
         return True
 

@@ -55,7 +55,8 @@ class Takeover:
         self._scaled: tuple[int, int] = (inherited["configured"], inherited["workers"])
         self._listeners: list[dict[str, Any]] = inherited["listeners"]  # entries that were not taken
         self._pid_file: tuple[str, int] | None = tuple(inherited["pid_file"]) if inherited["pid_file"] else None
-        self._transfer: tuple[int, int] | None = tuple(_items(inherited.get("transfer"))) or None
+        transfer = _items(inherited.get("transfer"))
+        self._transfer = (transfer[0], transfer[1]) if len(transfer) == 2 else None
         self._took: list[int] = []  # descriptors, by their numbers in the old master
         self._channel = socket.socket(fileno=inherited["channel"])
         self._channel.set_inheritable(False)
@@ -187,7 +188,8 @@ def _read(pid: int, data: bytes) -> tuple[NewMasterReady | None, str]:
         said = None
     match said:
         case {"ready": True, "took": [*fds]} if all(type(fd) is int for fd in fds):
-            return NewMasterReady(pid, frozenset(fds), takes=VERSION in _items(said.get("reads"))), ""
+            versions = [item for item in _items(said.get("reads")) if type(item) is int]
+            return NewMasterReady(pid, frozenset(fds), takes=VERSION in versions), ""
         case {"ready": False, "reason": str(reason)}:
             return None, printable(reason[:MESSAGE_MOST])
     return None, f"{NO_MESSAGE}: {printable(data[:40].decode('ascii', 'replace'))}"

@@ -20,7 +20,7 @@ from prefork.runtime.orders import Orders
 from prefork.status.scoreboard import BYTES_IN, Scoreboard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PAUSE_NS = round(ACCEPT_PAUSE_S * 1e9)
 
@@ -49,6 +49,8 @@ class Machine:
         self.most = 100
         self.held: list[Listener] = []
         self.idle = 0  # of those, which may make room
+        self.offered = 0  # how often it was asked to make room
+        self.meanwhile: Callable[[], object] = int  # what happens then
         self.notes: list[str] = []
         self.acceptor = EpollAcceptor(
             self.listeners,
@@ -70,11 +72,13 @@ class Machine:
         self.held.append(listener)
         self.balance.publish(len(self.held), able=len(self.held) < self.most)
 
-    def make_room(self) -> bool:
-        if not self.idle:
+    def make_room(self, accept: Callable[[], bool]) -> bool:
+        self.offered += 1
+        self.meanwhile()
+        if not self.idle or not accept():
             return False
         self.idle -= 1
-        self.held.pop()
+        self.held.pop(0)
         return True
 
     def connect(self, number: int = 0) -> None:
@@ -204,6 +208,7 @@ def test_full_it_looks_now_and_then_and_takes_one_as_soon_as_room_is_made(machin
     assert machine.acceptor.check_ns == machine.now_ns + FULL_NS
     machine.connect()
     machine.turn(FULL_NS)
+    machine.turn()
     assert machine.off
     machine.idle = 1
     machine.turn(FULL_NS)
@@ -219,7 +224,24 @@ def test_no_room_is_made_while_nobody_waits(machine: Machine) -> None:
     machine.turn()
     for _ in range(5):
         machine.turn(FULL_NS)
+    assert not machine.offered
+
+
+def test_no_idle_one_ends_for_what_another_full_worker_has_taken(machine: Machine) -> None:
+    machine.most = machine.idle = 1
+    machine.connect()
+    machine.turn()
+    machine.connect()
+
+    def steal() -> None:
+        machine.listeners[0].sock.accept()[0].close()
+
+    machine.meanwhile = steal
+    machine.turn(FULL_NS)
+    machine.turn()
+    assert machine.offered == 1
     assert machine.idle == 1
+    assert len(machine.held) == 1
 
 
 class TestWithoutDescriptors:

@@ -500,7 +500,7 @@ def test_nobody_is_closed_while_another_has_room(server: Server) -> None:
     full, other = Worker(server, 0, most=60), Worker(server, 1)
     full.open(60)
     other.publish()
-    while full.handover.make_room(monotonic_ns()):
+    while full.handover.make_room(monotonic_ns(), lambda: True):
         pass
     assert len(full.connections) + server.transfer.waiting() == 60, "the queue is full, and none was closed"
     assert server.transfer.waiting() > 0
@@ -513,13 +513,20 @@ def test_under_tls_nobody_is_closed_while_another_has_room(server: Server) -> No
     other.publish()
     server.board.open_cells[1] = 1  # as its acceptor says
     before = list(full.connections)
-    assert not full.handover.make_room(monotonic_ns())
+    assert not full.handover.make_room(monotonic_ns(), lambda: True)
     assert full.connections == before
     assert server.transfer.waiting() == 0
     server.board.open_cells[1] = 0
-    assert full.handover.make_room(monotonic_ns())
+    assert full.handover.make_room(monotonic_ns(), lambda: True)
     assert len(full.connections) == 3
     assert server.transfer.waiting() == 0
+
+
+def test_nobody_is_closed_for_a_connection_that_another_has_taken(server: Server) -> None:
+    full = Worker(server, 0, most=4)
+    full.open(4)
+    assert not full.handover.make_room(monotonic_ns(), lambda: False)
+    assert len(full.connections) == 4
 
 
 def test_what_is_no_message_is_thrown_away(server: Server) -> None:

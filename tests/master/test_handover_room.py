@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.engines.handover import FRESH_NS
 from tests.master.test_handover import ASGI, SOON_S, WAYS, each_loop, each_way, fill, totals
 from tests.master.test_upgrade import Line
 from tests.support.client import dial, read_to_end
@@ -119,6 +120,23 @@ def test_who_is_full_makes_room_though_the_other_is_stuck(
             assert time.monotonic() - began_s < 4
         gate.open()
         assert [browser.response().status for browser in inside] == [200] * threads
+
+
+@each_way
+def test_for_one_that_comes_one_makes_room(serve: Serve, place: Place, way: tuple[str, ...]) -> None:
+    """All workers are full and see it at once."""
+    server = serve(*way, "--workers", "4", "--max-connections", "5", env=place.env)
+    with ExitStack() as stack:
+        for _ in range(20):
+            assert stack.enter_context(Browser(server)).get("/").status == 200
+        served_s = time.monotonic()
+        eventually(lambda: time.monotonic() - served_s > FRESH_NS / 1e9, within_s=SOON_S)  # else none may be closed
+        for _ in range(3):
+            assert stack.enter_context(Browser(server)).get("/").status == 200
+        found = eventually(
+            lambda: (seen := totals(place))["accepted"] == 23 and seen["connections"] <= 20 and seen, within_s=SOON_S
+        )
+        assert (found["closed"], found["connections"]) == (3, 20)
 
 
 @each_way

@@ -46,7 +46,7 @@ class ConnectionSet:
         self.arriving = 0
         self.members: set[ConnectionLike] = set()
         self.on_change: Callable[[int], None] = ignore
-        self.make_room: Callable[[], bool] = bool  # by default, there is none to be made
+        self.make_room: Callable[[Callable[[], bool]], bool] = no_room
         self.handover: HandOver | None = None  # of connections that are idle between two requests
         self.accepting = True
         heartbeat.on_sleep.append(self._end_turn)
@@ -134,6 +134,11 @@ class ConnectionSet:
 
 def ignore(_held: int) -> None:
     """Do nothing: the `on_change` of a worker that does not accept."""
+
+
+def no_room(_accept: Callable[[], bool]) -> bool:
+    """Return that no connection can make room for another."""
+    return False
 
 
 def has_unread_input(transport: asyncio.BaseTransport) -> bool:

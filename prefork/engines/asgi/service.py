@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -195,8 +195,8 @@ class IdleConnections:
     def _http(self) -> Iterator[HttpConnection]:
         return (member for member in self._connections.members if isinstance(member, HttpConnection))
 
-    def _make_room(self) -> bool:
-        return self._handover.make_room(monotonic_ns())
+    def _make_room(self, accept: Callable[[], bool]) -> bool:
+        return self._handover.make_room(monotonic_ns(), accept)
 
     def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
         """Go on with a connection of another worker."""

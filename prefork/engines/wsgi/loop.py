@@ -384,11 +384,14 @@ class Reactor:
         first = (phase for phase, _mask in reversed(ready) if isinstance(phase, HttpConnection))
         self.handover.even_out(len(self._phases), monotonic_ns(), first)
 
-    def _make_room(self) -> bool:
-        """Give or end a connection that is idle; or if it is a thread that there is none of, wait for one's turn."""
-        if len(self._phases) >= self._worker.config.max_connections:
-            return self.handover.make_room(monotonic_ns())
-        return self._pool is not None and self._pool.take_turn(monotonic_ns())
+    def _make_room(self, accept: Callable[[], bool]) -> bool:
+        """Accept one in the place of an idle one; if all threads are busy, when it has its turn."""
+        pool, now_ns = self._pool, monotonic_ns()
+        if pool and pool.full and not pool.take_turn(now_ns):
+            return False
+        if len(self._phases) < self._worker.config.max_connections:
+            return accept()
+        return self.handover.make_room(now_ns, accept)
 
     def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
         """Go on with a connection of another worker."""
