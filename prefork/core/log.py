@@ -63,6 +63,7 @@ class LogWriter:
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 self._socket = socket.socket(fileno=os.dup(fd))
+                self._socket.settimeout(None)  # an application may have set a default one; then each send would wait
             elif (own := _own_description(fd)) is not None:
                 self.fd = own
         except OSError:

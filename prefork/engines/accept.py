@@ -21,7 +21,7 @@ from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.timers import NEVER
 from prefork.errors import ACCEPT_IGNORED, ACCEPT_PAUSE, ACCEPT_PAUSE_S, QUEUE_EMPTY
 from prefork.runtime.orders import IN_USE, Orders
-from prefork.status.scoreboard import BYTES_IN, CLOSED, COMPLETED, HELD_MOST, Row, Scoreboard
+from prefork.status.scoreboard import BYTES_IN, CLOSED, COMPLETED, HELD_MOST, Scoreboard
 
 # --- Who takes the next connection: the event loops' way to share listeners evenly.
 #
@@ -71,7 +71,7 @@ class AcceptBalance:
     """
 
     def __init__(self, board: Scoreboard, orders: Orders, group: int, wake_fd: int, *, may_exceed: bool) -> None:
-        self.batch = AcceptBatch(board.row(group))
+        self.batch = AcceptBatch(board, group)
         self._open, self._awake, self._orders = board.open_cells, board.awake_cells, orders.cells
         self._taken = board.taken_cells
         self._group = group
@@ -222,12 +222,14 @@ REST_NS = 1_000_000
 class AcceptBatch:
     """WORKER. How many connections to take in a turn of the loop, and whether to rest then.
 
-    `row`: where the loop counts, and its first thread. A turn may take QUICK_NS for itself, and for each request that
-    is completed. So one that moves many messages of WebSockets, say, counts as slow, too.
+    A turn may take QUICK_NS for itself, and for each request that is completed. So one that moves many messages of
+    WebSockets, say, counts as slow, too.
     """
 
-    def __init__(self, row: Row) -> None:
-        self._cells = row.cells
+    def __init__(self, board: Scoreboard, group: int) -> None:
+        self._cells = board.row(group).cells  # where the loop counts, and its first thread
+        self._delays, self._group = board.delay_cells, group
+        self._delay_ns = 0  # in all
         self._completed = 0  # requests, when the last turn ended
         self._behind_ns = 0  # of what QUICK_NS would have allowed
         self._slow_until_ns = 0
@@ -243,6 +245,8 @@ class AcceptBatch:
 
     def add_delay(self, ns: int, requests: int) -> None:
         """Note that a newcomer would have waited so long, while so many requests were completed."""
+        self._delay_ns += ns
+        self._delays[self._group] = self._delay_ns
         self._behind_ns += ns - QUICK_NS * requests
         if self._behind_ns < 0:
             self._behind_ns = 0

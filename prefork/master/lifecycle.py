@@ -221,7 +221,7 @@ class Lifecycle(Observer):
             self.stop("--lame-duck is over")
         if not (self.borrowing or self._policy.stopping):
             self._workers.choose_takers(self._policy.rollout.generation)
-        settle_s = self._workers.settle(now_s)
+        settle_s = self._workers.account.settle(now_s)
         return min(self.upgrade.wake_s, self.notifier.tick(now_s), self._policy.stop_at_s, settle_s)
 
     # --- what the service manager is told

@@ -29,7 +29,7 @@ from prefork.master.roster import Roster, Spawn, Unit, WorkerHandle
 from prefork.master.templates import Templates
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.master_link import NO_MESSAGE, OF_WORKER, READ_MOST, REST_MOST, Kind, Receiver
-from prefork.runtime.orders import ANOTHER, TAKING, Orders
+from prefork.runtime.orders import ANOTHER, STOPPING, TAKING, Orders
 from prefork.runtime.transfer import TransferQueue
 from prefork.status.deaths import DeathRecord
 from prefork.status.histogram import ARRAY_DIGITS, Histogram
@@ -75,8 +75,7 @@ class Workers:
     _failures: dict[int, dict[str, Any]] = field(default_factory=dict)  # by pid: the message FAILED, if it sent one
     _served: dict[int, int] = field(default_factory=dict)  # by generation: completed by workers that are gone
     _lifeline: tuple[int, int] = field(init=False)  # workers poll the first; only the master holds the second
-    _settle_s: float = _NEVER  # when to look whether a worker that died had connections in its hands
-    _missing: list[int] = field(default_factory=list)  # at each look so far that could be relied upon
+    account: TransferAccount = field(init=False)
     _wake_fd: int = field(init=False)  # eventfd through which workers wake each other
     templates: Templates = field(init=False)
     oom: OomKills = field(default_factory=OomKills)
@@ -93,6 +92,7 @@ class Workers:
         self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.templates = Templates(known=self.children)
+        self.account = TransferAccount(self)
 
     # --- start and end
 
@@ -208,7 +208,7 @@ class Workers:
         self.waits = [gone + here for gone, here in waits]
         self._served[worker.generation] = self._served.get(worker.generation, 0) + reading.counters["completed"]
         self.board.vacate(worker.group)
-        self._settle_s, self._missing = now_s, []
+        self.account.reopen(now_s)
         hang = worker.hang
         killed = worker.killed or self.children.stopped.get(child.pid)
         return worker, DeathRecord(
@@ -234,6 +234,7 @@ class Workers:
 
     def close(self) -> None:
         """After the last worker: a caller in Python may start another server."""
+        self.account.close()
         for fd in (*self._lifeline, self._wake_fd, *self._orders_fds.values()):
             os.close(fd)
         for receiver in self._receivers.values():
@@ -256,39 +257,6 @@ class Workers:
         ):
             self.orders.take_over(generation)
             self._wake_all()
-
-    def settle(self, now_s: float) -> float:
-        """Count as cut what a worker had in its hands when it died: given and not in the queue, or just taken.
-
-        A look at figures that move meanwhile does not count. Who is about to give or take, and has no processor for a
-        moment, makes one too many of it; so the least that was found is what is missing for good. Return when to come
-        again (monotonic seconds).
-        """
-        if now_s < self._settle_s:
-            return self._settle_s
-        self._settle_s = now_s + SETTLE_S
-        given, taken, waiting = moved = self._moved()
-        if moved == self._moved():
-            self._missing.append(given - taken - waiting)
-        if self.orders.cells[ANOTHER]:
-            self._settle_s = _NEVER  # who takes is another master's
-        elif len(self._missing) >= _LOOKS:
-            self._settle_s = _NEVER
-            if (count := min(self._missing)) > 0:
-                counted = next(iter(self.gone.values()))
-                counted["received"] += count
-                counted["cut"] += count
-                self.log.warning("connections cut", count=count, reason="a worker died while it gave or took them")
-        return self._settle_s
-
-    def _moved(self) -> tuple[int, int, int]:
-        """How many connections were given, how many were taken, and how many wait in the queue."""
-        every = [*self.gone.values(), *(self.board.read(worker.group).counters for worker in self.roster)]
-        return (
-            sum(each["given"] for each in every),
-            sum(each["received"] for each in every),
-            self.transfer.waiting(),
-        )
 
     def stop(self, *, drain: bool) -> None:
         """Tell all workers, those to come included, to leave; with `drain` they serve what waits before they do."""
@@ -378,7 +346,8 @@ class Workers:
         units = {}
         for worker in self.roster:
             reading = self.board.read(worker.group)
-            never_beat = worker.serving and not reading.moved_ns
+            # In a stop, workers end their heartbeat before they are known to retire.
+            never_beat = worker.serving and not reading.moved_ns and not self.orders.cells[STOPPING]
             units[worker.pid] = Unit(
                 since_ns=round((worker.ready_s or 0.0) * 1e9) if never_beat else reading.judged_ns,
                 serving=reading.serving,
@@ -398,6 +367,63 @@ class Workers:
     def totals(self) -> dict[str, int]:
         """What workers that are gone have counted."""
         return {name: sum(counted[name] for counted in self.gone.values()) for name in COUNTERS}
+
+
+class TransferAccount:
+    """MASTER. Counts as cut the connections that were lost between two workers."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._look_s = _NEVER  # when to look whether a worker that died had some in its hands
+        self._missing: list[int] = []  # at each look so far that could be relied upon
+
+    def reopen(self, now_s: float) -> None:
+        """Look again from now on: a worker has died."""
+        self._look_s, self._missing = now_s, []
+
+    def settle(self, now_s: float) -> float:
+        """Count what a worker had in its hands when it died: given and not in the queue, or just taken.
+
+        A look at figures that move meanwhile does not count. Who is about to give or take, and has no processor for a
+        moment, makes one too many of it; so the least that was found is what is missing for good. Return when to come
+        again (monotonic seconds).
+        """
+        if now_s < self._look_s:
+            return self._look_s
+        self._look_s = now_s + SETTLE_S
+        given, taken, waiting = moved = self._moved()
+        if moved == self._moved():
+            self._missing.append(given - taken - waiting)
+        if self._workers.orders.cells[ANOTHER]:
+            self._look_s = _NEVER  # who takes is another master's
+        elif len(self._missing) >= _LOOKS:
+            self._look_s = _NEVER
+            self._cut(min(self._missing), "a worker died while it gave or took them")
+        return self._look_s
+
+    def close(self) -> None:
+        """After the last worker: count what nobody has taken, as it ends with the queue."""
+        if not self._workers.orders.cells[ANOTHER]:
+            given, taken, _waiting = self._moved()
+            self._cut(given - taken, "the server has ended while they changed hands")
+
+    def _moved(self) -> tuple[int, int, int]:
+        """How many connections were given, how many were taken, and how many wait in the queue."""
+        workers = self._workers
+        live = (workers.board.read(worker.group).counters for worker in workers.roster)
+        every = [*workers.gone.values(), *live]
+        return (
+            sum(each["given"] for each in every),
+            sum(each["received"] for each in every),
+            workers.transfer.waiting(),
+        )
+
+    def _cut(self, count: int, reason: str) -> None:
+        if count > 0 and self._workers.gone:
+            counted = next(iter(self._workers.gone.values()))
+            counted["received"] += count
+            counted["cut"] += count
+            self._workers.log.warning("connections cut", count=count, reason=reason)
 
 
 def _nothing() -> None:

@@ -118,6 +118,8 @@ class TransferQueue:
             self._out, self._in = (_socket.socket(fileno=fd) for fd in fds)
             for fd in fds:
                 os.set_inheritable(fd, False)
+        for end in (self._out, self._in):
+            end.settimeout(None)  # an application may have set a default one; then Python waits before each call
         self._spare = -1  # of the process that takes
 
     @property

@@ -107,17 +107,19 @@ class Scoreboard:
     def __init__(self, *, groups: int, threads: int) -> None:
         self.groups = groups
         self.threads = threads
-        self._rows_at = 4 * groups
+        self._rows_at = 5 * groups
         self.memory = mmap.mmap(-1, 8 * (self._rows_at + groups * threads * CELLS))
         self._cells = memoryview(self.memory).cast("q")
         # Of event loops, side by side, as each reads all of them before it takes a connection (engines/accept.py):
         # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
         # how many it has taken. And before it gives or takes one that has lived (engines/handover.py): one more than
-        # those held, 0 = takes none.
+        # those held, 0 = takes none, -1 = takes what others cannot; and for how long in all (ns) a newcomer would have
+        # had to wait.
         self.open_cells = self._cells[:groups]
         self.awake_cells = self._cells[groups : 2 * groups]
         self.taken_cells = self._cells[2 * groups : 3 * groups]
         self.serving_cells = self._cells[3 * groups : 4 * groups]
+        self.delay_cells = self._cells[4 * groups : 5 * groups]
         self._zeros = memoryview(bytes(8 * CELLS)).cast("q")
 
     def row(self, group: int, thread: int = 0) -> Row:
@@ -136,8 +138,8 @@ class Scoreboard:
 
     def vacate(self, group: int) -> None:
         """Its owner is gone: event loops no longer compare themselves with it. Counters stay until `clear`."""
-        for cells in (self.open_cells, self.awake_cells, self.taken_cells, self.serving_cells):
-            cells[group] = 0
+        for start in range(0, self._rows_at, self.groups):
+            self._cells[start + group] = 0
 
     def read(self, group: int) -> Reading:
         """What the rows of the group say now, added up."""

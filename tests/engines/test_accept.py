@@ -251,8 +251,9 @@ class Loop:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.row: Row = Scoreboard(groups=1, threads=1).row(0)
-        self.batch = AcceptBatch(self.row)
+        self.board = Scoreboard(groups=1, threads=1)
+        self.row: Row = self.board.row(0)
+        self.batch = AcceptBatch(self.board, 0)
         self.rests = False
 
     def turn(self, *, takes: int = 0, serves: int = 0, took_ns: int = 0) -> int:

@@ -366,7 +366,7 @@ class Reactor:
         held, serves, pool = len(self._phases), not self._until_s, self._pool
         self._balance.publish(held, able=serves and self._room())
         stuck = pool is not None and pool.blocked_ns > LATE_NS
-        self.handover.publish(held, serves=serves and not stuck, able=not (pool and pool.full))
+        self.handover.publish(held, serves=serves, able=not (pool and pool.full), stuck=stuck)
 
     # --- connections that change hands
 
