@@ -333,6 +333,18 @@ def test_what_waits_for_full_threads_counts_as_well(loop: Loop) -> None:
     assert loop.turn(takes=99) == 1
 
 
+def test_others_can_see_for_how_long_in_all_a_newcomer_would_have_waited(loop: Loop) -> None:
+    said = loop.board.delay_cells
+    loop.turn(serves=1, took_ns=300)
+    loop.turn(took_ns=20)
+    assert said[0] == 320
+    loop.batch.add_delay(4000, 1)  # for full threads
+    assert said[0] == 4320
+    said[0] = -1  # written over by an application
+    loop.turn(took_ns=1)
+    assert said[0] == 4321
+
+
 def test_who_is_sure_may_take_a_few_more_than_the_mean(workers: list[AcceptBalance]) -> None:
     me = workers[0]
     assert not me.may_take(11)
