@@ -191,6 +191,26 @@ def test_a_client_of_any_name_can_be_given(
     assert message.server == longest.server
 
 
+@pytest.mark.parametrize("made", ["here", "of the master before"])
+def test_a_default_timeout_of_the_application_makes_nobody_wait(
+    pair: tuple[socket.socket, socket.socket], made: str
+) -> None:
+    with ExitStack() as stack:
+        stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+        socket.setdefaulttimeout(3.0)
+        queue = stack.enter_context(closing(TransferQueue()))
+        if made != "here":
+            fds = tuple(map(os.dup, queue.fds))
+            queue = stack.enter_context(closing(TransferQueue((fds[0], fds[1]))))
+        began_s = time.monotonic()
+        assert (queue.waiting(), queue.oldest_ns(), queue.take()) == (0, 0, None)
+        while queue.give(pair[1].fileno(), MESSAGE.encode()):
+            assert queue.oldest_ns() == MESSAGE.sent_ns
+        while taken := queue.take():
+            taken[0].close()
+        assert time.monotonic() - began_s < 2.0
+
+
 AT_THE_LIMIT = """
     import os, resource, socket
     from contextlib import suppress
