@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from tests.support.client import exchange, talkback_reply
 from tests.support.processes import open_fds
 from tests.support.server import clean_environment
+from tests.support.wait import eventually
+from tests.support.web import Browser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -254,3 +257,47 @@ finally:
     server.stop()
     assert server.log.count("FINALLY OF") == server.log.count("AT EXIT OF") == 1
     assert f"AT EXIT OF {server.pid}" in server.log
+
+
+IMPATIENT = """
+import socket
+socket.setdefaulttimeout(5)  # as for its own clients
+import prefork
+{app}
+prefork.serve(app, workers=2, bind="127.0.0.1:0")
+"""
+OF_WSGI = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"hi"]
+"""
+OF_ASGI = """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"hi"})
+"""
+
+
+@pytest.mark.parametrize("app", [OF_WSGI, OF_ASGI], ids=["wsgi", "asgi"])
+def test_a_default_timeout_of_sockets_cuts_nobody_off(start: Start, app: str) -> None:
+    server = start(IMPATIENT.replace("{app}", app))
+    with ExitStack() as stack:
+        browsers = [stack.enter_context(Browser(server)) for _ in range(20)]
+        assert [browser.get("/").status for browser in browsers] == [200] * 20
+        server.signal(signal.SIGHUP)
+        for _ in range(3):  # while they change hands
+            assert [browser.get("/").closes for browser in browsers] == [False] * 20
+        server.wait_log("reloaded generation=2")
+        assert [browser.get("/").closes for browser in browsers] == [False] * 20
+        server.signal(signal.SIGTERM)
+        for browser in browsers:
+            eventually(lambda each=browser: each.get("/").closes, within_s=5, what="a last answer")
+            assert browser.ended()
+    assert server.wait_exit() == 0
+    assert "worker died" not in server.log
+    server.wait_log(r"stopped .*accepted=20 closed=20 cut=0 ")

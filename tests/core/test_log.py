@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.core.log import LEVELS, open_log, utc
+from prefork.core.log import LEVELS, LogWriter, open_log, utc
+from tests.support.stuck import fill
 from tests.support.users import as_root
 
 if TYPE_CHECKING:
@@ -315,6 +318,26 @@ def test_a_pipe_of_another_user_does_not_block() -> None:
     assert len(lines) + int(done.stderr) in (3000, 3001), "one may be there in part"
     assert int(done.stderr) > 2000
     assert set(lines[:-1]) == {b"x" * 99}
+
+
+def test_a_socket_that_nobody_reads_is_not_waited_for_whatever_the_default_timeout() -> None:
+    with ExitStack() as stack:
+        stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+        ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+        fill(ours.fileno())
+        socket.setdefaulttimeout(3.0)
+        writer = LogWriter(ours.fileno())
+        stack.callback(writer.share)
+        began_s = time.monotonic()
+        assert [writer.write(b"a line\n") for _ in range(3)] == [False] * 3
+        assert time.monotonic() - began_s < 2.0
+        assert writer.lost == 3
+        theirs.setblocking(False)
+        with suppress(BlockingIOError):
+            while theirs.recv(1 << 16):
+                pass
+        assert writer.write(b"the next\n")
+        assert theirs.recv(100) == b"the next\n"
 
 
 def test_a_line_is_one_write(tmp_path: Path) -> None:
