@@ -11,6 +11,7 @@ import pytest
 from tests.support.client import Hammer, dial, exchange, read_to_end
 from tests.support.server import APPS
 from tests.support.wait import eventually
+from tests.support.web import ASGI
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
@@ -129,3 +130,20 @@ def test_hung_handlers_one_after_the_other_are_no_crash_loop(serve: Serve) -> No
         with dial(server.address) as client:
             client.sendall(b"spin\n")
             server.wait_workers(1, without=before, within_s=0.5 + LATE_S)
+
+
+UP_S = 1.3
+
+
+@pytest.mark.parametrize("kind", [ASGI, f"{APPS / 'coroutines.py'}:echo"], ids=["asgi", "streams"])
+def test_a_stop_of_a_server_that_was_up_for_longer_finds_nobody_hung(serve: Serve, kind: str) -> None:
+    """Workers that leave beat no more."""
+    servers = [serve(kind, "--workers", "2", "--timeout", str(TIMEOUT_S)) for _ in range(3)]
+    ready_s = time.monotonic()
+    eventually(lambda: time.monotonic() - ready_s > UP_S, within_s=10)
+    for server in servers:
+        server.ask_to_stop()
+    for server in servers:
+        assert server.wait_exit() == 0
+        assert "hung" not in server.log
+        assert "died" not in server.log
