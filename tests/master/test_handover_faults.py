@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.master.test_handover import SOON_S, each_loop, each_way, totals
+from tests.master.test_handover import SOON_S, STOPPED, each_loop, each_way, totals
 from tests.master.test_upgrade import Line
 from tests.support.kept import KeptClients, after_the_first, some
 from tests.support.processes import alive, children
@@ -229,6 +230,28 @@ def written(tmp_path: Any, way: tuple[str, ...]) -> str:
     path = tmp_path / "app.py"
     path.write_text(DEEDS.format(apps=folder, name=name.removesuffix(".py")))
     return f"{path}:app"
+
+
+@each_way
+def test_what_is_on_its_way_when_the_server_ends_at_once_is_cut(
+    serve: Serve, place: Place, way: tuple[str, ...]
+) -> None:
+    """Who could take it stands still, and the other has left."""
+    server = serve(*way, "--workers", "2", env=place.env)
+    with ExitStack() as stack:
+        for _ in range(20):
+            assert stack.enter_context(Browser(server)).get("/").status == 200
+        first, last = sorted(place.status()["workers"], key=operator.itemgetter("slot"))
+        os.kill(first["pid"], signal.SIGSTOP)
+        server.signal(signal.SIGTTOU)
+        server.wait_workers(1, without={last["pid"]})
+        waiting = totals(place)["in_transfer"]
+        assert waiting > 0
+        server.signal(signal.SIGQUIT)
+        assert server.wait_exit() == 0
+    found = server.wait_log(STOPPED)
+    assert [int(each) for each in found.groups()] == [20, 0, 20, waiting, waiting]
+    server.wait_log(f"connections cut count={waiting} ")
 
 
 @each_loop
