@@ -137,8 +137,8 @@ UP_S = 1.3
 
 @pytest.mark.parametrize("kind", [ASGI, f"{APPS / 'coroutines.py'}:echo"], ids=["asgi", "streams"])
 def test_a_stop_of_a_server_that_was_up_for_longer_finds_nobody_hung(serve: Serve, kind: str) -> None:
-    """Workers that leave beat no more."""
-    servers = [serve(kind, "--workers", "2", "--timeout", str(TIMEOUT_S)) for _ in range(3)]
+    """Workers that leave beat no more, and the master may look before it has heard from all of them."""
+    servers = [serve(kind, "--workers", "8", "--timeout", str(TIMEOUT_S)) for _ in range(3)]
     ready_s = time.monotonic()
     eventually(lambda: time.monotonic() - ready_s > UP_S, within_s=10)
     for server in servers:
