@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.master.test_handover import WAYS, totals
+from tests.master.test_handover import each_loop, totals
 from tests.support.kept import KeptClients, some
 from tests.support.wait import eventually
 from tests.support.web import WEB, Browser, request, silent
@@ -27,8 +27,8 @@ BUSY_S = 0.5  # of a call, and the others know
 STUCK_S = 1.2  # from a second on, a worker counts as one that cannot serve
 
 
+@each_loop
 @pytest.mark.timing
-@pytest.mark.parametrize("way", [WAYS["wsgi"]], ids=["wsgi"])
 def test_clients_of_a_quick_view_do_not_get_behind_the_calls_of_one_client(
     serve: Serve, place: Place, way: tuple[str, ...], gate: Gate
 ) -> None:
