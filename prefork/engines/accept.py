@@ -52,6 +52,7 @@ OFF_NS = 5_000_000  # how long a worker that holds too many leaves it to the oth
 # (measured, 100 idle connections on 4 workers, one of which holds fewer: the others used 1.5 % of a processor each).
 EMPTY_LOOKS = 200
 FULL_NS = 10_000_000  # how often a worker that is full looks whether a connection waits, for which it has to make room
+STUCK_NS = 1_000_000_000  # in a call for longer, a worker has no share of a queue that all have left for long
 ASLEEP_NS = 2_000_000  # out of epoll_wait for longer, a worker does not count as one that could take a connection
 
 # So long connections may wait for workers that hold less; a busy machine needs longer than OFF_NS to give them a
@@ -80,7 +81,7 @@ class AcceptBalance:
         self._seen_ns = 0
         self._yields = False  # it was ahead, and the others have not caught up yet
         self._unresponsive: dict[int, tuple[int, int]] = {}  # group: what it held and had taken when it did not come
-        self._overdue_until_ns = 0  # a connection was seen a moment ago that had waited for PATIENCE_NS
+        self._overdue = False  # at the last look one waited, and at one PATIENCE_NS before
         self.paused = False
         self.fd = wake_fd
 
@@ -100,8 +101,7 @@ class AcceptBalance:
 
     def may_take(self, held: int) -> bool:
         """Whether one more is this worker's share."""
-        now_ns = monotonic_ns()
-        late_ns = now_ns - ASLEEP_NS
+        late_ns = monotonic_ns() - ASLEEP_NS
         total = others = 0
         size = self._orders[IN_USE]  # few of many: 0.6 us instead of 3
         cells = self._open[:size].tolist()
@@ -116,7 +116,7 @@ class AcceptBalance:
                 others += 1
         if not others:
             return True
-        few = self._overdue_until_ns >= now_ns or (self._may_exceed and self.batch.quick and total > 1)
+        few = self._overdue or (self._may_exceed and self.batch.quick and total > 1)
         return held < total / others + (FEW if few else 0.5)
 
     @property
@@ -130,15 +130,19 @@ class AcceptBalance:
         return self._orders[IN_USE] > 1
 
     def overdue_share(self, held: int, listener: Listener) -> int:
-        """Return this worker's share of the queue if connections have waited there for PATIENCE_NS, else 0."""
+        """Return how many this worker lacks of the mean if connections have waited in the queue for PATIENCE_NS."""
         if not self._held_when_seen:
             return 0
         self.note_waiting(held, waits=True)
-        if self._overdue_until_ns < monotonic_ns():
+        if not self._overdue:
             return 0
         queue = listener.queue()
-        takers = sum(0 < opened < HELD_MOST for opened in self._open[: self._orders[IN_USE]].tolist())
-        return -(-queue[0] // max(1, takers)) if queue else FEW
+        if not queue:
+            return FEW
+        size, stuck_ns = self._orders[IN_USE], monotonic_ns() - STUCK_NS
+        cells = zip(self._open[:size].tolist(), self._awake[:size].tolist(), strict=True)
+        holds = [opened - 1 for opened, awake_ns in cells if 0 < opened < HELD_MOST and not 0 < awake_ns < stuck_ns]
+        return max(0, -(-(sum(holds) + queue[0]) // max(1, len(holds))) - held)
 
     def count_accepted(self) -> None:
         """Count a connection that this worker has taken."""
@@ -167,14 +171,14 @@ class AcceptBalance:
     def note_waiting(self, held: int, *, waits: bool) -> None:
         """Note whether a connection waits now: after PATIENCE_NS, workers that hold less are found unresponsive."""
         if not waits:
-            self._held_when_seen, self._overdue_until_ns = [], 0
+            self._held_when_seen, self._overdue = [], False
         elif not self._held_when_seen:
             self._remember()
         elif monotonic_ns() - self._seen_ns >= PATIENCE_NS:
             pairs = enumerate(zip(self._held_when_seen, self._open.tolist(), strict=False))
             still = [group for group, (before, now) in pairs if now == before and 0 < now <= held]
             self._unresponsive = {group: (self._open[group], self._taken[group]) for group in still}
-            self._overdue_until_ns = monotonic_ns() + PATIENCE_NS + OFF_NS  # until it can be seen again
+            self._overdue = True
             self._remember()
 
     def _remember(self) -> None:
@@ -201,10 +205,11 @@ class AcceptBalance:
 # other, it may hold FEW more than the mean (measured, `ab`, 4 workers, processor time for a connection: WSGI c50 0.77,
 # c8 0.80, c4 0.85, asyncio c50 0.88 times).
 #
-# - The queue is overdue: some waited PATIENCE_NS ago and some wait now, so nobody is free. Then it takes its share of
-# them, as if all calls took equally long, and may hold FEW more than the mean, as workers that all block for long may
-# come back together. Otherwise clients that are here and ask again and again would keep new ones out (measured, 32 at
-# once that stay, 2 loops that block for 300 ms: the last had its first answer after 67 s, now 5 to 20 s).
+# - The queue is overdue: some waited PATIENCE_NS ago and some wait now, so nobody is free. Then it takes as many of them
+# as let all workers hold the same, as if all calls took equally long, and may hold FEW more than the mean, as workers
+# that all block for long may come back together. Otherwise clients that are here and ask again and again would keep new
+# ones out (measured, 32 at once that stay, 2 loops that block for 300 ms: the last had its first answer after 67 s, now
+# 5 to 8 s, once 28 s; if each took an equal part of the queue: 5 to 22 s).
 
 MOST_A_TURN = 64  # of a worker that shares with nobody, so that its clients have a turn as well
 FEW = 8  # the processor time of a connection falls little with more, and a call that is slow all the same delays these

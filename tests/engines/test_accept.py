@@ -23,6 +23,7 @@ from prefork.engines.accept import (
     SLOW_FOR_NS,
     SLOW_NS,
     STREAK_NS,
+    STUCK_NS,
     AcceptBalance,
     AcceptBatch,
 )
@@ -168,6 +169,12 @@ def test_what_has_waited_for_long_is_taken_in_equal_parts(workers: list[AcceptBa
         assert me.overdue_share(10, listener) == 0, "too soon"
         clock.now_ns += 1
         assert me.overdue_share(10, listener) == 3, "there are three that could take them"
+        workers[1].publish(17, able=True)
+        workers[2].publish(1, able=True)
+        assert me.overdue_share(10, listener) == 2, "one has just taken its share, and one none yet"
+        workers[2].woke()
+        clock.now_ns += STUCK_NS + 1
+        assert me.overdue_share(10, listener) == 7, "that one is stuck, and will take none for now"
         me.note_waiting(10, waits=False)
         assert me.overdue_share(10, listener) == 0
 
