@@ -205,11 +205,11 @@ class AcceptBalance:
 # other, it may hold FEW more than the mean (measured, `ab`, 4 workers, processor time for a connection: WSGI c50 0.77,
 # c8 0.80, c4 0.85, asyncio c50 0.88 times).
 #
-# - The queue is overdue: some waited PATIENCE_NS ago and some wait now, so nobody is free. Then it takes as many of them
-# as let all workers hold the same, as if all calls took equally long, and may hold FEW more than the mean, as workers
-# that all block for long may come back together. Otherwise clients that are here and ask again and again would keep new
-# ones out (measured, 32 at once that stay, 2 loops that block for 300 ms: the last had its first answer after 67 s, now
-# 5 to 8 s, once 28 s; if each took an equal part of the queue: 5 to 22 s).
+# - The queue is overdue: some waited PATIENCE_NS ago and some wait now, so nobody is free. Then it takes as many of
+# them as let all workers hold the same, as if all calls took equally long, and may hold FEW more than the mean, as
+# workers that all block for long may come back together. Otherwise clients that are here and ask again and again would
+# keep new ones out (measured, 32 at once that stay, 2 loops that block for 300 ms: the last had its first answer after
+# 67 s, now 5 to 8 s, once 28 s; if each took an equal part of the queue: 5 to 22 s).
 
 MOST_A_TURN = 64  # of a worker that shares with nobody, so that its clients have a turn as well
 FEW = 8  # the processor time of a connection falls little with more, and a call that is slow all the same delays these
