@@ -62,8 +62,7 @@ class LogWriter:
         self._torn = False  # and what followed it was lost
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                self._socket = socket.socket(fileno=os.dup(fd))
-                self._socket.settimeout(None)  # an application may have set a default one; then each send would wait
+                self._socket = _socket_of(os.dup(fd))
             elif (own := _own_description(fd)) is not None:
                 self.fd = own
         except OSError:
@@ -121,6 +120,16 @@ class LogWriter:
 
 
 _descriptions: dict[tuple[int, int, int], int] = {}  # our own, by the descriptor and the file that it leads to
+
+
+def _socket_of(fd: int) -> socket.socket:
+    """The socket that owns this descriptor. Neither it nor those who share it become non-blocking, or blocking."""
+    default_s = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)  # with one, Python would wait before each send, and set O_NONBLOCK for all
+    try:
+        return socket.socket(fileno=fd)
+    finally:
+        socket.setdefaulttimeout(default_s)
 
 
 def _own_description(fd: int) -> int | None:

@@ -140,9 +140,13 @@ class AcceptBalance:
         if not queue:
             return FEW
         size, stuck_ns = self._orders[IN_USE], monotonic_ns() - STUCK_NS
-        cells = zip(self._open[:size].tolist(), self._awake[:size].tolist(), strict=True)
-        holds = [opened - 1 for opened, awake_ns in cells if 0 < opened < HELD_MOST and not 0 < awake_ns < stuck_ns]
-        return max(0, -(-(sum(holds) + queue[0]) // max(1, len(holds))) - held)
+        cells = enumerate(zip(self._open[:size].tolist(), self._awake[:size].tolist(), strict=True))
+        holds = [held] + [
+            opened - 1
+            for group, (opened, awake_ns) in cells
+            if group != self._group and 0 < opened < HELD_MOST and not 0 < awake_ns < stuck_ns
+        ]
+        return max(0, -(-(sum(holds) + queue[0]) // len(holds)) - held)
 
     def count_accepted(self) -> None:
         """Count a connection that this worker has taken."""
@@ -234,7 +238,8 @@ class AcceptBatch:
     def __init__(self, board: Scoreboard, group: int) -> None:
         self._cells = board.row(group).cells  # where the loop counts, and its first thread
         self._delays, self._group = board.delay_cells, group
-        self._delay_ns = 0  # in all
+        self._delay_ns = 0  # that newcomers would have had, in all
+        self._delayed_since_ns = 0  # and have now, beside turns; 0: none
         self._completed = 0  # requests, when the last turn ended
         self._behind_ns = 0  # of what QUICK_NS would have allowed
         self._slow_until_ns = 0
@@ -251,7 +256,7 @@ class AcceptBatch:
     def add_delay(self, ns: int, requests: int) -> None:
         """Note that a newcomer would have waited so long, while so many requests were completed."""
         self._delay_ns += ns
-        self._delays[self._group] = self._delay_ns
+        self._delays[self._group] = self._delay_ns - self._delayed_since_ns
         self._behind_ns += ns - QUICK_NS * requests
         if self._behind_ns < 0:
             self._behind_ns = 0
@@ -259,6 +264,11 @@ class AcceptBatch:
             self._behind_ns = 0
             self._slow_until_ns = monotonic_ns() + SLOW_FOR_NS
             self._streak = 0
+
+    def delay_since(self, ns: int) -> None:
+        """Note that a newcomer has had to wait since then, and does so until this is called again; 0: it has not."""
+        self._delayed_since_ns = ns
+        self._delays[self._group] = self._delay_ns - ns  # below 0, as clocks of the system began long before
 
     def begin(self) -> int:
         """Return how many connections to take at most."""
@@ -354,12 +364,12 @@ class EpollAcceptor:
             return
         looks = due or (self._shared and self._balance.pending)
         waits = looks and self.waits()
-        if looks and self._shared and self._room():
+        if looks and self._shared and (self._room() or not waits):
             self._balance.note_waiting(self._held(), waits=waits)
         if self._wanted() or (due and waits and not self._room()):
             self._enter(now_ns)  # in the second case, it may have an idle one to replace
         elif due:
-            self._balance.paused = False
+            self._end_pause()
             self._looks = 0 if waits else self._looks + 1
             if self._looks < EMPTY_LOOKS:
                 self.check_ns = now_ns + self._off_ns(waits=waits)
@@ -398,7 +408,7 @@ class EpollAcceptor:
         listener, balance = self._listeners[fd], self._balance
         shares = self._shared and balance.has_others
         most = balance.batch.begin() if shares else MOST_A_TURN
-        if most == 1 and (share := balance.overdue_share(self._held(), listener)):
+        if most == 1 and self._room() and (share := balance.overdue_share(self._held(), listener)):
             balance.batch.rest_regardless()
             most = min(MOST_A_TURN, share)
         count = self._accept_some(listener, most, now_ns)
@@ -425,15 +435,20 @@ class EpollAcceptor:
         """Accept so many, if they are this worker's share; return how many there were."""
 
         def accept() -> bool:
-            try:
-                self._accept(listener)
-            except OSError as error:
-                if error.errno in ACCEPT_PAUSE:
-                    self._pause(error, now_ns)
-                elif error.errno not in QUEUE_EMPTY and error.errno not in ACCEPT_IGNORED:
-                    raise
-                return False
-            return True
+            for _ in range(MOST_A_TURN):
+                try:
+                    self._accept(listener)
+                except OSError as error:
+                    if error.errno in QUEUE_EMPTY:
+                        return False
+                    if error.errno in ACCEPT_PAUSE:
+                        self._pause(error, now_ns)
+                        return False
+                    if error.errno not in ACCEPT_IGNORED:
+                        raise
+                else:
+                    return True
+            return False
 
         count = 0
         while count < most and (accept() if self._wanted() else self._replaces(accept)):
@@ -441,8 +456,10 @@ class EpollAcceptor:
         return count
 
     def _woken_by_another(self, _fd: int, now_ns: int) -> None:
-        if not self._open:
-            return  # closed in this turn: the wake-up is for another worker
+        if not self._open:  # it has closed in this turn: what waits is for another worker
+            if self.waits():
+                self._balance.wake_another()
+            return
         self._balance.take_wake_up()
         ready = dict(self._readable.poll(0))
         for fd in [fd for fd in self._fds if fd in ready]:
@@ -481,15 +498,18 @@ class EpollAcceptor:
         self.check_ns = now_ns + _PAUSE_NS
 
     def _enter(self, now_ns: int) -> None:
-        if self._balance.paused:
-            self._balance.paused = False
-            self._balance.publish(self._held(), able=self._room())
+        self._end_pause()
         self._recheck_later(now_ns)
         if not self._open:
             self._open = True
             self._fds.append(self._fds.pop(0))  # each listener is the first one in its turn
             for fd in self._fds:
                 self._epoll.register(fd, _EXCLUSIVELY if self._shared else EPOLLIN)
+
+    def _end_pause(self) -> None:
+        if self._balance.paused:
+            self._balance.paused = False
+            self._balance.publish(self._held(), able=self._room())
 
     def _recheck_later(self, now_ns: int) -> None:
         """Look again if a connection waited, to forget it: if another worker takes it, nobody is woken."""

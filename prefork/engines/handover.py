@@ -6,9 +6,9 @@ two requests belongs to the server: it is put into a queue (runtime/transfer.py)
 
 - Evenness. The mean is over all workers that serve and take, busy ones too (unless one call has kept them for LATE_NS),
   and counts what waits in the queue. A worker above the mean and its margin gives until it is at the mean; only a
-  worker below the mean takes. Nothing is given to a worker that is busier: there it would wait for longer. What was
-  given for this stays for STAYS_NS, so nothing goes to and fro. A connection that came within JUST_COME_NS and has not
-  asked yet stays as well.
+  worker below the mean takes. It gives no more than workers lack that are not busier: with others a request would wait
+  for longer. What was given for this stays for STAYS_NS, so nothing goes to and fro. A connection that came within
+  JUST_COME_NS and has not asked yet stays as well.
 - Retiring. Everything is given as soon as it is idle, as long as another worker takes (`somebody_takes`).
 - Any worker with room takes what has waited in the queue for LATE_NS, whatever its share.
 
@@ -274,6 +274,9 @@ class HandOver:
             return
         waiting = self._queue.waiting()
         while waiting and held < self._most:
+            if not self._able and not self._late():
+                self._left = True
+                return
             holds = self._takers(held)
             if held * len(holds) >= sum(holds.values()) + waiting and not self._late():
                 return
@@ -372,8 +375,12 @@ class BusyShares:
         if took_ns < _MOMENT_NS:
             return
         cells = zip(self._delays[:size].tolist(), self._awake[:size].tolist(), strict=True)
-        delays = [delay_ns + (now_ns - since_ns if since_ns else 0) for delay_ns, since_ns in cells]
-        self._shares = [(now - then) / took_ns for then, now in zip(self._then, delays, strict=False)]
+        delays = [
+            delay_ns + (now_ns if delay_ns < 0 else 0) + (now_ns - since_ns if since_ns else 0)
+            for delay_ns, since_ns in cells
+        ]
+        found = ((now - then) / took_ns for then, now in zip(self._then, delays, strict=False))
+        self._shares = [min(max(0.0, share), 1.0) for share in found]
         self._then, self._then_ns = delays, now_ns
 
     def of(self, group: int) -> float:

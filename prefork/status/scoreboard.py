@@ -114,7 +114,7 @@ class Scoreboard:
         # one more than the connections held, 0 = takes none; since when it is out of epoll_wait (ns), 0 = inside; and
         # how many it has taken. And before it gives or takes one that has lived (engines/handover.py): one more than
         # those held, 0 = takes none, -1 = takes what others cannot; and for how long in all (ns) a newcomer would have
-        # had to wait.
+        # had to wait; below 0, it waits now, and this is that time less the time when that began.
         self.open_cells = self._cells[:groups]
         self.awake_cells = self._cells[groups : 2 * groups]
         self.taken_cells = self._cells[2 * groups : 3 * groups]

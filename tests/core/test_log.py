@@ -327,6 +327,8 @@ def test_a_socket_that_nobody_reads_is_not_waited_for_whatever_the_default_timeo
         fill(ours.fileno())
         socket.setdefaulttimeout(3.0)
         writer = LogWriter(ours.fileno())
+        assert os.get_blocking(ours.fileno()), "for whoever shares it"
+        assert socket.getdefaulttimeout() == 3.0
         stack.callback(writer.share)
         began_s = time.monotonic()
         assert [writer.write(b"a line\n") for _ in range(3)] == [False] * 3

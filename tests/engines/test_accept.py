@@ -175,6 +175,9 @@ def test_what_has_waited_for_long_is_taken_in_equal_parts(workers: list[AcceptBa
         workers[2].woke()
         clock.now_ns += STUCK_NS + 1
         assert me.overdue_share(10, listener) == 7, "that one is stuck, and will take none for now"
+        me.woke()
+        clock.now_ns += 2 * STUCK_NS
+        assert me.overdue_share(10, listener) == 7, "it counts itself, however long its own turn has lasted"
         me.note_waiting(10, waits=False)
         assert me.overdue_share(10, listener) == 0
 

@@ -172,7 +172,7 @@ def test_what_is_left_to_another_is_not_taken_from_its_wake_up_in_the_same_turn(
     machine.other.wake_another()
     machine.turn()
     assert len(machine.held) == 1
-    assert machine.wake_ups() == 2, "both are for the other worker"
+    assert machine.wake_ups() == 3, "who has heard the one does not act on it, so the other worker is woken once more"
 
 
 def test_a_wake_up_of_another_lets_it_take_what_waits(machine: Machine) -> None:
@@ -216,6 +216,39 @@ def test_full_it_looks_now_and_then_and_takes_one_as_soon_as_room_is_made(machin
     assert len(machine.held) == 1
     assert not machine.idle
     assert not machine.acceptor.waits()
+
+
+def test_full_it_sleeps_once_what_it_has_left_is_gone(machine: Machine) -> None:
+    machine.most = 1
+    machine.connect()
+    machine.connect()
+    machine.turn()
+    assert machine.off, "it is left to the other worker"
+    machine.listeners[0].sock.accept()[0].close()
+    for _ in range(EMPTY_LOOKS + 1):
+        machine.turn(FULL_NS)
+    assert machine.acceptor.check_ns == NEVER
+
+
+def test_a_connection_that_has_failed_before_it_was_accepted_does_not_end_the_turn(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = socket.socket._accept  # type: ignore[attr-defined]
+    failing = [errno.ECONNABORTED, errno.EPROTO]
+
+    def fail(sock: socket.socket) -> Any:
+        taken = accept(sock)
+        if not failing:
+            return taken
+        os.close(taken[0])
+        raise OSError(failing.pop(), "")
+
+    monkeypatch.setattr(socket.socket, "_accept", fail)
+    for _ in range(3):
+        machine.connect()
+    machine.turn()
+    assert not failing
+    assert len(machine.held) == 1
 
 
 def test_no_room_is_made_while_nobody_waits(machine: Machine) -> None:

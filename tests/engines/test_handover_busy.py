@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.engines.accept import AcceptBatch
 from prefork.engines.handover import BusyShares
 from prefork.status.scoreboard import Scoreboard
 from tests.engines.test_handover import Server, Worker, held
@@ -111,3 +112,23 @@ def test_a_worker_that_is_new_counts_as_free_and_one_in_a_call_by_how_long_it_ha
     shares.look(3, NOW_NS + 3 * MOMENT_NS)
     assert shares.of(0) <= 0, "a new one has taken its place"
     assert shares.of(1) == 0
+
+
+def test_a_wait_that_lasts_counts_as_it_goes_on() -> None:
+    """All threads of a worker are in calls: no turn of its loop ends late."""
+    board = Scoreboard(groups=2, threads=1)
+    batch, shares = AcceptBatch(board, 0), BusyShares(board)
+    shares.look(2, NOW_NS)
+    batch.delay_since(NOW_NS + MOMENT_NS // 2)
+    shares.look(2, NOW_NS + MOMENT_NS)
+    assert shares.of(0) == pytest.approx(0.5)
+    batch.add_delay(1_000_000, 1)  # a turn of the loop meanwhile
+    shares.look(2, NOW_NS + 2 * MOMENT_NS)
+    assert shares.of(0) == pytest.approx(1.0)
+    batch.delay_since(0)
+    batch.add_delay(3 * MOMENT_NS // 2, 4)
+    shares.look(2, NOW_NS + 3 * MOMENT_NS)
+    assert shares.of(0) == pytest.approx(0.0, abs=0.01)
+    board.vacate(0)
+    shares.look(2, NOW_NS + 4 * MOMENT_NS)
+    assert shares.of(0) == 0.0

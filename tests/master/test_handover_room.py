@@ -14,6 +14,7 @@ from tests.master.test_handover import ASGI, SOON_S, WAYS, each_loop, each_way, 
 from tests.master.test_upgrade import Line
 from tests.support.client import dial, read_to_end
 from tests.support.kept import KeptClients, after_the_first, some
+from tests.support.tls import TLS, trusting
 from tests.support.wait import eventually
 from tests.support.web import Browser, request
 
@@ -137,6 +138,33 @@ def test_for_one_that_comes_one_makes_room(serve: Serve, place: Place, way: tupl
             lambda: (seen := totals(place))["accepted"] == 23 and seen["connections"] <= 20 and seen, within_s=SOON_S
         )
         assert (found["closed"], found["connections"]) == (3, 20)
+
+
+@each_loop
+def test_under_tls_one_that_is_full_leaves_a_newcomer_to_one_that_is_not(
+    serve: Serve, place: Place, way: tuple[str, ...], gate: Gate
+) -> None:
+    """Though that one is in a call for a moment: nothing can be given to it, but nobody has to end."""
+    server = serve(*way, *TLS, "--workers", "2", "--max-connections", "4", env=place.env | gate.env)
+    with ExitStack() as stack:
+        by_pid: dict[int, list[Browser]] = {}
+        for browser in [stack.enter_context(Browser(server, tls=trusting())) for _ in range(8)]:
+            by_pid.setdefault(int(browser.get("/pid").body), []).append(browser)
+        _full, (busy, *leave) = by_pid.values()
+        for browser in leave:
+            browser.close()
+        before = eventually(lambda: (seen := totals(place))["connections"] == 5 and seen, within_s=SOON_S)
+        served_s = time.monotonic()
+        eventually(lambda: time.monotonic() - served_s > FRESH_NS / 1e9, within_s=SOON_S)
+        busy.send(request("/hold"))
+        gate.wait_entered(1)
+        entered_s = time.monotonic()
+        dial(server.address).close()  # it waits to be accepted
+        eventually(lambda: time.monotonic() - entered_s > 0.4, within_s=SOON_S)
+        assert totals(place)["closed"] == before["closed"]
+        gate.open()
+        assert busy.response().status == 200
+        assert stack.enter_context(Browser(server, tls=trusting())).get("/").status == 200
 
 
 @each_way

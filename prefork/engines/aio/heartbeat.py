@@ -47,7 +47,7 @@ class Heartbeat:
         self.on_beat: list[Callable[[], None]] = []
         self.oldest: OldestWork = _no_work
         self.awake = False
-        self._seen = 0  # of the bytes received in this turn, those whose tasks come before its end
+        self._bytes_before_sleep = 0  # of those of this turn: their tasks come before its end
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -77,25 +77,25 @@ class Heartbeat:
             callback()
 
     def _before_sleep(self) -> None:
-        self._seen = self.bytes_in
+        self._bytes_before_sleep = self.bytes_in
         self._call_soon(self._sleep)
 
     def _sleep(self) -> None:
-        more = self.bytes_in != self._seen  # its tasks come after this: the next turn has begun
+        new_input = self.bytes_in != self._bytes_before_sleep  # its tasks come after this: the next turn has begun
         self.awake = False
         if self.bytes_in or self.bytes_out or self._most:
             self._flush()
         self._balance.sleeps()
         for callback in self.on_sleep:
             callback()
-        if more and not self.awake:
+        if new_input and not self.awake:
             self.wake()
 
     def _flush(self) -> None:
         cells = self._cells
         if self.bytes_in:
             cells[BYTES_IN] += self.bytes_in
-            self.bytes_in, self._seen = 0, -1  # some of it may just have come
+            self.bytes_in, self._bytes_before_sleep = 0, -1  # some may have just come: another turn follows
         if self.bytes_out:
             cells[BYTES_OUT] += self.bytes_out
             self.bytes_out = 0

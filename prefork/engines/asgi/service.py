@@ -163,10 +163,10 @@ class IdleConnections:
 
     def begin(self) -> None:
         """Begin to give and to take."""
+        self._connections.handover = self._handover  # under TLS, too: a full worker asks whether others have room
         if self._handover.possible:
             self._epoll.register(self._handover.fd, select.EPOLLIN | select.EPOLLET)
             self._context.loop.add_reader(self._epoll.fileno(), self._arrived)
-            self._connections.handover = self._handover
             self._context.heartbeat.on_beat.append(self._even_out)
             self._app.handover, self._app.look, self._app.look_ns = self._handover, self._look, 0
 

@@ -90,6 +90,11 @@ class Pool(Generic[AnyJob]):
         return self.busy >= self._size
 
     @property
+    def blocked_since_ns(self) -> int:
+        """Since when new work has had to wait; 0: it has not."""
+        return self._moved_ns if self.full else 0
+
+    @property
     def blocked_ns(self) -> int:
         """For how long new work would have had to wait by now."""
         return monotonic_ns() - self._moved_ns if self.full else 0
@@ -344,6 +349,7 @@ class Reactor:
         assert self._pool is not None
         self._pool.put(connection)
         if self._pool.full:
+            self._balance.batch.delay_since(self._pool.blocked_since_ns)
             self._announce()
 
     def _results(self, _fd: int, _now_ns: int) -> None:
@@ -353,6 +359,7 @@ class Reactor:
         for connection, part in self._pool.take():
             connection.resume(part)
             count += 1
+        self._balance.batch.delay_since(self._pool.blocked_since_ns)
         self._balance.batch.add_delay(blocked_ns, count)
         if was_full:
             self._announce()
