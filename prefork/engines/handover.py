@@ -121,6 +121,7 @@ class HandOver:
         self._busy = BusyShares(worker.board)
         self._left = False  # it has left some that waited, as it could not
         self._alone_ns = 0  # since when a worker that retires has found nobody who takes; 0: somebody does
+        self._full_at = 0  # connections in the queue when it had no room for another; 0: it always had
         self._giving = False  # this worker has held too many, and is not at the mean yet
         self.possible = worker.inherited.tls is None
         self.fd = self._queue.fds[1]
@@ -256,10 +257,13 @@ class HandOver:
             sent_ns=monotonic_ns(),
         )
         data = message.encode()
+        if not data or 0 < self._full_at <= self._queue.waiting():
+            return False  # without a count that is taken back: who reads it meanwhile keeps it, as counts never fall
         self._cells[GIVEN] += 1  # before it can be taken, so that no connection is counted twice
-        if data and self._queue.give(fd, data):
+        if self._queue.give(fd, data):
             return True
         self._cells[GIVEN] -= 1
+        self._full_at = max(1, self._queue.waiting())
         return False
 
     def take(self, held: int) -> None:

@@ -19,7 +19,7 @@ from prefork.engines.handover import JUST_COME_NS, LATE_NS, STAYS_NS, HandOver, 
 from prefork.engines.peer import Peer
 from prefork.runtime.orders import Orders
 from prefork.runtime.transfer import TransferQueue
-from prefork.status.scoreboard import Scoreboard
+from prefork.status.scoreboard import GIVEN, Scoreboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -510,6 +510,23 @@ def test_nobody_is_closed_while_another_has_room(server: Server) -> None:
         pass
     assert len(full.connections) + server.transfer.waiting() == 60, "the queue is full, and none was closed"
     assert server.transfer.waiting() > 0
+
+
+def test_what_the_queue_has_no_room_for_is_never_counted_as_given(server: Server) -> None:
+    """But for the first: who sees that keeps it for a moment."""
+    giver, taker = Worker(server, 0), Worker(server, 1, most=1000)
+    giver.open(60)
+    taker.publish()
+    while giver.give(evened=False):
+        pass
+    given = server.board.row(0).cells[GIVEN]
+    assert given == server.transfer.waiting() < 60
+    cells = giver.handover._cells
+    giver.handover._cells = cast("Any", None)  # it would raise
+    assert not giver.give(evened=False)
+    giver.handover._cells = cells
+    taker.look()
+    assert giver.give(evened=False)
 
 
 def test_under_tls_nobody_is_closed_while_another_has_room(server: Server) -> None:

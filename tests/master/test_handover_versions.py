@@ -25,7 +25,7 @@ CHANGES = (  # what a master knew before that
     ('*inherited["transfer"], ', ""),
     ('inherited.get("transfer")', "None"),
     (', "reads": [VERSION] if takes else []', ""),
-    ('takes=VERSION in _items(said.get("reads"))', "takes=False"),
+    ("takes=VERSION in versions", "takes=False"),
 )
 
 

@@ -121,7 +121,7 @@ def test_arrivals_by_chance_are_the_same_for_all_servers_of_a_cycle(lab: Lab) ->
         offered.setdefault(kept["cycle"], []).append(kept["client"]["arrivals"]["offered"])
     for found in offered.values():  # of both servers, and of a round that was measured again
         assert len(found) >= 2
-        assert max(found) - min(found) <= 6  # at the window's ends; two schedules differ by 17, the root of 2 x 150
+        assert max(found) - min(found) <= 9  # at the window's ends; two schedules differ by 17, the root of 2 x 150
     same = next(line for line in done.stdout.split("ratio to good")[1].splitlines() if line.startswith("same"))
     assert same.split()[1:3] == ["3", "-"]  # requests/s are what was asked for
 
