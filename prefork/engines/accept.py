@@ -52,7 +52,6 @@ OFF_NS = 5_000_000  # how long a worker that holds too many leaves it to the oth
 # (measured, 100 idle connections on 4 workers, one of which holds fewer: the others used 1.5 % of a processor each).
 EMPTY_LOOKS = 200
 FULL_NS = 10_000_000  # how often a worker that is full looks whether a connection waits, for which it has to make room
-STUCK_NS = 1_000_000_000  # in a call for longer, a worker has no share of a queue that all have left for long
 ASLEEP_NS = 2_000_000  # out of epoll_wait for longer, a worker does not count as one that could take a connection
 
 # So long connections may wait for workers that hold less; a busy machine needs longer than OFF_NS to give them a
@@ -81,7 +80,6 @@ class AcceptBalance:
         self._seen_ns = 0
         self._yields = False  # it was ahead, and the others have not caught up yet
         self._unresponsive: dict[int, tuple[int, int]] = {}  # group: what it held and had taken when it did not come
-        self._looks_seldom = False  # it took long to come to the last look
         self._overdue_until_ns = 0  # at a look a moment ago one waited, and at one PATIENCE_NS before
         self.paused = False
         self.fd = wake_fd
@@ -140,15 +138,8 @@ class AcceptBalance:
         queue = listener.queue()
         if not queue:
             return FEW
-        size, stuck_ns = self._orders[IN_USE], monotonic_ns() - STUCK_NS
-        cells = enumerate(zip(self._open[:size].tolist(), self._awake[:size].tolist(), strict=True))
-        holds = [held] + [
-            opened - 1
-            for group, (opened, awake_ns) in cells
-            if group != self._group and 0 < opened < HELD_MOST and not 0 < awake_ns < stuck_ns
-        ]
-        part = -(-queue[0] // len(holds))
-        return max(part, -(-(sum(holds) + queue[0]) // len(holds)) - held) if self._looks_seldom else part
+        takers = sum(0 < opened < HELD_MOST for opened in self._open[: self._orders[IN_USE]].tolist())
+        return -(-queue[0] // max(1, takers))
 
     def count_accepted(self) -> None:
         """Count a connection that this worker has taken."""
@@ -180,8 +171,7 @@ class AcceptBalance:
             self._held_when_seen, self._overdue_until_ns = [], 0
         elif not self._held_when_seen:
             self._remember()
-        elif (waited_ns := monotonic_ns() - self._seen_ns) >= PATIENCE_NS:
-            self._looks_seldom = waited_ns >= 2 * PATIENCE_NS
+        elif monotonic_ns() - self._seen_ns >= PATIENCE_NS:
             pairs = enumerate(zip(self._held_when_seen, self._open.tolist(), strict=False))
             still = [group for group, (before, now) in pairs if now == before and 0 < now <= held]
             self._unresponsive = {group: (self._open[group], self._taken[group]) for group in still}
@@ -214,10 +204,10 @@ class AcceptBalance:
 #
 # - The queue is overdue: some waited PATIENCE_NS ago and some wait now, so nobody is free. Then it takes an equal part
 # of them, as if all calls took equally long, and may hold FEW more than the mean, as workers that all block for long
-# may come back together. Otherwise clients that are here and ask again and again would keep new ones out. A loop that
-# comes to look seldom, as each of its rounds takes long, takes as many as let all workers hold the same: what it leaves
-# waits for another round (measured, 32 at once that stay: on 2 loops that block for 30 ms the last was accepted after
-# 0.1 to 1.4 s, now 0.03 to 0.6 s. If all do so, 50 at once that do not stay cost 1.1 times the processor time).
+# may come back together. Otherwise clients that are here and ask again and again would keep new ones out (measured, 32
+# at once that stay, 2 loops that block for 300 ms: the last had its first answer after 67 s, now 5 to 20 s). To take as
+# many as let all workers hold the same would be quicker for these, but idle connections count then as well: of 24 at
+# once, the worker that holds 20 fewer idle ones took nearly all (the last was answered after 5.7 s in place of 1.8 s).
 
 MOST_A_TURN = 64  # of a worker that shares with nobody, so that its clients have a turn as well
 FEW = 8  # the processor time of a connection falls little with more, and a call that is slow all the same delays these
