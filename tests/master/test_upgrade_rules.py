@@ -35,6 +35,20 @@ def copied(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "fd": os.dup(entry["fd"]), "hold": hold, "activated": False}
 
 
+def variable(**entries: object) -> str:
+    """The variable's value, with these entries in place of, or beside, those of an old master without listeners."""
+    given = {
+        "successor": os.getpid(),
+        "master": 4242,
+        "generation": 7,
+        "configured": 4,
+        "workers": 4,
+        "listeners": [],
+        "pid_file": None,
+    }
+    return json.dumps(given | entries)
+
+
 class Family:
     """An old master's end of the channel, and what it leaves."""
 
@@ -45,18 +59,8 @@ class Family:
         self.takeovers: list[Takeover] = []
 
     def takeover(self, *, entries: list[dict[str, Any]] | None = None, **more: Any) -> Takeover:
-        inherited = {
-            "successor": os.getpid(),
-            "master": 4242,
-            "generation": 7,
-            "configured": 4,
-            "workers": 4,
-            "listeners": entries if entries is not None else [copied(each.export()) for each in self.listeners],
-            "pid_file": None,
-            "channel": self._theirs.detach(),
-            **more,
-        }
-        environ = {VARIABLE: json.dumps(inherited), "HOME": "/root"}
+        listed = entries if entries is not None else [copied(each.export()) for each in self.listeners]
+        environ = {VARIABLE: variable(listeners=listed, channel=self._theirs.detach(), **more), "HOME": "/root"}
         takeover = Takeover.of(environ)
         assert takeover
         assert environ == {"HOME": "/root"}
@@ -222,19 +226,8 @@ def test_the_queue_of_the_old_master_is_taken(family: Family) -> None:
 @pytest.mark.parametrize("numbers", [[-1, 3], ["3", "4"], [3, None], [True, 4], [3.0, 4]], ids=json.dumps)
 def test_a_variable_whose_queue_has_no_descriptors_is_not_ours(numbers: list[object]) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    inherited = {
-        "successor": os.getpid(),
-        "master": 4242,
-        "generation": 7,
-        "configured": 4,
-        "workers": 4,
-        "transfer": numbers,
-        "listeners": [],
-        "pid_file": None,
-        "channel": theirs.fileno(),
-    }
     with ours, theirs:
-        assert Takeover.of({VARIABLE: json.dumps(inherited)}) is None
+        assert Takeover.of({VARIABLE: variable(transfer=numbers, channel=theirs.fileno())}) is None
 
 
 # --- the old master
