@@ -11,7 +11,7 @@ import pytest
 
 from tests.apps.routes import HELLO
 from tests.support.client import dial, read_to_end
-from tests.support.fairness import share_evenly
+from tests.support.fairness import by_turns, even, share_evenly
 from tests.support.ways import BOTH, EACH_ENGINE, EACH_WAY, Way, units
 from tests.support.web import Browser, fetch, request
 
@@ -47,15 +47,15 @@ def held(server: RunningServer, count: int) -> Counter[int]:
 @BOTH
 @pytest.mark.timing
 def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve, way: Way) -> None:
-    share_evenly(serve(*way, "--workers", "4"), held, 400)
+    share_evenly(serve(*way, "--workers", "4"), held, 400, fair=even)
 
 
 @pytest.mark.timing
 @EACH_WAY
 def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, way: Way) -> None:
     server = serve(*way, "--workers", "4")
-    share_evenly(server, sequential, 2000)
-    share_evenly(server, held, 400)
+    share_evenly(server, sequential, 2000, fair=by_turns)
+    share_evenly(server, held, 400, fair=even)
 
 
 @EACH_ENGINE

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.client import Hammer, Outcome, abort, collect, crowd, dial, exchange, read_to_end, talkback_reply
-from tests.support.fairness import ROUNDS, share_evenly
+from tests.support.fairness import ROUNDS, by_turns, even, share_evenly
 from tests.support.processes import open_fds, stat, wait_idle
 from tests.support.server import APPS
 from tests.support.wait import eventually
@@ -47,15 +47,15 @@ def sequential(server: RunningServer, count: int) -> Counter[int]:
 
 @kinds("stay", "Stay")
 def test_four_workers_share_four_hundred_held_connections_evenly(serve: Serve, app: str) -> None:
-    share_evenly(serve(app, "--workers", "4"), held, 400)
+    share_evenly(serve(app, "--workers", "4"), held, 400, fair=even)
 
 
 @kinds("stay", "Stay")
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_four_workers_share_two_thousand_sequential_connections_evenly(serve: Serve, app: str, loop: str) -> None:
     server = serve(app, "--workers", "4", "--loop", loop)
-    share_evenly(server, sequential, 2000)
-    share_evenly(server, held, 400)
+    share_evenly(server, sequential, 2000, fair=by_turns)
+    share_evenly(server, held, 400, fair=even)
 
 
 @pytest.mark.timing
