@@ -49,7 +49,7 @@ LATE_NS = 1_000_000_000
 LOOK_NS = 50_000_000  # between looks of a busy worker at its share, beside those with each heartbeat
 JUST_COME_NS = 50_000_000  # since it was accepted: so long a client may take to ask for the first time
 GRACE_NS = 5_000_000_000  # for a next request, of what cannot be given by a worker that retires
-_AGAIN_S = 0.005  # until a retiring worker offers again what nobody had room for
+AGAIN_S = 0.005  # until a worker offers again what the queue had no room for
 _RETIRE_S = 0.1  # between looks of a retiring worker whether somebody takes its connections
 _RESCAN_NS = 50_000_000  # between two looks at all of them, if the first has found none that is idle
 _MOMENT_NS = 200_000_000  # over which it is found out how busy the workers are
@@ -137,24 +137,29 @@ class HandOver:
         takes = has_room and self.possible and not stuck and self._orders[TAKING] <= self._generation
         self._serving[self._group] = held + 1 if takes else -has_room
 
-    def even_out(self, held: int, now_ns: int, first: Iterable[Idle] = ()) -> None:
-        """Give away what is above this worker's share, or take what is below it. `first`: what to give first."""
+    def even_out(self, held: int, now_ns: int, first: Iterable[Idle] = ()) -> bool:
+        """Give away what is above this worker's share, or take what is below it. `first`: what to give first.
+
+        Return whether to come again after AGAIN_S, as the queue had room for some of them only.
+        """
         # It may be another generation's turn to take.
         self.publish(held, serves=self._serves, able=self._able, stuck=self._stuck)
         self._busy.look(self._orders[IN_USE], now_ns)
         excess = self.excess(held)
         if not excess or self._late():
             self.take(held)  # also who has too many: those who should take what is late are stuck
-            return
+            return False
         long = now_ns - (self._awake[self._group] or now_ns) >= JUST_COME_NS  # this turn: the clients' clock may stand
+        given = 0
         for connection in itertools.chain(first, list(self._connections())):
             stays = connection.stays_ns > now_ns or (not long and self._has_just_come(connection, now_ns))
             if connection.idle and not stays:
                 if not connection.give(now_ns, evened=True):
-                    return
-                excess -= 1
-                if not excess:
-                    return
+                    return given > 0 or self._queue.waiting() > 0
+                given += 1
+                if given == excess:
+                    break
+        return False
 
     @staticmethod
     def _has_just_come(connection: Idle, now_ns: int) -> bool:
@@ -182,7 +187,7 @@ class HandOver:
                     connection.retire()
             elif taken:
                 if not connection.give(now_ns, evened=False):
-                    return _AGAIN_S
+                    return AGAIN_S
             elif now_ns - max(self._alone_ns, connection.since_ns(now_ns)) >= GRACE_NS and not connection.has_input():
                 connection.expire()
         return _RETIRE_S

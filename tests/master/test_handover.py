@@ -143,6 +143,27 @@ def test_nobody_is_cut_off_or_told_to_leave(
 
 @each_way
 @pytest.mark.timing
+def test_a_new_worker_gets_its_share_of_many_idle_ones_at_once(
+    serve: Serve, place: Place, way: tuple[str, ...]
+) -> None:
+    """The queue has room for few of them. Given with each heartbeat, that many took 3 to 5 s."""
+    server = serve(*way, "--workers", "1", env=place.env)
+    count = 800
+    with ExitStack() as stack:
+        for _ in range(count):
+            assert stack.enter_context(Browser(server)).get("/").status == 200
+        place.ok("scale", "2")
+
+        def even() -> bool:
+            held = [each["connections"] for each in place.status()["workers"]]
+            return len(held) == 2 and abs(held[0] - held[1]) <= 4 and sum(held) == count
+
+        eventually(even, within_s=2.0, what="400 with each")
+        assert totals(place)["cut"] == 0
+
+
+@each_way
+@pytest.mark.timing
 def test_a_reload_beside_idle_connections_waits_for_none_of_them(
     serve: Serve, place: Place, way: tuple[str, ...]
 ) -> None:

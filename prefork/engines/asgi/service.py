@@ -15,7 +15,7 @@ from prefork.engines.aio.tasks import stack_of
 from prefork.engines.asgi.app import AsgiApp
 from prefork.engines.asgi.connection import HttpConnection
 from prefork.engines.asgi.phases import PreHttp
-from prefork.engines.handover import LOOK_NS, HandOver, Idle
+from prefork.engines.handover import AGAIN_S, LOOK_NS, HandOver, Idle
 from prefork.engines.http_context import HttpContext
 from prefork.engines.request_log import RequestLog
 from prefork.engines.timers import NEVER
@@ -159,6 +159,7 @@ class IdleConnections:
         self._epoll = select.epoll()  # asyncio knows no edges: each message would wake every worker until it is taken
         OURS.own(self._epoll.fileno())
         self._retiring = False
+        self._again = False  # whether to give more in a moment
         self._connections.make_room = self._make_room
 
     def begin(self) -> None:
@@ -190,7 +191,13 @@ class IdleConnections:
     def _even_out(self, now_ns: int = 0) -> None:
         now_ns = now_ns or monotonic_ns()
         self._app.look_ns = now_ns + LOOK_NS
-        self._handover.even_out(self._connections.held(), now_ns)
+        if self._handover.even_out(self._connections.held(), now_ns) and not self._again:
+            self._again = True
+            self._context.loop.call_later(AGAIN_S, self._even_out_again)
+
+    def _even_out_again(self) -> None:
+        self._again = False
+        self._even_out()
 
     def _http(self) -> Iterator[HttpConnection]:
         return (member for member in self._connections.members if isinstance(member, HttpConnection))

@@ -26,7 +26,7 @@ from prefork.core.listener import Listener
 from prefork.engines.accept import FULL_NS, AcceptBalance, EpollAcceptor
 from prefork.engines.context import WorkerContext, most_units
 from prefork.engines.error_log import RateLimitedLog
-from prefork.engines.handover import LATE_NS, LOOK_NS, HandOver
+from prefork.engines.handover import AGAIN_S, LATE_NS, LOOK_NS, HandOver
 from prefork.engines.http_context import HttpContext
 from prefork.engines.linger import hang_up
 from prefork.engines.peer import PeerFactory, note_wait
@@ -170,12 +170,11 @@ class Reactor:
         )
         self.handover = HandOver(worker, connections=self._http, adopt=self._adopt)
         self._look_busy_ns = 0  # when to look at this worker's share again, by the time spent in the application
-        self._again_s = 0.0  # after which a worker that retires offers its connections again
         self._handlers: dict[int, Callable[[int, int], None]] = self._acceptor.handlers()
         self._until_s = 0.0  # when what is still in flight is cut; 0: this worker does not retire
         self._ended = CLOSED  # as what connections that end are counted
         self._most = most_units(config)
-        self._period_s = heartbeat_s(config.timeout_s, config.slow_s)
+        self._period_s = self._again_s = heartbeat_s(config.timeout_s, config.slow_s)  # again: to give connections
         self._beat_ns = 0  # when the next heartbeat is due
         self.deadlines: Deadlines[Phase] = Deadlines()
         self.now_ns: int = monotonic_ns()
@@ -251,8 +250,8 @@ class Reactor:
         until_ns = min(self.deadlines.next_ns(), self._acceptor.check_ns)
         left_s = (until_ns - self._clock_ns()) / 1e9
         if self._until_s:
-            left_s = min(left_s, self._until_s - time.monotonic(), self._again_s)
-        return max(0.0, min(left_s, self._period_s))
+            left_s = min(left_s, self._until_s - time.monotonic())
+        return max(0.0, min(left_s, self._again_s))
 
     def _beat(self, now_ns: int) -> None:
         """Tell the master that the loop turns; twice a period if turns follow each other, so that none comes late."""
@@ -389,7 +388,11 @@ class Reactor:
         """Give or take. `ready`: what waits for its turn: the last of it would wait for the longest."""
         self._look_busy_ns = self.app.busy_ns + LOOK_NS
         first = (phase for phase, _mask in reversed(ready) if isinstance(phase, HttpConnection))
-        self.handover.even_out(len(self._phases), monotonic_ns(), first)
+        now_ns = monotonic_ns()
+        if self.handover.even_out(len(self._phases), now_ns, first):  # the next heartbeat comes sooner, and goes on
+            self._again_s, self._beat_ns = AGAIN_S, now_ns + round(AGAIN_S * 1e9)
+        elif not self._until_s:
+            self._again_s = self._period_s
 
     def _make_room(self, accept: Callable[[], bool]) -> bool:
         """Accept one in the place of an idle one; if all threads are busy, when it has its turn."""
@@ -426,7 +429,7 @@ class Reactor:
         while (now_s := time.monotonic()) < self._until_s:
             drained = drained or self._acceptor.drain()
             if now_s >= look_s or not self.context.draining:
-                self._again_s = self.handover.give_all(self.context)
+                self._again_s = min(self.handover.give_all(self.context), self._period_s)
                 look_s = now_s + self._again_s
             if drained and not self._phases and not (self._pool and self._pool.busy):
                 return
