@@ -9,7 +9,8 @@ two requests belongs to the server: it is put into a queue (runtime/transfer.py)
   worker below the mean takes. It gives no more than workers lack that are not busier: with others a request would wait
   for longer. What was given for this stays for STAYS_NS, so nothing goes to and fro. A connection that came within
   JUST_COME_NS and has not asked yet stays as well.
-- Retiring. Everything is given as soon as it is idle, as long as another worker takes (`somebody_takes`).
+- Retiring. Everything is given as soon as it is idle, as long as another worker takes (`somebody_takes`), but no more
+  than others have room for. The worker leaves once the queue is empty: what nobody has taken comes back.
 - Any worker with room takes what has waited in the queue for LATE_NS, whatever its share.
 
 While two generations overlap, the newer one takes, and an older one that has not begun to retire only if nobody of the
@@ -110,6 +111,7 @@ class HandOver:
         self._group = worker.group
         self._generation = worker.generation
         self._master = worker.master
+        self._link = worker.link
         self._log = worker.log
         self._most = worker.config.max_connections
         self._connections = connections
@@ -121,6 +123,7 @@ class HandOver:
         self._busy = BusyShares(worker.board)
         self._left = False  # it has left some that waited, as it could not
         self._alone_ns = 0  # since when a worker that retires has found nobody who takes; 0: somebody does
+        self._came_back = False  # what it has given, as it retires, and nobody took
         self._full_at = 0  # connections in the queue when it had no room for another; 0: it always had
         self._giving = False  # this worker has held too many, and is not at the mean yet
         self.possible = worker.inherited.tls is None
@@ -134,8 +137,9 @@ class HandOver:
         """
         self._serves, self._able, self._stuck = serves, able, stuck
         has_room = serves and held < self._most and self._orders[TAKING] > 0
-        takes = has_room and self.possible and not stuck and self._orders[TAKING] <= self._generation
-        self._serving[self._group] = held + 1 if takes else -has_room
+        takes = self.possible and not stuck and self._orders[TAKING] <= self._generation
+        cell = held + 1 if takes else -(held + 1 + stuck * HELD_MOST)
+        self._serving[self._group] = cell if has_room else 0
 
     def even_out(self, held: int, now_ns: int, first: Iterable[Idle] = ()) -> bool:
         """Give away what is above this worker's share, or take what is below it. `first`: what to give first.
@@ -172,25 +176,55 @@ class HandOver:
     def give_all(self, context: HttpContext) -> float:
         """Give every idle connection away, as the worker retires. If nobody takes any, end each with a last response.
 
-        Return after how many seconds to come again.
+        While others are in calls, it is served here. Return after how many seconds to come again.
         """
+        now_ns = monotonic_ns()
+        if self._late(2 * LATE_NS if self._orders[ANOTHER] else LATE_NS):
+            self._came_back = True
+            self._take_back()
         taken = self.somebody_takes()
         context.drain(last=not taken)
         if not taken:
-            while self.possible and self.take_one() is not None:
-                pass  # nobody else will
-        now_ns = monotonic_ns()
+            self._take_back()  # nobody else will
+        room = self._room_now(now_ns)
         self._alone_ns = 0 if taken else self._alone_ns or now_ns
         for connection in list(self._connections()):
             if not connection.idle:
                 if not taken:
                     connection.retire()
             elif taken:
-                if not connection.give(now_ns, evened=False):
-                    return AGAIN_S
+                if room <= 0 or not connection.give(now_ns, evened=False):
+                    return self._retire_again_s()
+                room -= 1
             elif now_ns - max(self._alone_ns, connection.since_ns(now_ns)) >= GRACE_NS and not connection.has_input():
                 connection.expire()
-        return _RETIRE_S
+        return self._retire_again_s()
+
+    def give_one(self, connection: Idle, now_ns: int) -> None:
+        """Give a connection that has just become idle, as the worker retires, if others have room for it."""
+        if self._room_now(now_ns) > 0:
+            connection.give(now_ns, evened=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing waits to be taken, so that a worker that retires may leave."""
+        return not self.possible or not self._queue.waiting()
+
+    def _retire_again_s(self) -> float:
+        return _RETIRE_S if self.done else AGAIN_S
+
+    def _take_back(self) -> None:
+        while self.possible and self.take_one() is not None:
+            pass
+
+    def _room_now(self, now_ns: int) -> int:
+        """How many connections a worker that retires may put into the queue now.
+
+        What goes to workers whose calls go on waits in the queue, so this worker keeps it until it has to leave itself.
+        """
+        if self._orders[ANOTHER] or self._link.leave_by_s * 1e9 - now_ns < LATE_NS:
+            return HELD_MOST
+        return self._room_elsewhere(now_ns - LATE_NS) - self._queue.waiting()
 
     def make_room(self, now_ns: int, accept: Callable[[], bool]) -> bool:
         """Accept a connection in the place of the one that has been idle for the longest; return whether there was one.
@@ -213,21 +247,25 @@ class HandOver:
 
     def somebody_takes(self) -> bool:
         """Whether anybody takes what this worker, which retires, gives."""
-        if not self.possible or self._orders[ANOTHER]:
-            return self.possible
-        return not self._orders[STOPPING] and self._room_elsewhere()
+        if not self.possible or self._orders[ANOTHER]:  # nothing is known of the workers of another master
+            return self.possible and not self._came_back
+        return not self._orders[STOPPING] and self._room_elsewhere() > 0
 
     def others(self) -> bool:
         """Whether another worker has room, and is not stuck."""
-        return self.possible and not self._late() and self._room_elsewhere(monotonic_ns() - LATE_NS)
+        return self.possible and not self._late() and self._room_elsewhere(monotonic_ns() - LATE_NS) > 0
 
-    def _room_elsewhere(self, late_ns: int = 0) -> bool:
-        """Whether another worker has room, of whichever generation; one in the application since `late_ns` has none."""
+    def _room_elsewhere(self, late_ns: int = 0) -> int:
+        """For how many connections other workers have room, of whichever generation.
+
+        One that is stuck has none if `late_ns` is given; nor has one that is in the application since then.
+        """
         size = self._orders[IN_USE]
         cells = zip(self._serving[:size].tolist(), self._awake[:size].tolist(), strict=True)
-        return any(
-            serving and not 0 < since_ns < late_ns and group != self._group
+        return sum(
+            max(0, self._most + 1 - abs(serving) % HELD_MOST)
             for group, (serving, since_ns) in enumerate(cells)
+            if serving and group != self._group and not (late_ns and (serving < -HELD_MOST or 0 < since_ns < late_ns))
         )
 
     def excess(self, held: int) -> int:
@@ -262,7 +300,7 @@ class HandOver:
             sent_ns=monotonic_ns(),
         )
         data = message.encode()
-        if not data or 0 < self._full_at <= self._queue.waiting():
+        if 0 < self._full_at <= self._queue.waiting():
             return False  # without a count that is taken back: who reads it meanwhile keeps it, as counts never fall
         self._cells[GIVEN] += 1  # before it can be taken, so that no connection is counted twice
         if self._queue.give(fd, data):
@@ -304,13 +342,19 @@ class HandOver:
     def _take_late(self, held: int) -> None:
         """Take what is not for this worker: what has waited for long, as those for whom it is are stuck, or full.
 
-        At once if nobody of those has room. If nobody has room at all, it comes in the place of who has been idle for
-        the longest.
+        At once if nobody of those has room. If all are stuck, or nobody has room at all, who gave it may take it back
+        first. To a full worker it comes in the place of who has been idle for the longest.
         """
         longest = None
         while self._serves and self._orders[TAKING] and self._queue.waiting():
             full = held >= self._most
-            if self.others() if full else not self._late() and max(self._serving[: self._orders[IN_USE]].tolist()) > 0:
+            if full:
+                if self.others() or not self._late(3 * LATE_NS):
+                    return
+            elif self._stuck:
+                if not self._late(2 * LATE_NS):
+                    return
+            elif not self._late() and max(self._serving[: self._orders[IN_USE]].tolist()) > 0:
                 return
             if full and longest is None:
                 longest = self._longest_idle.take(monotonic_ns(), rested_ns=FRESH_NS)
@@ -346,9 +390,9 @@ class HandOver:
         self._adopt(sock, message)
         return True
 
-    def _late(self) -> bool:
-        """Whether something has waited for long in the queue."""
-        return self._queue.waiting() > 0 and 0 < self._queue.oldest_ns() <= monotonic_ns() - LATE_NS
+    def _late(self, after_ns: int = LATE_NS) -> bool:
+        """Whether something has waited for so long in the queue."""
+        return self._queue.waiting() > 0 and 0 < self._queue.oldest_ns() <= monotonic_ns() - after_ns
 
     def _takers(self, held: int) -> dict[int, int]:
         """How many connections each worker holds that serves and takes, by group; without those stuck for LATE_NS."""

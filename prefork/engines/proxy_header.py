@@ -25,6 +25,11 @@ class ProxyInput:
         self._taken = b""
         self.ended = False
 
+    @property
+    def begun(self) -> bool:
+        """Whether some of it has come."""
+        return bool(self._taken)
+
     def take(self) -> ProxyHeader | None:
         """Return it, or None if more has to come. Raises BlockingIOError, OSError and ProxyProtocolError."""
         seen = self._sock.recv(V2_MOST, socket.MSG_PEEK)

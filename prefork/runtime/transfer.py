@@ -144,11 +144,13 @@ class TransferQueue:
 
     def give(self, fd: int, message: bytes) -> bool:
         """Put a connection into the queue; False if it has no room now. The caller still has its descriptor."""
+        if len(message) != SIZE:
+            return False
         try:
-            sent = self._out.sendmsg([message], [(*_RIGHTS, struct.pack("i", fd))], socket.MSG_DONTWAIT)
+            self._out.sendmsg([message], [(*_RIGHTS, struct.pack("i", fd))], socket.MSG_DONTWAIT)
         except OSError:  # EAGAIN: it is full; ETOOMANYREFS, ENOBUFS: the system has no room
             return False
-        return sent == SIZE
+        return True
 
     def take(self) -> tuple[_socket.socket | None, TransferMessage] | None:
         """Take a connection; None if none waits, or this process has no descriptor for it.

@@ -210,7 +210,7 @@ FIGURES = (
     ),
     _figure(
         "totals.cut", "count", SERVER,
-        "Connections that were cut: by --graceful-timeout, or by the death of the worker that had them.",
+        "Connections that were cut: by --graceful-timeout, the death of their worker, or a stop on their way.",
     ),
     _figure(
         "totals.given", "count", SERVER,

@@ -122,12 +122,14 @@ class Worker:
             log=SimpleNamespace(debug=lambda *_, **__: None),
             inherited=SimpleNamespace(tls=object() if tls else None),
             config=SimpleNamespace(max_connections=most),
+            link=SimpleNamespace(leave_by_s=monotonic_ns() / 1e9 + 30),
         )
         self.sockets = server.sockets
         self.connections: list[Held] = []
         self.context = cast("WorkerContext", context)
         self.handover = HandOver(self.context, connections=lambda: self.connections, adopt=self.adopt)
         self.serves = True
+        self.last = False  # every response says that its connection ends
 
     def adopt(self, sock: Any, message: TransferMessage) -> None:
         stays_ns = message.sent_ns + STAYS_NS if message.evened else 0
@@ -161,7 +163,11 @@ class Worker:
         """Retire, and give away what can be given."""
         self.serves = False
         self.publish()
-        self.handover.give_all(cast("HttpContext", SimpleNamespace(drain=lambda *, last: None)))
+        self.handover.give_all(cast("HttpContext", SimpleNamespace(drain=self._drain)))
+        self.publish()
+
+    def _drain(self, *, last: bool) -> None:
+        self.last = last
 
 
 @pytest.fixture
@@ -169,6 +175,12 @@ def server() -> Iterator[Server]:
     with closing(Server()) as server:
         server.orders.take_over(1)
         yield server
+
+
+def pass_s(seconds: float, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so much time pass since the first message in the queue was sent."""
+    later_ns = server.transfer.oldest_ns() + round(seconds * 1e9)
+    monkeypatch.setattr("prefork.engines.handover.monotonic_ns", lambda: later_ns)
 
 
 def held(workers: list[Worker]) -> list[int]:
@@ -332,6 +344,79 @@ def test_in_an_upgrade_workers_of_another_master_take(server: Server) -> None:
     assert workers[0].give(evened=False)
 
 
+def test_who_retires_gives_no_more_than_others_have_room_for(server: Server) -> None:
+    leaves, stays = Worker(server, 0, most=6), Worker(server, 1, most=6)
+    leaves.open(5)
+    stays.open(4)
+    leaves.give_all()
+    assert (held([leaves, stays]), server.transfer.waiting()) == ([3, 4], 2)
+    assert not leaves.handover.done
+    stays.look()
+    leaves.give_all()
+    assert (held([leaves, stays]), leaves.last) == ([3, 6], True)
+    assert leaves.handover.done
+    assert {connection.done for connection in stays.connections} == {""}
+    stays.connections[0].close()
+    leaves.give_all()
+    stays.look()
+    assert (held([leaves, stays]), leaves.last) == ([2, 6], False)
+
+
+def test_room_of_an_older_generation_is_counted_too(server: Server) -> None:
+    leaves, older = Worker(server, 0, most=6, generation=2), Worker(server, 1, most=6)
+    server.orders.take_over(2)
+    leaves.open(5)
+    older.open(4)
+    leaves.give_all()
+    assert held([leaves, older]) == [3, 4]
+
+
+def test_while_the_others_are_in_calls_who_retires_serves_its_clients(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves, stays = Worker(server, 0), Worker(server, 1)
+    leaves.open(3)
+    stays.open(0)
+    leaves.give_all()
+    assert server.transfer.waiting() == 3
+    server.board.awake_cells[1] = monotonic_ns()  # it does not come to take them
+    pass_s(1.5, server, monkeypatch)
+    leaves.give_all()
+    assert (held([leaves, stays]), leaves.last, leaves.handover.done) == ([3, 0], False, True)
+    server.board.awake_cells[1] = 0
+    leaves.give_all()
+    stays.look()
+    assert held([leaves, stays]) == [0, 3]
+
+
+def test_before_it_is_cut_they_go_into_the_queue(server: Server) -> None:
+    leaves, stays = Worker(server, 0), Worker(server, 1)
+    leaves.open(3)
+    stays.open(0)
+    server.board.awake_cells[1] = monotonic_ns() - 2 * LATE_NS
+    leaves.give_all()
+    assert held([leaves, stays]) == [3, 0]
+    leaves.context.link.leave_by_s = monotonic_ns() / 1e9 + 0.5
+    leaves.give_all()
+    assert server.transfer.waiting() == 3
+
+
+def test_what_the_workers_of_another_master_do_not_take_comes_back(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = Worker(server, 0)
+    leaves.open(3)
+    server.orders.give_to_another()
+    leaves.give_all()
+    assert server.transfer.waiting() == 3
+    pass_s(1.5, server, monkeypatch)
+    leaves.give_all()
+    assert (server.transfer.waiting(), leaves.last) == (3, False), "one of them may take it"
+    pass_s(2.5, server, monkeypatch)
+    leaves.give_all()
+    assert (held([leaves]), leaves.last) == ([3], True)
+
+
 def test_under_tls_nothing_changes_hands(server: Server) -> None:
     workers = [Worker(server, group, tls=True) for group in range(2)]
     workers[0].open(40)
@@ -363,8 +448,7 @@ def test_what_nobody_took_in_time_whoever_has_room_takes(server: Server, monkeyp
     assert giver.give(evened=False)
     giver.open(1)
     assert not taker.look(), "it has more than its share"
-    later_ns = server.transfer.oldest_ns() + 2_000_000_000
-    monkeypatch.setattr("prefork.engines.handover.monotonic_ns", lambda: later_ns)
+    pass_s(2, server, monkeypatch)
     assert taker.look()
 
 
@@ -377,8 +461,7 @@ def test_what_nobody_took_in_time_comes_back_to_who_has_given_it(
     giver.look()
     assert held([giver, stuck]) == [20, 0]
     giver.open(15)
-    later_ns = server.transfer.oldest_ns() + 2_000_000_000
-    monkeypatch.setattr("prefork.engines.handover.monotonic_ns", lambda: later_ns)
+    pass_s(2, server, monkeypatch)
     assert giver.handover.excess(35) > 0
     giver.look()
     assert held([giver, stuck]) == [55, 0]
@@ -468,7 +551,9 @@ def test_who_retires_alone_waits_five_seconds_from_then_and_never_ends_who_has_s
     assert after(15)[0] == "ended"
 
 
-def test_if_all_are_full_what_waits_in_the_queue_replaces_who_is_idle_the_longest(server: Server) -> None:
+def test_if_all_are_full_what_is_left_in_the_queue_replaces_who_is_idle_the_longest(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     giver, full, busy = Worker(server, 0), Worker(server, 1, most=2), Worker(server, 2)
     giver.open(2)
     assert giver.give(evened=False)
@@ -482,6 +567,9 @@ def test_if_all_are_full_what_waits_in_the_queue_replaces_who_is_idle_the_longes
     assert (full.connections, server.transfer.waiting()) == ([newer, older], 1), "another has room, and may take it"
     busy.serves = False
     busy.publish()
+    full.look()
+    assert (full.connections, server.transfer.waiting()) == ([newer, older], 1), "who gave it may take it back"
+    pass_s(4, server, monkeypatch)
     full.look()
     assert older.done == ""
     assert full.connections[0] is newer
@@ -577,8 +665,7 @@ def test_workers_of_a_new_master_take_nothing_before_they_are_to(
     giver.open(3)
     new.publish()
     assert giver.give(evened=False)
-    later_ns = server.transfer.oldest_ns() + 2_000_000_000
-    monkeypatch.setattr("prefork.engines.handover.monotonic_ns", lambda: later_ns)
+    pass_s(2, server, monkeypatch)
     new.look()
     assert held([giver, new]) == [2, 0]
     server.orders.take_over(1)

@@ -242,6 +242,30 @@ def test_a_stop_ends_idle_connections_within_five_seconds(
 
 
 @each_way
+@pytest.mark.parametrize("change", ["stop", "reload"])
+@pytest.mark.parametrize("more", [("--proxy-protocol", "--trusted-proxies", "127.0.0.1"), TLS], ids=["proxy", "tls"])
+def test_clients_that_have_sent_nothing_before_http_have_five_seconds(
+    serve: Serve, place: Place, way: tuple[str, ...], more: tuple[str, ...], change: str
+) -> None:
+    """The header of a proxy, or a handshake, could come within --header-timeout."""
+    server = serve(*way, *more, "--workers", "1", "--header-timeout", "60", env=place.env)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(Browser(server)) for _ in range(2)]
+        eventually(lambda: place.status()["totals"]["connections"] == 2, within_s=SOON_S)
+        began_s = time.monotonic()
+        if change == "reload":
+            place.ok("reload")
+        else:
+            server.signal(signal.SIGTERM)
+        assert all(browser.ended() for browser in silent)
+        assert 4.5 < time.monotonic() - began_s < 12
+        if change == "reload":
+            assert totals(place)["cut"] == 0
+        else:
+            assert server.wait_exit() == 0
+
+
+@each_way
 def test_before_a_stop_with_lame_duck_nobody_is_told_to_leave(serve: Serve, way: tuple[str, ...]) -> None:
     server = serve(*way, "--workers", "2", "--keep-alive", "75", "--lame-duck", "2")
     with Browser(server) as asks, Browser(server) as is_silent:

@@ -68,7 +68,7 @@ def given_all(place: Place, pid: int) -> bool:
 def test_if_all_threads_of_all_workers_are_in_long_calls_nobody_is_told_to_close(
     serve: Serve, place: Place, gate: Gate, change: str
 ) -> None:
-    """Who stays takes what the one that leaves has given."""
+    """Who is new takes what the one that leaves gives; if nobody is, it keeps them until a call ends."""
     server = serve(WEB, "--threads", "2", "--workers", "2", env=place.env | gate.env)
     with ExitStack() as stack:
         by_pid: dict[int, list[Browser]] = {}
@@ -84,7 +84,10 @@ def test_if_all_threads_of_all_workers_are_in_long_calls_nobody_is_told_to_close
         first = min if change == "reload" else max
         leaver = first(place.status()["workers"], key=operator.itemgetter("slot"))["pid"]
         server.signal(signal.SIGHUP if change == "reload" else signal.SIGTTOU)
-        eventually(lambda: given_all(place, leaver), within_s=4, what="the calls alone are left")
+        if change == "reload":
+            eventually(lambda: given_all(place, leaver), within_s=4, what="the calls alone are left")
+        else:
+            server.wait_log("scaling")
         assert totals(place)["closed"] == 0
         assert all(silent(browser) for browser in idle)
         gate.open()

@@ -137,9 +137,9 @@ def test_a_worker_that_is_stopped_during_a_reload_takes_only_its_own_along(
 def test_to_wait_for_room_costs_next_to_nothing(
     serve: Serve, place: Place, way: tuple[str, ...], gate: Gate, most: int, closed: int
 ) -> None:
-    """The queue is full, and who could take is in the application: the worker that retires keeps the rest.
+    """Who could take is in the application: the worker that retires keeps them, and has back what it gave.
 
-    With one connection more than there is room for, the longest idle one is closed in the end, and no other.
+    With one connection more than there is room for, one is closed in the end, and no other.
     """
     server = serve(*way, "--workers", "2", "--max-connections", str(most), env=place.env | gate.env)
     stays = place.status()["workers"][0]["pid"]
@@ -166,11 +166,10 @@ def test_to_wait_for_room_costs_next_to_nothing(
         share = (cpu_s(giver) - used_s) / (time.monotonic() - began_s)
         print(f"who waits for room, of {before['connections']} connections: {share:.1%} of a processor")
         assert share < 0.2
-        assert 20 <= totals(place)["in_transfer"] < 50
+        assert totals(place)["connections"] > 950, "what it has back, or never gave"
         gate.open()
         assert busy.response().status == 200
         server.wait_workers(1)
-        # What is full has one more for a moment: it takes first, and then closes.
         found = eventually(
             lambda: (seen := settled(place, 1001))["closed"] - before["closed"] == closed and seen, within_s=SOON_S
         )
@@ -236,8 +235,8 @@ def written(tmp_path: Any, way: tuple[str, ...]) -> str:
 def test_what_is_on_its_way_when_the_server_ends_at_once_is_cut(
     serve: Serve, place: Place, way: tuple[str, ...]
 ) -> None:
-    """Who could take it stands still, and the other has left."""
-    server = serve(*way, "--workers", "2", env=place.env)
+    """Who could take it stands still, and the other had to leave."""
+    server = serve(*way, "--workers", "2", "--graceful-timeout", "2", env=place.env)
     with ExitStack() as stack:
         for _ in range(20):
             assert stack.enter_context(Browser(server)).get("/").status == 200
@@ -250,7 +249,9 @@ def test_what_is_on_its_way_when_the_server_ends_at_once_is_cut(
         server.signal(signal.SIGQUIT)
         assert server.wait_exit() == 0
     found = server.wait_log(STOPPED)
-    assert [int(each) for each in found.groups()] == [20, 0, 20, waiting, waiting]
+    accepted, closed, cut, given, received = (int(each) for each in found.groups())
+    assert (accepted, closed, cut) == (20, 0, 20)
+    assert given == received >= waiting
     server.wait_log(f"connections cut count={waiting} ")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from prefork.engines.handover import FRESH_NS
-from tests.master.test_handover import ASGI, SOON_S, WAYS, each_loop, each_way, fill, totals
+from tests.master.test_handover import ASGI, SOON_S, WAYS, begin_upgrade, each_loop, each_way, fill, totals
 from tests.master.test_upgrade import Line
 from tests.support.client import dial, read_to_end
 from tests.support.kept import KeptClients, after_the_first, some
@@ -19,6 +19,8 @@ from tests.support.wait import eventually
 from tests.support.web import Browser, request
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import AppWriter, Serve
     from tests.support.control import Place
     from tests.support.gate import Gate
@@ -44,6 +46,68 @@ def test_a_reload_of_a_server_that_is_nearly_full_closes_nobody(
         clients.stop()
     assert clients.losses == []
     assert clients.told_to_close == 0
+
+
+@each_way
+def test_whom_the_others_have_no_room_for_has_five_seconds(serve: Serve, place: Place, way: tuple[str, ...]) -> None:
+    """The worker that stays has room for some. Nobody who is there is closed for the others."""
+    server = serve(*way, "--workers", "2", "--max-connections", "20", env=place.env)
+    with ExitStack() as stack:
+        browsers = [stack.enter_context(Browser(server)) for _ in range(30)]
+        for browser in browsers:
+            assert browser.get("/").status == 200
+        server.signal(signal.SIGTTOU)
+        eventually(lambda: max(each["connections"] for each in workers(place)) == 20, within_s=SOON_S)
+        answers = [browser.get("/") for browser in browsers]
+        assert all(answer.status == 200 for answer in answers)
+        assert sum(answer.closes for answer in answers) == 10
+        server.wait_workers(1)
+        assert (totals(place)["closed"], totals(place)["cut"]) == (10, 0)
+
+
+@pytest.mark.parametrize(("name", "threads"), [("wsgi", 1), ("wsgi-pool", 4), ("asyncio", 1), ("uvloop", 1)])
+def test_while_all_others_are_in_calls_who_leaves_serves_its_clients(
+    serve: Serve, place: Place, gate: Gate, name: str, threads: int
+) -> None:
+    server = serve(*WAYS[name], "--workers", "2", env=place.env | gate.env)
+    with ExitStack() as stack:
+        stays = min(workers(place), key=lambda each: cast("int", each["slot"]))["pid"]
+        inside = fill(server, stack, cast("int", stays), threads, "/hold")
+        gate.wait_entered(threads)
+        browsers = [stack.enter_context(Browser(server)) for _ in range(20)]
+        for browser in browsers:
+            assert browser.get("/").status == 200
+        server.signal(signal.SIGTTOU)
+        eventually(lambda: totals(place)["given"] >= 20, within_s=SOON_S, what="all are on their way")
+        answers = [browser.get("/") for browser in browsers]
+        assert all(answer.status == 200 and not answer.closes for answer in answers)
+        gate.open()
+        server.wait_workers(1)
+        assert not any(browser.get("/").closes for browser in browsers)
+        assert [browser.response().status for browser in inside] == [200] * threads
+        assert (totals(place)["closed"], totals(place)["cut"]) == (0, 0)
+
+
+@each_way
+def test_in_an_upgrade_to_a_server_that_takes_fewer_the_rest_has_five_seconds(
+    serve: Serve, place: Place, way: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "prefork.toml"
+    path.write_text("workers = 1\n")
+    line = Line(serve(*way, "--config", str(path), env=place.env))
+    with ExitStack() as stack:
+        stack.callback(line.stop)
+        browsers = [stack.enter_context(Browser(line.server)) for _ in range(20)]
+        for browser in browsers:
+            assert browser.get("/").status == 200
+        path.write_text("workers = 1\nmax-connections = 5\n")
+        begin_upgrade(line)
+        line.server.wait_log("took over")
+        # The old master's worker has given what the queue takes, and has it back.
+        eventually(lambda: sum(each["connections"] for each in workers(place)) == 5, within_s=SOON_S)
+        answers = [browser.get("/") for browser in browsers]
+        assert all(answer.status == 200 for answer in answers)
+        assert sum(answer.closes for answer in answers) == 15
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -31,11 +31,12 @@ from prefork.engines.aio.tasks import tasks_of
 from prefork.engines.aio.waiting import LoopTimers
 from prefork.engines.context import WorkerContext
 from prefork.engines.error_log import RateLimitedLog
+from prefork.engines.handover import AGAIN_S
 from prefork.engines.peer import note_wait, peer_of
 from prefork.errors import BootError
 from prefork.runtime.forks import OURS, open_descriptors
 
-_AGAIN_S = 0.1  # between looks at what does not end by an event
+_LOOK_S = 0.1  # between looks at what does not end by an event
 _CUT_S = 0.5  # how long cancelled calls may take to clean up; the least for the application's shutdown
 # Past the graceful timeout the worker leaves by itself, whatever the application does; the master kills it after 1 s.
 _LAST_S = 0.8
@@ -195,12 +196,16 @@ class AioEngine:
         service.retire(stopping=self._link.stopping)
         if self._drains and self._link.stopping:
             while not self._acceptor.drain() and time.monotonic() < until_s:
-                await asyncio.sleep(_AGAIN_S)
-        empty = await connections.wait_empty(max(0.0, until_s - time.monotonic()))
-        while empty and service.busy and time.monotonic() < until_s:
-            await asyncio.sleep(_AGAIN_S)  # what applications still do after their responses
-        if not empty or service.busy:
-            count = max(connections.held(), service.busy)
+                await asyncio.sleep(_LOOK_S)
+        handover = connections.handover
+        while await connections.wait_empty(max(0.0, until_s - time.monotonic())) and time.monotonic() < until_s:
+            if service.busy:
+                await asyncio.sleep(_LOOK_S)  # what applications still do after their responses
+            elif handover and not handover.done:
+                await asyncio.sleep(AGAIN_S)  # it may come back
+            else:
+                return
+        if count := max(connections.held(), service.busy):
             after = f"{self._worker.config.graceful_timeout_s:g}s"
             self._worker.log.warning("connections cut", count=count, after=after)
             service.cut()

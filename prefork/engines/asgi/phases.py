@@ -12,6 +12,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from prefork.core.tls import PLAIN_HTTP
+from prefork.engines.handover import GRACE_NS
 from prefork.engines.linger import (
     LINGER_BYTES,
     LINGER_S,
@@ -212,6 +213,13 @@ class PreHttp:
     def expire(self) -> None:
         """Act: the deadline has passed."""
         self.abort()
+
+    def retire(self) -> None:
+        """Wait no longer than GRACE_NS from now for a client that has sent nothing; called again it changes nothing."""
+        until_ns = monotonic_ns() + GRACE_NS
+        if until_ns < self.deadline_ns and not (self._proxy and self._proxy.begun):
+            self.deadline_ns = until_ns
+            self._app.timers.watch(self)
 
     def abort(self) -> None:
         """Close the connection."""

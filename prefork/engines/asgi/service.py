@@ -174,6 +174,9 @@ class IdleConnections:
     def retire(self) -> None:
         """Give every idle connection to others, or end each with a last response; repeated, as some still come."""
         self._retiring = True
+        for member in self._connections.members:
+            if isinstance(member, PreHttp):
+                member.retire()
         self._context.loop.call_later(self._handover.give_all(self._app.context), self.retire)
 
     def _arrived(self) -> None:
@@ -186,7 +189,7 @@ class IdleConnections:
         if not self._retiring:
             self._even_out(now_ns)
         elif not self._app.context.draining and connection.idle:
-            connection.give(now_ns, evened=False)
+            self._handover.give_one(connection, now_ns)
 
     def _even_out(self, now_ns: int = 0) -> None:
         now_ns = now_ns or monotonic_ns()

@@ -430,8 +430,11 @@ class Reactor:
             drained = drained or self._acceptor.drain()
             if now_s >= look_s or not self.context.draining:
                 self._again_s = min(self.handover.give_all(self.context), self._period_s)
+                for phase in self._phases.values():
+                    if isinstance(phase, PreHttp):
+                        phase.retire()
                 look_s = now_s + self._again_s
-            if drained and not self._phases and not (self._pool and self._pool.busy):
+            if drained and not self._phases and not (self._pool and self._pool.busy) and self.handover.done:
                 return
             self._turn()
         if self._phases:

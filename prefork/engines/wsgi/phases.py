@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prefork.engines.handover import GRACE_NS
 from prefork.engines.linger import hang_up
 from prefork.engines.proxy_header import ProxyInput
 from prefork.engines.timers import NEVER, Bounded
@@ -107,6 +108,13 @@ class PreHttp:
     def expire(self) -> None:
         """The deadline has passed."""
         self.close()
+
+    def retire(self) -> None:
+        """Wait no longer than GRACE_NS from now for a client that has sent nothing; called again it changes nothing."""
+        until_ns = self._loop.now_ns + GRACE_NS
+        if until_ns < self.deadline_ns and not self._input.begun:
+            self.deadline_ns = until_ns
+            self._loop.deadlines.watch(self)
 
     def close(self) -> None:
         """Close the connection."""
