@@ -342,19 +342,15 @@ class HandOver:
     def _take_late(self, held: int) -> None:
         """Take what is not for this worker: what has waited for long, as those for whom it is are stuck, or full.
 
-        At once if nobody of those has room. If all are stuck, or nobody has room at all, who gave it may take it back
-        first. To a full worker it comes in the place of who has been idle for the longest.
+        After LATE_NS, or at once if nobody of those has room. After two if this worker is stuck itself, as who gave it
+        may take it back first; after three if it is full: in the place of who has been idle for the longest.
         """
         longest = None
         while self._serves and self._orders[TAKING] and self._queue.waiting():
             full = held >= self._most
-            if full:
-                if self.others() or not self._late(3 * LATE_NS):
-                    return
-            elif self._stuck:
-                if not self._late(2 * LATE_NS):
-                    return
-            elif not self._late() and max(self._serving[: self._orders[IN_USE]].tolist()) > 0:
+            rank = 3 if full else 2 if self._stuck else 1
+            nobody_else = rank == 1 and max(self._serving[: self._orders[IN_USE]].tolist()) <= 0
+            if not nobody_else and not self._late(rank * LATE_NS):
                 return
             if full and longest is None:
                 longest = self._longest_idle.take(monotonic_ns(), rested_ns=FRESH_NS)

@@ -1,4 +1,4 @@
-"""Who gives connections and who takes: workers in one process, with the real scoreboard, orders, queue, sockets."""
+"""Who gives connections and who takes."""
 
 from __future__ import annotations
 
@@ -6,185 +6,26 @@ import os
 import random
 import socket
 from contextlib import closing
-from dataclasses import dataclass, field
 from time import monotonic_ns
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.engines.handover import JUST_COME_NS, LATE_NS, STAYS_NS, HandOver, LongestIdle
+from prefork.engines.handover import JUST_COME_NS, LATE_NS, LongestIdle
 from prefork.engines.peer import Peer
-from prefork.runtime.orders import Orders
-from prefork.runtime.transfer import TransferQueue
-from prefork.status.scoreboard import GIVEN, Scoreboard
+from prefork.status.scoreboard import GIVEN
+from tests.support.handover import NOW_NS, PEER, Server, Waiting, Worker, held, pass_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from prefork.engines.context import WorkerContext
-    from prefork.engines.http_context import HttpContext
-    from prefork.runtime.transfer import TransferMessage
-
-PEER: Peer[None] = Peer(("127.0.0.1", 80), "192.0.2.7:1", "192.0.2.7", 1, None, trusted=False)
-
-
-@dataclass
-class Server:
-    """The parts that workers share."""
-
-    board: Scoreboard = field(default_factory=lambda: Scoreboard(groups=16, threads=1))
-    orders: Orders = field(default_factory=lambda: Orders(16))
-    transfer: TransferQueue = field(default_factory=TransferQueue)
-    sockets: list[Any] = field(default_factory=list)  # all that were ever made
-
-    def close(self) -> None:
-        self.transfer.close()
-        self.orders.close()
-        for sock in self.sockets:
-            sock.close()
-
-
-@dataclass(eq=False)
-class Waiting:
-    """A connection that is idle since then."""
-
-    since: int
-    idle: bool = True
-    sent: bool = False
-    peer: Peer[None] = PEER
-
-    @property
-    def deadline_ns(self) -> int:
-        return self.since_ns(0) + 75_000_000_000
-
-    def since_ns(self, _now_ns: int) -> int:
-        return self.since * 1_000_000_000
-
-    def has_input(self) -> bool:
-        return self.sent
-
-
-@dataclass(eq=False)
-class Kept(Waiting):
-    """The same, as a worker that retires sees it."""
-
-    done: str = ""
-    stays_ns: int = 0
-
-    def give(self, _now_ns: int, *, evened: bool) -> bool:
-        return not evened
-
-    def close(self) -> None:
-        self.done = "closed"
-
-    def retire(self) -> None:
-        self.done = "retired"
-
-    def expire(self) -> None:
-        self.done = "ended"
-
-
-@dataclass(eq=False, kw_only=True)
-class Held(Kept):
-    """One end of a socket pair, which its worker gives as the engines give theirs."""
-
-    worker: Worker
-    sock: Any
-
-    def give(self, now_ns: int, *, evened: bool) -> bool:
-        given = self.worker.handover.give(self.sock.fileno(), PEER, self.since_ns(now_ns), evened=evened)
-        if given:
-            self.close()
-        return given
-
-    def close(self) -> None:
-        self.worker.connections.remove(self)
-        self.sock.close()
-        self.worker.publish()
-
-
-class Worker:
-    """A worker as far as it gives and takes. Its connections are ends of socket pairs."""
-
-    def __init__(self, server: Server, group: int, *, generation: int = 1, tls: bool = False, most: int = 1000) -> None:
-        server.orders.begin(group)
-        context = SimpleNamespace(
-            transfer=server.transfer,
-            board=server.board,
-            orders=server.orders,
-            rows=[server.board.row(group)],
-            group=group,
-            generation=generation,
-            master=1,
-            log=SimpleNamespace(debug=lambda *_, **__: None),
-            inherited=SimpleNamespace(tls=object() if tls else None),
-            config=SimpleNamespace(max_connections=most),
-            link=SimpleNamespace(leave_by_s=monotonic_ns() / 1e9 + 30),
-        )
-        self.sockets = server.sockets
-        self.connections: list[Held] = []
-        self.context = cast("WorkerContext", context)
-        self.handover = HandOver(self.context, connections=lambda: self.connections, adopt=self.adopt)
-        self.serves = True
-        self.last = False  # every response says that its connection ends
-
-    def adopt(self, sock: Any, message: TransferMessage) -> None:
-        stays_ns = message.sent_ns + STAYS_NS if message.evened else 0
-        self.connections.append(Held(message.since_ns // 1_000_000_000, stays_ns=stays_ns, worker=self, sock=sock))
-        self.sockets.append(sock)
-
-    def open(self, count: int) -> None:
-        """Accept so many."""
-        for _ in range(count):
-            ours, theirs = socket.socketpair()
-            self.connections.append(Held(1, worker=self, sock=ours))
-            self.sockets += [ours, theirs]
-        self.publish()
-
-    def publish(self) -> None:
-        """Tell the others."""
-        self.handover.publish(len(self.connections), serves=self.serves)
-
-    def give(self, *, evened: bool) -> bool:
-        """Give one."""
-        return self.connections[-1].give(0, evened=evened)
-
-    def look(self, *, after_s: float = 0.0) -> bool:
-        """Give or take what is to be, as if so much later; whether anything was."""
-        before = len(self.connections)
-        self.handover.even_out(before, monotonic_ns() + round(after_s * 1e9))
-        self.publish()
-        return before != len(self.connections)
-
-    def give_all(self) -> None:
-        """Retire, and give away what can be given."""
-        self.serves = False
-        self.publish()
-        self.handover.give_all(cast("HttpContext", SimpleNamespace(drain=self._drain)))
-        self.publish()
-
-    def _drain(self, *, last: bool) -> None:
-        self.last = last
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     with closing(Server()) as server:
-        server.orders.take_over(1)
         yield server
-
-
-def pass_s(seconds: float, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let so much time pass since the first message in the queue was sent."""
-    later_ns = server.transfer.oldest_ns() + round(seconds * 1e9)
-    monkeypatch.setattr("prefork.engines.handover.monotonic_ns", lambda: later_ns)
-
-
-def held(workers: list[Worker]) -> list[int]:
-    return [len(worker.connections) for worker in workers]
 
 
 @given(
@@ -194,7 +35,6 @@ def held(workers: list[Worker]) -> list[int]:
 def test_whatever_each_held_all_end_up_even_and_stay_so(counts: list[int], seed: int) -> None:
     chance = random.Random(seed)
     with closing(Server()) as server:
-        server.orders.take_over(1)
         workers = [Worker(server, group) for group in range(len(counts))]
         for worker, count in zip(workers, counts, strict=True):
             worker.open(count)
@@ -264,8 +104,8 @@ def ten_have_just_come(server: Server) -> Worker:
     giver, taker = Worker(server, 0), Worker(server, 1)
     taker.publish()
     giver.open(10)
-    for held in giver.connections:
-        held.since = monotonic_ns() // 1_000_000_000 + 1
+    for each in giver.connections:
+        each.since = monotonic_ns() // 1_000_000_000 + 1
     return giver
 
 
@@ -344,79 +184,6 @@ def test_in_an_upgrade_workers_of_another_master_take(server: Server) -> None:
     assert workers[0].give(evened=False)
 
 
-def test_who_retires_gives_no_more_than_others_have_room_for(server: Server) -> None:
-    leaves, stays = Worker(server, 0, most=6), Worker(server, 1, most=6)
-    leaves.open(5)
-    stays.open(4)
-    leaves.give_all()
-    assert (held([leaves, stays]), server.transfer.waiting()) == ([3, 4], 2)
-    assert not leaves.handover.done
-    stays.look()
-    leaves.give_all()
-    assert (held([leaves, stays]), leaves.last) == ([3, 6], True)
-    assert leaves.handover.done
-    assert {connection.done for connection in stays.connections} == {""}
-    stays.connections[0].close()
-    leaves.give_all()
-    stays.look()
-    assert (held([leaves, stays]), leaves.last) == ([2, 6], False)
-
-
-def test_room_of_an_older_generation_is_counted_too(server: Server) -> None:
-    leaves, older = Worker(server, 0, most=6, generation=2), Worker(server, 1, most=6)
-    server.orders.take_over(2)
-    leaves.open(5)
-    older.open(4)
-    leaves.give_all()
-    assert held([leaves, older]) == [3, 4]
-
-
-def test_while_the_others_are_in_calls_who_retires_serves_its_clients(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leaves, stays = Worker(server, 0), Worker(server, 1)
-    leaves.open(3)
-    stays.open(0)
-    leaves.give_all()
-    assert server.transfer.waiting() == 3
-    server.board.awake_cells[1] = monotonic_ns()  # it does not come to take them
-    pass_s(1.5, server, monkeypatch)
-    leaves.give_all()
-    assert (held([leaves, stays]), leaves.last, leaves.handover.done) == ([3, 0], False, True)
-    server.board.awake_cells[1] = 0
-    leaves.give_all()
-    stays.look()
-    assert held([leaves, stays]) == [0, 3]
-
-
-def test_before_it_is_cut_they_go_into_the_queue(server: Server) -> None:
-    leaves, stays = Worker(server, 0), Worker(server, 1)
-    leaves.open(3)
-    stays.open(0)
-    server.board.awake_cells[1] = monotonic_ns() - 2 * LATE_NS
-    leaves.give_all()
-    assert held([leaves, stays]) == [3, 0]
-    leaves.context.link.leave_by_s = monotonic_ns() / 1e9 + 0.5
-    leaves.give_all()
-    assert server.transfer.waiting() == 3
-
-
-def test_what_the_workers_of_another_master_do_not_take_comes_back(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leaves = Worker(server, 0)
-    leaves.open(3)
-    server.orders.give_to_another()
-    leaves.give_all()
-    assert server.transfer.waiting() == 3
-    pass_s(1.5, server, monkeypatch)
-    leaves.give_all()
-    assert (server.transfer.waiting(), leaves.last) == (3, False), "one of them may take it"
-    pass_s(2.5, server, monkeypatch)
-    leaves.give_all()
-    assert (held([leaves]), leaves.last) == ([3], True)
-
-
 def test_under_tls_nothing_changes_hands(server: Server) -> None:
     workers = [Worker(server, group, tls=True) for group in range(2)]
     workers[0].open(40)
@@ -489,9 +256,6 @@ def test_who_has_begun_to_give_goes_on_until_it_is_at_the_mean(server: Server) -
     assert workers[0].handover.excess(17) == 0, "it is done"
 
 
-NOW_NS = 1_000_000_000_000
-
-
 def test_the_longest_idle_are_found_in_order_as_they_are_when_asked_for() -> None:
     every = [Waiting(since) for since in range(200)]
     random.Random(1).shuffle(every)
@@ -517,38 +281,6 @@ def test_who_has_just_come_is_not_found_for_a_close() -> None:
     assert found.take(NOW_NS, rested_ns=2_000_000_000) is every[1]
     assert found.take(NOW_NS, rested_ns=2_000_000_000) is None
     assert found.take(NOW_NS) is every[2]
-
-
-def test_who_retires_alone_waits_five_seconds_from_then_and_never_ends_who_has_sent_something(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now_s = 1000.0
-    monkeypatch.setattr("prefork.engines.handover.monotonic_ns", lambda: round(now_s * 1e9))
-    alone = Worker(server, 0)
-    old, young, busy, sent = every = Kept(900), Kept(1003), Kept(900, idle=False), Kept(900, sent=True)
-    handover = HandOver(alone.context, connections=lambda: every, adopt=alone.adopt)
-    drains = []
-    http = cast("HttpContext", SimpleNamespace(drain=lambda *, last: drains.append(last)))
-
-    def after(seconds: float) -> list[str]:
-        nonlocal now_s
-        now_s = 1000 + seconds
-        handover.give_all(http)
-        return [each.done for each in (old, young, busy, sent)]
-
-    assert after(0) == after(4.9) == ["", "", "retired", ""]
-    assert after(5.0) == ["ended", "", "retired", ""]
-    assert after(8.0) == ["ended", "ended", "retired", ""]
-    assert set(drains) == {True}
-    old.done = ""
-    heir = Worker(server, 1)
-    heir.publish()
-    after(9.0)
-    assert drains[-1] is False
-    heir.serves = False
-    heir.publish()
-    assert after(10)[0] == after(14.9)[0] == "", "it was not alone meanwhile"
-    assert after(15)[0] == "ended"
 
 
 def test_if_all_are_full_what_is_left_in_the_queue_replaces_who_is_idle_the_longest(

@@ -10,19 +10,17 @@ import pytest
 from prefork.engines.accept import AcceptBatch
 from prefork.engines.handover import BusyShares
 from prefork.status.scoreboard import Scoreboard
-from tests.engines.test_handover import Server, Worker, held
+from tests.support.handover import NOW_NS, Server, Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MOMENT_NS = 1_000_000_000
-NOW_NS = 1_000_000_000_000
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     with closing(Server()) as server:
-        server.orders.take_over(1)
         yield server
 
 

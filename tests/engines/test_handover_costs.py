@@ -6,7 +6,7 @@ from contextlib import closing
 from time import monotonic_ns
 
 from prefork.engines.handover import HandOver, LongestIdle
-from tests.engines.test_handover import NOW_NS, Kept, Server, Worker
+from tests.support.handover import NOW_NS, Kept, Server, Worker
 
 
 class Looks:
@@ -26,7 +26,6 @@ def test_who_has_nothing_to_give_does_not_look_at_its_connections() -> None:
     now_ns = monotonic_ns()
     looks = [Looks(10_000), Looks(9_000)]
     with closing(Server()) as server:
-        server.orders.take_over(1)
         hosts = [Worker(server, group, most=20_000) for group in range(2)]
         pair = [
             HandOver(host.context, connections=each, adopt=host.adopt) for host, each in zip(hosts, looks, strict=True)
