@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from prefork.cli.options import configured
+from prefork.cli.options import ConfiguredCommand, configured
 from prefork.config.config import Config
 from prefork.config.options import APP, OPTIONS, Option
 from prefork.core.address import Address
@@ -110,7 +110,7 @@ class _Child:
         return 0
 
 
-@click.command()
+@click.command(cls=ConfiguredCommand)
 @click.option("--json", "as_json", is_flag=True, help="As JSON: durations in seconds, sizes in bytes.")
 @configured
 def config(found: Config, as_json: bool) -> None:
@@ -128,7 +128,7 @@ def config(found: Config, as_json: bool) -> None:
     click.echo(tabulate.tabulate(rows, headers=("option", "value", "source"), disable_numparse=True))
 
 
-@click.command()
+@click.command(cls=ConfiguredCommand)
 @configured
 def check(found: Config) -> None:
     """Load APP in a separate process, as a worker does, and show its kind; bind nothing.

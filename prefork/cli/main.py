@@ -10,7 +10,7 @@ from prefork._version import __version__
 from prefork.api import run
 from prefork.cli.control import COMMANDS
 from prefork.cli.inspect import COMMANDS as INSPECT
-from prefork.cli.options import configured
+from prefork.cli.options import ConfiguredCommand, configured
 from prefork.cli.send import send
 from prefork.cli.top.command import top
 from prefork.config.config import Config
@@ -45,7 +45,7 @@ def cli() -> None:
     """A pre-fork server for Python: a master listens once, its workers accept on the shared socket."""
 
 
-@cli.command(help=_SERVE_HELP)
+@cli.command(cls=ConfiguredCommand, help=_SERVE_HELP)
 @configured
 def serve(config: Config) -> None:
     """Serve APP."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from prefork.config.config import configure
-from prefork.config.options import OPTIONS, Option
+from prefork.config.options import GROUPS, OPTIONS, Option
 
 # --- what every command that talks to a server has: --control, and its exit codes
 
@@ -23,6 +23,20 @@ def needs_server(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--control", "place", default="auto", envvar="PREFORK_CONTROL", metavar="PATH", help=_CONTROL_HELP
     )(command)
+
+
+class ConfiguredCommand(click.Command):
+    """A command whose help shows the options in their groups, and its own at the end."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each group."""
+        given = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        lines = {param.name: line for param in given if (line := param.get_help_record(ctx))}
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([lines.pop(_variable(option)) for option in group])
+        with formatter.section("Other"):
+            formatter.write_dl(list(lines.values()))
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:

@@ -6,10 +6,11 @@ The single source: the command line, the environment, the configuration file, th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 from prefork.core import log
 from prefork.core.address import FORMS, Address
@@ -98,18 +99,49 @@ def _app(text: str) -> str:
 
 
 APP = Option(name="app", field="app", parse=_app, default="talkback", metavar="APP", help="What to serve.")
-OPTIONS: tuple[Option, ...] = (
+# By group, in the order of `--help` and of the README.
+_LISTENING = (
     Option(name="bind", field="bind", short="-b", many=True, parse=Address.parse, default="127.0.0.1:1935",
            metavar="ADDRESS", help=f"Where to listen: {FORMS}. Repeatable."),
+    Option(name="backlog", field="backlog", parse=count, default="2048", metavar="N",
+           help="Connections that may wait in the accept queue (limited by net.core.somaxconn)."),
+    Option(name="accept", field="accept", parse=_choice(("shared", "per-worker")), default="shared", metavar="HOW",
+           help="shared: all workers accept on one socket. per-worker: one socket each; the kernel chooses by hash."),
+)  # fmt: skip
+_WORKERS = (
     Option(name="workers", field="workers", short="-w", parse=_workers, default="auto", metavar="N|auto",
            help="Worker processes. auto: one for each CPU that this process may use (cgroup quota, else affinity)."),
     Option(name="threads", field="threads", short="-t", parse=partial(count, most=THREADS_MOST), default="1",
            metavar="N", help="Threads per worker; each serves one connection (WSGI: one request) at a time. Asyncio "
                 "applications have one."),
+    Option(name="max-connections", field="max_connections", parse=count, default="1000", metavar="N",
+           help="HTTP and asyncio: connections that a worker holds at once. An idle one of HTTP makes room for "
+                "a further one; else that waits in the kernel."),
+    Option(name="max-requests", field="max_requests", parse=partial(count, least=0), default="0", metavar="N",
+           help="Replace a worker after it has completed N units of work; 0: never."),
+    Option(name="max-requests-jitter", field="max_requests_jitter", parse=partial(count, least=0), default="0",
+           metavar="N", help="Add a random number from 0 to N to each worker's --max-requests, so that not all "
+                             "retire at once."),
+    Option(name="max-memory", field="max_memory", parse=size, default="0", metavar="SIZE",
+           help="Replace a worker whose memory (PSS) stays above SIZE; 0: never."),
+)  # fmt: skip
+_APPLICATION = (
     Option(name="interface", field="interface", parse=_choice(KINDS), default="auto", metavar="KIND",
            help=f"The kind of APP, if its parameters are ambiguous: {', '.join(KINDS)}."),
-    Option(name="backlog", field="backlog", parse=count, default="2048", metavar="N",
-           help="Connections that may wait in the accept queue (limited by net.core.somaxconn)."),
+    Option(name="root-path", field="root_path", parse=_root_path, default="", metavar="PATH",
+           help="ASGI: the path at which the application is mounted, such as /api; it becomes root_path."),
+    Option(name="loop", field="loop", parse=_choice(LOOPS), default="uvloop", metavar="LOOP",
+           help=f"Asyncio applications: the event loop, {' or '.join(LOOPS)}."),
+    Option(name="preload", field="preload", parse=switch, default="no", metavar="", switch=True,
+           help="Import APP once, in a template process that forks the workers: less memory, respawn in milliseconds."),
+    Option(name="hooks", field="hooks", parse=str, default="", metavar="MODULE",
+           help="Call these functions of MODULE (or path.py), if it has them: template_loaded(), "
+                "worker_started(worker), "
+                "worker_stopping(worker), worker_died(report)."),
+    Option(name="chdir", field="chdir", parse=str, default="", metavar="DIR",
+           help="Change to DIR first: relative paths (FILE, MODULE, Unix sockets, logs) start there."),
+)  # fmt: skip
+_TIMEOUTS = (
     Option(name="timeout", field="timeout_s", parse=duration, default="30", metavar="DURATION",
            help="How long handler code may run without waiting for its client, or a worker's process stand still, busy "
                 "or idle; then the worker is killed and replaced. 0: never."),
@@ -121,76 +153,74 @@ OPTIONS: tuple[Option, ...] = (
                 "ends it."),
     Option(name="boot-timeout", field="boot_timeout_s", parse=positive_duration, default="60", metavar="DURATION",
            help="How long a worker may take from its fork until it accepts."),
+    Option(name="header-timeout", field="header_timeout_s", parse=positive_duration, default="10", metavar="DURATION",
+           help="HTTP: how long the first byte of a new connection, or a request head from its first byte, may take."),
     Option(name="idle-timeout", field="idle_timeout_s", parse=positive_duration, default="60", metavar="DURATION",
            help="How long a stream handler waits for a silent client; then the connection is closed and counted. "
                 "HTTP: the time for a body or a response, plus one second for each KiB."),
-    Option(name="loop", field="loop", parse=_choice(LOOPS), default="uvloop", metavar="LOOP",
-           help=f"Asyncio applications: the event loop, {' or '.join(LOOPS)}."),
-    Option(name="root-path", field="root_path", parse=_root_path, default="", metavar="PATH",
-           help="ASGI: the path at which the application is mounted, such as /api; it becomes root_path."),
-    Option(name="ws-ping", field="ws_ping_s", parse=duration, default="20", metavar="DURATION",
-           help="WebSocket: ping a client after this time of silence; after the same time again, cut it. 0: never."),
-    Option(name="ws-max-message", field="ws_max_message", parse=size, default="16m", metavar="SIZE",
-           help="WebSocket: the largest message from a client; a larger one closes the connection with code 1009."),
     Option(name="keep-alive", field="keep_alive_s", parse=duration, default="75", metavar="DURATION",
            help="HTTP: how long a connection stays open for the next request; it should be longer than a load balancer "
                 "keeps it."),
-    Option(name="header-timeout", field="header_timeout_s", parse=positive_duration, default="10", metavar="DURATION",
-           help="HTTP: how long the first byte of a new connection, or a request head from its first byte, may take."),
+)  # fmt: skip
+_HTTP = (
     Option(name="max-body", field="max_body", parse=size, default="1g", metavar="SIZE",
            help="HTTP: the largest request body; a larger one gets status 413."),
-    Option(name="max-connections", field="max_connections", parse=count, default="1000", metavar="N",
-           help="HTTP and asyncio: connections that a worker holds at once. An idle one of HTTP makes room for "
-                "a further one; else that waits in the kernel."),
-    Option(name="tls-cert", field="tls_cert", parse=str, default="", metavar="FILE",
-           help="HTTP and asyncio: serve TLS with this certificate chain (PEM). A reload reads it again."),
-    Option(name="tls-key", field="tls_key", parse=str, default="", metavar="FILE",
-           help="The key of --tls-cert (PEM, without a password); by default in the same file."),
     Option(name="trusted-proxies", field="trusted_proxies", parse=network, many=True, default="none", metavar="NETWORK",
            help="HTTP: trust Forwarded and X-Forwarded-* from these: 10.0.0.0/8, ::1, unix:, or none. Repeatable."),
     Option(name="proxy-protocol", field="proxy_protocol", parse=switch, default="no", metavar="", switch=True,
            help="HTTP: every connection begins with a PROXY header (v1 or v2), which only --trusted-proxies may send."),
-    Option(name="access-log", field="access_log", parse=str, default="", metavar="PATH|-",
-           help="HTTP: append a line for each request to PATH (reopened on USR1); -: standard output. The combined "
-                "format, or JSON with --log-format json."),
-    Option(name="slow", field="slow_s", parse=duration, default="0", metavar="DURATION",
-           help="Log the stack of a running request after DURATION, at most one a second; 0: never."),
-    Option(name="max-requests", field="max_requests", parse=partial(count, least=0), default="0", metavar="N",
-           help="Replace a worker after it has completed N units of work; 0: never."),
-    Option(name="max-requests-jitter", field="max_requests_jitter", parse=partial(count, least=0), default="0",
-           metavar="N", help="Add a random number from 0 to N to each worker's --max-requests, so that not all "
-                             "retire at once."),
-    Option(name="max-memory", field="max_memory", parse=size, default="0", metavar="SIZE",
-           help="Replace a worker whose memory (PSS) stays above SIZE; 0: never."),
-    Option(name="preload", field="preload", parse=switch, default="no", metavar="", switch=True,
-           help="Import APP once, in a template process that forks the workers: less memory, respawn in milliseconds."),
-    Option(name="accept", field="accept", parse=_choice(("shared", "per-worker")), default="shared", metavar="HOW",
-           help="shared: all workers accept on one socket. per-worker: one socket each; the kernel chooses by hash."),
-    Option(name="control", field="control", parse=str, default="auto", metavar="PATH|none",
-           help="The control socket; auto: in $XDG_RUNTIME_DIR, or a private directory in the temp dir."),
-    Option(name="admin", field="admin", parse=_admin, default="none", metavar="ADDRESS|none",
-           help="Serve the state of the server here, in a separate process: /metrics, /status.json, /healthz, /readyz, "
-                "and a page at /."),
-    Option(name="user", field="user", parse=str, default="", metavar="USER",
-           help="Workers run as this user (name or number); sockets are bound before."),
-    Option(name="group", field="group", parse=str, default="", metavar="GROUP",
-           help="Workers run as this group; by default the user's own."),
-    Option(name="umask", field="umask", parse=umask, default="", metavar="OCTAL",
-           help="File mode creation mask, also for Unix sockets; by default unchanged."),
-    Option(name="chdir", field="chdir", parse=str, default="", metavar="DIR",
-           help="Change to DIR first: relative paths (FILE, MODULE, Unix sockets, logs) start there."),
-    Option(name="pid", field="pid", parse=str, default="", metavar="FILE",
-           help="Write the master's pid to FILE and keep FILE locked; it is removed at the end."),
-    Option(name="hooks", field="hooks", parse=str, default="", metavar="MODULE",
-           help="Call these functions of MODULE (or path.py), if it has them: template_loaded(), "
-                "worker_started(worker), "
-                "worker_stopping(worker), worker_died(report)."),
-    Option(name="reload", field="reload", parse=switch, default="no", metavar="", switch=True,
-           help="For development: reload when an imported file of APP changes. One worker unless --workers is given."),
+    Option(name="ws-ping", field="ws_ping_s", parse=duration, default="20", metavar="DURATION",
+           help="WebSocket: ping a client after this time of silence; after the same time again, cut it. 0: never."),
+    Option(name="ws-max-message", field="ws_max_message", parse=size, default="16m", metavar="SIZE",
+           help="WebSocket: the largest message from a client; a larger one closes the connection with code 1009."),
+)  # fmt: skip
+_TLS = (
+    Option(name="tls-cert", field="tls_cert", parse=str, default="", metavar="FILE",
+           help="HTTP and asyncio: serve TLS with this certificate chain (PEM). A reload reads it again."),
+    Option(name="tls-key", field="tls_key", parse=str, default="", metavar="FILE",
+           help="The key of --tls-cert (PEM, without a password); by default in the same file."),
+)  # fmt: skip
+_LOGS = (
     Option(name="log", field="log", parse=_path, default="-", metavar="PATH|-",
            help="Append the log to PATH (reopened on USR1); -: standard error."),
     Option(name="log-level", field="log_level", parse=_choice(log.LEVELS), default="info", metavar="LEVEL",
            help=f"The lowest level that is logged: {', '.join(log.LEVELS)}."),
     Option(name="log-format", field="log_format", parse=_choice(log.FORMATS), default="text", metavar="FORMAT",
            help="Log lines as text (key=value) or json (one object per line)."),
+    Option(name="access-log", field="access_log", parse=str, default="", metavar="PATH|-",
+           help="HTTP: append a line for each request to PATH (reopened on USR1); -: standard output. The combined "
+                "format, or JSON with --log-format json."),
+    Option(name="slow", field="slow_s", parse=duration, default="0", metavar="DURATION",
+           help="Log the stack of a running request after DURATION, at most one a second; 0: never."),
 )  # fmt: skip
+_PROCESS = (
+    Option(name="user", field="user", parse=str, default="", metavar="USER",
+           help="Workers run as this user (name or number); sockets are bound before."),
+    Option(name="group", field="group", parse=str, default="", metavar="GROUP",
+           help="Workers run as this group; by default the user's own."),
+    Option(name="umask", field="umask", parse=umask, default="", metavar="OCTAL",
+           help="File mode creation mask, also for Unix sockets; by default unchanged."),
+    Option(name="pid", field="pid", parse=str, default="", metavar="FILE",
+           help="Write the master's pid to FILE and keep FILE locked; it is removed at the end."),
+    Option(name="control", field="control", parse=str, default="auto", metavar="PATH|none",
+           help="The control socket; auto: in $XDG_RUNTIME_DIR, or a private directory in the temp dir."),
+    Option(name="admin", field="admin", parse=_admin, default="none", metavar="ADDRESS|none",
+           help="Serve the state of the server here, in a separate process: /metrics, /status.json, /healthz, /readyz, "
+                "and a page at /."),
+)  # fmt: skip
+_DEVELOPMENT = (
+    Option(name="reload", field="reload", parse=switch, default="no", metavar="", switch=True,
+           help="For development: reload when an imported file of APP changes. One worker unless --workers is given."),
+)  # fmt: skip
+GROUPS: Final[Mapping[str, tuple[Option, ...]]] = {
+    "Listening": _LISTENING,
+    "Workers": _WORKERS,
+    "Application": _APPLICATION,
+    "Timeouts": _TIMEOUTS,
+    "HTTP and WebSocket": _HTTP,
+    "TLS": _TLS,
+    "Logs": _LOGS,
+    "Process": _PROCESS,
+    "Development": _DEVELOPMENT,
+}
+OPTIONS: Final = tuple(chain.from_iterable(GROUPS.values()))
