@@ -1,7 +1,10 @@
-"""Any server behind nginx, which keeps connections to it. Usage: behind_nginx.py HOST PORT KEPT COMMAND...
+"""Any server behind nginx, which keeps connections to it.
 
-nginx listens at the address and keeps up to KEPT connections to the server. In the server's command, the words
-UPSTREAM, UPSTREAM_HOST and UPSTREAM_PORT stand for where it is to listen. TERM ends both; so does the end of one.
+Usage: behind_nginx.py [--static FOLDER] HOST PORT KEPT COMMAND...
+
+nginx listens at the address and keeps up to KEPT connections to the server; what is under /static/ it sends by itself,
+from FOLDER. In the server's command, the words UPSTREAM, UPSTREAM_HOST and UPSTREAM_PORT stand for where it is to
+listen. TERM ends both; so does the end of one.
 """
 
 from __future__ import annotations
@@ -35,9 +38,15 @@ http {{
   server {{
     listen {host}:{port} backlog=2048;
     keepalive_requests 1000000;
+    {static}
     location / {{ proxy_pass http://server; proxy_http_version 1.1; proxy_set_header Connection ""; }}
   }}
 }}
+"""
+
+
+_STATIC = """
+    location /static/ { alias "%s/"; sendfile on; tcp_nopush on; types { text/javascript js; } }
 """
 
 
@@ -64,8 +73,13 @@ def wait_until_it_listens(address: str, server: subprocess.Popen[bytes]) -> None
     raise ChildProcessError(f"the server has ended with {server.returncode}")
 
 
-def main(host: str, port: str, kept: str, *command: str) -> int:
+def main(*argv: str) -> int:
     """Run both until TERM, or until one of them ends; return 0 if that was because of TERM."""
+    static = ""
+    if argv[0] == "--static":
+        static = _STATIC % Path(argv[1]).resolve()
+        argv = argv[2:]
+    host, port, kept, *command = argv
     if not shutil.which("nginx"):
         raise SystemExit("nginx is not installed")
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
@@ -81,7 +95,7 @@ def main(host: str, port: str, kept: str, *command: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         configuration = Path(folder, "nginx.conf")
         configuration.write_text(
-            _CONFIGURATION.format(folder=folder, upstream=upstream, kept=kept, host=host, port=port)
+            _CONFIGURATION.format(folder=folder, upstream=upstream, kept=kept, host=host, port=port, static=static)
         )
         server = subprocess.Popen(words, preexec_fn=unblock)  # noqa: PLW1509 - there are no threads here
         both = [server]
