@@ -27,7 +27,7 @@ from prefork.core.log import LogFile, close_descriptions, open_log
 from prefork.core.privileges import WorkingDirectory, identity_of, move
 from prefork.core.process import open_standard_descriptors
 from prefork.core.signals import TABLE, UNEXPECTED
-from prefork.errors import ConfigError
+from prefork.errors import ConfigError, PreforkError
 from prefork.master.loop import Master
 from prefork.master.resources import Resources
 from prefork.worker.exit import leave_to_caller
@@ -65,6 +65,11 @@ def run(config: Config) -> int:
     log = open_log(level=config.log_level, style=config.log_format, file=file)
     try:
         return Master(config, log, Resources(config, log, identity), started_in).run()
+    except PreforkError as error:
+        if config.log_format == "json":  # a reader of JSON would drop a line of text
+            log.error("cannot start", reason=str(error), exit_code=error.exit_code, detail=error.detail or None)
+            error.logged = file is None
+        raise
     finally:
         if file:
             file.close()

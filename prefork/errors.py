@@ -12,10 +12,12 @@ import errno
 class PreforkError(Exception):
     """An error that a user can act on: the message says what happened, where, why and what to do.
 
-    `detail` is text of the application, such as its traceback. prefork's own traceback is never shown.
+    `detail` is text of the application, such as its traceback. prefork's own traceback is never shown. `logged`: the
+    log has told it where it would be printed.
     """
 
     exit_code = 1
+    logged = False
 
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)

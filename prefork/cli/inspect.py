@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from prefork.cli.options import ConfiguredCommand, configured
-from prefork.config.config import Config
+from prefork.config.config import Config, unknown_variables
 from prefork.config.options import APP, OPTIONS, Option
 from prefork.core.address import Address
 from prefork.core.log import Log, open_log
@@ -116,8 +116,11 @@ class _Child:
 def config(found: Config, as_json: bool) -> None:
     """Show every option's value and where it comes from, for the same command line as `prefork serve`.
 
-    A flag wins over a PREFORK_* variable, the variable over the file of --config, the file over the default.
+    A flag wins over a PREFORK_* variable, the variable over the file of --config, the file over the platform's PORT and
+    WEB_CONCURRENCY, these over the default.
     """
+    for name, hint in unknown_variables(os.environ).items():
+        click.echo(f"prefork: {name} is no option: {hint}", err=True)
     if as_json:
         document = {o.name: {"value": _plain(o, found), "source": found.sources[o.name]} for o in (APP, *OPTIONS)}
         click.echo(json.dumps(document, indent=2))

@@ -61,7 +61,8 @@ def main() -> None:
     try:
         cli.main(standalone_mode=True)
     except PreforkError as error:
-        _say("\n".join(filter(None, (f"prefork: {error}", error.detail.rstrip()))))
+        if not error.logged:
+            _say("\n".join(filter(None, (f"prefork: {error}", error.detail.rstrip()))))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)  # the reader of our output has gone

@@ -54,7 +54,8 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
         "--config",
         "file",
         metavar="FILE",
-        help="Read options from FILE (TOML): `graceful-timeout = 10`, `app = …`.",
+        help="Read options from FILE (TOML): `graceful-timeout = 10`, `app = …`; of a pyproject.toml, from its table "
+        "[tool.prefork].",
     )(whole)
     return click.argument("app", required=False)(whole)
 

@@ -1,7 +1,7 @@
 """What the user asked for: one frozen Config, and one place that resolves it from all sources.
 
 `sources` remembers where each value came from. Precedence: flag > environment (PREFORK_THREADS; lists split at blanks)
-> file > default.
+> file > what a platform sets (PORT, WEB_CONCURRENCY) > default.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefork.config.options import APP, OPTIONS, Option
+from prefork.config.options import APP, OPTIONS, PLATFORM, Option
 from prefork.core.address import Address
 from prefork.errors import ConfigError
 
@@ -101,7 +101,7 @@ def resolve(
 
 
 def _setting(option: Option, given: Any, environ: Mapping[str, str], file: Mapping[str, Setting]) -> Setting:
-    """The setting that wins: flag > environment > file > default."""
+    """The setting that wins: flag > environment > file > platform > default."""
     if isinstance(given, Setting):
         return given
     if given is not None and given != ():
@@ -112,6 +112,9 @@ def _setting(option: Option, given: Any, environ: Mapping[str, str], file: Mappi
         return Setting(raw=found, source=option.variable, where=option.variable)
     if option.name in file:
         return file[option.name]
+    if option.platform and (value := environ.get(option.platform)):
+        raw = option.platform_form.format(value)
+        return Setting(raw=raw, source=option.platform, where=f"{option.platform}={value}")
     return Setting(raw=option.default, source="default", where=option.name)
 
 
@@ -129,13 +132,44 @@ def _parse(option: Option, setting: Setting) -> Any:
 
 
 def _imply(values: dict[str, Any], sources: dict[str, str]) -> None:
-    """--reload is for one developer: one worker unless said otherwise, each of which imports the app anew."""
+    """--reload is for one developer: one worker unless said otherwise, each of which imports the app anew.
+
+    What a platform says of the machine is not said of this server.
+    """
     if not values["reload"]:
         return
-    if sources["workers"] == "default":
+    if sources["workers"] == "default" or sources["workers"] in PLATFORM:
         values["workers"], sources["workers"] = 1, "--reload"
     if values["preload"]:
         values["preload"], sources["preload"] = False, "--reload"
+
+
+# --- Variables that begin as ours do but set nothing: a slip of the pen, which nobody would notice.
+
+
+_NO_OPTIONS = ("PREFORK_SLOT", "PREFORK_GENERATION", "PREFORK_INHERITED", "PREFORK_TLS_KEY_PASSWORD")
+# What Kubernetes gives every container of a namespace that has a service named prefork.
+_OF_A_SERVICE = re.compile(r"PREFORK_SERVICE_(HOST|PORT(_\w+)?)|PREFORK_PORT_\d+_\w+")
+_INSTEAD = {
+    "PREFORK_CONFIG": "name the file with --config",
+    "PREFORK_HOST": "did you mean PREFORK_BIND?",
+    "PREFORK_PORT": "did you mean PREFORK_BIND?",
+}
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables named PREFORK_* that nothing of prefork reads, each with what to do."""
+    known = [option.variable for option in (APP, *OPTIONS)]
+    rests = [variable.removeprefix("PREFORK_") for variable in known]
+    found = {}
+    for name in sorted(name for name in environ if name.startswith("PREFORK_")):
+        of_a_service = _OF_A_SERVICE.fullmatch(name) or environ[name].startswith("tcp://")
+        if name in known or name in _NO_OPTIONS or of_a_service:
+            continue
+        near = difflib.get_close_matches(name.removeprefix("PREFORK_"), rests, n=1)
+        hint = f"did you mean PREFORK_{near[0]}?" if near else "`prefork config` lists all options"
+        found[name] = _INSTEAD.get(name, hint)
+    return found
 
 
 def raw_of(option: Option, value: Any) -> str | tuple[str, ...]:
@@ -155,12 +189,14 @@ def raw_of(option: Option, value: Any) -> str | tuple[str, ...]:
     raise TypeError("give a number or a string" if option.numeric else "give a string")
 
 
-# --- The configuration file: TOML, one key an option, written as on the command line (`graceful-timeout`) or with `_`.
+# --- The configuration file: TOML, one key an option, written as on the command line (`graceful-timeout`) or with `_`;
+# of a pyproject.toml, the table [tool.prefork].
 #
 # Every mistake names the file and the line. tomllib gives no lines for values, so the text is cut into statements: the
-# shortest runs of lines that are TOML by themselves. There are no tables, so each statement is one key and its value.
+# shortest runs of lines that are TOML by themselves. Each is the header of a table, or one key and its value.
 
 
+_PYPROJECT = "pyproject.toml"
 _KNOWN = {option.name: option for option in (APP, *OPTIONS)}
 _AT_LINE = re.compile(r" \(at line (\d+), column \d+\)$| \(at end of document\)$")
 
@@ -188,12 +224,18 @@ def read(path: str, folder: Path = Path()) -> dict[str, Setting]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"cannot read {str(folder / path)!r}: {reason}") from None
-    _check(text, path)
+    document = _parsed(text, path)
+    table: tuple[str, ...] = ()
+    if Path(path).name == _PYPROJECT:
+        table = ("tool", "prefork")
+        if not isinstance(_inner(document, table), dict):
+            raise ConfigError(f"{path}: it has no table [{'.'.join(table)}], where options stand, as `workers = 4`")
     settings: dict[str, Setting] = {}
-    for line, key, value in _statements(text):
+    for line, key, value in _entries(text, table):
         where = f"{path}:{line}"
         if isinstance(value, dict):
-            raise ConfigError(f"{where}: {key} is a table; options stand at the top level, as `workers = 4`")
+            place = f"in [{'.'.join(table)}]" if table else "at the top level"
+            raise ConfigError(f"{where}: {key} is a table; options stand {place}, as `workers = 4`")
         option = _option(key, where)
         if option.name in settings:
             raise ConfigError(f"{where}: {option.name} was given before, at {settings[option.name].source}")
@@ -205,20 +247,44 @@ def read(path: str, folder: Path = Path()) -> dict[str, Setting]:
     return settings
 
 
-def _check(text: str, path: str) -> None:
-    """Raise ConfigError, with the line, if the text is not TOML."""
+def _parsed(text: str, path: str) -> dict[str, Any]:
+    """Return the whole document. Raises ConfigError, with the line, if the text is not TOML."""
     import tomllib  # noqa: PLC0415 - 5 ms of start-up that only a file is worth
 
     try:
-        tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of too many digits
         found = _AT_LINE.search(str(error))
         line = found[1] if found and found[1] else len(text.splitlines())
         raise ConfigError(f"{path}:{line}: this is not TOML: {_AT_LINE.sub('', str(error))}") from None
 
 
-def _statements(text: str) -> Iterator[tuple[int, str, Any]]:
-    """Each key with its value and the number of its first line. The text is TOML."""
+def _inner(found: Any, path: Sequence[str]) -> Any:
+    """What stands there in nested tables, or None."""
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _entries(text: str, table: tuple[str, ...]) -> Iterator[tuple[int, str, Any]]:
+    """Each key of the table with its value and the number of its first line, tables in it as well."""
+    here: tuple[str, ...] = ()  # the table that the last header has begun
+    for line, found, is_header in _statements(text):
+        if is_header:
+            here = ()
+        # A statement in [tool] may set prefork.workers.
+        if here == table[: len(here)] and isinstance(inner := _inner(found, table[len(here) :]), dict):
+            for key, value in inner.items():
+                yield line, key, value
+        if is_header:
+            here = _path_of(found)
+
+
+def _statements(text: str) -> Iterator[tuple[int, dict[str, Any], bool]]:
+    """Each statement by itself: the number of its first line, what it sets, and whether it begins a table.
+
+    The text is TOML.
+    """
     import tomllib  # noqa: PLC0415 - as above
 
     run: list[str] = []
@@ -228,9 +294,19 @@ def _statements(text: str) -> Iterator[tuple[int, str, Any]]:
             found = tomllib.loads("\n".join(run))
         except tomllib.TOMLDecodeError:
             continue  # within an array or a string of several lines
-        for key, value in found.items():
-            yield number - len(run) + 1, key, value
+        if found:
+            yield number - len(run) + 1, found, run[0].lstrip().startswith("[")
         run.clear()
+
+
+def _path_of(header: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of a header: of `[tool.prefork]`, and of `[[tool.prefork]]`."""
+    path: list[str] = []
+    found: Any = header
+    while isinstance(found, dict) and found:
+        key, found = next(iter(found.items()))
+        path.append(key)
+    return tuple(path)
 
 
 def _option(key: str, where: str) -> Option:

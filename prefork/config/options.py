@@ -36,6 +36,8 @@ class Option:
     short: str = ""
     many: bool = False
     switch: bool = False  # given alone, without a value
+    platform: str = ""  # a variable by which platforms set it, such as PORT: it yields to all but the default
+    platform_form: str = "{}"  # what its value means
 
     @property
     def flag(self) -> str:
@@ -102,7 +104,8 @@ APP = Option(name="app", field="app", parse=_app, default="talkback", metavar="A
 # By group, in the order of `--help` and of the README.
 _LISTENING = (
     Option(name="bind", field="bind", short="-b", many=True, parse=Address.parse, default="127.0.0.1:1935",
-           metavar="ADDRESS", help=f"Where to listen: {FORMS}. Repeatable."),
+           metavar="ADDRESS", platform="PORT", platform_form="0.0.0.0:{}",
+           help=f"Where to listen: {FORMS}. Repeatable."),
     Option(name="backlog", field="backlog", parse=count, default="2048", metavar="N",
            help="Connections that may wait in the accept queue (limited by net.core.somaxconn)."),
     Option(name="accept", field="accept", parse=_choice(("shared", "per-worker")), default="shared", metavar="HOW",
@@ -110,6 +113,7 @@ _LISTENING = (
 )  # fmt: skip
 _WORKERS = (
     Option(name="workers", field="workers", short="-w", parse=_workers, default="auto", metavar="N|auto",
+           platform="WEB_CONCURRENCY",
            help="Worker processes. auto: one for each CPU that this process may use (cgroup quota, else affinity)."),
     Option(name="threads", field="threads", short="-t", parse=partial(count, most=THREADS_MOST), default="1",
            metavar="N", help="Threads per worker; each serves one connection (WSGI: one request) at a time. Asyncio "
@@ -224,3 +228,4 @@ GROUPS: Final[Mapping[str, tuple[Option, ...]]] = {
     "Development": _DEVELOPMENT,
 }
 OPTIONS: Final = tuple(chain.from_iterable(GROUPS.values()))
+PLATFORM: Final = frozenset(option.platform for option in OPTIONS if option.platform)

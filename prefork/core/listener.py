@@ -18,6 +18,7 @@ import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from prefork.core.address import Address, format_sockaddr
@@ -44,8 +45,9 @@ from prefork.errors import BindError, ConfigError
 
 
 _SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h; the socket module has no name for it
-# linux/bpf_common.h: LD|W|ABS, LD|H|ABS, ALU|MOD|K, JMP|JEQ|K, RET|K, RET|A
-_LOAD_WORD, _LOAD_HALF, _MODULO, _JUMP_EQUAL, _RETURN, _RETURN_RESULT = 0x20, 0x28, 0x94, 0x15, 0x06, 0x16
+# linux/bpf_common.h: LD|W|ABS, LD|H|ABS, LD|B|ABS, ALU|RSH|K, ALU|MOD|K, JMP|JEQ|K, RET|K, RET|A
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _SHIFT_RIGHT, _MODULO = 0x20, 0x28, 0x30, 0x74, 0x94
+_JUMP_EQUAL, _RETURN, _RETURN_RESULT = 0x15, 0x06, 0x16
 _NETWORK_HEADER = 0xFFF00000  # linux/filter.h, SKF_NET_OFF: offsets count from the IP header
 _RANDOM = 0xFFFFF000 + 56  # linux/filter.h, SKF_AD_OFF + SKF_AD_RANDOM: loads a random number
 _CONNECT_S = 1.0
@@ -74,7 +76,8 @@ class SynHold:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if spare.family == socket.AF_INET6:
-                spare.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                v6_only = listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                spare.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
             spare.bind(listener.getsockname())
             _steer(listener, self._spread())
             self._spare = spare
@@ -105,15 +108,15 @@ class SynHold:
     def _fill(self, listener: socket.socket) -> None:
         """Fill the only place in the spare socket's queue."""
         host, port = listener.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-        self._filler = socket.socket(listener.family, socket.SOCK_STREAM)
-        self._filler.settimeout(_CONNECT_S)
-        self._filler.bind((host, 0))
+        self._filler, host = self._bound_filler(listener, host)
         source = self._filler.getsockname()[1]
-        header = 20 if listener.family == socket.AF_INET else 40
+        version, header = (4, 20) if self._filler.family == socket.AF_INET else (6, 40)
         _steer(
             listener,
             [
+                (_LOAD_BYTE, 0, 0, _NETWORK_HEADER),  # a listener of both families gets both kinds of header
+                (_SHIFT_RIGHT, 0, 0, 4),
+                (_JUMP_EQUAL, 0, 3, version),
                 (_LOAD_HALF, 0, 0, _NETWORK_HEADER + header),  # the TCP header begins with the source port
                 (_JUMP_EQUAL, 0, 1, source),
                 *self._to_spare(),
@@ -121,6 +124,28 @@ class SynHold:
             ],
         )
         self._filler.connect((host, port))
+
+    @staticmethod
+    def _bound_filler(listener: socket.socket, host: str) -> tuple[socket.socket, str]:
+        """Make a socket that can connect to the listener; return it and the host to connect to. Raises OSError.
+
+        A listener of both families may be all that this machine has of IPv6.
+        """
+        ways = [(listener.family, {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))]  # noqa: S104 - compared, not bound
+        if host == "::":
+            ways.append((socket.AF_INET, "127.0.0.1"))
+        for last, (family, near) in enumerate(ways, 1 - len(ways)):
+            filler = socket.socket(family, socket.SOCK_STREAM)
+            filler.settimeout(_CONNECT_S)
+            try:
+                filler.bind((near, 0))
+            except OSError:
+                filler.close()
+                if not last:
+                    raise
+                continue
+            return filler, near
+        raise AssertionError  # the last one has returned or raised
 
     def _spread(self) -> list[_Instruction]:
         """New connections to the listeners, each as often."""
@@ -179,7 +204,7 @@ def bound_socket(address: Address, sockaddr: Sockaddr, *, join: bool = False) ->
     except OSError as error:
         raise BindError(f"cannot create a socket for {address}: {error.strerror}") from None
     try:
-        _set_options(sock)
+        _set_options(sock, v6_only=address.v6_only)
         if join:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if sock.family == socket.AF_UNIX:
@@ -196,21 +221,22 @@ def resolve(address: Address) -> Sockaddr:
     if address.family == socket.AF_UNIX:
         return address.path
     try:
-        found = socket.getaddrinfo(address.host, address.port, address.family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+        host = address.host or None
+        found = socket.getaddrinfo(host, address.port, address.family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BindError(f"cannot resolve {address.host!r} of {address}: {reason}") from None
     return found[0][4]
 
 
-def _set_options(sock: socket.socket) -> None:
+def _set_options(sock: socket.socket, *, v6_only: bool) -> None:
     if sock.family == socket.AF_UNIX:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a predecessor's TIME_WAITs do not hold the port
     # Accepted sockets inherit it. Without it a greeting and a reply wait 40 ms for the client's delayed ACK.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
 
 
 def _remove_stale(address: Address) -> None:
@@ -417,7 +443,9 @@ def open_group(address: Address, *, backlog: int, sockets: int) -> list[Listener
 
 def _create(address: Address, backlog: int, sockets: int) -> list[Listener]:
     """Only the sockets after the first may share its port: if another program listens there, the first one fails."""
-    hold = SynHold(members=sockets)
+    asked, hold = str(address), SynHold(members=sockets)
+    if address.family == socket.AF_INET6 and not address.host and not _has_ipv6():
+        address = replace(address, family=socket.AF_INET, host="0.0.0.0")  # noqa: S104 - every address is what was asked
     socks: list[socket.socket] = []
     try:
         socks.append(bound_socket(address, resolve(address)))
@@ -436,9 +464,19 @@ def _create(address: Address, backlog: int, sockets: int) -> list[Listener]:
         hold.close()
         raise
     where = format_sockaddr(address.family, socks[0].getsockname())
-    listeners = [Listener(sock, where, bind=str(address), slot=slot, owned=True) for slot, sock in enumerate(socks)]
+    listeners = [Listener(sock, where, bind=asked, slot=slot, owned=True) for slot, sock in enumerate(socks)]
     listeners[0].hold = hold
     return listeners
+
+
+def _has_ipv6() -> bool:
+    """Whether the kernel has IPv6, which it may have been started without."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from prefork.core.address import format_sockaddr
+from prefork.core.address import format_sockaddr, plain_host
 from prefork.http.forwarded import UNIX, Trusted
 from prefork.status.scoreboard import QUEUE, queue_bucket, request_text, row_prefix
 
@@ -108,6 +108,8 @@ class PeerFactory(Generic[AppView]):
         """The other end of a new connection."""
         family = listener.sock.family
         address, port = (UNIX, 0) if family == socket.AF_UNIX else sockaddr[:2]
+        if family == socket.AF_INET6:
+            address = plain_host(address)
         return self._make(listener.server, format_sockaddr(family, sockaddr), address, port)
 
     def behind(self, end: End, listener: Listener) -> Peer[AppView]:

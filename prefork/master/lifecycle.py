@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
 
-from prefork.config.config import Config
+from prefork._version import __version__
+from prefork.config.config import Config, unknown_variables
+from prefork.config.options import PLATFORM
 from prefork.control.server import Control
-from prefork.core.address import Address
+from prefork.core.address import Address, part_families
 from prefork.core.listener import Listener, open_group, open_listener
 from prefork.core.log import Log
 from prefork.core.privileges import WorkingDirectory
@@ -27,6 +31,34 @@ from prefork.master.policy import Policy
 from prefork.master.resources import Resources
 from prefork.master.upgrade import NewMasterReady, Takeover, Upgrade
 from prefork.master.workers import Workers
+
+# --- What the log says first, and when all workers serve.
+
+
+def log_start(config: Config, log: Log) -> None:
+    """Say what is started, and what of the environment is not what it seems to be."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    log.info("starting", prefork=__version__, app=config.app, python=python)
+    for name, hint in unknown_variables(os.environ).items():
+        log.warning("unknown variable", name=name, hint=hint)
+    if config.sources["app"] == "default":
+        log.info(
+            "no APP was given: this is the built-in talkback, which answers lines of text, not HTTP",
+            try_it="prefork send hello",
+            your_own="prefork serve shop.wsgi:application",
+        )
+
+
+def facts_of(config: Config, kind: str | None, engine: str | None, listeners: Sequence[Listener]) -> dict[str, Any]:
+    """How an application is served, once a worker has told its kind; for HTTP with a URL to try."""
+    facts: dict[str, Any] = {"kind": kind, "engine": engine, "loop": config.loop if engine == "aio" else None}
+    tcp = next((listener.address for listener in listeners if not listener.address.startswith("unix:")), None)
+    if kind in ("wsgi", "asgi") and tcp:
+        host, _, port = tcp.rpartition(":")
+        host = {"0.0.0.0": "127.0.0.1", "[::]": "localhost"}.get(host, host)  # noqa: S104 - compared, not bound
+        facts["url"] = f"{'https' if config.tls_cert else 'http'}://{host}:{port}"
+    return facts
+
 
 # --- Every listener of a server: passed by the service manager, inherited in an upgrade, or made here.
 #
@@ -45,8 +77,8 @@ def open_listeners(
     wanted = [(f"{ACTIVATED}{address.fd}", address) for address in activated(environ, log)]
     if takeover:
         wanted += [(bind, None) for bind in takeover.activated]
-    if not wanted or config.sources["bind"] != "default":
-        wanted += [(str(address), address) for address in config.bind]
+    if not wanted or config.sources["bind"] not in ("default", *PLATFORM):
+        wanted += [(str(address), address) for address in part_families(config.bind)]
     for bind, address in wanted:
         for listener in _open(bind, address, config, takeover):
             if len(wanted) > 1 and listener.owned:
@@ -142,6 +174,7 @@ class Lifecycle(Observer):
     def open(self) -> None:
         """Lock the pid file and open the listeners. Raises PreforkError: which, and why not."""
         _raise_descriptor_limit()
+        log_start(self._config, self._log)
         takeover = self._takeover
         pid_file = takeover.take_pid_file(self._config.pid) if takeover else None
         self._resources.open(self._children, self._workers.close_in_child, pid_file)
@@ -154,8 +187,11 @@ class Lifecycle(Observer):
         else:
             self._open_to_operators()
 
-    def ready(self) -> None:
+    def ready(self, took_s: float) -> None:
         """All workers serve for the first time."""
+        state = self._history.state()
+        facts = facts_of(self._config, state.kind, state.engine, self._listeners)
+        self._log.info("ready", workers=state.wanted, **{"in": f"{took_s:.2f}s"}, **facts)
         if self._takeover and self.borrowing:
             self._takeover.ready(takes=self._serves_http())
         else:

@@ -274,8 +274,7 @@ class Master:
         if not self._policy.booted and self._workers.roster.serving() == self._policy.workers:
             self._policy.booted = True
             self._admin.publish()  # first: the reader of the line may ask at once
-            self._log.info(f"ready workers={self._policy.workers} in={time.monotonic() - self._started_s:.2f}s")
-            self._lifecycle.ready()
+            self._lifecycle.ready(time.monotonic() - self._started_s)
 
     # --- exits of children
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork._version import __version__
 from tests.support.client import dial, exchange, read_to_end, talkback_reply
 from tests.support.processes import thread_count
 from tests.support.server import run
+from tests.support.tls import TLS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,11 +68,88 @@ def test_a_switch_of_the_file_can_be_turned_off_by_a_flag(tmp_path: Path) -> Non
 def test_a_server_is_what_its_file_says(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('app = "nap"\nworkers = 2\nthreads = 3\nlog-format = "json"\n')
     server = serve("--config", "p.toml", "-w", "1", cwd=tmp_path, ready=False)
-    server.wait_log('"event": "ready workers=1 ')
+    ready = json.loads(server.wait_log(r'^.*"event": "ready".*$')[0])
+    assert (ready["workers"], ready["kind"], ready["engine"]) == (1, "stream", "blocking")
     listening = json.loads(server.wait_log(r"^.*\"event\": \"listening\".*$")[0])
     assert exchange(listening["address"]) == talkback_reply(b"hello")
     (worker,) = server.worker_pids()
     assert thread_count(worker) == 3 + 1
+
+
+def test_a_server_takes_the_table_of_a_pyproject(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n[tool.prefork]\napp = "nap"\nworkers = 1\n')
+    server = serve("-c", "pyproject.toml", cwd=tmp_path)
+    assert exchange(server.address) == talkback_reply(b"hello")
+
+
+def test_the_port_and_the_workers_of_a_platform(serve: Serve) -> None:
+    done = with_environment("config", "--json", PORT="8080", WEB_CONCURRENCY="3")
+    found = json.loads(done.stdout)
+    assert found["bind"] == {"value": ["0.0.0.0:8080"], "source": "PORT"}
+    assert found["workers"] == {"value": 3, "source": "WEB_CONCURRENCY"}
+    done = with_environment("serve", PORT="http")
+    assert (done.returncode, done.stderr.splitlines()) == (
+        BAD_USAGE, ["prefork: PORT=http: '0.0.0.0:http': 'http' is not a port (0 to 65535)"],
+    )  # fmt: skip
+    server = serve("hello", bind=None, env={"PORT": "0", "WEB_CONCURRENCY": "1"})
+    assert server.address.startswith("0.0.0.0:")
+    assert len(server.worker_pids()) == 1
+
+
+def test_a_variable_that_nothing_reads_is_named_once(serve: Serve) -> None:
+    done = with_environment("config", PREFORK_TREADS="8")
+    assert done.stderr == "prefork: PREFORK_TREADS is no option: did you mean PREFORK_THREADS?\n"
+    assert done.returncode == 0
+    server = serve("hello", "-w", "2", env={"PREFORK_TREADS": "8"})
+    assert server.log.count("TREADS") == 1
+    assert "WARNING" in server.wait_log(r'^.*name=PREFORK_TREADS hint="did you mean PREFORK_THREADS\?"$')[0]
+
+
+# --- what a server says when it starts
+
+
+def test_the_first_line_says_what_is_started_and_the_ready_line_how_it_is_served(serve: Serve) -> None:
+    server = serve("hello", "-w", "1")
+    first = server.log.splitlines()[0]
+    assert re.search(rf"starting prefork={re.escape(__version__)} app=hello python=3\.\d+\.\d+$", first)
+    (ready,) = re.findall(r"^.* ready .*$", server.log, re.MULTILINE)
+    assert ready.endswith(f" kind=wsgi engine=reactor url=http://{server.address}")
+    assert "talkback" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("args", "bind", "end"),
+    [
+        (["ahello"], "0.0.0.0:0", r"kind=asgi engine=aio loop=uvloop url=http://127\.0\.0\.1:\d+"),
+        (["hello"], ":0", r"kind=wsgi engine=reactor url=http://localhost:\d+"),
+        (["hello", *TLS], "127.0.0.1:0", r"engine=reactor url=https://127\.0\.0\.1:\d+"),
+        (["echo"], "127.0.0.1:0", "kind=stream engine=blocking"),
+        (["hello"], "unix:s", "kind=wsgi engine=reactor"),
+    ],
+    ids=["asgi", "every-address", "tls", "stream", "unix"],
+)
+def test_the_ready_line_has_the_url_of_http(serve: Serve, tmp_path: Path, args: list[str], bind: str, end: str) -> None:
+    server = serve(*args, "-w", "1", bind=bind, cwd=tmp_path)
+    server.wait_log(rf" ready workers=1 in=\d+\.\d\ds .*{end}$")
+
+
+def test_a_server_without_an_app_says_what_it_serves_and_how_to_serve_another(serve: Serve) -> None:
+    server = serve("-w", "1")
+    lines = server.log.splitlines()
+    assert "app=talkback" in lines[0]
+    assert "no APP was given" in lines[1]
+    assert 'your_own="prefork serve shop.wsgi:application"' in lines[1]
+    assert exchange(server.address) == talkback_reply(b"hello")
+
+
+def test_every_line_of_a_start_that_fails_is_json_if_so_asked(app: AppWriter) -> None:
+    done = run("serve", app("1 / 0"), "-b", "127.0.0.1:0", "--log-format", "json")
+    entries = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == CANNOT_LOAD
+    (failed,) = [entry for entry in entries if entry["event"] == "cannot start"]
+    assert (failed["level"], failed["exit_code"]) == ("error", CANNOT_LOAD)
+    assert failed["reason"].startswith("cannot load ")
+    assert "ZeroDivisionError" in failed["detail"]
 
 
 @pytest.mark.parametrize("command", ["serve", "config", "check"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.config.config import Config, Setting, resolve
+from prefork.config.config import Config, Setting, resolve, unknown_variables
 from prefork.config.options import OPTIONS
 from prefork.core.address import Address
 from prefork.core.cgroup import usable_cpus
@@ -186,6 +186,71 @@ def test_a_mistake_names_the_flag_the_value_and_the_reason(flags: dict[str, obje
 def test_a_mistake_in_the_environment_names_the_variable() -> None:
     with pytest.raises(ConfigError, match=r"^PREFORK_THREADS: 'x' is not a whole number$"):
         config_of({"PREFORK_THREADS": "x"})
+
+
+# --- what platforms set, and what nothing reads
+
+
+def test_a_platform_says_port_and_workers() -> None:
+    config = config_of({"PORT": "8080", "WEB_CONCURRENCY": "3"})
+    assert ([str(address) for address in config.bind], config.workers) == (["0.0.0.0:8080"], 3)
+    assert (config.sources["bind"], config.sources["workers"]) == ("PORT", "WEB_CONCURRENCY")
+
+
+def test_a_platform_yields_to_all_but_the_default() -> None:
+    platform = {"PORT": "8080", "WEB_CONCURRENCY": "3"}
+    assert config_of(platform, workers="5", bind=("127.0.0.1:1",)).sources["bind"] == "--bind"
+    assert config_of(platform | {"PREFORK_WORKERS": "4"}).workers == 4
+    line = Setting(raw="6", source="p.toml:1", where="p.toml:1: workers")
+    assert resolve(None, {}, platform, {"workers": line}).sources["workers"] == "p.toml:1"
+
+
+def test_an_empty_variable_of_a_platform_is_none() -> None:
+    config = config_of({"PORT": "", "WEB_CONCURRENCY": ""})
+    assert (config.sources["bind"], config.sources["workers"]) == ("default", "default")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("PORT", "http", "PORT=http: '0.0.0.0:http': 'http' is not a port (0 to 65535)"),
+        ("PORT", "99999", "PORT=99999: '0.0.0.0:99999': '99999' is not a port (0 to 65535)"),
+        ("WEB_CONCURRENCY", "0", "WEB_CONCURRENCY=0: '0' is too small: at least 1"),
+        ("WEB_CONCURRENCY", "many", "WEB_CONCURRENCY=many: 'many' is not a whole number"),
+    ],
+)
+def test_a_mistake_of_a_platform_names_its_variable(variable: str, value: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match="^" + re.escape(sentence)):
+        config_of({variable: value})
+
+
+def test_reload_is_for_one_worker_whatever_the_platform_says() -> None:
+    config = config_of({"WEB_CONCURRENCY": "3"}, reload="yes")
+    assert (config.workers, config.sources["workers"]) == (1, "--reload")
+    assert config_of({"PREFORK_WORKERS": "3"}, reload="yes").workers == 3
+
+
+def test_a_variable_that_nothing_reads_is_named_with_the_near_one() -> None:
+    environ = {
+        "PREFORK_TREADS": "8", "PREFORK_CONFIG": "x.toml", "PREFORK_PORT": "80", "PREFORK_ZZZ": "", "PATH": "x",
+        "PREFORK_SLOT": "1", "PREFORK_GENERATION": "0", "PREFORK_INHERITED": "{}", "PREFORK_CONTROL": "none",
+        "PREFORK_APP": "hello",
+    }  # fmt: skip
+    assert unknown_variables(environ) == {
+        "PREFORK_CONFIG": "name the file with --config",
+        "PREFORK_PORT": "did you mean PREFORK_BIND?",
+        "PREFORK_TREADS": "did you mean PREFORK_THREADS?",
+        "PREFORK_ZZZ": "`prefork config` lists all options",
+    }
+
+
+def test_the_variables_of_a_kubernetes_service_named_prefork_are_none_of_ours() -> None:
+    environ = {
+        "PREFORK_SERVICE_HOST": "10.0.0.1", "PREFORK_SERVICE_PORT": "80", "PREFORK_SERVICE_PORT_HTTP": "80",
+        "PREFORK_PORT": "tcp://10.0.0.1:80", "PREFORK_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "PREFORK_PORT_80_TCP_ADDR": "10.0.0.1", "PREFORK_PORT_80_TCP_PORT": "80",
+    }  # fmt: skip
+    assert unknown_variables(environ) == {}
 
 
 @given(name=st.sampled_from(sorted(OTHER)), text=st.text(max_size=20))

@@ -117,6 +117,83 @@ def test_a_mistake_names_its_line(file: Callable[[str], str], text: str, sentenc
     assert complaint(path).startswith(f"{path}:{sentence}")
 
 
+# --- pyproject.toml
+
+
+PYPROJECT = """[project]
+name = "shop"
+dependencies = [
+    "prefork",  # [tool.prefork]
+]
+
+[tool]
+ruff.line-length = 120
+
+[tool.prefork]
+app = "shop:app"
+workers = 3
+bind = [
+    "127.0.0.1:0",
+]
+
+[[tool.mypy.overrides]]
+workers = 77
+
+[tool.prefork-of-another]
+workers = 88
+"""
+
+
+@pytest.fixture
+def pyproject(tmp_path: Path) -> Callable[[str], str]:
+    """Write pyproject.toml and return its path."""
+
+    def write(text: str) -> str:
+        (tmp_path / "pyproject.toml").write_text(text)
+        return str(tmp_path / "pyproject.toml")
+
+    return write
+
+
+def test_the_table_of_a_pyproject_gives_its_values_and_their_lines(pyproject: Callable[[str], str]) -> None:
+    path = pyproject(PYPROJECT)
+    config = configure(None, {}, path, {})
+    lines = {name: source.removeprefix(path + ":") for name, source in config.sources.items() if source != "default"}
+    assert lines == {"app": "11", "workers": "12", "bind": "13"}
+    assert (config.app, config.workers) == ("shop:app", 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[tool]\nprefork.workers = 3", "tool.prefork.workers = 3", "[tool]\nprefork = {workers = 3}",
+     "[ tool . 'prefork' ] # ours\nworkers = 3", "[tool.prefork]\n[tool.x]\nworkers = 4\n[tool.y]\n[a.tool.prefork]\n"],
+    ids=["dotted", "dotted-from-the-top", "inline", "odd-header", "empty"],
+)  # fmt: skip
+def test_the_table_may_be_written_in_every_way_of_toml(pyproject: Callable[[str], str], text: str) -> None:
+    found = {name: setting.raw for name, setting in read(pyproject(text)).items()}
+    assert found == ({} if "[tool.prefork]" in text else {"workers": "3"})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[project]\nname = 'x'", " it has no table [tool.prefork], where options stand, as `workers = 4`"),
+        ("[tool]\nprefork = 4", " it has no table [tool.prefork]"),
+        ("[[tool.prefork]]\nworkers = 4", " it has no table [tool.prefork]"),
+        ("workers = 4", " it has no table [tool.prefork]"),
+        ("[tool.prefork]\n\nwokers = 4", "3: there is no option 'wokers'; did you mean 'workers'?"),
+        ("[tool.prefork]\nbind = [\n]\nworkers = 0", "2: bind: it is empty"),
+        ("[tool.prefork]\nworkers = 0", "2: workers: '0' is too small: at least 1"),
+        ("[tool.prefork.http]\nx = 4", "1: http is a table; options stand in [tool.prefork], as `workers = 4`"),
+        ("[tool.prefork]\nkeep-alive = 1\nkeep_alive = 2", "3: keep-alive was given before, at "),
+        ("[tool.prefork]\nx", "2: this is not TOML: "),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_pyproject_names_its_line(pyproject: Callable[[str], str], text: str, sentence: str) -> None:
+    path = pyproject(text)
+    assert complaint(path).startswith(f"{path}:{sentence}")
+
+
 def test_a_file_that_cannot_be_read_is_named(file: Callable[[str | bytes], str], tmp_path: Path) -> None:
     assert complaint(str(tmp_path / "none.toml")) == f"cannot read '{tmp_path}/none.toml': No such file or directory"
     assert complaint(str(tmp_path)) == f"cannot read '{tmp_path}': Is a directory"

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.core.address import FORMS, Address, format_sockaddr
+from prefork.core.address import FORMS, Address, format_sockaddr, part_families
 from prefork.core.listener import Listener, open_group, open_listener, own_share, timeval
 from prefork.errors import BindError, ConfigError
 
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIMIT_S = 10.0  # of every wait for loopback
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
 @pytest.fixture
@@ -86,6 +97,8 @@ def port_of(listener: Listener) -> int:
         ("localhost:0", Address(socket.AF_INET, host="localhost", port=0)),
         ("0.0.0.0:65535", Address(socket.AF_INET, host="0.0.0.0", port=65535)),
         ("[::1]:80", Address(socket.AF_INET6, host="::1", port=80)),
+        ("[::]:80", Address(socket.AF_INET6, host="::", port=80)),
+        (":8000", Address(socket.AF_INET6, port=8000)),
         ("[fe80::1%eth0]:80", Address(socket.AF_INET6, host="fe80::1%eth0", port=80)),
         ("unix:/run/app.sock", Address(socket.AF_UNIX, path="/run/app.sock")),
         ("unix:app:1.sock", Address(socket.AF_UNIX, path="app:1.sock")),
@@ -101,7 +114,6 @@ def test_the_forms_of_an_address(text: str, address: Address) -> None:
     ("text", "reason"),
     [
         ("", FORMS),
-        ("1935", FORMS),
         ("localhost", FORMS),
         ("/run/app.sock", FORMS),
         ("http://127.0.0.1:80", FORMS),
@@ -116,7 +128,8 @@ def test_the_forms_of_an_address(text: str, address: Address) -> None:
         ("localhost:\u0668\u0660", "is not a port"),
         ("localhost:80\n", "is not a port"),
         ("::1:80", "write an IPv6 address in brackets, [::1]:80"),
-        (":80", "has no host; 0.0.0.0:80 is every IPv4 address of this machine"),
+        (":", "'' is not a port (0 to 65535)"),
+        ("65536", "'65536' is not a port (0 to 65535)"),
         ("unix:", "'unix:' has no path"),
         ("unix:" + "x" * 108, "longer than the 107 bytes"),
         ("unix:" + "\u00e9" * 54, "longer than the 107 bytes"),
@@ -130,6 +143,17 @@ def test_what_is_no_address_is_told_why(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=re.escape(reason)) as caught:
         Address.parse(text)
     assert text.isspace() or text.removeprefix("unix:")[:5].strip() in str(caught.value)
+
+
+def test_a_port_alone_is_this_machine_only() -> None:
+    assert Address.parse("8000") == Address.parse("127.0.0.1:8000")
+
+
+def test_an_ipv6_address_leaves_ipv4_to_an_address_that_has_its_port() -> None:
+    texts = ["[::]:80", "0.0.0.0:80", ":81", "[::]:0", "127.0.0.1:0", "unix:/x"]
+    addresses = [Address.parse(text) for text in texts]
+    assert [address.v6_only for address in part_families(addresses)] == [True, *[False] * 5]
+    assert [str(address) for address in part_families(addresses)] == texts
 
 
 def test_the_longest_path_of_a_unix_socket() -> None:
@@ -151,6 +175,8 @@ def test_an_address_is_read_and_written_back_or_refused(text: str) -> None:
     [
         (socket.AF_INET, ("127.0.0.1", 80), "127.0.0.1:80"),
         (socket.AF_INET6, ("::1", 80, 0, 0), "[::1]:80"),
+        (socket.AF_INET6, ("::ffff:192.0.2.1", 80, 0, 0), "192.0.2.1:80"),
+        (socket.AF_INET6, ("::ffff:1", 80, 0, 0), "[::ffff:1]:80"),
         (socket.AF_UNIX, "/run/x.sock", "unix:/run/x.sock"),
         (socket.AF_UNIX, b"\0abstract", "unix:\0abstract"),
         (socket.AF_UNIX, "", "unix:"),
@@ -208,16 +234,48 @@ def test_drops_are_counted_while_the_queue_is_full(
         assert (listener.drops() or 0) >= 1
 
 
+@needs_ipv6
 def test_ipv6(opened: Callable[..., Listener], clients: Callable[[str], socket.socket]) -> None:
-    try:
-        opened("[::1]:0")
-    except BindError:
-        pytest.skip("this machine has no IPv6")
     port = port_of(opened("127.0.0.1:0"))
     listener = opened(f"[::1]:{port}")  # an IPv6 listener does not ask for the IPv4 port too
     assert listener.address == f"[::1]:{port}"
     clients(listener.address)
     assert listener.queue() == (1, 8)
+
+
+@needs_ipv6
+@pytest.mark.parametrize("text", [":0", "[::]:0"])
+def test_every_address_is_both_families(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket], text: str
+) -> None:
+    listener = opened(text)
+    port = port_of(listener)
+    assert listener.address == f"[::]:{port}"
+    for host in ("127.0.0.1", "[::1]"):
+        client = clients(f"{host}:{port}")
+        sock, peer = listener.sock.accept()
+        sock.close()
+        assert format_sockaddr(sock.family, peer) == f"{host}:{client.getsockname()[1]}"
+
+
+def test_every_address_is_ipv4_where_there_is_no_ipv6(
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefork.core.listener._has_ipv6", lambda: False)
+    listener = opened(":0")
+    assert listener.address == f"0.0.0.0:{port_of(listener)}"
+    assert listener.bind == ":0"
+    clients(f"127.0.0.1:{port_of(listener)}")
+    assert listener.queue() == (1, 8)
+
+
+@needs_ipv6
+def test_both_families_by_name_have_a_socket_each(opened: Callable[..., Listener]) -> None:
+    port = port_of(opened("0.0.0.0:0"))
+    (other, _) = part_families([Address.parse(f"[::]:{port}"), Address.parse(f"0.0.0.0:{port}")])
+    listener = open_listener(other, backlog=8)
+    assert listener.address == f"[::]:{port}"
+    listener.close()
 
 
 def test_a_port_in_use_is_refused_with_advice(opened: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,15 +376,21 @@ def test_closing_one_copy_leaves_the_queue_to_the_others(
 # --- the stop
 
 
+@pytest.mark.parametrize(
+    ("bind", "host"),
+    [("127.0.0.1:0", "127.0.0.1"), pytest.param(":0", "127.0.0.1", marks=needs_ipv6),
+     pytest.param(":0", "[::1]", marks=needs_ipv6), pytest.param("[::1]:0", "[::1]", marks=needs_ipv6)],
+    ids=["v4", "both-by-v4", "both-by-v6", "v6"],
+)  # fmt: skip
 def test_at_the_stop_who_waits_is_served_and_newcomers_are_held_off(
-    opened: Callable[..., Listener], clients: Callable[[str], socket.socket]
+    opened: Callable[..., Listener], clients: Callable[[str], socket.socket], bind: str, host: str
 ) -> None:
-    listener = opened("127.0.0.1:0")
-    early = [clients(listener.address) for _ in range(3)]
+    listener = opened(bind)
+    early = [clients(f"{host}:{port_of(listener)}") for _ in range(3)]
     listener.hold_off()
-    newcomer = socket.socket()
+    newcomer = socket.socket(early[0].family)
     newcomer.setblocking(False)
-    assert newcomer.connect_ex(("127.0.0.1", port_of(listener))) == errno.EINPROGRESS
+    assert newcomer.connect_ex((host.strip("[]"), port_of(listener))) == errno.EINPROGRESS
     for client in early:
         sock, _peer = listener.sock.accept()
         with sock:

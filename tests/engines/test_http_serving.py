@@ -270,6 +270,24 @@ def test_unix_sockets_and_several_listeners(serve: Serve, tmp_path: Path, way: W
     assert told == ["127.0.0.1", "::1", ""]
 
 
+@BOTH
+def test_a_client_that_comes_by_ipv4_to_a_socket_of_both_families_has_its_ipv4_address(
+    serve: Serve, tmp_path: Path, way: Way
+) -> None:
+    """For the application, the access log, and those who are trusted to name another client."""
+    log = tmp_path / "access.log"
+    args = ("--trusted-proxies", "127.0.0.1", "--access-log", str(log))
+    server = serve(*way, *ONE, *args, bind=":0")
+    _, _, port = server.address.rpartition(":")
+    assert server.address == f"[::]:{port}"
+    near, six = f"127.0.0.1:{port}", f"[::1]:{port}"
+    assert [json.loads(fetch(a, "/told").body)["client"][0] for a in (near, six)] == ["127.0.0.1", "::1"]
+    told = [json.loads(fetch(a, "/told", x_forwarded_for="192.0.2.9").body)["client"][0] for a in (near, six)]
+    assert told == ["192.0.2.9", "::1"]
+    eventually(lambda: log.read_text().count("\n") == 4, within_s=10)
+    assert [line.split()[0] for line in log.read_text().splitlines()] == ["127.0.0.1", "::1", "192.0.2.9", "::1"]
+
+
 @EACH_WAY
 def test_one_connection_more_than_a_worker_may_hold_waits_for_a_place(serve: Serve, way: Way) -> None:
     server = serve(*way, *ONE, "--max-connections", "2")

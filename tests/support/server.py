@@ -42,6 +42,8 @@ RUNTIME = tempfile.TemporaryDirectory(prefix="pf-")
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this environment without what would configure a server, plus `extra`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFORK_", "LISTEN_"))}
+    for name in ("PORT", "WEB_CONCURRENCY"):
+        kept.pop(name, None)
     ours = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "XDG_RUNTIME_DIR": RUNTIME.name}
     return kept | ours | dict(extra or {})
 

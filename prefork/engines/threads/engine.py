@@ -23,7 +23,7 @@ from contextlib import suppress
 from time import monotonic_ns
 from typing import Any, cast
 
-from prefork.core.address import format_sockaddr
+from prefork.core.address import format_sockaddr, plain_host
 from prefork.core.listener import ACCEPT_WAIT_S, Listener, timeval
 from prefork.engines.context import WorkerContext, most_units
 from prefork.engines.error_log import RateLimitedLog
@@ -247,6 +247,8 @@ class BlockingEngine:
 
     def _handle_request(self, sock: _socket.socket, sockaddr: Any, _peer: str, row: Row) -> None:
         before_ns = row.cells[BUSY_NS]
+        if sock.family == socket.AF_INET6:
+            sockaddr = (plain_host(sockaddr[0]), *sockaddr[1:])
         self._sockets[row] = request = HandlerSocket.adopt(sock, row.cells, self._idle_s)
         try:
             self._app.target(request, sockaddr, self._server)
