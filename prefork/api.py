@@ -33,7 +33,7 @@ from prefork.master.resources import Resources
 from prefork.worker.exit import leave_to_caller
 
 _BY_NAME = {option.name.replace("-", "_"): option for option in OPTIONS}
-_ONLY_BY_NAME = ("preload", "reload")  # both import the app, each time anew
+_ONLY_BY_NAME = ("preload", "reload", "factory")  # they import the app, each time anew
 
 
 def serve(app: Any = None, *, config: str | os.PathLike[str] | None = None, **options: Any) -> int:

@@ -81,8 +81,8 @@ WITH_ONE_IMPORTER = {
         "prefork.engines.aio.accept", "prefork.engines.asgi.connection", "prefork.engines.asgi.websocket",
         "prefork.engines.wsgi.connection", "loadtest.generator.engine", "loadtest.analysis.steadiness",
     },
-    "what users name: applications, and users of locust": {
-        "prefork.runtime.builtins", "loadtest.users", "loadtest.users.fast", "loadtest.users.stream",
+    "what users name: users of locust": {
+        "loadtest.users", "loadtest.users.fast", "loadtest.users.stream",
     },
 }  # fmt: skip
 MOST_WITH_ONE_IMPORTER = 36

@@ -19,10 +19,10 @@ from prefork.errors import PreforkError
 
 _SERVE_HELP = """Serve APP with worker processes that share one listener.
 
-APP is `module:attribute`, `path.py:attribute`, `module:create()`, or a built-in: talkback (the default), echo, nap,
-hello (WSGI), ahello (ASGI). Its parameters show its kind: a WSGI or ASGI application; a handler
-`def handle(conn)` or `async def handle(reader, writer)`; a subclass of socketserver.BaseRequestHandler or
-asyncio.Protocol.
+APP is `module:attribute`, `path.py:attribute`, `module:create()`, a module whose `application` or `app` is meant, or
+a built-in: talkback (the default), echo, nap, hello (WSGI), ahello (ASGI). Its parameters show its kind: a WSGI or ASGI
+application; a handler `def handle(conn)` or `async def handle(reader, writer)`; a subclass of
+socketserver.BaseRequestHandler or asyncio.Protocol.
 
 \b
   prefork serve --workers 4                 the built-in talkback on 127.0.0.1:1935

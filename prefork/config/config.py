@@ -25,6 +25,7 @@ class Config:
 
     app: str
     interface: str
+    factory: bool
     bind: tuple[Address, ...]
     workers: int
     threads: int

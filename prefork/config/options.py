@@ -132,6 +132,9 @@ _WORKERS = (
 _APPLICATION = (
     Option(name="interface", field="interface", parse=_choice(KINDS), default="auto", metavar="KIND",
            help=f"The kind of APP, if its parameters are ambiguous: {', '.join(KINDS)}."),
+    Option(name="factory", field="factory", parse=switch, default="no", metavar="", switch=True,
+           help="APP is a function that makes the application: call it without arguments. With arguments: "
+                "module:create('prod')."),
     Option(name="root-path", field="root_path", parse=_root_path, default="", metavar="PATH",
            help="ASGI: the path at which the application is mounted, such as /api; it becomes root_path."),
     Option(name="loop", field="loop", parse=_choice(LOOPS), default="uvloop", metavar="LOOP",

@@ -13,6 +13,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from prefork.runtime.builtins import BUILTINS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -43,7 +45,7 @@ def import_early(app: str, *, user: bool) -> None:
 
     Built-in applications do no harm. `user`: workers run as another user.
     """
-    if ":" in app or user:
+    if app not in BUILTINS or user:
         with _apps_folders_last(sys.path[:]):
             for name in ("blocking", "reactor"):
                 importlib.import_module(_MODULES[name])

@@ -25,7 +25,7 @@ from typing import Any
 
 from prefork.core.log import Log
 from prefork.errors import AppLoadError, ConfigError
-from prefork.runtime.loader import fault_of, load_module
+from prefork.runtime.loader import fault_of, load_module, module_of
 
 PARAMETERS = {"template_loaded": 0, "worker_started": 1, "worker_stopping": 1, "worker_died": 1}
 _NEAR = 0.85  # difflib's ratio: worker_start and on_worker_died are near, worker is not
@@ -109,7 +109,7 @@ def load_hooks(where: str, log: Log, *, app: str, source: str) -> Hooks:
         raise ConfigError(
             f"{source}: importing {where!r} started the thread {started[0]!r}; do that in worker_started()"
         )
-    app_module = app.rpartition(":")[0].removesuffix(".py").rpartition("/")[2]
+    app_module = module_of(app).removesuffix(".py").rpartition("/")[2]
     if app_module and app_module in set(sys.modules) - before:
         raise ConfigError(
             f"{source}: {where!r} imports the app's module {app_module!r}, which then could not be reloaded; "

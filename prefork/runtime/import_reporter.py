@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from time import sleep
 
+from prefork.runtime.loader import module_of
+
 _FILES_MOST = 500  # in one report; a datagram has a limit
 _LOOK_S = 1.0  # how often a worker looks for modules that were imported later
 
@@ -57,7 +59,7 @@ class Imports:
 
 def _folders(spec: str) -> Iterator[str]:
     """Where the app is looked for, before it is known where it is."""
-    where = spec.rpartition(":")[0]
+    where = module_of(spec)
     if where.endswith(".py"):
         yield str(Path(where).parent.resolve())
         return

@@ -41,15 +41,15 @@ class Inherited:
             return False
         return True
 
-    def load(self, spec: str, interface: str) -> App:
+    def load(self, spec: str, interface: str, *, factory: bool) -> App:
         """WORKER and TEMPLATE. Import the app, unless it was given. Raises AppLoadError."""
         if self.app is not None:
             return self.app
         if self.imports is None:
-            return load(spec, interface)
+            return load(spec, interface, factory=factory)
         self.imports.expect(spec)
         try:
-            app = load(spec, interface)
+            app = load(spec, interface, factory=factory)
         except AppLoadError as error:
             self.imports.failed(error)
             raise

@@ -1,5 +1,7 @@
 """APP to something that can be served: `module:attr`, `path.py:attr`, `module:create('prod')` or a built-in's name.
 
+A module or file alone is its `application` or `app`.
+
 The kind follows from what the object is, by the number of positional parameters and never by their names; anything
 that fits no rule is an error that names `--interface`. Names are read only to refuse what would be served wrongly, such
 as a view of Django. Loading runs in a worker, so the master never imports the app.
@@ -28,16 +30,9 @@ from prefork.runtime.builtins import BUILTINS
 
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _CALL = re.compile(rf"(.+?):({_NAME.pattern})(\(.*\))", re.DOTALL)  # its arguments may have colons
-_USUAL = (
-    "application",
-    "app",
-    "api",
-    "wsgi",
-    "asgi",
-    "handle",
-    "create_app",
-    "make_app",
-)  # what is served by convention
+_SERVED = ("application", "app")  # of a module that is named alone, as gunicorn has it
+_FACTORIES = ("create_app", "make_app")  # the same, with --factory
+_USUAL = ("api", "wsgi", "asgi", "handle", *_FACTORIES)  # what else is served by convention
 _RENAMED = "prefork_app_"  # begins the name of a module whose own name belongs to another
 _IMPORTED_LATE = ("uvloop", "websockets")  # by prefork itself, after the application
 
@@ -52,14 +47,23 @@ class App:
     renamed: str = ""  # the name of its module, where that could not have its own
 
 
-def load(spec: str, interface: str = "auto") -> App:
-    """Find APP and tell its kind. Raises AppLoadError; its `detail` is the app's own traceback, if it raised."""
-    if spec in BUILTINS:
+def load(spec: str, interface: str = "auto", *, factory: bool = False) -> App:
+    """Find APP and tell its kind. Raises AppLoadError; its `detail` is the app's own traceback, if it raised.
+
+    `factory`: it is a function to call without arguments, which makes the application.
+    """
+    if spec in BUILTINS and not factory:
         return App(_kind(spec, BUILTINS[spec], interface), BUILTINS[spec], spec)
     where, attribute, call = _split(spec)
     arguments = _literals(spec, attribute, call) if call else None
     module = _import(spec, where)
-    target = _find(spec, module, attribute.split("."))
+    names = attribute.split(".") if attribute else [_served(spec, module, _FACTORIES if factory else _SERVED)]
+    target = _find(spec, module, names)
+    if factory and arguments is None:
+        if not callable(target):
+            what = _article(type(target).__name__)
+            raise AppLoadError(f"cannot load {spec!r}: --factory asks for a function, but it is {what}; leave it out")
+        arguments = [], {}
     if arguments is not None:
         target = _create(spec, target, *arguments)
     renamed = module.__name__ if module.__name__.startswith(_RENAMED) else ""
@@ -76,10 +80,20 @@ def adopt(target: Any, name: str, interface: str = "auto") -> App:
     return App(_kind(name, target, interface), target, name)
 
 
+def module_of(spec: str) -> str:
+    """Return the module or file that APP names, or "" for a built-in and for what is no APP."""
+    try:
+        return "" if spec in BUILTINS else _split(spec)[0]
+    except AppLoadError:
+        return ""
+
+
 def _split(spec: str) -> tuple[str, str, str]:
-    """Return the module or file, the attribute in it, and the arguments in parentheses, or "" if it is no call."""
+    """Return the module or file, the attribute in it, and the arguments in parentheses; "" for what is not there."""
     if match := _CALL.fullmatch(spec):
         return match[1], match[2], match[3]
+    if _NAME.fullmatch(spec) or (spec.endswith(".py") and ":" not in spec):
+        return spec, "", ""
     where, colon, attribute = spec.rpartition(":")
     if not colon or not where:
         raise AppLoadError(_no_such_form(spec))
@@ -108,34 +122,22 @@ def _no_attribute(spec: str, attribute: str) -> str:
 
 def _no_such_form(spec: str) -> str:
     near = difflib.get_close_matches(spec, BUILTINS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else _attribute_of(spec)
     return (
         f"cannot load {spec!r}: it is neither a built-in ({', '.join(BUILTINS)}) "
-        f"nor of the form module:attribute or path.py:attribute.{hint}"
+        f"nor of the form module:attribute or path.py:attribute." + (f" Did you mean {near[0]!r}?" if near else "")
     )
 
 
-def _attribute_of(where: str) -> str:
-    """Return a hint for a module or file that was named alone: what in it is served by convention."""
-    base = Path(where.removesuffix(".py") if where.endswith(".py") else where.replace(".", "/"))
-    for path in (base.with_name(f"{base.name}.py"), base / "__init__.py") if base.name else ():
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (OSError, SyntaxError, ValueError):
-            continue
-        names = set()
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names.add(node.name)
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                names |= {target.id for target in targets if isinstance(target, ast.Name)}
-            elif isinstance(node, ast.ImportFrom):
-                names |= {alias.asname or alias.name for alias in node.names}
-        if found := next((name for name in _USUAL if name in names), None):
-            return f" Did you mean {f'{where}:{found}' + ('()' if found.endswith('_app') else '')!r}?"
-        return f" Name what of it is to be served, as in {f'{where}:application'!r}."
-    return ""
+def _served(spec: str, module: ModuleType, wanted: Sequence[str]) -> str:
+    """Return the name of what is to be served of a module that was named alone. Raises AppLoadError."""
+    names = [name for name, value in vars(module).items() if not isinstance(value, ModuleType)]
+    for name in wanted:
+        if name in names:
+            return name
+    usual = next((name for name in (*_USUAL, *_SERVED) if name in names), None)
+    call = "()" if usual in _FACTORIES else ""
+    hint = f"did you mean {f'{spec}:{usual}{call}'!r}?" if usual else f"name what of it is to be served, as {spec}:NAME"
+    raise AppLoadError(f"cannot load {spec!r}: it has no {' and no '.join(wanted)}; {hint}")
 
 
 def _import(spec: str, where: str) -> ModuleType:
@@ -155,6 +157,8 @@ def _import(spec: str, where: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
+            if spec == where and "." not in spec:
+                raise AppLoadError(_no_such_form(spec) + _near_module(where)) from None
             raise AppLoadError(_no_module(spec, where, error.name)) from None
         raise _own_fault(spec, error) from None
     except BaseException as error:  # noqa: BLE001 - SystemExit and all else that an app may raise while it is imported
@@ -191,12 +195,15 @@ def _belongs_to_another(name: str, path: Path) -> bool:
 
 
 def _no_module(spec: str, where: str, missing: str) -> str:
-    names = [path.stem for path in Path.cwd().glob("*.py")] + [
-        path.parent.name for path in Path.cwd().glob("*/__init__.py")
-    ]
+    here = f"which starts with {Path.cwd()}.{_near_module(where)}"
+    return f"cannot load {spec!r}: there is no module {missing!r} on the path, {here}"
+
+
+def _near_module(where: str) -> str:
+    names = [path.stem for path in Path.cwd().glob("*.py")]
+    names += [path.parent.name for path in Path.cwd().glob("*/__init__.py")]
     near = difflib.get_close_matches(where, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"cannot load {spec!r}: there is no module {missing!r} on the path, which starts with {Path.cwd()}.{hint}"
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _own_fault(spec: str, error: BaseException) -> AppLoadError:

@@ -48,7 +48,7 @@ def load_app(config: Config, inherited: Inherited, log: Log) -> App:
     """WORKER, TEMPLATE and `prefork check`. Load the app, and the engine that serves it. Raises AppLoadError."""
     guard_output(log)
     before = sys.path[:]
-    app = inherited.load(config.app, config.interface)
+    app = inherited.load(config.app, config.interface, factory=config.factory)
     if OURS.forked:
         OURS.end()
     if app.renamed:

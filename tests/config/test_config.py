@@ -23,6 +23,7 @@ OTHER = {
     "workers": "77",
     "threads": "7",
     "interface": "stream",
+    "factory": "yes",
     "backlog": "64",
     "timeout": "90s",
     "max-requests": "1000",

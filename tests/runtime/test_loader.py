@@ -16,7 +16,7 @@ from prefork.config.options import KINDS
 from prefork.engines import ENGINES
 from prefork.errors import AppLoadError
 from prefork.runtime.builtins import BUILTINS
-from prefork.runtime.loader import App, guess, load
+from prefork.runtime.loader import App, guess, load, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,10 +172,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def refused(spec: str, interface: str = "auto") -> AppLoadError:
+def refused(spec: str, interface: str = "auto", *, factory: bool = False) -> AppLoadError:
     """The error that `spec` gives."""
     with pytest.raises(AppLoadError) as caught:
-        load(spec, interface)
+        load(spec, interface, factory=factory)
     sentence = str(caught.value)
     assert repr(spec) in sentence
     assert "\n" not in sentence
@@ -278,7 +278,7 @@ def test_the_interface_overrides_the_guess(folder: Path) -> None:
 # --- what a mistake is told
 
 
-@pytest.mark.parametrize("spec", ["", ":handle", "apps", "apps.py", "/tmp/apps"])
+@pytest.mark.parametrize("spec", ["", ":handle", "no_such", "/tmp/apps"])
 def test_neither_a_built_in_nor_a_form(folder: Path, spec: str) -> None:
     sentence = str(refused(spec))
     assert "neither a built-in (talkback, " in sentence
@@ -476,24 +476,91 @@ def test_the_interface_overrides_the_explanation(folder: Path, name: str) -> Non
     assert load(f"apps:{name}", "stream").kind == "stream"
 
 
-@pytest.mark.parametrize(
-    ("source", "hint"),
-    [
-        ("application = get_wsgi_application()", "Did you mean '{}:application'?"),
-        ("app: Flask = Flask(__name__)\napplication = app", "Did you mean '{}:application'?"),
-        ("async def app(scope, receive, send): ...", "Did you mean '{}:app'?"),
-        ("from .main import app", "Did you mean '{}:app'?"),
-        ("def create_app(): ...", "Did you mean '{}:create_app()'?"),
-        ("raise RuntimeError", "Name what of it is to be served, as in '{}:application'."),
-    ],
-)
-@pytest.mark.parametrize("where", ["mysite.wsgi", "mysite/wsgi.py", "mysite"])
-def test_a_module_without_an_attribute(folder: Path, where: str, source: str, hint: str) -> None:
-    """It is read, not run."""
+# --- a module or file alone, and --factory
+
+
+WSGI, ASGI = "def {}(environ, start_response): ...", "async def {}(scope, receive, send): ..."
+ALONE = pytest.mark.parametrize("where", ["mysite.wsgi", "mysite/wsgi.py", "mysite"])
+
+
+def write(folder: Path, source: str) -> None:
     (folder / "mysite").mkdir()
     for name in ("__init__.py", "wsgi.py"):
         (folder / "mysite" / name).write_text(source)
-    assert str(refused(where)).endswith(hint.format(where))
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        (WSGI.format("application"), "wsgi"),
+        (ASGI.format("app"), "asgi"),
+        (f"{ASGI.format('app')}\n{WSGI.format('application')}", "wsgi"),
+    ],
+    ids=["application", "app", "both"],
+)
+@ALONE
+def test_a_module_alone_is_its_application_or_app(folder: Path, where: str, source: str, kind: str) -> None:
+    write(folder, source)
+    found = load(where)
+    assert (found.kind, found.name) == (kind, where)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def create_app(): ...", "it has no application and no app; did you mean '{}:create_app()'?"),
+        ("def handle(conn): ...", "it has no application and no app; did you mean '{}:handle'?"),
+        ("import wsgiref as app", "it has no application and no app; name what of it is to be served, as {}:NAME"),
+        ("app = 7", "it is not callable but an int"),
+        ("1 / 0", "it raised ZeroDivisionError: division by zero"),
+    ],
+)
+@ALONE
+def test_a_module_without_an_attribute(folder: Path, where: str, source: str, said: str) -> None:
+    write(folder, source)
+    assert str(refused(where)) == f"cannot load {where!r}: {said.format(where)}"
+
+
+def test_a_module_that_does_not_exist(folder: Path) -> None:
+    assert "there is no module 'mysite'" in str(refused("mysite.wsgi"))
+    assert str(refused("appps")).endswith(" Did you mean 'apps'?")
+    assert "there is no file 'app.py'" in str(refused("app.py"))
+
+
+@pytest.mark.parametrize("spec", ["apps:create", "apps:create()", "./apps.py:create", "made"])
+def test_a_factory_by_flag_is_called(folder: Path, spec: str) -> None:
+    (folder / "made.py").write_text("from apps import create as create_app")
+    assert load(spec, factory=True).kind == load("apps:create()").kind
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("apps:NUMBER", "--factory asks for a function, but it is an int; leave it out"),
+        ("apps:four", "it raised TypeError: four() missing 4 required positional arguments"),
+        ("apps", "it has no create_app and no make_app; "),
+        ("hello", "there is no module 'hello'"),
+    ],
+)
+def test_what_is_no_factory(folder: Path, spec: str, said: str) -> None:
+    sentence = str(refused(spec, factory=True))
+    assert said in sentence or spec == "hello"
+    assert sentence.startswith(f"cannot load {spec!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("spec", "module"),
+    [
+        ("hello", ""),
+        ("a.b", "a.b"),
+        ("a.b:c", "a.b"),
+        ("x/y.py", "x/y.py"),
+        ("a:make('redis://h:1')", "a"),
+        ("a b", ""),
+    ],
+)
+def test_the_module_of_an_app(spec: str, module: str) -> None:
+    assert module_of(spec) == module
 
 
 @pytest.mark.parametrize(
