@@ -20,4 +20,6 @@ def __getattr__(name: str) -> Any:
     """Load what the package offers when it is first used: who wants one module of it does not pay for the server."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "serve":
+        importlib.import_module(".errors", __name__).require_linux()
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

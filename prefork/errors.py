@@ -7,6 +7,7 @@ be loaded, 5 an address cannot be bound, 6 no server to talk to.
 from __future__ import annotations
 
 import errno
+import sys
 
 
 class PreforkError(Exception):
@@ -60,13 +61,27 @@ class PlainHttpError(OSError):
     """A client spoke HTTP on a TLS port. It has been answered."""
 
 
+_CONTAINER = (
+    'docker run --rm -it -p 8000:8000 -v "$PWD":/app -w /app python:3.13-slim '
+    'sh -c "pip install prefork && prefork serve shop:app --bind 0.0.0.0:8000"'
+)
+
+
+def require_linux(platform: str = sys.platform) -> None:
+    """Raise PreforkError on another system: it has no epoll, no prctl, and accepts in other ways."""
+    if platform != "linux":
+        raise PreforkError(f"prefork needs Linux, and this is {platform}. In a container: {_CONTAINER}")
+
+
+_ENONET = getattr(errno, "ENONET", 64)  # Linux alone has it, and elsewhere we have to come as far as to say so
+
 # accept(2), "Error handling": errors of the connection, not of the listener. The next one may be fine.
 ACCEPT_IGNORED = frozenset({
     errno.EAGAIN,        # SO_RCVTIMEO ran out, or another process made the shared listener non-blocking
     errno.EINTR,         # a signal; Python retries, but not for every caller
     errno.ECONNABORTED,  # the client reset the connection while it was queued
     errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM,  # a firewall or the protocol refused this one
-    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET,  # its network went away
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, _ENONET,  # its network went away
     errno.ETIMEDOUT,
 })  # fmt: skip
 

@@ -31,7 +31,7 @@ def status(place: str, as_json: bool, explain: bool) -> None:
 @click.command(epilog=EXITS)
 @needs_server
 def reload(place: str) -> None:
-    """Replace every worker by one that loads the app again, each ready before the old one retires; wait for the end."""
+    """Replace every worker by one that loads APP anew. Each is ready before the old one retires; wait for the end."""
     answer = _watch(place, {"command": "reload"})
     workers = _workers(answer["workers"])
     click.echo(f"reloaded: generation {answer['generation']}, {workers}, in {answer['took_s']:.1f} s")
@@ -41,7 +41,7 @@ def reload(place: str) -> None:
 @click.argument("workers", type=click.IntRange(min=0))
 @needs_server
 def scale(place: str, workers: int) -> None:
-    """Change the number of workers to WORKERS; with 0, clients wait in the accept queue. Wait for the end."""
+    """Change the number of workers to WORKERS. With 0, clients wait in the accept queue. Wait for the end."""
     answer = _watch(place, {"command": "scale", "workers": workers})
     click.echo(f"scaled: {_workers(answer['workers'])} (before: {answer['before']}), in {answer['took_s']:.1f} s")
 
@@ -49,7 +49,7 @@ def scale(place: str, workers: int) -> None:
 @click.command(epilog=EXITS)
 @needs_server
 def stop(place: str) -> None:
-    """Stop the server gracefully, like SIGTERM; wait until it has ended."""
+    """Stop the server gracefully, like SIGTERM, and wait for its end."""
     answer = _watch(place, {"command": "stop"})
     wait_gone(answer["pid"])
     click.echo(f"stopped in {answer['took_s']:.1f} s")
@@ -73,7 +73,7 @@ def stack(place: str, slot: int | None, as_json: bool) -> None:
 @click.option("--last", default=KEPT, type=click.IntRange(min=1), metavar="N", help="Only the last N.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def deaths(place: str, last: int, as_json: bool) -> None:
-    """Show the last unexpected deaths of workers: the time, the cause, the request in progress, and the stacks."""
+    """Show how workers died unexpectedly. Of each: the time, the cause, the request in progress, and the stacks."""
     answer = ask(find(place), {"command": "deaths", "last": last}, progress=_ignore)
     click.echo(json.dumps(answer, indent=2) if as_json else printable(deaths_page(answer)))
 

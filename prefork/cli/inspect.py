@@ -114,7 +114,7 @@ class _Child:
 @click.option("--json", "as_json", is_flag=True, help="As JSON: durations in seconds, sizes in bytes.")
 @configured
 def config(found: Config, as_json: bool) -> None:
-    """Show every option's value and where it comes from, for the same command line as `prefork serve`.
+    """Show every option's value and where it comes from. It takes the command line of `prefork serve`.
 
     A flag wins over a PREFORK_* variable, the variable over the file of --config, the file over the platform's PORT and
     WEB_CONCURRENCY, these over the default.
@@ -134,7 +134,7 @@ def config(found: Config, as_json: bool) -> None:
 @click.command(cls=ConfiguredCommand)
 @configured
 def check(found: Config) -> None:
-    """Load APP in a separate process, as a worker does, and show its kind; bind nothing.
+    """Load APP as a worker does, and show its kind. In a separate process, which binds nothing.
 
     Exit codes: 0 APP can be served, 2 bad usage, 3 the process dies or hangs, 4 APP cannot be loaded.
     """

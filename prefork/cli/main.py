@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import shlex
 import sys
 
 import click
@@ -39,7 +41,41 @@ Exit codes: 0 stopped as asked, 2 bad usage, 3 workers cannot boot, 4 APP cannot
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """The commands. Who leaves the word `serve` out, as other servers have it, is told so."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as every group does. Raises UsageError."""
+        given = args[:]  # parsing takes them out
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(f"No such option {error.option_name}. {_meant(given)}", ctx) from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. Raises UsageError."""
+        name = args[0]
+        if self.get_command(ctx, name) is not None:
+            return super().resolve_command(ctx, args)
+        if name in _SERVES:
+            hint = _meant(args[1:])
+        elif near := difflib.get_close_matches(name, self.commands, n=1):
+            hint = f"Did you mean {near[0]!r}?"
+        else:
+            hint = _meant(args) if ":" in name or "." in name else "`prefork --help` lists the commands."
+        raise click.UsageError(f"No such command {name!r}. {hint}", ctx)
+
+
+_SERVES = ("run", "start", "server")  # as other programs call it
+
+
+def _meant(args: list[str]) -> str:
+    return f"Did you mean `{shlex.join(['prefork', 'serve', *args])}`?"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="prefork")
 def cli() -> None:
     """A pre-fork server for Python: a master listens once, its workers accept on the shared socket."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from prefork.cli.foreign import answers
 from prefork.config.config import configure
 from prefork.config.options import GROUPS, OPTIONS, Option
 
@@ -26,7 +27,22 @@ def needs_server(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ConfiguredCommand(click.Command):
-    """A command whose help shows the options in their groups, and its own at the end."""
+    """A command whose help shows the options in their groups, and its own at the end.
+
+    Who gives it options of another server is told ours.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as every command does. Raises UsageError."""
+        given = args[:]  # parsing takes them out
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            ours = {flag for param in self.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)}
+            flags = [error.option_name, *(arg.partition("=")[0] for arg in given if arg.startswith("-"))]
+            if lines := answers(flag for flag in flags if flag not in ours):
+                raise click.UsageError("\n".join(lines), ctx) from None
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each group."""

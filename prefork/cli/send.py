@@ -35,7 +35,7 @@ class SendError(PreforkError):
 @click.option("--path", default="/", show_default=True, help="The path that --head asks for.")
 @click.option("-v", "--verbose", is_flag=True, help="Print each step to stderr.")
 def send(text: str | None, address: str, timeout: str, head: bool, path: str, verbose: bool) -> None:
-    """Connect, send TEXT as a line, half-close, and print the whole reply.
+    """Send TEXT as a line, half-close, and print the whole reply.
 
     Without TEXT, standard input is sent unchanged.
 

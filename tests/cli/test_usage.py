@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.cli.main import cli
 from tests.support.client import exchange, talkback_reply
 from tests.support.processes import open_fds
 from tests.support.server import READY_S, ROOT, clean_environment, run
@@ -152,6 +153,43 @@ def test_help_and_version_are_no_mistakes() -> None:
     version = run("--version")
     assert version.returncode == 0
     assert "prefork" in version.stdout
+
+
+def test_each_command_has_one_full_line_in_the_help() -> None:
+    done = run("--help", env={"COLUMNS": "80"})
+    lines = done.stdout.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == len(cli.commands)
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...") or len(line) > 80] == []
+
+
+CONTAINER = 'python:3.13-slim sh -c "pip install prefork && prefork serve '
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32", "freebsd14"])
+@pytest.mark.parametrize(
+    "way", ["import runpy; runpy.run_module('prefork', run_name='__main__')", "import prefork.cli.main"]
+)
+def test_another_system_than_linux_is_told_the_container(platform: str, way: str) -> None:
+    script = f"import sys; sys.platform = {platform!r}; sys.argv = ['prefork', 'serve']; {way}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    (line,) = checked(done.returncode, done.stdout, done.stderr, code=1).splitlines()
+    assert line.startswith(f"prefork: prefork needs Linux, and this is {platform}. In a container: docker run ")
+    assert CONTAINER in line
+
+
+@pytest.mark.parametrize("way", ["prefork.serve", "from prefork import serve"])
+def test_from_python_another_system_than_linux_is_an_error_of_ours(way: str) -> None:
+    script = f"""
+import sys
+sys.platform = "darwin"
+import prefork
+try:
+    {way}
+except prefork.PreforkError as error:
+    print(prefork.__version__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert CONTAINER in done.stdout
 
 
 def test_a_port_that_stays_in_use_ends_with_the_address_and_the_reason() -> None:

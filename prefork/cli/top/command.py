@@ -332,7 +332,7 @@ def _interval(_context: click.Context, _parameter: click.Parameter, text: str) -
     help="The time between two samples, at least 100ms.",
 )  # fmt: skip
 def top(place: str, every_s: float) -> None:
-    """Watch a running server live: rates, latencies, the current request of each worker. Press h for the keys."""
+    """Watch a running server live. See rates, latencies, each current request. Press h for the keys."""
     if not (sys.stdout.isatty() and sys.stdin.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
         raise click.UsageError("prefork top needs a terminal that can move its cursor; prefork status prints once")
     screen = Screen()
