@@ -33,7 +33,8 @@ socketserver.BaseRequestHandler or asyncio.Protocol.
   prefork serve chat.py:handle              your handler
 
 Every option can also be set in the environment, --threads as PREFORK_THREADS, and in a file given with --config; a flag
-wins over the environment, the environment over the file. Durations: 30, 30s, 500ms, 2m.
+wins over the environment, the environment over the file, the file over a platform's PORT (0.0.0.0:$PORT) and
+WEB_CONCURRENCY (workers). Durations: 30, 30s, 500ms, 2m.
 
 \b
 Signals to the master: TERM and INT stop gracefully, a second INT or QUIT stops at once.

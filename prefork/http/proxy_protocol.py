@@ -77,11 +77,17 @@ def _parse_v1(data: bytes) -> ProxyHeader | None:
     kind = IPv4Address if match[1] == b"TCP4" else IPv6Address
     try:
         source, destination = (
-            End(str(kind(match[index].decode("ascii"))), _port(match[index + 2])) for index in (2, 3)
+            End(_text(kind(match[index].decode("ascii"))), _port(match[index + 2])) for index in (2, 3)
         )
     except ValueError:
         raise ProxyProtocolError(f"addresses of a PROXY header: {quoted(line)}") from None
     return ProxyHeader(source=source, destination=destination, consumed=end)
+
+
+def _text(address: IPv4Address | IPv6Address) -> str:
+    """The address; an IPv4 one for `::ffff:192.0.2.1`, as a proxy that listens on an IPv6 socket may have it."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
 
 
 def _port(digits: bytes) -> int:
@@ -116,7 +122,7 @@ def _ends(family: int, body: bytes) -> tuple[End, End]:
         if len(body) >= 2 * size + 4:
             kind = IPv4Address if family == _TCP4 else IPv6Address
             ports = [int.from_bytes(body[at : at + 2], "big") for at in (2 * size, 2 * size + 2)]
-            return End(str(kind(body[:size])), ports[0]), End(str(kind(body[size : 2 * size])), ports[1])
+            return End(_text(kind(body[:size])), ports[0]), End(_text(kind(body[size : 2 * size])), ports[1])
     elif family == _UNIX_STREAM:
         if len(body) >= 2 * _UNIX_PATH:
             return End(_path(body[:_UNIX_PATH]), 0), End(_path(body[_UNIX_PATH : 2 * _UNIX_PATH]), 0)

@@ -90,12 +90,13 @@ def test_a_proxy_on_a_unix_socket(serve: Serve, way: Way, tmp_path: Path) -> Non
     [
         (V1, "192.0.2.7", "5555"),
         (b"PROXY TCP6 2001:db8::1 ::1 7 8\r\n", "2001:db8::1", "7"),
+        (b"PROXY TCP6 ::ffff:192.0.2.7 ::1 7 8\r\n", "192.0.2.7", "7"),
         (b"PROXY UNKNOWN\r\n", "127.0.0.1", None),
         (v2("192.0.2.8", 1234), "192.0.2.8", "1234"),
         (v2("2001:db8::2", 99, extra=b"\x04\0\3abc"), "2001:db8::2", "99"),
         (v2("192.0.2.8", 1234, command=0), "127.0.0.1", None),
     ],
-    ids=["v1", "v1-ipv6", "v1-unknown", "v2", "v2-ipv6-with-more", "v2-local"],
+    ids=["v1", "v1-ipv6", "v1-ipv4-in-ipv6", "v1-unknown", "v2", "v2-ipv6-with-more", "v2-local"],
 )
 @pytest.mark.parametrize("pieces", [pytest.param(False, id="whole"), pytest.param(True, id="bytewise")])
 def test_the_client_is_whom_the_header_says(
@@ -217,3 +218,10 @@ def test_the_access_log_names_the_client_not_the_proxy(serve: Serve, way: Way, t
         browser.send(V1 + request())
         browser.response()
     eventually(lambda: log.read_text().startswith("192.0.2.7 - - ["), within_s=15)
+
+
+def test_a_proxy_that_comes_by_ipv4_to_a_socket_of_both_families_is_trusted(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, *PROXIED, bind=":0")
+    with Browser(f"127.0.0.1:{server.address.rpartition(':')[2]}") as browser:
+        browser.send(V1 + request("/told"))
+        assert json.loads(browser.response().body)["client"] == ["192.0.2.7", "5555"]

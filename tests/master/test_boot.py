@@ -13,10 +13,11 @@ import pytest
 from tests.support.client import dial, exchange, talkback_reply
 from tests.support.processes import stat as process_stat
 from tests.support.processes import thread_count
-from tests.support.server import APPS, LISTENING, READY
+from tests.support.server import APPS, LISTENING, READY, run
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
+    from tests.support.gate import Gate
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +114,43 @@ def test_ipv6_addresses_are_written_in_brackets(serve: Serve) -> None:
     server = serve("--workers", "1", bind="[::1]:0")
     assert re.fullmatch(r"\[::1\]:\d+", server.address)
     assert exchange(server.address) == HI
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback here")
+class TestBothFamilies:
+    """`:8000` and `[::]:8000`."""
+
+    @pytest.mark.parametrize("accept", ["shared", "per-worker"])
+    @pytest.mark.parametrize(
+        ("app", "said"), [("connection.py:facts", "{}:"), ("classic.py:Shout", "HI {}\n"), ("coroutines.py:talk", "")]
+    )
+    def test_clients_of_both_are_served(self, serve: Serve, app: str, said: str, accept: str) -> None:
+        server = serve(str(APPS / app), "--workers", "2", "--accept", accept, bind=":0")
+        port = server.address.rpartition(":")[2]
+        for near in ("127.0.0.1", "[::1]") * 4:
+            reply = exchange(f"{near}:{port}", b"hi\n", half_close=True).decode()
+            assert reply.partition("|")[0].startswith(said.format(near.strip("[]") if "HI" in said else near))
+
+    def test_the_status_has_the_ipv4_address_of_a_client(self, serve: Serve, tmp_path: Path, gate: Gate) -> None:
+        control = str(tmp_path / "control")
+        app = str(APPS / "gated.py") + ":at_once"
+        server = serve(app, "--workers", "1", "--control", control, bind="[::]:0", env=gate.env)
+        with dial(f"127.0.0.1:{server.address.rpartition(':')[2]}") as client:
+            gate.wait_entered(1)
+            assert f"127.0.0.1:{client.getsockname()[1]}" in run("status", "--control", control).stdout
+            gate.open()
+
+    def test_each_by_its_name_has_a_socket_of_its_own(self, serve: Serve) -> None:
+        with socket.create_server(("0.0.0.0", 0)) as free:
+            port = free.getsockname()[1]
+        server = serve("--workers", "2", bind=[f"[::]:{port}", f"0.0.0.0:{port}"])
+        assert server.addresses == [f"[::]:{port}", f"0.0.0.0:{port}"]
+        for host in ("127.0.0.1", "[::1]"):
+            assert exchange(f"{host}:{port}") == HI
+
+
+def test_a_port_alone_is_loopback(serve: Serve) -> None:
+    assert serve("--workers", "1", bind="0").address.startswith("127.0.0.1:")
 
 
 def test_localhost_is_a_host_name(serve: Serve) -> None:

@@ -53,9 +53,10 @@ def lost(counts: Counter[Outcome]) -> int:
         ("127.0.0.1:0", ["nap", "--threads", "4"]),
         ("127.0.0.1:0", ["talkback", "--preload"]),
         ("[::1]:0", ["talkback"]),
+        (":0", ["talkback"]),
         (["127.0.0.1:0", "127.0.0.1:0"], ["talkback"]),
     ],
-    ids=["v4", "queue", "preload", "v6", "two-listeners"],
+    ids=["v4", "queue", "preload", "v6", "both", "two-listeners"],
 )
 def test_a_stop_under_constant_connections_loses_nobody(serve: Serve, bind: str | list[str], args: list[str]) -> None:
     server = serve(*args, "--workers", "2", bind=bind)

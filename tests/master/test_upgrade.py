@@ -257,7 +257,7 @@ def test_a_unix_socket_keeps_its_path_until_the_last_master_ends(start: Start, t
 def test_every_kind_of_listener_is_handed_down(start: Start, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         fd = theirs.fileno()
-        binds = ["127.0.0.1:0", "127.0.0.1:0", f"unix:{tmp_path}/s", f"fd://{fd}"]
+        binds = ["127.0.0.1:0", ":0", f"unix:{tmp_path}/s", f"fd://{fd}"]
         line = start("--workers", "2", bind=binds, pass_fds=[fd])
         before = line.server.addresses
         line.upgrade()
