@@ -171,6 +171,7 @@ MISTAKES = {
     "42": "serve(): 42 is not callable, nor the text that names an app",
     "print, preload=True": "serve(preload=): preload imports the app, so serve() needs its name, not the object",
     "print, reload=True": "serve(reload=): reload imports the app, so serve() needs its name, not the object",
+    "print, factory=True": "serve(factory=): factory imports the app, so serve() needs its name, not the object",
     "config='none.toml'": "cannot read 'none.toml': No such file or directory",
     "chdir='/no/such/folder'": "serve(chdir=): cannot change to '/no/such/folder': No such file or directory",
 }
