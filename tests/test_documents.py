@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ from prefork.status.snapshot import SharedSnapshot
 from tests.loadtest import records
 from tests.support.client import exchange
 from tests.support.markdown import FENCE, ROOT, Page, Table
-from tests.support.server import clean_environment
+from tests.support.server import clean_environment, run
 from tests.support.web import fetch
 
 if TYPE_CHECKING:
@@ -120,6 +121,13 @@ def test_the_options_of_other_servers() -> None:
     assert [h.removeprefix("### ") for h in MIGRATING.headings() if h.startswith("### ")] == list(FOREIGN)
     for title, rows in FOREIGN.items():
         MIGRATING.expect_table(f"### {title}", *migration(rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", re.findall(r"^prefork serve (.*)$", MIGRATING.text, re.MULTILINE))
+def test_each_translated_command_line_is_one(line: str) -> None:
+    done = run("config", *shlex.split(line))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def metrics() -> Table:

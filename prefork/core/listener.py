@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from prefork.core.address import Address, format_sockaddr
+from prefork.core.address import Address, format_sockaddr, plain_host
 from prefork.errors import BindError, ConfigError
 
 # --- A stop that loses no connection: new ones are held off while the accept queue drains.
@@ -110,7 +110,8 @@ class SynHold:
         host, port = listener.getsockname()[:2]
         self._filler, host = self._bound_filler(listener, host)
         source = self._filler.getsockname()[1]
-        version, header = (4, 20) if self._filler.family == socket.AF_INET else (6, 40)
+        by_ipv4 = self._filler.family == socket.AF_INET or plain_host(host) != host
+        version, header = (4, 20) if by_ipv4 else (6, 40)
         _steer(
             listener,
             [

@@ -379,8 +379,9 @@ def test_closing_one_copy_leaves_the_queue_to_the_others(
 @pytest.mark.parametrize(
     ("bind", "host"),
     [("127.0.0.1:0", "127.0.0.1"), pytest.param(":0", "127.0.0.1", marks=needs_ipv6),
-     pytest.param(":0", "[::1]", marks=needs_ipv6), pytest.param("[::1]:0", "[::1]", marks=needs_ipv6)],
-    ids=["v4", "both-by-v4", "both-by-v6", "v6"],
+     pytest.param(":0", "[::1]", marks=needs_ipv6), pytest.param("[::1]:0", "[::1]", marks=needs_ipv6),
+     pytest.param("[::ffff:127.0.0.1]:0", "127.0.0.1", marks=needs_ipv6)],
+    ids=["v4", "both-by-v4", "both-by-v6", "v6", "v4-in-v6"],
 )  # fmt: skip
 def test_at_the_stop_who_waits_is_served_and_newcomers_are_held_off(
     opened: Callable[..., Listener], clients: Callable[[str], socket.socket], bind: str, host: str
