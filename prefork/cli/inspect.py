@@ -119,8 +119,7 @@ def config(found: Config, as_json: bool) -> None:
     A flag wins over a PREFORK_* variable, the variable over the file of --config, the file over the platform's PORT and
     WEB_CONCURRENCY, these over the default.
     """
-    for name, hint in unknown_variables(os.environ).items():
-        click.echo(f"prefork: {name} is no option: {hint}", err=True)
+    _warn_of_variables()
     if as_json:
         document = {o.name: {"value": _plain(o, found), "source": found.sources[o.name]} for o in (APP, *OPTIONS)}
         click.echo(json.dumps(document, indent=2))
@@ -138,11 +137,17 @@ def check(found: Config) -> None:
 
     Exit codes: 0 APP can be served, 2 bad usage, 3 the process dies or hangs, 4 APP cannot be loaded.
     """
+    _warn_of_variables()
     finding = check_app(found)
     click.echo(f"{found.app} kind={finding.kind} engine={finding.engine}")
 
 
 COMMANDS = (config, check)
+
+
+def _warn_of_variables() -> None:
+    for name, hint in unknown_variables(os.environ).items():
+        click.echo(f"prefork: {name} is no option: {hint}", err=True)
 
 
 def _plain(option: Option, found: Config) -> Any:

@@ -97,9 +97,10 @@ def test_the_port_and_the_workers_of_a_platform(serve: Serve) -> None:
 
 
 def test_a_variable_that_nothing_reads_is_named_once(serve: Serve) -> None:
-    done = with_environment("config", PREFORK_TREADS="8")
-    assert done.stderr == "prefork: PREFORK_TREADS is no option: did you mean PREFORK_THREADS?\n"
-    assert done.returncode == 0
+    for command in ("config", "check"):
+        done = with_environment(command, "hello", PREFORK_TREADS="8")
+        assert done.stderr == "prefork: PREFORK_TREADS is no option: did you mean PREFORK_THREADS?\n"
+        assert done.returncode == 0
     server = serve("hello", "-w", "2", env={"PREFORK_TREADS": "8"})
     assert server.log.count("TREADS") == 1
     assert "WARNING" in server.wait_log(r'^.*name=PREFORK_TREADS hint="did you mean PREFORK_THREADS\?"$')[0]
