@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.http.fields import TOKEN
 from prefork.http.framer import ResponseFramer
-from prefork.http.response import ASGI_HEADS, CHUNKED, ResponseError, check_asgi_head, kind
+from prefork.http.response import ASGI_HEADS, CHUNKED, CONTROLS, ResponseError, check_asgi_head, kind
 
 if TYPE_CHECKING:
     from prefork.http.head import Request
 
 Message = Mapping[str, Any]
 
-_VALUE_END = frozenset(b"\r\n\0")
 # RFC 9110 6.5.1: fields about the framing, the routing or the trailers themselves must come before the body.
 _NO_TRAILERS = frozenset({b"connection", b"content-length", b"host", b"trailer", b"transfer-encoding"})
 
@@ -123,8 +122,8 @@ class AsgiResponse(ResponseFramer):
 
 
 def _checked(value: object) -> bytes:
-    if not isinstance(value, bytes) or not _VALUE_END.isdisjoint(value):
-        raise ResponseError(f"the value {value!r} is not bytes without line ends")
+    if not isinstance(value, bytes) or len(value.translate(None, CONTROLS)) < len(value):
+        raise ResponseError(f"the value {value!r} is not bytes without control characters")
     return value
 
 

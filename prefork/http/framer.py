@@ -19,12 +19,12 @@ from prefork.http.chunked import LAST_CHUNK, chunk
 from prefork.http.response import (
     CHUNKED,
     CLOSE,
-    DATE,
     LENGTH,
     NO_BODY,
-    SERVER,
+    OF_STAMP,
     SIZED,
     TO_THE_END,
+    UPGRADE,
     ResponseError,
     error_response,
     frame,
@@ -63,7 +63,7 @@ class ResponseFramer:
     def __init__(self, request: Request) -> None:
         self.request = request
         self._head = b""  # the status line and the fields of the application; empty until there is a correct head
-        self._given = 0  # which of LENGTH, DATE, SERVER and CLOSE they contain
+        self._given = 0  # which of the fields with a meaning for the server they contain (response.py)
         self._length: int | None = None  # of the whole body, if it is known
         self._mode = 0  # how the body ends (response.py); 0 until the head is given out
         self.status = 0
@@ -168,11 +168,14 @@ class ResponseFramer:
                 self._mismatch(known)
             elif size > (self._length or 0):
                 self._mismatch(size)
-        if not self.keep_alive:
-            framing += b"Connection: close\r\n"
-        elif not request.minor:
-            framing += b"Connection: keep-alive\r\n"
-        if self._given & (DATE | SERVER):
+        option = b"" if self.keep_alive else b"close"
+        if self.keep_alive and not request.minor:
+            option = b"keep-alive"
+        if self._given & UPGRADE:  # RFC 9110 7.8: Connection names it
+            option += b", Upgrade" if option else b"Upgrade"
+        if option:
+            framing += b"Connection: %b\r\n" % option
+        if self._given & OF_STAMP:
             stamp = without(stamp, self._given)
         return self._head + framing + stamp
 

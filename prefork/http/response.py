@@ -5,8 +5,9 @@ A head is made in two steps, because an application may replace it until the fir
 decides how the client finds the end of the body. The last lines of every head, the stamp, are the same for all
 responses of one second.
 
-The server owns the framing: it refuses Transfer-Encoding and the other hop-by-hop fields. No control character gets
-into a head; one search of the whole head finds them all. The results of the checks are remembered, within a bound.
+The server owns the framing and the connection: fields about these are left out of what an application gave, as
+applications that copy another server's response give them. No control character but the tab gets into a head; one
+search of the whole head finds them all. The results of the checks are remembered, within a bound.
 """
 
 from __future__ import annotations
@@ -26,32 +27,33 @@ TO_THE_END: Final = 4  # of the connection: HTTP/1.0 without Content-Length
 
 # Fields with a meaning for the server, one bit each.
 LENGTH: Final = 1
-DATE: Final = 2
-SERVER: Final = 4
-CLOSE: Final = 8  # Connection: close
-_REFUSED = 16
-_HOP = 32  # PEP 3333 forbids them, but recipes for streaming have them: left out, and `close` is obeyed
+CLOSE: Final = 2  # Connection: close
+UPGRADE: Final = 4  # of 426, which must name what to upgrade to (RFC 9110 15.5.22)
+DATE: Final = 8
+SERVER: Final = 16
+_FIRST_ADDED: Final = 32  # from here on: the fields of --header
+OF_STAMP: Final = ~(LENGTH | CLOSE | UPGRADE)  # those that replace one of the stamp's
+_CONNECTION = -1  # not sent, but `close` is obeyed: PEP 3333 forbids it, and recipes for streaming have it
+_LEFT_OUT = -2  # about the connection, the framing, or a request (RFC 9110 7.6.1, 10.1.4, 11.7.2)
+_UPGRADE = -3  # with another status it would offer a protocol that this server does not speak (RFC 9110 7.8)
 _MEANING = {
     "content-length": LENGTH,
     "date": DATE,
     "server": SERVER,
-    "connection": _HOP,
-    "keep-alive": _HOP,
-    "proxy-authenticate": _REFUSED,
-    "proxy-authorization": _REFUSED,
-    "te": _REFUSED,
-    "trailer": _REFUSED,
-    "trailers": _REFUSED,
-    "transfer-encoding": _REFUSED,
-    "upgrade": _REFUSED,
+    "connection": _CONNECTION,
+    "upgrade": _UPGRADE,
+    **dict.fromkeys(
+        ("keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer", "trailers", "transfer-encoding"),
+        _LEFT_OUT,
+    ),
 }
 _MOST_REMEMBERED = 1024  # names, and status lines
 _MOST_HEADS = 256
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS = re.compile(r"[1-5][0-9]{2} [ -~\x80-\xff]*")
-_VALUE = re.compile(r"[ -~\x80-\xff]*")
+_VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 5.5
 _NAMES = re.compile(rf"{_NAME.pattern}(?:[ \t]*,[ \t]*{_NAME.pattern})*")  # of Trailer
-_CONTROLS = bytes([*range(0x20), 0x7F])
+CONTROLS: Final = bytes(byte for byte in (*range(0x20), 0x7F) if byte != 0x09)  # what no value may have (RFC 9110 5.5)
 
 Head = tuple[int, bytes, int | None, int]  # see check_head
 
@@ -69,8 +71,6 @@ class _Names(dict[str, tuple[int, str]]):
         if not _NAME.fullmatch(name):
             raise ResponseError(f"the header name {name!r} is not a token (RFC 9110 5.6.2)")
         meaning = _MEANING.get(name.lower(), 0)
-        if meaning == _REFUSED:
-            raise ResponseError(f"the header {name!r} is the server's own: an application must not set it")
         found = (meaning, str.__str__(name) + ": ")
         if len(self) < _MOST_REMEMBERED:
             self[name] = found
@@ -130,7 +130,7 @@ def check_asgi_head(status: Any, headers: Iterable[Any]) -> Head:
             if not _NAMES.fullmatch(field[1]):
                 raise ResponseError(f"the value {value!r} of the header {name!r} is no list of names")
             announced += b"Trailer: %b\r\n" % value
-        elif lower != "transfer-encoding":  # ASGI: an application may give it, and the server ignores it
+        else:
             fields.append(field)
     code, text, length, given = check_head(f"{int(status)} {phrase(int(status))}", fields)
     return code, text + announced, length, given
@@ -140,7 +140,8 @@ def check_head(status: str, headers: list[tuple[str, str]]) -> Head:
     """Check what a WSGI application gave to `start_response`.
 
     Return the status as a number; the status line and the fields as they are sent; the Content-Length, None without
-    one; and which of LENGTH, DATE, SERVER and CLOSE the fields contain. Raises ResponseError.
+    one; and which of LENGTH, CLOSE, UPGRADE, DATE, SERVER and of the fields of --header (`add_fields`) they contain.
+    Raises ResponseError.
     """
     try:
         code, text = _statuses[status]
@@ -157,16 +158,18 @@ def check_head(status: str, headers: list[tuple[str, str]]) -> Head:
                     if code in (204, 205):  # RFC 9110 8.6: not with 204; `frame` adds that of 205, which is 0
                         lines -= 1
                         continue
-                elif meaning == _HOP:
-                    given |= CLOSE if value.strip().lower() == "close" else 0
-                    lines -= 1
-                    continue
+                elif meaning < 0:
+                    meaning = _read_own(meaning, code, value)
+                    if meaning != UPGRADE:
+                        given |= meaning
+                        lines -= 1
+                        continue
                 given |= meaning
             # str.__str__ gives the text of a subclass, however it prints itself, and TypeError for what is no str.
             text += f"{beginning}{value if type(value) is str else str.__str__(value)}\r\n"
         raw = text.encode("latin1")
         # Without its control characters, a correct head is shorter by its line ends and nothing else.
-        if len(raw) - len(raw.translate(None, _CONTROLS)) == 2 * lines:
+        if len(raw) - len(raw.translate(None, CONTROLS)) == 2 * lines:
             return code, raw, length, given
     except (TypeError, ValueError):  # not hashable, not two, not a str, not latin-1: _explain() finds out which
         pass
@@ -198,16 +201,39 @@ def frame(code: int, given: int, length: int | None, *, head: bool, minor: int) 
     return TO_THE_END, b""
 
 
-def stamp(epoch_s: float, server: bytes = b"prefork") -> bytes:
-    """Return the last lines of every head of this second: Date, Server, and the empty line."""
-    return b"Date: %b\r\nServer: %b\r\n\r\n" % (formatdate(int(epoch_s), usegmt=True).encode("ascii"), server)
+def add_fields(fields: Sequence[tuple[str, str]], *, server: bool = True) -> bytes:
+    """Return the lines that `stamp` puts into every head of this process: `fields`, and Server if asked for.
+
+    From now on an application's field of the same name replaces them.
+    """
+    lines = [("Server", "prefork")] if server and not any(name.lower() == "server" for name, _ in fields) else []
+    for name, _ in fields:
+        if name.lower() not in _MEANING:
+            _MEANING[name.lower()] = _FIRST_ADDED << len(_MEANING)
+    for memo in (_names, WSGI_HEADS, ASGI_HEADS):
+        memo.clear()
+    return "".join(f"{name}: {value}\r\n" for name, value in [*lines, *fields]).encode("latin1")
+
+
+def is_servers_own(name: str) -> bool:
+    """Whether a field is about the connection or the end of the body, which are the server's."""
+    return _MEANING.get(name.lower(), 0) < 0 or name.lower() == "content-length"
+
+
+def stamp(epoch_s: float, fields: bytes = b"Server: prefork\r\n") -> bytes:
+    """Return the last lines of every head of this second: Date, the fields of `add_fields`, and the empty line."""
+    return b"Date: %b\r\n%b\r\n" % (formatdate(int(epoch_s), usegmt=True).encode("ascii"), fields)
+
+
+def replaced_by(name: bytes) -> int:
+    """Return which field of the stamp an application's field of this name replaces: a bit, as `check_head` gives."""
+    return max(0, _MEANING.get(name.decode("latin1").lower(), 0)) & OF_STAMP
 
 
 def without(stamped: bytes, given: int) -> bytes:
     """Return the stamp without the fields that the application gave itself, so that the head has each exactly once."""
-    date, server, *end = stamped.split(b"\r\n")
-    kept = [line for line, bit in ((date, DATE), (server, SERVER)) if not given & bit]
-    return b"\r\n".join([*kept, *end])
+    lines = stamped.split(b"\r\n")
+    return b"\r\n".join([line for line in lines if not given & replaced_by(line.partition(b":")[0])])
 
 
 def error_response(status: int, stamped: bytes, *, html: bool = False, head: bool = False) -> bytes:
@@ -216,6 +242,8 @@ def error_response(status: int, stamped: bytes, *, html: bool = False, head: boo
     kind = "html" if html else "plain"
     fields = f"Content-Type: text/{kind}; charset=utf-8\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
     line = f"HTTP/1.1 {status} {phrase(status)}\r\n"
+    if given := replaced_by(b"content-type"):
+        stamped = without(stamped, given)
     return b"".join(((line + fields).encode("ascii"), stamped, b"" if head else body))
 
 
@@ -227,6 +255,16 @@ def _read_length(before: int | None, value: object) -> int:
     if not (value.isascii() and value.isdigit() and len(value) < 20):  # 0.3 us less than a pattern
         raise ResponseError(f"the Content-Length {value!r} is not a number of bytes")
     return int(value)
+
+
+def _read_own(meaning: int, code: int, value: str) -> int:
+    """Return what a field about the connection means: CLOSE, UPGRADE if it is to be sent, else 0. Raises TypeError."""
+    text = str.__str__(value).lower()
+    if meaning == _UPGRADE:
+        return UPGRADE if code == 426 else 0
+    if meaning == _CONNECTION and "close" in [option.strip(" \t") for option in text.split(",")]:
+        return CLOSE
+    return 0
 
 
 def _explain(status: object, headers: Sequence[object]) -> ResponseError:

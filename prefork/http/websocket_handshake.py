@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 import re
 from binascii import b2a_base64
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from prefork.http import websocket_deflate
 from prefork.http.fields import TOKEN
 from prefork.http.limits import Refusal, quoted
-from prefork.http.response import DATE, SERVER, ResponseError, error_response, without
+from prefork.http.response import CONTROLS, ResponseError, error_response, is_servers_own, replaced_by, without
 from prefork.http.websocket import MOST_MESSAGE, WebSocket
 
 if TYPE_CHECKING:
@@ -33,25 +33,10 @@ _VERSION = b"sec-websocket-version"
 _PROTOCOL = b"sec-websocket-protocol"
 _EXTENSIONS = b"sec-websocket-extensions"
 _SIXTEEN_BYTES = re.compile(rb"[A-Za-z0-9+/]{22}==")  # in base64
-_CONTROLS: Final = bytes([*range(0x20), 0x7F])
 _VERSION_NEEDED = b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 _HEAD = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
-_MEANING: Final = {b"date": DATE, b"server": SERVER}
-# The handshake's own fields, and what no 101 may have (RFC 9110 7.8, 8.6).
-_REFUSED = frozenset(
-    {
-        b"connection",
-        b"upgrade",
-        b"content-length",
-        b"transfer-encoding",
-        b"trailer",
-        b"keep-alive",
-        b"sec-websocket-accept",
-        b"sec-websocket-extensions",
-        b"sec-websocket-protocol",
-        b"sec-websocket-version",
-    }
-)
+# Of the handshake itself; an application that answers as another server did has those of that one's connection.
+_HANDSHAKES = frozenset({b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-version"})
 
 
 class Handshake:
@@ -91,8 +76,9 @@ class Handshake:
             lines.append(b"Sec-WebSocket-Extensions: %b\r\n" % answer.encode("ascii"))
         given = 0
         for name, value in headers:
-            given |= _judge(name, value)
-            lines.append(b"%b: %b\r\n" % (name, value))
+            if _is_sent(name, value, subprotocol):
+                given |= replaced_by(name)
+                lines.append(b"%b: %b\r\n" % (name, value))
         lines.append(without(stamp, given) if given else stamp)
         return b"".join(lines), WebSocket(deflate=deflate, max_message_bytes=max_message_bytes)
 
@@ -127,15 +113,16 @@ def refuse(refusal: Refusal, stamp: bytes) -> bytes:
     return error_response(refusal.status, _VERSION_NEEDED + stamp if refusal.status == 426 else stamp)
 
 
-def _judge(name: object, value: object) -> int:
-    """Check a field of an application's, and return what it means for the stamp. Raises ResponseError."""
+def _is_sent(name: object, value: object, subprotocol: str | None) -> bool:
+    """Check a field of an application's, and return whether it belongs to the answer. Raises ResponseError."""
     if not isinstance(name, bytes) or not isinstance(value, bytes):
         raise ResponseError(f"the header {name!r}: {value!r} is not a pair of bytes")
     if not TOKEN.fullmatch(name):
         raise ResponseError(f"the header name {name!r} is not a token (RFC 9110 5.6.2)")
-    lower = name.lower()
-    if lower in _REFUSED:
-        raise ResponseError(f"the header {name!r} is the server's own: an application must not set it")
-    if len(value.translate(None, _CONTROLS)) < len(value):
+    if len(value.translate(None, CONTROLS)) < len(value):
         raise ResponseError(f"the value {value!r} of the header {name!r} has a control character")
-    return _MEANING.get(lower, 0)
+    lower = name.lower()
+    if lower == _PROTOCOL and value.decode("latin1") != subprotocol:
+        raise ResponseError(f"the header {name!r} says {value!r}: give it as `subprotocol` of websocket.accept")
+    # A 101 has no body (RFC 9110 8.6), and its connection is the WebSocket's (7.8).
+    return lower not in _HANDSHAKES and lower != _PROTOCOL and not is_servers_own(lower.decode())

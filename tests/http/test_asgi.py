@@ -273,6 +273,53 @@ def test_hints_come_before_the_head_and_not_to_http_1_0() -> None:
         respond().take({**hint, "links": [b"</a>\r\nX: y"]}, STAMP)
 
 
+@pytest.mark.parametrize("value", [b"a\tb", b"\ta\t", b"caf\xe9 \x80\xff"])
+def test_a_value_may_have_tabs_and_obs_text_wherever_it_stands(value: bytes) -> None:
+    """RFC 9110 5.5."""
+    response = respond(fields="TE: trailers\r\n")
+    hint = response.take({"type": "http.response.early_hint", "links": [value]}, STAMP)
+    assert hint == b"HTTP/1.1 103 Early Hints\r\nLink: %b\r\n\r\n" % value
+    start(response, headers=[(b"x", value)], trailers=True)
+    assert b"\r\nx: %b\r\n" % value in body(response)
+    trailers = {"type": "http.response.trailers", "headers": [(b"y", value)]}
+    assert response.take(trailers, STAMP) == b"0\r\ny: %b\r\n\r\n" % value
+
+
+@pytest.mark.parametrize("control", [*range(9), *range(10, 32), 127])
+def test_no_other_control_character_gets_out(control: int) -> None:
+    value = b"a%cb" % control
+    response = respond(fields="TE: trailers\r\n")
+    with pytest.raises(ResponseError, match="control character"):
+        response.take({"type": "http.response.early_hint", "links": [value]}, STAMP)
+    with pytest.raises(ResponseError, match="control character"):
+        start(response, headers=[(b"x", value)])
+    start(response, trailers=True)
+    body(response)
+    with pytest.raises(ResponseError, match="control characters"):
+        response.take({"type": "http.response.trailers", "headers": [(b"y", value)]}, STAMP)
+
+
+@pytest.mark.parametrize(
+    ("minor", "fields", "connection"),
+    [(1, "", b"Upgrade"), (1, "Connection: close\r\n", b"close, Upgrade"), (0, "", b"close, Upgrade"),
+     (0, "Connection: keep-alive\r\n", b"keep-alive, Upgrade")],
+)  # fmt: skip
+def test_426_names_what_to_upgrade_to(minor: int, fields: str, connection: bytes) -> None:
+    """RFC 9110 15.5.22; 7.8: Connection names Upgrade. What the application says of Connection is not sent."""
+    response = respond(minor=minor, fields=fields)
+    start(response, 426, [(b"Upgrade", b"foo/1"), (b"Connection", b"Upgrade"), (b"content-length", b"1")])
+    head = b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: foo/1\r\ncontent-length: 1\r\n"
+    assert body(response, b"x") == head + b"Connection: %b\r\n" % connection + STAMP + b"x"
+    assert response.keep_alive is (b"close" not in connection)
+
+
+def test_an_applications_close_is_obeyed_with_426_too() -> None:
+    response = respond()
+    start(response, 426, [(b"connection", b"Upgrade, Close"), (b"upgrade", b"foo/1")])
+    assert b"\r\nConnection: close, Upgrade\r\n" in body(response)
+    assert not response.keep_alive
+
+
 # --- what is refused before a byte leaves
 
 
@@ -289,7 +336,8 @@ def test_hints_come_before_the_head_and_not_to_http_1_0() -> None:
         (200, [b"x"]),
         (200, [(b"content-length", b"five")]),
         (200, [(b"content-length", b"5"), (b"content-length", b"5")]),
-        (200, [(b"upgrade", b"h2c")]),
+        (200, [(b"x", b"a\x7f")]),
+        (200, [(b"x", b"\x1b")]),
         ("200 OK", []),
         (None, []),
         (99, []),

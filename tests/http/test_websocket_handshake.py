@@ -232,15 +232,29 @@ def test_an_applications_fields_are_sent_and_replace_the_servers() -> None:
         ("a", b"b"),
         (b"a", "b"),
         (b"a", None),
-        (b"Connection", b"close"),
-        (b"upgrade", b"h2c"),
-        (b"content-length", b"0"),
-        (b"Transfer-Encoding", b"chunked"),
-        (b"sec-websocket-accept", b"x"),
+        (b"a", b"b\x7f"),
+        (b"a", b"b\x1b"),
         (b"Sec-WebSocket-Protocol", b"x"),
-        (b"sec-websocket-extensions", b"permessage-deflate"),
     ],
 )
 def test_an_applications_field_cannot_spoil_the_head(name: bytes, value: bytes) -> None:
     with pytest.raises(ResponseError):
         opening().accept(None, [(name, value)], STAMP)
+
+
+def test_what_is_another_connections_is_left_out_of_the_head() -> None:
+    """An application that passes on the answer of another server has that one's handshake."""
+    copied = [
+        (b"Connection", b"Upgrade"), (b"upgrade", b"websocket"), (b"content-length", b"0"), (b"Keep-Alive", b"x"),
+        (b"Transfer-Encoding", b"chunked"), (b"sec-websocket-accept", b"x"), (b"TE", b"x"), (b"trailer", b"x"),
+        (b"Sec-WebSocket-Extensions", b"permessage-deflate"), (b"Sec-WebSocket-Protocol", b"v1"),
+    ]  # fmt: skip
+    one = opening(b"Sec-WebSocket-Protocol: v1\r\n")
+    assert one.accept("v1", copied, STAMP)[0] == one.accept("v1", [], STAMP)[0]
+    with pytest.raises(ResponseError, match="give it as `subprotocol`"):
+        one.accept(None, copied, STAMP)
+
+
+@pytest.mark.parametrize("value", [b"a\tb", b"\ta\t", b"caf\xe9"])
+def test_a_value_may_have_tabs_and_obs_text(value: bytes) -> None:
+    assert b"\r\nx: %b\r\n" % value in opening().accept(None, [(b"x", value)], STAMP)[0]

@@ -161,6 +161,22 @@ def test_date_and_server_are_there_once() -> None:
         assert answer.body == b"x"
 
 
+def test_the_server_frames_whatever_the_application_says_of_it() -> None:
+    for headers in ((("Transfer-Encoding", "chunked"),), (("transfer-encoding", "gzip, chunked"),)):
+        answer = run(answering(Chunks(b"hel", b"lo"), *headers))
+        assert answer.fields("Transfer-Encoding") == ["chunked"]
+        assert (answer.body, answer.call.keep_alive, answer.call.error) == (b"hello", True, None)
+        answer = run(answering([b"hello"], *headers))
+        assert (answer.fields("Transfer-Encoding"), answer.fields("Content-Length")) == ([], ["5"])
+        assert (answer.body, answer.call.keep_alive, answer.call.error) == (b"hello", True, None)
+
+
+def test_426_says_what_to_upgrade_to() -> None:
+    answer = run(answering([b"x"], ("Upgrade", "foo/1"), ("Connection", "Upgrade"), status="426 Upgrade Required"))
+    assert (answer.fields("Upgrade"), answer.fields("Connection")) == (["foo/1"], ["Upgrade"])
+    assert (answer.body, answer.call.keep_alive, answer.call.error) == (b"x", True, None)
+
+
 # --- order and delay
 
 

@@ -146,7 +146,6 @@ BEFORE: dict[str, tuple[App, str]] = {
     "answers 100": (starting([b"x"], status="100 Continue"), "interim"),
     "answers 101": (starting([b"x"], status="101 Switching Protocols"), "interim"),
     "answers 1000": (starting([b"x"], status="1000 Much"), "is not of the form"),
-    "frames by itself": (starting([b"x"], headers=[("Transfer-Encoding", "chunked")]), "is the server's own"),
     "has two lengths": (starting([b"x"], headers=[("Content-Length", "1")] * 2), "more than one Content-Length"),
     "has a negative length": (starting([b"x"], headers=[("Content-Length", "-1")]), "is not a number of bytes"),
     "has text beyond latin-1": (starting([b"x"], headers=[("A", "\u20ac")]), "not in latin-1"),
