@@ -256,7 +256,8 @@ class AdminClient:
             head = event.method == "HEAD"
             self._say(_written(answers.answer(event.method, event.path, event.authority), head=head), now_s)
         else:
-            self._say(error_response(getattr(event, "status", 400), stamp(time.time())), now_s)
+            status, head = getattr(event, "status", 400), getattr(event, "head", False)
+            self._say(error_response(status, stamp(time.time()), head=head), now_s)
 
     def _say(self, response: bytes, now_s: float) -> None:
         self.asked = True

@@ -1,8 +1,8 @@
 """The `environ` of PEP 3333: what holds for a listener, and what a connection and its request add to it.
 
 All CGI variables are native strings: bytes as they came, decoded as latin-1. There is a key for each field, with two
-exceptions that names.py makes: HTTP_PROXY, which would tell the application's own HTTP client where to go, and
-Transfer-Encoding, since the body that is read here is decoded.
+exceptions that fields.py makes: HTTP_PROXY, which would tell the application's own HTTP client where to go, and
+Transfer-Encoding, since the body that is read here is decoded. What becomes of names with "_", FieldTable says.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Environs:
                 self._with_fields = self._made_of(request.fields)
             environ = self._with_fields.copy()
         environ["REQUEST_METHOD"] = request.method
-        environ["RAW_URI"] = uri = request.target.decode("latin1")
+        environ["REQUEST_URI"] = environ["RAW_URI"] = uri = request.target.decode("latin1")
         path = request.path
         if path is request.target and b"%" not in path and uri != "*":
             environ["PATH_INFO"] = uri
@@ -103,5 +103,16 @@ class Environs:
                 environ[key] = value.decode("latin1")
             else:  # RFC 9110 5.3, RFC 9113 8.2.3
                 environ[key] += ("; " if key == "HTTP_COOKIE" else ", ") + value.decode("latin1")
-        environ.pop("", None)  # what must not be seen; cheaper than a look at each
+        if environ.pop("", None) is not None:  # what must not be seen; cheaper than a look at each
+            _add_ambiguous(environ, fields)
         return environ
+
+
+def _add_ambiguous(environ: Environ, fields: Sequence[Field]) -> None:
+    """Add the fields whose names have "_", where no other field has their key (FieldTable, underscores="pass")."""
+    values: dict[str, list[str]] = {}
+    for name, value in fields:
+        if name.ambiguous:
+            values.setdefault(name.ambiguous, []).append(value.decode("latin1"))
+    for key, found in values.items():
+        environ.setdefault(key, ", ".join(found))

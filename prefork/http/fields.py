@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from prefork.http.limits import RefusalError, quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefork.http.limits import Limits
 
 
@@ -37,7 +39,6 @@ CONNECTION: Final = 8
 EXPECT: Final = 16
 UPGRADE: Final = 32
 CONTENT_TYPE: Final = 64
-DROPPED: Final = 128  # the name has a "_" and would pass for another one as a CGI variable
 FRAMING: Final = HOST | CONTENT_LENGTH | TRANSFER_ENCODING  # what decides where a message ends and whom it is for
 
 TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
@@ -71,20 +72,24 @@ class Name:
     """One field name.
 
     `lower`: the name in lower case. `cgi`: its key in a CGI or WSGI environment, "" if it must not appear there.
+    `ambiguous`: the key of a name with "_", to be used if no other field has it; "" for all others.
     `role`: HOST and so on, 0 for the many that the server has no interest in. `repeats`: worth remembering by line.
     """
 
-    __slots__ = ("cgi", "lower", "repeats", "role")
+    __slots__ = ("ambiguous", "cgi", "lower", "repeats", "role")
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, *, pass_underscore: bool = False) -> None:
         self.lower = raw.lower()
-        self.role = DROPPED if b"_" in raw else _ROLES.get(self.lower, 0)
+        self.role = _ROLES.get(self.lower, 0)
         self.repeats = self.lower in _REPEATED
         key = self.lower.decode("ascii").upper().replace("-", "_")
-        if self.role == DROPPED or self.lower in _UNSEEN:
-            self.cgi = ""
-        else:
+        self.cgi = self.ambiguous = ""
+        if self.lower.replace(b"_", b"-") in _UNSEEN:
+            return
+        if b"_" not in raw:
             self.cgi = key if self.role & (CONTENT_LENGTH | CONTENT_TYPE) else f"HTTP_{key}"
+        elif pass_underscore:
+            self.ambiguous = f"HTTP_{key}"
 
     def __repr__(self) -> str:
         return f"Name({self.lower!r})"
@@ -148,11 +153,17 @@ class FieldTable(dict[bytes, Field]):
     """Field lines, without their line ends, and what they say: `table[line]`. Raises RefusalError.
 
     One for each worker, shared by the parsers of its connections; never grows beyond its bounds.
+
+    `underscores`: what becomes of a name with "_", which as a CGI variable would pass for one with "-": "drop" keeps it
+    out of the environment, "pass" puts it there unless another field has its key, "refuse" raises RefusalError. All
+    but the last keep the field in the request. `dropped`: called with the first name that is kept out.
     """
 
-    __slots__ = ("_names", "lines")
+    __slots__ = ("_dropped", "_names", "_underscores", "lines")
 
-    def __init__(self) -> None:
+    def __init__(self, underscores: str = "drop", dropped: Callable[[bytes], None] | None = None) -> None:
+        self._underscores = underscores
+        self._dropped = dropped
         self.lines: dict[
             bytes, tuple[str, bytes, bytes, bytes, bytes, int]
         ] = {}  # head.again's: what a Request is made of
@@ -179,7 +190,13 @@ class FieldTable(dict[bytes, Field]):
         if not TOKEN.fullmatch(raw):
             what = "folded line" if line[:1] in (b" ", b"\t") else "field name"
             raise RefusalError(400, f"{what}: {quoted(line)}")
-        name = Name(raw)
+        if b"_" in raw:
+            if self._underscores == "refuse":
+                raise RefusalError(400, f"field name with an underscore: {quoted(raw)}")
+            if self._underscores == "drop" and self._dropped is not None:
+                self._dropped(raw)
+                self._dropped = None
+        name = Name(raw, pass_underscore=self._underscores == "pass")
         if len(self._names) < _MOST_NAMES and len(raw) <= _MOST_NAME:
             self._names[raw] = name
         return name

@@ -14,7 +14,6 @@ from prefork.http.fields import (
     CONNECTION,
     CONTENT_LENGTH,
     CONTENT_TYPE,
-    DROPPED,
     EXPECT,
     HOST,
     TOKEN,
@@ -44,7 +43,7 @@ class Request:
     `method`: a token, in the case in which it came. `target`: as sent. `path`, `query`: its parts, still
     percent-encoded; the path is `*` for a request about the server as a whole, else it starts with a slash.
     `authority`: host and port as sent, of the target if that has one, else of the Host field; b"" only for HTTP/1.0.
-    `minor`: 0 or 1, of HTTP/1.x. `fields`: in order; names with "_" are not among them, and Host equals `authority`.
+    `minor`: 0 or 1, of HTTP/1.x; 1 also for those to come. `fields`: in order; Host equals `authority`.
     `content_length`: None if not given. `chunked`: the body came in chunks. `complete`: no body follows.
     `keep_alive`: the client agrees to further requests. `expects_continue`: it waits for 100 before the body.
     `upgrade`: the protocol it would rather speak, in lower case; b"" if that must not be honoured. `plain`: no field
@@ -93,7 +92,8 @@ class Request:
 # RFC 9112 lets a server be lenient about blanks here and warns of it; this one is not. Percent-encoding is left as it
 # is, also where it is broken (`/100%`): it does not decide where a message ends, people do type it, and what it means
 # is decided once, by whoever decodes the path. Printable characters that a URI must not have but browsers send (`|`,
-# `{`, `"`) pass for the same reason. A fragment does not: no form of target has one (RFC 9112 3.2).
+# `{`, `"`) pass for the same reason. No form of target has a fragment (RFC 9112 3.2), but clients that put a URI
+# together by hand send one: it is cut off from what names the resource (RFC 9110 7.1), as other servers do.
 
 
 _MOST_METHOD = 32  # bytes
@@ -102,7 +102,7 @@ _METHODS: Final = {
     for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "REPORT")
 }
 _MINORS: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
-_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")  # RFC 9112 2.3
+_VERSION = re.compile(rb"HTTP/([0-9])\.[0-9]")  # RFC 9112 2.3
 _SLASH: Final = ord("/")
 _VISIBLE: Final = bytes(byte for byte in range(0x21, 0x7F) if byte != ord("#"))
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)([^?]*)\??(.*)", re.IGNORECASE)
@@ -117,9 +117,9 @@ def read(line: bytes) -> Request:
     method = _METHODS.get(word) or _other_method(word)
     minor = _MINORS.get(version)
     if minor is None:
-        raise RefusalError(505 if _VERSION.fullmatch(version) else 400, f"version: {quoted(version)}")
+        minor = _other_minor(version)
     if not target or target.translate(None, _VISIBLE):
-        raise RefusalError(400, f"target with what is no part of a URI: {quoted(target)}")
+        return _without_fragment(method, target, minor)
     if target[0] == _SLASH and method != "CONNECT":  # origin-form, RFC 9112 3.2.1
         path, _, query = target.partition(b"?")
         return Request(method, target, path, query, b"", minor)
@@ -131,6 +131,24 @@ def _other_method(word: bytes) -> str:
     if len(word) > _MOST_METHOD or not TOKEN.fullmatch(word):
         raise RefusalError(400, f"method: {quoted(word)}")
     return word.decode("ascii")
+
+
+def _other_minor(version: bytes) -> int:
+    """A minor version above ours is read as ours (RFC 9110 2.5); another major one is another protocol."""
+    match = _VERSION.fullmatch(version)
+    if not match or match[1] != b"1":
+        raise RefusalError(505 if match else 400, f"version: {quoted(version)}")
+    return 1
+
+
+def _without_fragment(method: str, target: bytes, minor: int) -> Request:
+    """Read a target that has more than a URI without a fragment may have."""
+    resource = target.partition(b"#")[0]
+    if not resource or target.translate(None, _VISIBLE).strip(b"#") or method == "CONNECT":
+        raise RefusalError(400, f"target with what is no part of a URI: {quoted(target)}")
+    request = read(b"%b %b HTTP/1.%d" % (method.encode("ascii"), resource, minor))
+    request.target = target
+    return request
 
 
 def _other_form(method: str, target: bytes, minor: int) -> Request:
@@ -223,8 +241,6 @@ def _settle_rest(request: Request, seen: int, options: int, limits: Limits) -> N
         wishes = b",".join(value for name, value in request.fields if name.role == UPGRADE)
         if _WEBSOCKET in elements(wishes):
             request.upgrade = _WEBSOCKET
-    if seen & DROPPED:
-        request.fields = [field for field in request.fields if field[0].role != DROPPED]
 
 
 def _settle_body(request: Request, seen: int, limits: Limits) -> None:
@@ -302,23 +318,26 @@ def again(line: bytes, usual: Request, table: FieldTable) -> Request | None:
 
 
 class HeadReader:
-    """A head, line by line."""
+    """A head, line by line. `is_head`: the method is HEAD, whatever is wrong with the rest."""
 
-    __slots__ = ("_empty_line", "_limits", "_section", "request")
+    __slots__ = ("_empty_line", "_limits", "_section", "is_head", "request")
 
     def __init__(self, limits: Limits, table: FieldTable) -> None:
         self._limits = limits
         self._section = FieldSection(limits, table)
         self._empty_line = False
+        self.is_head = False
         self.request: Request | None = None  # once its line was read
 
     def check(self, line: bytes) -> None:
         """Judge a line that need not be complete. Raises RefusalError."""
         if self.request is not None:
             self._section.check(line)
-        elif line.startswith(_TLS_HANDSHAKE):
+            return
+        self.is_head = line.startswith(b"HEAD ")
+        if line.startswith(_TLS_HANDSHAKE):
             raise RefusalError(400, "a TLS handshake, but this port speaks plain HTTP")
-        elif len(line) > self._limits.request_line_bytes:
+        if len(line) > self._limits.request_line_bytes:
             raise RefusalError(414, f"request line of more than {self._limits.request_line_bytes} bytes")
 
     def take(self, line: bytes) -> Request | None:

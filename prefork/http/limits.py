@@ -38,14 +38,16 @@ _PAGE = """<!DOCTYPE html>
 class Refusal:
     """An event: the request cannot be served, and nothing more of its connection can be understood.
 
-    `status` is for the client, `reason` for the log.
+    `status` is for the client, `reason` for the log. `head`: the request's method was read and is HEAD, so that the
+    response has no content (RFC 9110 9.3.2).
     """
 
-    __slots__ = ("reason", "status")
+    __slots__ = ("head", "reason", "status")
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, *, head: bool = False) -> None:
         self.status = status
         self.reason = reason
+        self.head = head
 
     def __repr__(self) -> str:
         return f"Refusal({self.status}, {self.reason!r})"

@@ -54,6 +54,7 @@ class RequestParser:
     __slots__ = (
         "_chunks",
         "_head",
+        "_is_head",
         "_keep_alive",
         "_left",
         "_limits",
@@ -77,6 +78,7 @@ class RequestParser:
         self._left = 0  # bytes still to come of a body with a Content-Length
         self._chunks: ChunkedDecoder | None = None
         self._keep_alive = True  # of the request whose body is read
+        self._is_head = False  # the same
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes and return what they complete. Raises for nothing that a client may send."""
@@ -101,7 +103,7 @@ class RequestParser:
         try:
             position = self._read(data, events)
         except RefusalError as error:
-            events.append(Refusal(error.status, error.reason))
+            events.append(self.refusal(error.status, error.reason))
             self._step = RequestParser._discard
             position = len(data)
         self._rest = data[position:]
@@ -112,7 +114,11 @@ class RequestParser:
         finished = self.idle or self._step is RequestParser._wait
         self._step = RequestParser._discard
         self._rest = b""
-        return [] if finished else [Refusal(400, "the client's last request has no end")]
+        return [] if finished else [self.refusal(400, "the client's last request has no end")]
+
+    def refusal(self, status: int, reason: str) -> Refusal:
+        """Return the refusal of the request that is arriving, with what is known of it."""
+        return Refusal(status, reason, head=self._is_head if self._head is None else self._head.is_head)
 
     def detach(self) -> bytes:
         """Stop, and return what came behind a request with `upgrade`: bytes of the other protocol."""
@@ -170,6 +176,7 @@ class RequestParser:
     def _follow(self, request: Request) -> None:
         """Choose the step after a head."""
         self._keep_alive = request.keep_alive
+        self._is_head = request.method == "HEAD"
         if request.chunked:
             self._chunks = ChunkedDecoder(self._limits, self._table)
             self._step = RequestParser._read_chunks
@@ -268,6 +275,12 @@ class RequestQueue:
         """Give up what is arriving."""
         self._give_up()
         self._whole.append((refusal, None))
+
+    def refusal(self, status: int, reason: str) -> Refusal:
+        """Return the refusal of the request that is arriving, with what is known of it."""
+        if self.reading is not None:
+            return Refusal(status, reason, head=self.reading.method == "HEAD")
+        return self._parser.refusal(status, reason)
 
     def close(self) -> None:
         """Let go of everything."""

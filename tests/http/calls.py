@@ -10,6 +10,7 @@ from typing import Any
 
 from prefork.http.body import BodyBuffer, FilePart
 from prefork.http.environ import Environs, for_listener
+from prefork.http.fields import FieldTable
 from prefork.http.head import Request
 from prefork.http.limits import Limits
 from prefork.http.parser import END, RequestParser
@@ -70,9 +71,9 @@ class Stream:
         return io.BytesIO(self._data)
 
 
-def parse(data: bytes) -> tuple[Request, BodyBuffer | None]:
+def parse(data: bytes, underscores: str = "drop") -> tuple[Request, BodyBuffer | None]:
     """Parse one request with its body."""
-    request, *rest = RequestParser(Limits()).feed(data)
+    request, *rest = RequestParser(Limits(), FieldTable(underscores)).feed(data)
     assert isinstance(request, Request), request
     if request.complete:
         assert not rest
@@ -94,9 +95,13 @@ def compose(method: str = "GET", target: str = "/", *fields: str, minor: int = 1
 
 
 def environ_of(data: bytes, **settings: Any) -> dict[str, Any]:
-    """Return the environ of a request in bytes. `settings`: of the listener; `client`: address and port."""
+    """Return the environ of a request in bytes.
+
+    `settings`: of the listener; `client`: address and port; `underscores`: as of FieldTable.
+    """
     client = settings.pop("client", CLIENT)
-    return Environs(listener(**settings), *client).of(*parse(data))
+    parsed = parse(data, settings.pop("underscores", "drop"))
+    return Environs(listener(**settings), *client).of(*parsed)
 
 
 def listener(**settings: Any) -> dict[str, Any]:

@@ -104,6 +104,7 @@ KNOWN = {
         rb"\A\r\n|\r\n\r\n\r\n|[^\n]\r\n[A-Z]",
     ),
     "no tab after chunked (RFC 9112 5: OWS)": ("httptools", r"invalid `Transfer-Encoding`", rb"(?i)chunked[ \t]*\t"),
+    "no minor version above 1 (RFC 9110 2.5)": ("httptools", r"Invalid HTTP version", rb"HTTP/1\.[2-9]\r\n"),
     "HTTP/1.0 is never kept alive": ("h11", r"wants more bytes", rb"HTTP/1\.0\r\n"),
 }
 

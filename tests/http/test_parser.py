@@ -8,7 +8,7 @@ from prefork.http.fields import USUAL, FieldTable
 from prefork.http.head import Request
 from prefork.http.limits import Limits, Refusal
 from prefork.http.parser import END, RequestParser
-from tests.http.outcome import outcome
+from tests.http.outcome import cut, outcome
 
 GET = b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 5\r\n\r\n"
@@ -278,4 +278,75 @@ def test_what_an_environment_calls_a_field(field: bytes, cgi: str) -> None:
 def test_a_name_with_an_underscore_is_nobodys(name: bytes) -> None:
     (request,) = parser().feed(b"GET / HTTP/1.1\r\nHost: a\r\n" + name + b": 1\r\n\r\n")
     assert isinstance(request, Request)
-    assert len(request.fields) == 1
+    (_, (field, value)) = request.fields
+    assert (field.lower, field.role, field.cgi, field.ambiguous, value) == (name.lower(), 0, "", "", b"1")
+    assert (request.complete, request.plain) == (True, True)
+
+
+def test_the_first_name_that_an_environment_will_not_have_is_told() -> None:
+    told: list[bytes] = []
+    one = RequestParser(Limits(), FieldTable("drop", told.append))
+    for name in (b"x-y", b"Proxy", b"api_key", b"api_key", b"x_y"):
+        one.feed(b"GET / HTTP/1.1\r\nHost: a\r\n" + name + b": 1\r\n\r\n")
+    assert told == [b"api_key"]
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_names_with_an_underscore_can_be_refused(size: int) -> None:
+    one = RequestParser(Limits(), FieldTable("refuse"))
+    for name in (b"x-y", b"X_Y", b"X_Y"):
+        raw = b"GET / HTTP/1.1\r\nHost: a\r\n" + name + b": 1\r\n\r\n"
+        (event,) = (event for piece in cut(raw, size) for event in one.feed(piece))
+        if name == b"x-y":
+            assert isinstance(event, Request)
+            continue
+        assert isinstance(event, Refusal)
+        assert (event.status, event.reason) == (400, "field name with an underscore: 'X_Y'")
+        one = RequestParser(Limits(), FieldTable("refuse"))
+
+
+HOST = b" / HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b" /a b HTTP/1.1\r\n", 400),
+        (b" / HTTP/2.0\r\n", 505),
+        (b" / HTTP/1.1\r\n\r\n", 400),
+        (b" /" + b"a" * 9000, 414),
+        (b" /" + b"a" * 9000 + b" HTTP/1.1\r\n", 414),
+        (HOST + b"Expect: x\r\n\r\n", 417),
+        (HOST + b"X: " + b"a" * 70_000, 431),
+        (HOST + b"X: a\r\n" * 101, 431),
+        (HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (HOST + b"Content-Length: 99999999999\r\n\r\n", 413),
+        (HOST + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
+        (HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\nffffffff\r\n", 413),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_what_is_refused_of_a_head_request_is_known_to_be_one(rest: bytes, status: int, size: int) -> None:
+    """RFC 9110 9.3.2: no content answers it. It is known as soon as the method was read, and forgotten with it."""
+    for method, before in (
+        (b"HEAD", b""),
+        (b"GET", b""),
+        (b"HEAD", b"GET" + HOST + b"\r\n"),
+        (b"GET", b"HEAD" + HOST + b"\r\n"),
+    ):
+        one = parser()
+        events = [event for piece in cut(before + method + rest, size) for event in one.feed(piece)]
+        refusal = events[-1]
+        assert isinstance(refusal, Refusal)
+        assert (refusal.status, refusal.head) == (status, method == b"HEAD"), refusal
+
+
+def test_what_ends_too_early_or_comes_too_late_is_known_as_well() -> None:
+    for method in (b"HEAD", b"GET", b"HEADS"):
+        for rest in (b" ", HOST, HOST + b"Content-Length: 5\r\n\r\nabc"):
+            one = parser()
+            one.feed(method + rest)
+            assert one.refusal(408, "late").head is (method == b"HEAD")
+            (refusal,) = one.eof()
+            assert isinstance(refusal, Refusal)
+            assert refusal.head is (method == b"HEAD")

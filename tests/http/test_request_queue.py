@@ -107,3 +107,16 @@ def test_closing_lets_go_of_large_bodies() -> None:
     file = found._body._file
     found.close()
     assert file.closed
+
+
+def test_a_refusal_knows_whose_body_is_arriving() -> None:
+    for method in (b"HEAD", b"POST"):
+        found = incoming()
+        found.feed(method + b" / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc")
+        assert found.refusal(408, "late").head is (method == b"HEAD")
+
+
+def test_a_refusal_knows_the_method_of_a_head_that_is_arriving() -> None:
+    found = incoming()
+    found.feed(b"HEAD / HTTP")
+    assert found.refusal(408, "late").head

@@ -23,6 +23,7 @@ def test_every_key_of_a_plain_request() -> None:
         "PATH_INFO": "/a/b",
         "QUERY_STRING": "c=d&e",
         "RAW_URI": "/a/b?c=d&e",
+        "REQUEST_URI": "/a/b?c=d&e",
         "SERVER_NAME": "127.0.0.1",
         "SERVER_PORT": "8000",
         "SERVER_PROTOCOL": "HTTP/1.1",
@@ -78,12 +79,15 @@ def test_two_requests_of_a_connection_share_nothing() -> None:
         ("//double//slash", "//double//slash", ""),
         ("/../up", "/../up", ""),
         ("http://example.org/a?b", "/a", "b"),
+        ("/a#b", "/a", ""),
+        ("/a?b#c?d", "/a", "b"),
+        ("http://example.org#b", "/", ""),
     ],
 )
 def test_path_and_query(target: str, path: str, query: str) -> None:
     environ = environ_of(compose("GET", target))
     assert (environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["QUERY_STRING"]) == ("", path, query)
-    assert environ["RAW_URI"] == target
+    assert environ["RAW_URI"] == environ["REQUEST_URI"] == target
 
 
 def test_the_server_as_a_whole_has_no_path() -> None:
@@ -102,6 +106,7 @@ def test_the_address_can_be_put_together_again() -> None:
 def test_versions_of_the_protocol() -> None:
     assert environ_of(compose(minor=1))["SERVER_PROTOCOL"] == "HTTP/1.1"
     assert environ_of(compose(minor=0))["SERVER_PROTOCOL"] == "HTTP/1.0"
+    assert environ_of(compose(minor=2))["SERVER_PROTOCOL"] == "HTTP/1.1"
 
 
 def test_fields_that_come_twice_are_joined() -> None:
@@ -125,6 +130,23 @@ def test_no_field_passes_for_another_key() -> None:
     assert "HTTP_X_REAL_IP" not in environ
     assert environ["HTTP_REMOTE_ADDR"] == "6.6.6.6"
     assert environ["wsgi.input"].read() == b""
+
+
+def test_names_with_an_underscore_can_be_passed_where_they_are_nobodys_else() -> None:
+    fields = [
+        "X_Y: 1",
+        "x_y: 2",
+        "X_Real-IP: 6.6.6.6",
+        "X-Real-IP: 192.0.2.1",
+        "Transfer_Encoding: x",
+        "Content_Type: y",
+    ]
+    environ = environ_of(compose("GET", "/", "Content-Type: text/plain", *fields), underscores="pass")
+    assert environ["HTTP_X_Y"] == "1, 2"
+    assert environ["HTTP_X_REAL_IP"] == "192.0.2.1"
+    assert (environ["CONTENT_TYPE"], environ["HTTP_CONTENT_TYPE"]) == ("text/plain", "y")
+    assert not {"HTTP_TRANSFER_ENCODING", ""} & set(environ)
+    assert "HTTP_X_Y" not in environ_of(compose("GET", "/", "X_Y: 1", "Proxy: x"))
 
 
 def test_a_body_and_what_describes_it() -> None:

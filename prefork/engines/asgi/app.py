@@ -123,7 +123,7 @@ class AsgiApp:
 
     def refuse(self, peer: AsgiPeer, refusal: Refusal) -> bytes:
         """Count and log what is not served, and return the whole response to it."""
-        response = error_response(refusal.status, self.context.stamp)
+        response = error_response(refusal.status, self.context.stamp, head=refusal.head)
         self.log.refuse(peer, refusal, response)
         return response
 

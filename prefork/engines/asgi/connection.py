@@ -107,6 +107,10 @@ class EventQueue:
         """Note that the client sends no more; see RequestParser."""
         return self._parser.eof()
 
+    def refusal(self, status: int, reason: str) -> Refusal:
+        """Return the refusal of the request that is arriving, with what is known of it."""
+        return self._parser.refusal(status, reason)
+
     def detach(self) -> bytes:
         """Return the unparsed bytes, which belong to another protocol, and forget the rest."""
         rest, self._raw = self._parser.detach() + self._raw, b""
@@ -397,7 +401,7 @@ class HttpConnection(asyncio.Protocol):
                 self.abort()
         elif self._cycle is not None or not self._queue.between:
             what = "head" if self._cycle is None else "body"
-            self._refuse(Refusal(408, f"its {what} did not come in time"))
+            self._refuse(self._queue.refusal(408, f"its {what} did not come in time"))
         else:
             self._close(linger=False)
 

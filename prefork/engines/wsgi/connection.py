@@ -158,7 +158,7 @@ class HttpConnection:
             whole = self._incoming.feed(data)
         except OSError as error:  # no room on the disk for its body
             self._loop.log.connection_failed(error, self.peer)
-            whole = Refusal(503, f"the body cannot be kept: {error.strerror}"), None
+            whole = self._incoming.refusal(503, f"the body cannot be kept: {error.strerror}"), None
         if whole:
             self._answer(whole)
         else:
@@ -188,7 +188,7 @@ class HttpConnection:
             self._loop.log.count_late()
         if self.state in (HEAD, BODY):
             late = "head" if self.state == HEAD else "body"
-            self._answer((Refusal(408, f"its {late} did not come in time"), None))
+            self._answer((self._incoming.refusal(408, f"its {late} did not come in time"), None))
         elif self.state != BUSY:
             self.close()
 
@@ -269,7 +269,7 @@ class HttpConnection:
         else:
             assert type(request) is Refusal
             self._call = None
-            response = error_response(request.status, self._context.stamp)
+            response = error_response(request.status, self._context.stamp, head=request.head)
             self._loop.log.refuse(self.peer, request, response)
             self._send(response)
 
