@@ -167,7 +167,7 @@ def _text(option: Option, found: Config) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}s"
-    return " ".join(value) if option.many else "" if value is None else str(value)
+    return (option.separator or " ").join(value) if option.many else "" if value is None else str(value)
 
 
 _UMASK = next(option for option in OPTIONS if option.name == "umask")

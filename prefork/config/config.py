@@ -1,7 +1,7 @@
 """What the user asked for: one frozen Config, and one place that resolves it from all sources.
 
-`sources` remembers where each value came from. Precedence: flag > environment (PREFORK_THREADS; lists split at blanks)
-> file > what a platform sets (PORT, WEB_CONCURRENCY) > default.
+`sources` remembers where each value came from. Precedence: flag > environment (PREFORK_THREADS; lists split at blanks,
+or at line ends where the values have blanks) > file > what a platform sets (PORT, WEB_CONCURRENCY) > default.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ class Config:
     keep_alive_s: float
     header_timeout_s: float
     max_body: int
+    max_request_line: int
+    max_fields: int
+    max_header: int
+    underscores: str
+    header: tuple[str, ...]
+    server_header: bool
     max_connections: int
     tls_cert: str
     tls_key: str
@@ -122,7 +128,9 @@ def _setting(option: Option, given: Any, environ: Mapping[str, str], file: Mappi
 def _parse(option: Option, setting: Setting) -> Any:
     try:
         if option.many:
-            texts = setting.raw.split() if isinstance(setting.raw, str) else setting.raw
+            texts = setting.raw
+            if isinstance(texts, str):
+                texts = [text for part in texts.split(option.separator) if (text := part.strip())]
             if not texts:
                 raise ValueError("it is empty")
             return tuple(map(option.parse, texts))

@@ -15,12 +15,17 @@ from typing import Any, Final
 from prefork.core import log
 from prefork.core.address import FORMS, Address
 from prefork.core.cgroup import usable_cpus
-from prefork.core.units import count, duration, network, positive_duration, size, switch, umask
+from prefork.core.units import count, duration, header, network, positive_duration, size, switch, umask
 
 KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi")
 LOOPS = ("uvloop", "asyncio")
+UNDERSCORES = ("drop", "refuse", "pass")
 WORKERS_MOST = 4096
 THREADS_MOST = 1024
+FIELDS_MOST = 10_000
+# Of a request line or a head: they are kept whole, for each client, before anything is known of it.
+HEAD_LEAST = 1 << 10
+HEAD_MOST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,7 @@ class Option:
     help: str
     short: str = ""
     many: bool = False
+    separator: str | None = None  # of several values in the environment; None: any blanks
     switch: bool = False  # given alone, without a value
     platform: str = ""  # a variable by which platforms set it, such as PORT: it yields to all but the default
     platform_form: str = "{}"  # what its value means
@@ -172,6 +178,20 @@ _TIMEOUTS = (
 _HTTP = (
     Option(name="max-body", field="max_body", parse=size, default="1g", metavar="SIZE",
            help="HTTP: the largest request body; a larger one gets status 413."),
+    Option(name="max-request-line", field="max_request_line", parse=partial(size, least=HEAD_LEAST, most=HEAD_MOST),
+           default="8k", metavar="SIZE", help="HTTP: the longest request line, for long targets; else 414."),
+    Option(name="max-fields", field="max_fields", parse=partial(count, most=FIELDS_MOST), default="100", metavar="N",
+           help="HTTP: the most header fields of a request; else 431."),
+    Option(name="max-header", field="max_header", parse=partial(size, least=HEAD_LEAST, most=HEAD_MOST), default="64k",
+           metavar="SIZE", help="HTTP: the most bytes of a request's header fields, for large cookies; else 431."),
+    Option(name="underscores", field="underscores", parse=_choice(UNDERSCORES), default="drop", metavar="HOW",
+           help="WSGI: x_y and x-y are one variable, so drop a header field x_y, refuse the request, or pass it where "
+                "there is no x-y."),
+    Option(name="header", field="header", parse=header, many=True, separator="\n", default="none",
+           metavar="NAME:VALUE", help="HTTP: give every response this header field, unless the application sets it. "
+                                      "Repeatable."),
+    Option(name="server-header", field="server_header", parse=switch, default="yes", metavar="", switch=True,
+           help="HTTP: give every response the header field Server."),
     Option(name="trusted-proxies", field="trusted_proxies", parse=network, many=True, default="none", metavar="NETWORK",
            help="HTTP: trust Forwarded and X-Forwarded-* from these: 10.0.0.0/8, ::1, unix:, or none. Repeatable."),
     Option(name="proxy-protocol", field="proxy_protocol", parse=switch, default="no", metavar="", switch=True,

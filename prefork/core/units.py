@@ -9,6 +9,13 @@ _COUNT = re.compile(r"[0-9]{1,40}", re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)?", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,15})(k|m|g|t)?(?:i?b)?", re.ASCII | re.IGNORECASE)
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
+_VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 5.5
+_SERVERS = {  # about one connection or one body, or about requests
+    "connection", "content-length", "date", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer",
+    "trailers", "transfer-encoding", "upgrade",
+}  # fmt: skip
+
 COUNT_MOST = 999_999_999
 ID_MOST = 0xFFFF_FFFE  # of a user or group; the number above it means "unchanged" to the kernel
 DURATION_MOST_S = 100 * 86400.0
@@ -45,11 +52,16 @@ def positive_duration(text: str) -> float:
     return seconds
 
 
-def size(text: str) -> int:
-    """Bytes of `65536`, `64k`, `1g` (powers of 1024)."""
+def size(text: str, *, least: int = 0, most: int | None = None) -> int:
+    """Bytes of `65536`, `64k`, `1g` (powers of 1024), from `least` to `most`."""
     if not (match := _SIZE.fullmatch(text.strip())):
         raise ValueError(f"{text!r} is not a size: plain bytes, or 64k, 10m, 1g")
-    return int(match[1]) * _BYTES[(match[2] or "").lower()]
+    number = int(match[1]) * _BYTES[(match[2] or "").lower()]
+    if number < least:
+        raise ValueError(f"{text!r} is too small: at least {least} bytes")
+    if most is not None and number > most:
+        raise ValueError(f"{text!r} is too large: at most {most} bytes")
+    return number
 
 
 def network(text: str) -> str:
@@ -63,6 +75,21 @@ def network(text: str) -> str:
             reason = "it has host bits set" if "host bits" in str(error) else "no address or network"
             raise ValueError(f"{text!r}: {reason}; give one such as 10.0.0.0/8, ::1, unix: or none") from None
     return text
+
+
+def header(text: str) -> str:
+    """`X-Frame-Options: DENY`, a field for all responses alike, or `none`."""
+    if text == "none":
+        return text
+    name, colon, value = text.partition(":")
+    value = value.strip(" \t")
+    if not colon or not _TOKEN.fullmatch(name):
+        raise ValueError(f"{text!r} is not a header such as 'X-Frame-Options: DENY'")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"{text!r} has a control character, or one that is not in latin-1")
+    if name.lower() in _SERVERS or name.lower().startswith("sec-websocket-"):
+        raise ValueError(f"{text!r}: {name} depends on the response, so the server sets it")
+    return f"{name}: {value}"
 
 
 def switch(text: str) -> bool:

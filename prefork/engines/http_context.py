@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prefork.http.fields import FieldTable
 from prefork.http.forwarded import Trusted
 from prefork.http.limits import Limits
-from prefork.http.response import stamp
+from prefork.http.response import add_fields, stamp
 
 if TYPE_CHECKING:
     from prefork.config.config import Config
@@ -26,14 +26,20 @@ class HttpContext:
     every head of this second, with the date.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.limits = Limits(body_bytes=config.max_body)
-        self.fields = FieldTable()
+    def __init__(self, config: Config, fields: FieldTable | None = None) -> None:
+        self.limits = Limits(
+            request_line_bytes=config.max_request_line,
+            fields=config.max_fields,
+            header_bytes=config.max_header,
+            body_bytes=config.max_body,
+        )
+        self.fields = FieldTable() if fields is None else fields
         self.trusted = Trusted(text for text in config.trusted_proxies if text != "none")
         self.header_ns = round(config.header_timeout_s * 1e9)
         self.keep_alive_ns = round(config.keep_alive_s * 1e9)
         self._idle_ns = round(config.idle_timeout_s * 1e9)
         self.draining = self._always_drains = self.keep_alive_ns == 0
+        self._added = add_fields([text for text in config.header if text != "none"], server=config.server_header)
         self._second = 0
         self.stamp = b""
         self.tick()
@@ -54,7 +60,7 @@ class HttpContext:
         second = int(time())
         if second != self._second:
             self._second = second
-            self.stamp = stamp(second)
+            self.stamp = stamp(second, self._added)
 
     def drain(self, *, last: bool = True) -> None:
         """Let every response from now on say that its connection ends; unless it need not be the last one after all."""

@@ -201,18 +201,20 @@ def frame(code: int, given: int, length: int | None, *, head: bool, minor: int) 
     return TO_THE_END, b""
 
 
-def add_fields(fields: Sequence[tuple[str, str]], *, server: bool = True) -> bytes:
-    """Return the lines that `stamp` puts into every head of this process: `fields`, and Server if asked for.
+def add_fields(lines: Sequence[str], *, server: bool = True) -> bytes:
+    """Return what `stamp` puts into every head of this process: `lines` (`Name: value`), and Server if asked for.
 
-    From now on an application's field of the same name replaces them.
+    From now on an application's field of the same name replaces them. Called again, it forgets what it was given.
     """
-    lines = [("Server", "prefork")] if server and not any(name.lower() == "server" for name, _ in fields) else []
-    for name, _ in fields:
-        if name.lower() not in _MEANING:
-            _MEANING[name.lower()] = _FIRST_ADDED << len(_MEANING)
+    names = {line.partition(":")[0].lower() for line in lines}
+    for name in [name for name, bit in _MEANING.items() if bit >= _FIRST_ADDED]:
+        del _MEANING[name]
+    for place, name in enumerate(sorted(names - _MEANING.keys())):
+        _MEANING[name] = _FIRST_ADDED << place
     for memo in (_names, WSGI_HEADS, ASGI_HEADS):
         memo.clear()
-    return "".join(f"{name}: {value}\r\n" for name, value in [*lines, *fields]).encode("latin1")
+    servers = ["Server: prefork"] if server and "server" not in names else []
+    return "".join(f"{line}\r\n" for line in [*servers, *lines]).encode("latin1")
 
 
 def is_servers_own(name: str) -> bool:

@@ -53,6 +53,12 @@ OTHER = {
     "keep-alive": "20s",
     "header-timeout": "3s",
     "max-body": "10m",
+    "max-request-line": "64k",
+    "max-fields": "200",
+    "max-header": "1m",
+    "underscores": "pass",
+    "header": "X-Frame-Options: DENY",
+    "server-header": "no",
     "max-connections": "20000",
     "tls-cert": "cert.pem",
     "tls-key": "key.pem",
@@ -270,3 +276,46 @@ def test_a_configuration_is_frozen() -> None:
     config = config_of()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.workers = 2  # type: ignore[misc]
+
+
+def test_headers_may_have_blanks_and_are_parted_by_lines_in_the_environment() -> None:
+    expected = ("X-Frame-Options: DENY", "Content-Security-Policy: default-src 'self'; img-src *")
+    assert (
+        config_of(header=("X-Frame-Options:DENY", "Content-Security-Policy: default-src 'self'; img-src * ")).header
+        == expected
+    )
+    lines = "X-Frame-Options: DENY\n\n  Content-Security-Policy:   default-src 'self'; img-src *\r\n"
+    assert config_of({"PREFORK_HEADER": lines}).header == expected
+    assert config_of({"PREFORK_HEADER": lines}, header=("none",)).header == ("none",)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("DENY", "'DENY' is not a header such as 'X-Frame-Options: DENY'"),
+        ("X Y: a", "'X Y: a' is not a header such as"),
+        (": a", "': a' is not a header such as"),
+        ("X: \u20ac", "'X: €' has a control character, or one that is not in latin-1"),
+        ("X: a\x00", "'X: a\\x00' has a control character"),
+        ("Connection: close", "'Connection: close': Connection depends on the response, so the server sets it"),
+        ("Date: now", "Date depends on the response"),
+        ("sec-websocket-protocol: a", "sec-websocket-protocol depends on the response"),
+    ],
+)
+def test_a_header_for_all_responses_is_one(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        config_of({"PREFORK_HEADER": text})
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"max_request_line": "100"}, "--max-request-line 100: '100' is too small: at least 1024 bytes"),
+        ({"max_header": "2m"}, "--max-header 2m: '2m' is too large: at most 1048576 bytes"),
+        ({"max_fields": "0"}, "--max-fields 0: '0' is too small: at least 1"),
+        ({"underscores": "keep"}, "--underscores keep: 'keep' is not one of drop, refuse, pass"),
+    ],
+)
+def test_limits_of_a_head_have_bounds(flags: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        config_of(**flags)

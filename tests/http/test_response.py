@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefork.core.units import header
 from prefork.http import response
 from prefork.http.response import (
+    ASGI_HEADS,
     CHUNKED,
     CLOSE,
     DATE,
     LENGTH,
     NO_BODY,
+    OF_STAMP,
     SERVER,
     SIZED,
     TO_THE_END,
     WSGI_HEADS,
     ResponseError,
+    add_fields,
     check_head,
     error_response,
     frame,
+    is_servers_own,
     stamp,
     without,
 )
@@ -281,6 +287,68 @@ def test_the_stamp() -> None:
 )
 def test_the_stamp_without_what_the_application_gave(given: int, left: bytes) -> None:
     assert without(STAMP, given) == left
+
+
+@pytest.fixture
+def added() -> Iterator[bytes]:
+    """The stamp with fields of --header."""
+    yield stamp(1_700_000_000, add_fields(["X-Frame-Options: DENY", "Link: <a>", "link: <b>", "Content-Type: a/b"]))
+    add_fields([])
+
+
+DATED = b"Date: Tue, 14 Nov 2023 22:13:20 GMT\r\n"
+
+
+def test_fields_that_are_added_stand_in_the_stamp(added: bytes) -> None:
+    fields = b"X-Frame-Options: DENY\r\nLink: <a>\r\nlink: <b>\r\nContent-Type: a/b\r\n\r\n"
+    assert added == DATED + b"Server: prefork\r\n" + fields
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("x-frame-options", b"Link: <a>\r\nlink: <b>\r\nContent-Type: a/b\r\n"),
+        ("LINK", b"X-Frame-Options: DENY\r\nContent-Type: a/b\r\n"),
+        ("X-Other", b"X-Frame-Options: DENY\r\nLink: <a>\r\nlink: <b>\r\nContent-Type: a/b\r\n"),
+    ],
+)
+def test_an_applications_field_replaces_those_that_are_added(added: bytes, name: str, left: bytes) -> None:
+    for check, headers in (
+        (WSGI_HEADS.__getitem__, [(name, "1"), (name, "2"), ("Content-Length", "1")]),
+        (ASGI_HEADS.__getitem__, [(name.encode(), b"1"), (name.encode(), b"2"), (b"Content-Length", b"1")]),
+    ):
+        for _ in range(2):
+            _, head, _, given = check(("200 OK" if check == WSGI_HEADS.__getitem__ else 200, *headers))
+            assert head.decode().count(f"{name}: ") == 2
+            assert without(added, given) == DATED + b"Server: prefork\r\n" + left + b"\r\n"
+            assert bool(given & OF_STAMP) is (name != "X-Other")
+
+
+def test_the_server_need_not_say_what_it_is() -> None:
+    assert add_fields([], server=False) == b""
+    assert add_fields(["SERVER: else"]) == add_fields(["SERVER: else"], server=False) == b"SERVER: else\r\n"
+    assert without(stamp(1_700_000_000, add_fields(["SERVER: else"])), SERVER) == DATED + b"\r\n"
+    assert add_fields([]) == b"Server: prefork\r\n"
+
+
+def test_what_was_added_is_forgotten_when_other_fields_are(added: bytes) -> None:
+    assert check_head("200 OK", [("Link", "x")])[3]
+    assert add_fields(["X-A: \xe9"]) == b"Server: prefork\r\nX-A: \xe9\r\n"
+    assert check_head("200 OK", [("Link", "x")])[3] == 0
+    assert check_head("200 OK", [("x-a", "x")])[3] & OF_STAMP
+
+
+def test_a_page_of_the_servers_has_its_own_type(added: bytes) -> None:
+    head = error_response(400, added).partition(b"\r\n\r\n")[0]
+    assert head.count(b"Content-Type: ") == 1
+    assert b"\r\nX-Frame-Options: DENY\r\n" in head
+
+
+@pytest.mark.parametrize("name", ["Connection", "transfer-encoding", "TE", "Content-Length", "Upgrade", "Keep-Alive"])
+def test_what_only_the_server_says_cannot_be_added(name: str) -> None:
+    assert is_servers_own(name)
+    with pytest.raises(ValueError, match="so the server sets it"):
+        header(f"{name}: x")
 
 
 # --- error pages

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 from prefork.core.log import Log, ReportingWriter
 from prefork.engines.peer import Peer
 from prefork.http.environ import Environ, Environs, for_listener
+from prefork.http.fields import FieldTable
 from prefork.http.forwarded import UNIX, find_origin
 from prefork.http.wsgi import WsgiCall
 from prefork.runtime.forks import OURS
@@ -43,6 +44,15 @@ class ErrorStream(io.TextIOBase):
 
 
 WsgiPeer = Peer[Environs]
+
+
+def fields_of(worker: WorkerContext) -> FieldTable:
+    """Return the table of a worker's request fields. The first one that the environ will not have is told."""
+
+    def dropped(name: bytes) -> None:
+        worker.log.debug("request field dropped", name=name.decode("ascii"), why="its name has _: see --underscores")
+
+    return FieldTable(worker.config.underscores, dropped)
 
 
 class WsgiApp:

@@ -33,7 +33,7 @@ from prefork.engines.peer import PeerFactory, note_wait
 from prefork.engines.request_log import RequestLog
 from prefork.engines.serving import start_threads
 from prefork.engines.timers import NEVER, Deadlines
-from prefork.engines.wsgi.app import WsgiApp, WsgiPeer
+from prefork.engines.wsgi.app import WsgiApp, WsgiPeer, fields_of
 from prefork.engines.wsgi.connection import HttpConnection
 from prefork.engines.wsgi.phases import Phase, PreHttp
 from prefork.runtime.forks import OURS
@@ -180,7 +180,7 @@ class Reactor:
         self.now_ns: int = monotonic_ns()
         self.bytes_in = self.bytes_out = 0  # of this turn
         self.row = None if self._pool else worker.rows[0]
-        self.context = HttpContext(config)
+        self.context = HttpContext(config, fields_of(worker))
         self.log = RequestLog(worker, self._errors, self.context.trusted)
         self.app = WsgiApp(worker, self.context, self.log)
         self.peers = PeerFactory(self.context.trusted, self.app.view)
