@@ -114,7 +114,7 @@ def _setting(option: Option, given: Any, environ: Mapping[str, str], file: Mappi
     if given is not None and given != ():
         text = given if isinstance(given, str) else " ".join(given)
         source = option.name if option is APP else option.flag
-        return Setting(raw=given, source=source, where=f"{source} {text}")
+        return Setting(raw=given, source=source, where=f"{source} {text if text.isprintable() else repr(text)}")
     if (found := environ.get(option.variable)) is not None:
         return Setting(raw=found, source=option.variable, where=option.variable)
     if option.name in file:

@@ -142,13 +142,14 @@ def _other_minor(version: bytes) -> int:
 
 
 def _without_fragment(method: str, target: bytes, minor: int) -> Request:
-    """Read a target that has more than a URI without a fragment may have."""
-    resource = target.partition(b"#")[0]
-    if not resource or target.translate(None, _VISIBLE).strip(b"#") or method == "CONNECT":
+    """Read a target that has more than a URI without a fragment may have.
+
+    Only of a path it is clear what a fragment follows: one behind a host would be taken for a part of that.
+    """
+    if target[:1] != b"/" or target.translate(None, _VISIBLE).strip(b"#") or method == "CONNECT":
         raise RefusalError(400, f"target with what is no part of a URI: {quoted(target)}")
-    request = read(b"%b %b HTTP/1.%d" % (method.encode("ascii"), resource, minor))
-    request.target = target
-    return request
+    path, _, query = target.partition(b"#")[0].partition(b"?")
+    return Request(method, target, path, query, b"", minor)
 
 
 def _other_form(method: str, target: bytes, minor: int) -> Request:

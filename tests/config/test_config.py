@@ -305,6 +305,9 @@ def test_headers_may_have_blanks_and_are_parted_by_lines_in_the_environment() ->
 def test_a_header_for_all_responses_is_one(text: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         config_of({"PREFORK_HEADER": text})
+    with pytest.raises(ConfigError, match=re.escape(sentence)) as caught:
+        config_of(header=(text, "X-Y: z\nX: y"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

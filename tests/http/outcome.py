@@ -33,12 +33,16 @@ class Seen:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """All that came of some bytes. `at_eof`: the status of the refusal if the client ends here; 0 if there is none."""
+    """All that came of some bytes. `at_eof`: the status of the refusal if the client ends here; 0 if there is none.
+
+    `head`: what is refused, or is unfinished, is a HEAD.
+    """
 
     requests: list[Seen] = field(default_factory=list)
     status: int = 0
     reason: str = ""
     at_eof: int = 0
+    head: bool = False
 
     def __str__(self) -> str:
         requests = [
@@ -59,6 +63,7 @@ def outcome(
     for event in parser.eof():
         assert isinstance(event, Refusal)
         seen.at_eof = event.status
+        seen.head = event.head
     assert parser.feed(b"GET / HTTP/1.0\r\n\r\n") == []
     assert parser.backlog_bytes == 0
     return seen
@@ -79,7 +84,7 @@ def note(seen: Outcome, event: object) -> None:
     elif isinstance(event, Refusal):
         assert event.reason.isprintable()
         assert event.reason.isascii()
-        seen.status, seen.reason = event.status, event.reason
+        seen.status, seen.reason, seen.head = event.status, event.reason, event.head
     else:
         assert last is not None, "a body of nothing"
         assert not last.finished, "a body after its end"

@@ -81,7 +81,6 @@ def test_two_requests_of_a_connection_share_nothing() -> None:
         ("http://example.org/a?b", "/a", "b"),
         ("/a#b", "/a", ""),
         ("/a?b#c?d", "/a", "b"),
-        ("http://example.org#b", "/", ""),
     ],
 )
 def test_path_and_query(target: str, path: str, query: str) -> None:
