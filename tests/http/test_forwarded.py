@@ -38,6 +38,14 @@ def test_without_trusted_proxies_nobody_is() -> None:
     assert is_peer(origin("X-Forwarded-For: 192.0.2.1", peer="unix:", trusted=Trusted(["10.0.0.0/8"])), "unix:")
 
 
+@pytest.mark.parametrize("underscores", ["drop", "pass"])
+def test_a_name_with_an_underscore_is_no_proxys(underscores: str) -> None:
+    table = FieldTable(underscores)
+    names = ("X_Forwarded_For", "X-Forwarded_For", "X_Forwarded_Proto", "X_Forwarded_Host", "Forwarded_")
+    fields = [table[f"{name}: 192.0.2.1".encode()] for name in names]
+    assert is_peer(find_origin(fields, PROXY, 1234, TRUSTED))
+
+
 @pytest.mark.parametrize("peer", [PROXY, "10.255.255.255", "2001:db8:1::5", "::ffff:10.0.0.1", "unix:"])
 def test_trusted_peers(peer: str) -> None:
     assert origin("X-Forwarded-For: 192.0.2.1", peer=peer).address == "192.0.2.1"
