@@ -191,7 +191,7 @@ _HTTP = (
            metavar="NAME:VALUE", help="HTTP: give every response this header field, unless the application sets it. "
                                       "Repeatable."),
     Option(name="server-header", field="server_header", parse=switch, default="yes", metavar="", switch=True,
-           help="HTTP: give every response the header field Server."),
+           help="HTTP: name the server in every response (Server: prefork); --no-server-header: do not."),
     Option(name="trusted-proxies", field="trusted_proxies", parse=network, many=True, default="none", metavar="NETWORK",
            help="HTTP: trust Forwarded and X-Forwarded-* from these: 10.0.0.0/8, ::1, unix:, or none. Repeatable."),
     Option(name="proxy-protocol", field="proxy_protocol", parse=switch, default="no", metavar="", switch=True,
