@@ -89,6 +89,7 @@ WITH_ONE_IMPORTER = {
 MOST_WITH_ONE_IMPORTER = 36
 # Where our modules are named in strings, to be imported when they are needed: no import, and a way round the layers.
 BY_NAME = {
+    "prefork.config.options": "few servers have an access log in a format of their own",
     "prefork.engines": "a worker needs one engine",
     "prefork.master.admin_process": "few servers have an admin",
     "prefork.runtime.inherited": "without TLS, a worker needs no ssl",

@@ -54,6 +54,7 @@ class Config:
     trusted_proxies: tuple[str, ...]
     proxy_protocol: bool
     access_log: str
+    access_log_format: str
     slow_s: float
     max_requests: int
     max_requests_jitter: int
@@ -143,8 +144,11 @@ def _parse(option: Option, setting: Setting) -> Any:
 def _imply(values: dict[str, Any], sources: dict[str, str]) -> None:
     """--reload is for one developer: one worker unless said otherwise, each of which imports the app anew.
 
-    What a platform says of the machine is not said of this server.
+    What a platform says of the machine is not said of this server. With --log-format json, the access log is JSON as
+    well unless said otherwise.
     """
+    if values["log_format"] == "json" and sources["access-log-format"] == "default":
+        values["access_log_format"], sources["access-log-format"] = "json", sources["log-format"]
     if not values["reload"]:
         return
     if sources["workers"] == "default" or sources["workers"] in PLATFORM:

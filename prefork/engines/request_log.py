@@ -7,11 +7,13 @@ these not known: the time is that of its connection.
 
 from __future__ import annotations
 
+import os
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.core.log import ReportingWriter
 from prefork.engines.timers import NEVER
+from prefork.http import access_log
 from prefork.http.access_log import AccessLog
 from prefork.http.forwarded import Trusted, find_origin
 from prefork.status.histogram import array_index
@@ -33,7 +35,7 @@ def count_unit(row: Row, outcome: int, took_ns: int) -> None:
     cells[TOOK_NS] += took_ns
 
 
-class Response(Protocol):
+class Response(access_log.Response, Protocol):
     """What is to be known of an application's response."""
 
     status: int
@@ -50,7 +52,7 @@ class RequestLog:
         self._errors = errors
         self._trusted = trusted
         self._counters = worker.rows[0].cells  # of the loop
-        self._access = AccessLog("json" if config.log_format == "json" else "combined")
+        self._access = AccessLog(config.access_log_format, os.getpid())
         fd = worker.inherited.access_log
         self._access_out = ReportingWriter(fd, worker.log, "access log lines") if fd >= 0 else None
         self.active = self._access_out is not None
@@ -70,7 +72,7 @@ class RequestLog:
         if took_ns >= self.slow_ns:
             self._note_slow(row, peer, response, took_ns)
         if error is not None or self.active:
-            self.write(peer, request, response.status, response.sent, took_ns, error)
+            self.write(peer, request, response.status, response.sent, took_ns, error, response)
 
     def abandon(
         self, row: Row, peer: Peer[Any], request: Request, response: Response, took_ns: int, error: BaseException | None
@@ -78,12 +80,19 @@ class RequestLog:
         """Log a request whose client left before the response was complete. `error`: of the application."""
         if took_ns >= self.slow_ns:
             self._note_slow(row, peer, response, took_ns)
-        self.write(peer, request, response.status, response.sent, took_ns, error)
+        self.write(peer, request, response.status, response.sent, took_ns, error, response)
 
     def write(
-        self, peer: Peer[Any], request: Request, status: int, sent: int, took_ns: int, error: BaseException | None
+        self,
+        peer: Peer[Any],
+        request: Request,
+        status: int,
+        sent: int,
+        took_ns: int,
+        error: BaseException | None,
+        response: access_log.Response | None = None,
     ) -> None:
-        """Write the error, if there is one, and the line of the access log."""
+        """Write the error, if there is one, and the line of the access log. `response`: None of a WebSocket."""
         if error is not None:
             self._errors.add(error, peer.text)
         if not self.active:
@@ -91,7 +100,8 @@ class RequestLog:
         client = peer.address
         if peer.trusted:
             client = find_origin(request.fields, client, peer.port, self._trusted).address
-        self._write(self._access.line(time(), client, request, status, sent, took_ns // 1000, _queue_ms(peer)))
+        took_us, queue_ms = took_ns // 1000, _queue_ms(peer)
+        self._write(self._access.line(time(), client, request, status, sent, took_us, queue_ms, response))
 
     def refuse(self, peer: Peer[Any], refusal: Refusal, response: bytes) -> None:
         """Count and log a request that the server answers itself, with this response."""

@@ -74,6 +74,11 @@ class ResponseFramer:
         self.error: BaseException | None = None
 
     @property
+    def head(self) -> bytes:
+        """The status line and the fields that the application gave; b"" if the response is not the application's."""
+        return self._head
+
+    @property
     def framed(self) -> bool:
         """Whether the client can see that an aborted body is incomplete. If it cannot, only a reset tells it."""
         return self._mode != TO_THE_END
@@ -138,6 +143,7 @@ class ResponseFramer:
             self.aborted = True
             return b""
         self.status = 500
+        self._head = b""
         self._mode = SIZED
         request = self.request
         html = any(name.lower == b"accept" and b"text/html" in value for name, value in request.fields)

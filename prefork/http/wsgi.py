@@ -83,6 +83,11 @@ class WsgiCall(ResponseFramer):
         self.busy_ns = 0
 
     @property
+    def environ(self) -> Environ:
+        """What the application was called with, as it has left it."""
+        return self._environ
+
+    @property
     def complete(self) -> bool:
         """Whether the steps so far returned the whole response: at most the application's own end is left."""
         return self.done or (self._mode == SIZED and self.sent == self._length and self._next is None)

@@ -65,6 +65,7 @@ OTHER = {
     "trusted-proxies": "10.0.0.0/8",
     "proxy-protocol": "yes",
     "access-log": "-",
+    "access-log-format": "%(h)s %(s)s",
     "log-level": "debug",
     "log-format": "json",
 }
@@ -322,3 +323,19 @@ def test_a_header_for_all_responses_is_one(text: str, sentence: str) -> None:
 def test_limits_of_a_head_have_bounds(flags: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         config_of(**flags)
+
+
+def test_the_access_log_is_json_where_the_log_is_unless_said_otherwise() -> None:
+    def format_of(**flags: object) -> tuple[str, str]:
+        config = config_of(**flags)
+        return config.access_log_format, config.sources["access-log-format"]
+
+    assert format_of() == ("combined", "default")
+    assert format_of(log_format="json") == ("json", "--log-format")
+    assert format_of(log_format="json", access_log_format="combined") == ("combined", "--access-log-format")
+    assert format_of(access_log_format="json") == ("json", "--access-log-format")
+
+
+def test_an_unknown_atom_is_told_with_the_near_one() -> None:
+    with pytest.raises(ConfigError, match=r"^--access-log-format %h: '%h' is no atom; did you mean '%\(h\)s'\?$"):
+        config_of(access_log_format="%h")

@@ -92,6 +92,47 @@ def test_json(serve: Serve, tmp_path: Path, way: Way) -> None:
     assert told["referer"] is None
 
 
+@EACH_WAY
+def test_a_format_of_ones_own(serve: Serve, tmp_path: Path, way: Way) -> None:
+    log = tmp_path / "access"
+    style = '%(h)s %(u)s "%(r)s" %(m)s %(U)s %(q)s %(H)s %(s)s %(B)s %({X-None}i)s %({Host}i)s '
+    style += "%({content-type}o)s %(p)s %(L)s"
+    server = serve(
+        *way, *ONE, "--access-log", str(log), "--access-log-format", style, "--max-body", "1k", expect_traceback=True
+    )
+    (pid,) = server.worker_pids()
+    with Browser(server) as browser:
+        browser.get("/?q=1", authorization="Basic YW5uOng=")
+        browser.get("/raise")
+    exchange(server.address, b"nonsense\r\n\r\n")
+    served, failed, refused = lines_of(log, 3)
+    told = (
+        rf'127\.0\.0\.1 ann "GET /\?q=1 HTTP/1\.1" GET / q=1 HTTP/1\.1 200 {len(HELLO)} - localhost \S*text/plain\S* '
+    )
+    assert re.fullmatch(rf"{told}<{pid}> 0\.\d{{6}}", served), served
+    assert " 500 26 - localhost - <" in failed
+    assert refused.startswith('127.0.0.1 - "-" - - - - 400 ')
+
+
+@pytest.mark.parametrize(("way", "told"), [((WEB,), '"GET /variable" - ann'), ((ASGI,), '"GET /variable" - -')])
+def test_a_variable_that_the_application_has_set(serve: Serve, tmp_path: Path, way: Way, told: str) -> None:
+    log = tmp_path / "access"
+    (tmp_path / "setting.py").write_text(
+        "from web import app as web\n"
+        "def app(environ, start_response):\n"
+        "    environ['shop.user'] = 'ann'\n"
+        "    return web(environ, start_response)\n"
+    )
+    if way == (WEB,):
+        way = (f"{tmp_path}/setting.py:app",)
+    style = '"%(m)s %(U)s" %({shop.other}e)s %({SHOP.USER}e)s'
+    server = serve(
+        *way, *ONE, "--access-log", str(log), "--access-log-format", style, env={"PYTHONPATH": str(Path(WEB).parent)}
+    )
+    fetch(server, "/variable")
+    assert lines_of(log, 1) == [told]
+
+
 @BOTH
 def test_standard_output(serve: Serve, way: Way) -> None:
     server = serve(*way, *ONE, "--access-log", "-")

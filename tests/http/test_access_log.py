@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.http.access_log import FORMATS, AccessLog
+from prefork.http.access_log import FORMATS, AccessLog, check_format
 from prefork.http.fields import Name
 from prefork.http.head import Request
 from tests.http.calls import NOW_S, compose, parse
@@ -126,3 +128,112 @@ def test_the_time_goes_on() -> None:
         b"14/Nov/2023:22:13:20", b"14/Nov/2023:22:13:20", b"14/Nov/2023:22:13:21", b"14/Nov/2023:22:14:20",
         b"15/Nov/2023:22:13:20", b"14/Nov/2023:22:13:20",
     ]  # fmt: skip
+
+
+# --- a format of one's own
+
+HEAD = b"HTTP/1.1 201 Created\r\nContent-Type: text/plain\r\nX-User: ann\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\n"
+ENVIRON = {"REQUEST_METHOD": "POST", "HTTP_HOST": "shop", "shop.user_id": 7, "wsgi.url_scheme": "https"}
+POST = compose(
+    "POST", "/a%20b/c?x=1&y", "Referer: http://x/", "User-Agent: curl/8.5", "X-Forwarded-For: ::2",
+    "X-Forwarded-For: ::3", "Authorization: Basic YW5uOnNlY3JldA==", "Content-Length: 0",
+)  # fmt: skip
+# What gunicorn's documentation says of each atom (setting access_log_format), of this request.
+ATOMS: dict[str, Any] = {
+    "h": "::1", "l": "-", "u": "ann", "t": "[14/Nov/2023:22:13:20 +0000]", "r": "POST /a%20b/c?x=1&y HTTP/1.1",
+    "m": "POST", "U": "/a%20b/c", "q": "x=1&y", "H": "HTTP/1.1", "s": 201, "B": 13, "b": 13, "f": "http://x/",
+    "a": "curl/8.5", "T": 1, "M": 1234, "D": 1234567, "L": "1.234567", "p": "<4242>",
+    "{host}i": "example.org", "{Host}i": "example.org", "{x-forwarded-for}i": "::2, ::3", "{X-None}i": "-",
+    "{authorization}i": "Basic YW5uOnNlY3JldA==", "{x-user}o": "ann", "{Content-Type}o": "text/plain",
+    "{set-cookie}o": "a=1, b=2", "{date}o": "-", "{REQUEST_METHOD}e": "POST", "{http_host}e": "shop",
+    "{shop.user_id}e": 7, "{wsgi.url_scheme}e": "https", "{NO}e": "-",
+}  # fmt: skip
+
+
+def own(style: str, data: bytes = POST, client: str = "::1", response: object = None) -> bytes:
+    answer: Any = response or SimpleNamespace(head=HEAD, environ=ENVIRON)
+    return AccessLog(style, 4242).line(NOW_S + 0.9, client, parse(data)[0], 201, 13, 1234567, 9, answer)
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        *(f"%({name})s" for name in ATOMS),
+        '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"',  # gunicorn's default
+        '%({x-forwarded-for}i)s %(l)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %(D)s',
+        '%({Host}i)s %(h)s %(l)s "%({x-user}o)s" %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" in %(M)sms pid=%(p)s',
+        '{"ip": "%(h)s", "path": "%(U)s", "query": "%(q)s", "status": %(s)s, "seconds": %(L)s}',
+        "100%% of %(s)s%%",
+        "%(h)s\t%(s)s\t\u00e9",
+    ],
+)
+def test_gunicorns_atoms(style: str) -> None:
+    assert check_format(style) == style
+    assert own(style) == (style % ATOMS).encode() + b"\n"
+
+
+def test_what_atoms_say_of_a_request_that_was_not_understood() -> None:
+    style = " ".join(f"%({name})s" for name in ATOMS)
+    made = AccessLog(style, 1).line(NOW_S, "", None, 400, 16, 0)
+    told = dict(zip(ATOMS, made.decode().replace("[14/Nov/2023:22:13:20 +0000]", "[]").split(), strict=True))
+    there = {name: value for name, value in told.items() if value != "-"}
+    assert there == {
+        "t": "[]", "s": "400", "B": "16", "b": "16", "T": "0", "M": "0", "D": "0", "L": "0.000000", "p": "<1>"
+    }  # fmt: skip
+
+
+def test_an_empty_query_and_a_response_without_an_environment() -> None:
+    data = compose("GET", "/", minor=0)
+    assert own("[%(q)s] %(H)s", data) == b"[] HTTP/1.0\n"
+    assert own("%({REQUEST_METHOD}e)s", data, response=SimpleNamespace(head=b"")) == b"-\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "user"),
+    [("Basic YW5uOg==", "ann"), ("basic  YW5uOg==", "ann"), ("Basic x", "-"), ("Basic", "-"), ("Bearer YTpi", "-")],
+)
+def test_the_user_of_basic_authentication(value: str, user: str) -> None:
+    assert own("%(u)s", compose("GET", "/", f"Authorization: {value}")).decode() == f"{user}\n"
+
+
+@pytest.mark.parametrize(
+    ("style", "error"),
+    [
+        ("%h %l", r"^'%h' is no atom; did you mean '%\(h\)s'\?$"),
+        ("%(h)s %(S)s", r"^'%\(S\)s' is no atom; did you mean '%\(s\)s'\?$"),
+        ("%(h)d", r"did you mean '%\(h\)s'"),
+        ("%(h)", r"did you mean '%\(h\)s'"),
+        ("%{User-Agent}i", r"^'%\{User-Agent\}i' is no atom; did you mean '%\(\{User-Agent\}i\)s'\?$"),
+        ("%({Host})s", r"did you mean '%\(\{Host\}i\)s'"),
+        ("%({Host}x)s", r"did you mean '%\(\{Host\}i\)s'"),
+        ("%(xyz)s", r"^'%\(xyz\)s' is no atom: there are h l u t "),
+        ("100% %(s)s", r"^'% ' is no atom: .* a percent sign is '%%'$"),
+        ("%(s)s %", r"^'%' is no atom"),
+        ("jsn", r"^'jsn' is no format: did you mean 'json'\?$"),
+        ("combine", r"^'combine' is no format: did you mean 'combined'\?$"),
+        ("plain", r"^'plain' is no format: give combined, json, or a text with atoms such as %\(h\)s$"),
+        ("", r"is no format"),
+        ("%(h)s\n%(s)s", "has a control character: a request is one line of the log"),
+    ],
+)
+def test_what_is_no_format(style: str, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        check_format(style)
+
+
+@given(raw=st.tuples(st.binary(), st.binary(), st.binary()), client=st.text(max_size=20), value=st.text(max_size=20))
+def test_no_value_makes_a_second_line_or_leaves_its_quotes(
+    raw: tuple[bytes, bytes, bytes], client: str, value: str
+) -> None:
+    response: Any = SimpleNamespace(
+        head=b"HTTP/1.1 200 OK\r\nX: %b\r\n" % raw[2].replace(b"\r\n", b""), environ={"X": value}
+    )
+    atoms = ("h", "r", "U", "a", "f", "{x}o", "{x}e")
+    style = " ".join(f'"%({name})s"' for name in atoms)
+    made = AccessLog(style).line(NOW_S, client, request_of(*raw), 200, 13, 412, None, response)
+    assert set(made[:-1]) <= PRINTABLE
+    assert re.fullmatch(rb'"[^"\\]*(?:\\x[0-9a-f]{2}[^"\\]*)*"(?: "[^"\\]*(?:\\x[0-9a-f]{2}[^"\\]*)*"){6}\n', made)
+    style = "{" + ", ".join(f'"{name}": "%({name})s"' for name in atoms) + "}"
+    entry = json.loads(AccessLog(style).line(NOW_S, client, request_of(*raw), 200, 13, 412, None, response))
+    assert list(entry) == list(atoms)
+    assert entry["a"].encode("latin1") == (raw[2] or b"-")
