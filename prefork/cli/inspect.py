@@ -24,6 +24,7 @@ from prefork.engines import ENGINES, import_early
 from prefork.errors import AppLoadError, BootError
 from prefork.runtime.hooks import load_hooks
 from prefork.runtime.inherited import Inherited, tls_of
+from prefork.runtime.logging_config import check_logging
 from prefork.runtime.master_link import OF_CHECK, Kind, Receiver, Sender
 from prefork.worker.process import load_app
 
@@ -42,6 +43,7 @@ def check_app(config: Config) -> Finding:
     """Load and validate. Raises PreforkError, with the exit code that `prefork serve` would end with."""
     move(config.chdir, config.umask, config.sources)
     log = open_log(level=config.log_level, style=config.log_format)
+    check_logging(config)
     import_early(config.app, user=config.user is not None)
     inherited = Inherited(
         hooks=load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"]),

@@ -53,6 +53,7 @@ class Config:
     tls_key: str
     trusted_proxies: tuple[str, ...]
     proxy_protocol: bool
+    log_config: str
     access_log: str
     access_log_format: str
     slow_s: float

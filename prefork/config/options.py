@@ -222,6 +222,9 @@ _LOGS = (
            help=f"The lowest level that is logged: {', '.join(log.LEVELS)}."),
     Option(name="log-format", field="log_format", parse=_choice(log.FORMATS), default="text", metavar="FORMAT",
            help="Log lines as text (key=value) or json (one object per line)."),
+    Option(name="log-config", field="log_config", parse=str, default="", metavar="FILE",
+           help="Configure the application's logging in each worker, before APP is imported, as logging.config does: "
+                ".ini, .conf, .json, .toml or .yaml. prefork's own log stays as it is."),
     Option(name="access-log", field="access_log", parse=str, default="", metavar="PATH|-",
            help="HTTP: append a line for each request to PATH (reopened on USR1); -: standard output."),
     Option(name="access-log-format", field="access_log_format", parse=_access_format, default="combined",

@@ -18,7 +18,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from os import write  # bound now: eventlet replaces it, and gevent takes poll away
 from select import POLLOUT, poll
 from typing import Any, BinaryIO, cast
@@ -402,6 +402,18 @@ class Log:
     def also(self, file: LogFile) -> None:
         """Reopen this one too. Before any fork."""
         self._others.append(file)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep this log as it is while the application's logging is configured, which may name the logger "prefork"."""
+        level = _logger.level
+        try:
+            yield
+        finally:
+            if self.handler not in _logger.handlers:
+                _logger.addHandler(self.handler)
+            _logger.setLevel(level)
+            _logger.propagate = False
 
     def share(self) -> None:
         """CHILD of the application. Keep open what it was given, and this log."""

@@ -17,6 +17,7 @@ from prefork.runtime.hooks import DeathReport, load_hooks
 from prefork.runtime.import_reporter import Imports
 from prefork.runtime.inherited import Inherited, tls_of
 from prefork.runtime.loader import adopt
+from prefork.runtime.logging_config import check_logging
 from prefork.status.deaths import DeathRecord
 
 
@@ -35,6 +36,7 @@ class Resources(Observer):
         if config.proxy_protocol and set(config.trusted_proxies) == {"none"}:
             source = config.sources["proxy-protocol"]
             raise ConfigError(f"{source}: nobody may send a PROXY header; say who, --trusted-proxies NETWORK")
+        check_logging(config)
         hooks = load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"])
         app = adopt(config.target, config.app, config.interface) if config.target is not None else None
         self._watch = Watch(log) if config.reload else None

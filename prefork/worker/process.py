@@ -29,6 +29,7 @@ from prefork.runtime.forks import OURS
 from prefork.runtime.hooks import WorkerPlace
 from prefork.runtime.inherited import Inherited
 from prefork.runtime.loader import App
+from prefork.runtime.logging_config import configure_logging
 from prefork.runtime.master_link import MasterLink, Sender
 from prefork.runtime.orders import GRACE_MARGIN_S, Orders
 from prefork.runtime.transfer import TransferQueue
@@ -48,6 +49,7 @@ def load_app(config: Config, inherited: Inherited, log: Log) -> App:
     """WORKER, TEMPLATE and `prefork check`. Load the app, and the engine that serves it. Raises AppLoadError."""
     guard_output(log)
     before = sys.path[:]
+    configure_logging(config, log)
     app = inherited.load(config.app, config.interface, factory=config.factory)
     if OURS.forked:
         OURS.end()

@@ -64,6 +64,7 @@ OTHER = {
     "tls-key": "key.pem",
     "trusted-proxies": "10.0.0.0/8",
     "proxy-protocol": "yes",
+    "log-config": "logging.toml",
     "access-log": "-",
     "access-log-format": "%(h)s %(s)s",
     "log-level": "debug",
