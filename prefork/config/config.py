@@ -1,7 +1,8 @@
 """What the user asked for: one frozen Config, and one place that resolves it from all sources.
 
 `sources` remembers where each value came from. Precedence: flag > environment (PREFORK_THREADS; lists split at blanks,
-or at line ends where the values have blanks) > file > what a platform sets (PORT, WEB_CONCURRENCY) > default.
+or at line ends where the values have blanks) > --env-file > file > what a platform sets (PORT, WEB_CONCURRENCY) >
+default.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prefork.config import env_file
 from prefork.config.options import APP, OPTIONS, PLATFORM, Option
 from prefork.core.address import Address
 from prefork.errors import ConfigError
@@ -70,6 +72,7 @@ class Config:
     chdir: str
     pid: str
     hooks: str
+    env_file: str
     reload: bool
     log: str
     log_level: str
@@ -118,6 +121,8 @@ def _setting(option: Option, given: Any, environ: Mapping[str, str], file: Mappi
         source = option.name if option is APP else option.flag
         return Setting(raw=given, source=source, where=f"{source} {text if text.isprintable() else repr(text)}")
     if (found := environ.get(option.variable)) is not None:
+        if isinstance(found, env_file.Value):
+            return Setting(raw=found, source=found.place, where=f"{found.place}: {option.variable}")
         return Setting(raw=found, source=option.variable, where=option.variable)
     if option.name in file:
         return file[option.name]
@@ -218,17 +223,25 @@ _AT_LINE = re.compile(r" \(at line (\d+), column \d+\)$| \(at end of document\)$
 def configure(
     app: str | None, flags: Mapping[str, Any], path: str | None, environ: Mapping[str, str] | None = None
 ) -> Config:
-    """Resolve with the file at `path`, if one is given. Raises ConfigError.
+    """Resolve with the file at `path`, if one is given, and with that of --env-file. Raises ConfigError.
 
     --chdir comes before all else, so a relative path starts there.
     """
-    environ = os.environ if environ is None else environ
-    if not path:
-        return resolve(app, flags, environ)
-    folder = flags.get("chdir") or environ.get("PREFORK_CHDIR") or ""
-    if isinstance(folder, Setting):
-        folder = folder.raw
-    return resolve(app, flags, environ, read(path, Path(str(folder))))
+    around: Mapping[str, str] = os.environ if environ is None else environ
+    file: dict[str, Setting] = {}
+
+    def setting(name: str) -> Setting:
+        return _setting(_KNOWN[name], flags.get(name), around, file)
+
+    if path:
+        file = read(path, Path(str(setting("chdir").raw)))
+    if (variables := setting("env-file")).raw:
+        found = env_file.read(str(variables.raw), variables.source, around, Path(str(setting("chdir").raw)))
+        for name in ("PREFORK_CHDIR", "PREFORK_ENV_FILE"):
+            if name in found:
+                raise ConfigError(f"{found[name].place}: {name} says where this file is, so it cannot stand in it")
+        around = {**found, **around}
+    return resolve(app, flags, around, file)
 
 
 def read(path: str, folder: Path = Path()) -> dict[str, Setting]:

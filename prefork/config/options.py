@@ -159,6 +159,9 @@ _APPLICATION = (
            help="Call these functions of MODULE (or path.py), if it has them: template_loaded(), "
                 "worker_started(worker), "
                 "worker_stopping(worker), worker_died(report)."),
+    Option(name="env-file", field="env_file", parse=str, default="", metavar="FILE",
+           help="Give APP the variables of FILE (KEY=VALUE a line) that the environment does not have; PREFORK_* are "
+                "options. Read again by a reload, but for options."),
     Option(name="chdir", field="chdir", parse=str, default="", metavar="DIR",
            help="Change to DIR first: relative paths (FILE, MODULE, Unix sockets, logs) start there."),
 )  # fmt: skip

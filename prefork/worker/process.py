@@ -18,13 +18,14 @@ from functools import partial
 
 import setproctitle
 
+from prefork.config import env_file
 from prefork.config.config import Config
 from prefork.core.listener import Listener, own_share
 from prefork.core.log import Log, guard_output
 from prefork.core.process import ORPHANED, adopted, die_with_parent, prefer_as_victim
 from prefork.engines import ENGINES, engine_of, import_for
 from prefork.engines.context import WorkerContext
-from prefork.errors import AppLoadError, BootError
+from prefork.errors import AppLoadError, BootError, ConfigError
 from prefork.runtime.forks import OURS
 from prefork.runtime.hooks import WorkerPlace
 from prefork.runtime.inherited import Inherited
@@ -49,6 +50,7 @@ def load_app(config: Config, inherited: Inherited, log: Log) -> App:
     """WORKER, TEMPLATE and `prefork check`. Load the app, and the engine that serves it. Raises AppLoadError."""
     guard_output(log)
     before = sys.path[:]
+    _set_variables(config)
     configure_logging(config, log)
     app = inherited.load(config.app, config.interface, factory=config.factory)
     if OURS.forked:
@@ -59,6 +61,17 @@ def load_app(config: Config, inherited: Inherited, log: Log) -> App:
         raise AppLoadError(fault)
     import_for(app.kind, config.loop, before)
     return app
+
+
+def _set_variables(config: Config) -> None:
+    """Set the variables of --env-file that the environment does not have. Raises AppLoadError."""
+    if config.env_file:
+        try:
+            variables = env_file.read(config.env_file, config.sources["env-file"], os.environ)
+        except ConfigError as error:
+            raise AppLoadError(str(error)) from None
+        for name, value in variables.items():
+            os.environ.setdefault(name, value)
 
 
 def _fault_of_patch(app: App, config: Config) -> str | None:

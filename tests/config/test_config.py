@@ -39,6 +39,7 @@ OTHER = {
     "chdir": "/srv",
     "pid": "/run/app.pid",
     "hooks": "shop.hooks",
+    "env-file": ".env",
     "reload": "yes",
     "log": "/var/log/app.log",
     "slow": "2s",
