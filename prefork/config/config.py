@@ -74,6 +74,9 @@ class Config:
     hooks: str
     env_file: str
     reload: bool
+    reload_dir: tuple[str, ...]
+    reload_include: tuple[str, ...]
+    reload_exclude: tuple[str, ...]
     log: str
     log_level: str
     log_format: str
@@ -138,7 +141,7 @@ def _parse(option: Option, setting: Setting) -> Any:
             texts = setting.raw
             if isinstance(texts, str):
                 texts = [text for part in texts.split(option.separator) if (text := part.strip())]
-            if not texts:
+            if not texts and setting.raw != option.default:
                 raise ValueError("it is empty")
             return tuple(map(option.parse, texts))
         assert isinstance(setting.raw, str)

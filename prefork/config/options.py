@@ -255,6 +255,12 @@ _PROCESS = (
 _DEVELOPMENT = (
     Option(name="reload", field="reload", parse=switch, default="no", metavar="", switch=True,
            help="For development: reload when an imported file of APP changes. One worker unless --workers is given."),
+    Option(name="reload-dir", field="reload_dir", parse=_path, many=True, default="", metavar="DIR",
+           help="With --reload: watch files in DIR, at any depth, as well: *.py and --reload-include. Repeatable."),
+    Option(name="reload-include", field="reload_include", parse=_path, many=True, default="", metavar="GLOB",
+           help="With --reload: watch files such as '*.html' in --reload-dir, or in the current folder. Repeatable."),
+    Option(name="reload-exclude", field="reload_exclude", parse=_path, many=True, default="", metavar="GLOB",
+           help="With --reload: do not reload for files or folders such as 'migrations' or 'tests/*.py'. Repeatable."),
 )  # fmt: skip
 GROUPS: Final[Mapping[str, tuple[Option, ...]]] = {
     "Listening": _LISTENING,

@@ -3,7 +3,8 @@
 Each worker tells what its app consists of: before the import all sources in the app's folder with their times, after
 it the files that were imported. The watcher lets watchfiles (inotify) wake it, and decides by comparing times, so that
 a change between two checks, or between an import and the first check, is not missed. What counts is a change of an
-imported file and a new file; while the app does not load, a change of any source beside it.
+imported file and a new file; while the app does not load, a change of any source beside it. The files of --reload-dir,
+--reload-include, --env-file and --log-config count as well; what --reload-exclude names never does.
 
 Workers send reports to the watcher as datagrams; the watcher sends SIGHUP to the master, as an operator would.
 """
@@ -15,12 +16,15 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePath
+from time import monotonic
 from typing import Any
 
 import setproctitle
 
+from prefork.config.config import Config
 from prefork.core.log import Log
 from prefork.core.process import ORPHANED, Exit, die_with_parent, spawn
 from prefork.core.signals import TABLE, ignore
@@ -29,6 +33,7 @@ from prefork.master.children import Children
 from prefork.runtime.import_reporter import sources_in, times
 
 CHECK_MS = 400  # check at least this often: for reports, and for changes that inotify did not tell
+_LOOK_S = 2.0  # look through the folders of --reload-dir at least this often; inotify tells of most changes at once
 _SEND_S = 1.0  # a watcher that is stopped in a debugger must not keep a worker from serving
 _REPORT_MOST = 1 << 18
 _REPORTS_MOST = 1000  # in one check
@@ -37,11 +42,22 @@ _REPORTS_MOST = 1000  # in one check
 class Watch:
     """MASTER. The watcher process as the master sees it. `reports` is the end that workers write to."""
 
-    def __init__(self, log: Log) -> None:
-        """Raises ConfigError if the package that watches is not installed."""
+    @classmethod
+    def of(cls, config: Config, log: Log) -> Watch | None:
+        """Return what --reload asks for. Raises ConfigError."""
+        if config.reload:
+            return cls(config, log)
+        for name in ("reload-dir", "reload-include", "reload-exclude"):
+            if config.sources[name].startswith(("--", "serve(")):  # a file may be for production as well
+                raise ConfigError(f"{config.sources[name]}: it says what --reload watches, and there is no --reload")
+        return None
+
+    def __init__(self, config: Config, log: Log) -> None:
+        """Raises ConfigError if the package that watches is not installed, or a folder that is named is none."""
         if importlib.util.find_spec("watchfiles") is None:
             raise ConfigError("--reload needs the package watchfiles: pip install 'prefork[reload]'")
         self._log = log
+        self._named = Named.of(config)
         self._inbox, self.reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.reports.settimeout(_SEND_S)
         self._pid = 0
@@ -52,7 +68,8 @@ class Watch:
 
         Raises OSError if the system has no process left.
         """
-        watcher = Watcher(inbox=self._inbox, master=os.getpid(), log=self._log)
+        self._named.changes()  # what comes later is new
+        watcher = Watcher(inbox=self._inbox, master=os.getpid(), log=self._log, named=self._named)
 
         def run() -> int:
             close_in_child()
@@ -109,12 +126,84 @@ class Sources:
 
 
 @dataclass(slots=True, kw_only=True)
+class Named:
+    """What the options name: files, and the files in these folders, at any depth, that match one of the patterns.
+
+    A pattern is compared with the end of a path (pathlib's `match`): `*.html`, `templates/*.txt`. Hidden folders are
+    left out, and hidden files unless a pattern begins with a dot. A folder that is excluded is left out whole.
+    """
+
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    includes: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    watched: set[str] = field(default_factory=set)  # the folders that there are
+    seen: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Config) -> Named:
+        """Raises ConfigError if a folder is none."""
+        for name in config.reload_dir:
+            if not os.path.isdir(name):
+                raise ConfigError(f"{config.sources['reload-dir']}: there is no folder {name!r}")
+        folders = config.reload_dir or ((os.curdir,) if config.reload_include else ())
+        return cls(
+            files=tuple(os.path.abspath(name) for name in (config.env_file, config.log_config) if name),
+            folders=tuple(map(os.path.abspath, folders)),
+            includes=("*.py", *config.reload_include),
+            excludes=config.reload_exclude,
+        )
+
+    def changes(self) -> list[str]:
+        """Return the files that are new or have changed since the last call."""
+        self.watched = {os.path.dirname(path) for path in self.files}
+        now = times([*self.files, *(path for folder in self.folders for path in self._in(folder))])
+        changed = [path for path, time_ns in now.items() if self.seen.get(path) != time_ns]
+        self.seen.update(now)
+        return sorted(changed)
+
+    def excluded(self, path: str) -> bool:
+        """Return whether changes of a file count for nothing, as it or a folder that it is in is excluded."""
+        here = PurePath(os.path.relpath(path))
+        parts = (here, *here.parents) if here.parts[0] != os.pardir else (here,)
+        return any(_match(part, self.excludes) for part in parts)
+
+    def _in(self, top: str) -> Iterator[str]:
+        for folder, folders, names in os.walk(top):
+            self.watched.add(folder)
+            here = PurePath(folder)
+            folders[:] = [
+                name
+                for name in folders
+                if name[0] != "." and name != "__pycache__" and not self._leaves_out(here / name)
+            ]
+            for name in names:
+                if self._takes(here / name):
+                    yield os.path.join(folder, name)
+
+    def _takes(self, path: PurePath) -> bool:
+        includes = self.includes
+        if path.name[0] == ".":
+            includes = tuple(pattern for pattern in includes if PurePath(pattern).name[:1] == ".")
+        return _match(path, includes) and not self._leaves_out(path)
+
+    def _leaves_out(self, path: PurePath) -> bool:
+        return _match(path, self.excludes)
+
+
+def _match(path: PurePath, patterns: Iterable[str]) -> bool:
+    return any(map(path.match, patterns))
+
+
+@dataclass(slots=True, kw_only=True)
 class Watcher:
     """WATCHER. Watches until the master is gone."""
 
     inbox: socket.socket
     master: int
     log: Log
+    named: Named
+    looked_s: float = 0.0
     sources: Sources = field(default_factory=Sources)
 
     def run(self) -> int:
@@ -131,8 +220,8 @@ class Watcher:
 
         self.inbox.setblocking(False)
         while os.getppid() == self.master:
-            folders = set(filter(os.path.isdir, self.sources.folders)) or {os.curdir}
-            for _changes in watchfiles.watch(
+            folders = set(filter(os.path.isdir, self.sources.folders | self.named.watched)) or {os.curdir}
+            for changes in watchfiles.watch(
                 *sorted(folders),
                 recursive=False,
                 rust_timeout=CHECK_MS,
@@ -140,19 +229,26 @@ class Watcher:
                 watch_filter=None,
                 ignore_permission_denied=True,
             ):
-                if self._check() or os.getppid() != self.master:
+                if self._check(told=bool(changes)) or os.getppid() != self.master:
                     break
         return ORPHANED
 
-    def _check(self) -> bool:
-        """Read reports, tell the master of changes; True if there are folders that are not watched yet."""
-        before = set(self.sources.folders)
+    def _check(self, *, told: bool) -> bool:
+        """Read reports, tell the master of changes; True if there are folders that are not watched yet.
+
+        `told`: the system has told of changes.
+        """
+        before = self.sources.folders | self.named.watched
         self._read_reports()
-        if changed := self.sources.changes():
+        changed = self.sources.changes()
+        if told or monotonic() >= self.looked_s + _LOOK_S:
+            changed = sorted({*changed, *self.named.changes()})
+            self.looked_s = monotonic()
+        if changed := [path for path in changed if not self.named.excluded(path)]:
             names = [os.path.relpath(path) for path in changed]
             self.log.info("changed", file=names[0], others=len(names) - 1 or None)
             os.kill(self.master, signal.SIGHUP)
-        return self.sources.folders != before
+        return self.sources.folders | self.named.watched != before
 
     def _read_reports(self) -> None:
         for _ in range(_REPORTS_MOST):

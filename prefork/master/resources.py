@@ -39,7 +39,7 @@ class Resources(Observer):
         check_logging(config)
         hooks = load_hooks(config.hooks, log, app=config.app, source=config.sources["hooks"])
         app = adopt(config.target, config.app, config.interface) if config.target is not None else None
-        self._watch = Watch(log) if config.reload else None
+        self._watch = Watch.of(config, log)
         self.wait_for_changes = self._watch is not None
         import_early(config.app, user=identity is not None)
         self.inherited = Inherited(
