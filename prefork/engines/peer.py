@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prefork.core.address import format_sockaddr, plain_host
-from prefork.http.forwarded import UNIX, Trusted
+from prefork.http.forwarded import UNIX, Trusted, parse
 from prefork.status.scoreboard import QUEUE, queue_bucket, request_text, row_prefix
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefork.core.listener import Listener
+    from prefork.engines.context import WorkerContext
     from prefork.http.head import Request
     from prefork.http.proxy_protocol import End
     from prefork.runtime.transfer import Server, TransferMessage
@@ -95,14 +97,59 @@ class Peer(Generic[AppView]):
         self.row_text = request_text(self._row_prefix, request.method, request.target)
 
 
+# --- A proxy that --trusted-proxies does not name. An application behind it takes all its clients for the proxy, and
+# https for http, so one line of the log says why. Only the first request of a connection is looked at, and only of so
+# many connections: in a server without a proxy nobody pays for this for long.
+
+
+_FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
+_LOOKS = 10_000
+
+
+class ForwardedWarning:
+    """WORKER. Warns once that fields of a proxy are not believed. `looks`: connections that it is to look at yet."""
+
+    def __init__(self, worker: WorkerContext) -> None:
+        config = worker.config
+        asked_for = config.sources["trusted-proxies"] != "default" and set(config.trusted_proxies) == {"none"}
+        self.looks = 0 if asked_for else _LOOKS
+        self._log = worker.log
+
+    def look(self, peer: str, request: Request) -> None:
+        """Look at the first request of an untrusted peer. Clients on the Internet may write what they like."""
+        self.looks -= 1
+        if any(name.lower in _FORWARDED for name, _value in request.fields) and self.looks >= 0:
+            address = parse(peer)
+            if peer == UNIX or (address is not None and address.is_private):
+                self.looks = 0
+                hint = f"--trusted-proxies {peer}"
+                self._log.warning("forwarded fields are not believed", peer=peer, hint=hint)
+
+
+class UntrustedPeer(Peer[AppView]):
+    """WORKER. A peer that may be a proxy."""
+
+    __slots__ = ("warning",)
+    warning: ForwardedWarning
+
+    def set_request(self, request: Request) -> None:
+        """See Peer."""
+        if not self.method:
+            self.warning.look(self.address, request)
+        Peer.set_request(self, request)
+
+
 class PeerFactory(Generic[AppView]):
     """WORKER. Makes the peers of new connections. `app_view(server, address, port)`: what the application sees of one
     from there; of one on a Unix socket, from `unix:` and 0.
     """
 
-    def __init__(self, trusted: Trusted, app_view: Callable[[Server, str, int], AppView]) -> None:
+    def __init__(
+        self, trusted: Trusted, app_view: Callable[[Server, str, int], AppView], worker: WorkerContext
+    ) -> None:
         self._trusted = trusted
         self._app_view = app_view
+        self._warning = ForwardedWarning(worker)
 
     def of(self, listener: Listener, sockaddr: Any) -> Peer[AppView]:
         """The other end of a new connection."""
@@ -126,7 +173,37 @@ class PeerFactory(Generic[AppView]):
 
     def _make(self, server: Server, text: str, address: str, port: int) -> Peer[AppView]:
         trusted = bool(self._trusted) and self._trusted.has_peer(address)
-        return Peer(server, text, address, port, self._app_view(server, address, port), trusted=trusted)
+        view = self._app_view(server, address, port)
+        if trusted or self._warning.looks <= 0:
+            return Peer(server, text, address, port, view, trusted=trusted)
+        peer = UntrustedPeer(server, text, address, port, view, trusted=False)
+        peer.warning = self._warning
+        return peer
+
+
+# --- A client that speaks HTTP with a stream handler: somebody wanted to serve an application, and named none. As
+# above, only the first bytes of so many connections are looked at.
+
+
+_REQUEST_LINE = re.compile(rb"[A-Z]{3,16} [/*h][!-~]* HTTP/1\.[01]\r?\n")
+_FIRST_BYTES = 1000
+
+
+class HttpHint:
+    """WORKER. Says once how to serve an application. `looks`: connections that it is to look at yet."""
+
+    def __init__(self, worker: WorkerContext) -> None:
+        self.looks = _FIRST_BYTES
+        self._log = worker.log
+        self._app = worker.app.name
+
+    def look(self, data: bytes) -> None:
+        """Look at the first bytes of a connection."""
+        self.looks -= 1
+        if _REQUEST_LINE.match(data) and self.looks >= 0:
+            self.looks = 0
+            hint = "to serve a WSGI or ASGI application, name it: prefork serve module:app"
+            self._log.info("an HTTP request came to a stream handler", app=self._app, hint=hint)
 
 
 def peer_of(transport: Any) -> str:

@@ -77,6 +77,39 @@ def test_who_is_not_trusted_speaks_for_himself(shared: Shared, way: Way, trust: 
     assert (said["client"][0], said["scheme"], said["host"]) == ("127.0.0.1", "http", "localhost")
 
 
+@pytest.mark.parametrize("field", ["x_forwarded_for", "x_forwarded_proto", "forwarded"])
+def test_a_proxy_that_is_not_believed_is_told_once(serve: Serve, way: Way, field: str) -> None:
+    server = serve(*way, *ONE)
+    fetch(server, "/")
+    assert "not believed" not in server.log
+    with Browser(server) as browser:
+        for path in ("/", "/told", "/"):
+            browser.get(path, **{field: "for=1.2.3.4"})
+    fetch(server, "/", x_forwarded_for="1.2.3.4")
+    server.wait_log(
+        r"WARNING \[worker=0 .*\] forwarded fields are not believed peer=127\.0\.0\.1 "
+        r'hint="--trusted-proxies 127\.0\.0\.1"$'
+    )
+    server.stop()
+    assert server.log.count("not believed") == 1
+
+
+def test_a_proxy_on_a_unix_socket_that_is_not_believed(serve: Serve, way: Way, tmp_path: Path) -> None:
+    server = serve(*way, *ONE, "--trusted-proxies", "10.0.0.0/8", bind=f"unix:{tmp_path}/s")
+    fetch(server, "/", x_forwarded_proto="https")
+    server.wait_log('forwarded fields are not believed peer=unix: hint="--trusted-proxies unix:"')
+
+
+@pytest.mark.parametrize("trust", ["none", "127.0.0.1"])
+def test_nothing_is_told_of_proxies_that_are_believed_or_that_nobody_wants_to_believe(
+    serve: Serve, way: Way, trust: str
+) -> None:
+    server = serve(*way, *ONE, "--trusted-proxies", trust)
+    fetch(server, "/", x_forwarded_proto="https")
+    server.stop()
+    assert "not believed" not in server.log
+
+
 def test_a_proxy_on_a_unix_socket(serve: Serve, way: Way, tmp_path: Path) -> None:
     server = serve(*way, *ONE, "--trusted-proxies", "unix:", bind=f"unix:{tmp_path}/s")
     assert told(server.address, x_forwarded_for="192.0.2.9")["client"] == ["192.0.2.9", ""]

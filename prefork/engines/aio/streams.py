@@ -23,7 +23,7 @@ from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.aio.service import LoopContext
 from prefork.engines.aio.tasks import stack_of
 from prefork.engines.linger import LINGER_S, LingeringTransport, cut, end_sending
-from prefork.engines.peer import peer_of
+from prefork.engines.peer import HttpHint, peer_of
 from prefork.engines.request_log import count_unit
 from prefork.engines.timers import NEVER
 from prefork.runtime.forks import OURS
@@ -233,6 +233,16 @@ class StreamConnection(asyncio.StreamReaderProtocol):
         return ERRORS
 
 
+class FirstLook(StreamConnection):
+    """WORKER. A StreamConnection whose first bytes are looked at."""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if not self._received:
+            self._service.hint.look(data)
+        StreamConnection.data_received(self, data)
+
+
 class _Reader(asyncio.StreamReader):
     """WORKER. Counts how long the handler waited for the client to send. All its methods wait in `_wait_for_data`."""
 
@@ -309,6 +319,7 @@ class StreamsService:
         self.timers = context.timers
         self.errors = context.errors
         self.loop = context.loop
+        self.hint = HttpHint(worker)
         self._idle_s = worker.config.idle_timeout_s
         self._link = worker.link
         self._slow_ns = round(worker.config.slow_s * 1e9)
@@ -319,11 +330,14 @@ class StreamsService:
     def accept(self, sock: socket.socket, listener: Listener, sockaddr: Any, _queue_ms: int | None) -> None:
         """Serve a connection that was accepted."""
         peer_text = row_text(format_sockaddr(listener.sock.family, sockaddr))
-        self._context.adopt(sock, partial(StreamConnection, self, peer_text))
+        self._context.adopt(sock, partial(self._connection, peer_text))
 
     def protocol(self, _listener: Listener) -> asyncio.BaseProtocol:
         """Return the protocol for a connection that the loop itself has accepted."""
-        return StreamConnection(self, _NO_PEER)
+        return self._connection(_NO_PEER)
+
+    def _connection(self, peer_text: bytes) -> StreamConnection:
+        return (FirstLook if self.hint.looks > 0 else StreamConnection)(self, peer_text)
 
     async def begin(self) -> None:
         """Begin to look for silent clients."""

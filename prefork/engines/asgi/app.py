@@ -63,7 +63,7 @@ class AsgiApp:
         worker = of_loop.worker
         self.context = context
         self.log = log
-        self.peers = PeerFactory(context.trusted, self.view)
+        self.peers = PeerFactory(context.trusted, self.view, worker)
         self._errors = of_loop.errors
         self.target = worker.app.target
         self.secure = worker.inherited.tls is not None

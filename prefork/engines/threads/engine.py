@@ -28,7 +28,7 @@ from prefork.core.listener import ACCEPT_WAIT_S, Listener, timeval
 from prefork.engines.context import WorkerContext, most_units
 from prefork.engines.error_log import RateLimitedLog
 from prefork.engines.linger import close
-from prefork.engines.peer import note_wait
+from prefork.engines.peer import HttpHint, note_wait
 from prefork.engines.request_log import count_unit
 from prefork.engines.serving import start_threads
 from prefork.engines.timers import NEVER
@@ -114,6 +114,20 @@ class Acceptor:
         raise BlockingIOError(errno.EAGAIN, "no connection waits")
 
 
+class FirstLook(Connection):
+    """WORKER. A Connection whose first bytes are looked at."""
+
+    __slots__ = ("hint",)
+    hint: HttpHint | None
+
+    def _receive(self, n: int) -> bytes:
+        data = Connection._receive(self, n)
+        hint, self.hint = self.hint, None
+        if hint:
+            hint.look(data)
+        return data
+
+
 class BlockingEngine:
     """WORKER. Serves kinds `stream` and `socketserver`."""
 
@@ -134,6 +148,7 @@ class BlockingEngine:
         self._link = worker.link
         self._log = worker.log
         self._errors = RateLimitedLog(worker.log)
+        self._hint = HttpHint(worker)
         self._go = threading.Event()  # the master knows that this worker is ready
         self._left = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # counted up by each thread that has left
         OURS.own(self._left)
@@ -235,7 +250,12 @@ class BlockingEngine:
 
     def _handle_stream(self, sock: _socket.socket, _sockaddr: Any, peer: str, row: Row) -> None:
         before_ns = row.cells[BUSY_NS]
-        conn = Connection(sock, peer, row.cells, self._idle_s)
+        conn: Connection
+        if self._hint.looks > 0:
+            conn = first = FirstLook(sock, peer, row.cells, self._idle_s)
+            first.hint = self._hint
+        else:
+            conn = Connection(sock, peer, row.cells, self._idle_s)
         try:
             self._app.target(conn)
         except BaseException as error:  # noqa: BLE001 - the handler border

@@ -183,7 +183,7 @@ class Reactor:
         self.context = HttpContext(config, fields_of(worker))
         self.log = RequestLog(worker, self._errors, self.context.trusted)
         self.app = WsgiApp(worker, self.context, self.log)
-        self.peers = PeerFactory(self.context.trusted, self.app.view)
+        self.peers = PeerFactory(self.context.trusted, self.app.view, worker)
 
     def run(self) -> None:
         """Serve until told to retire, finish what is in flight, return. Raises BootError if it cannot begin."""
