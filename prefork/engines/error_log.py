@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import time
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.core.log import Log
 
+if TYPE_CHECKING:
+    from prefork.http.head import Request
+
 _EVERY_S = 1.0
+_MOST_TARGET = 200  # bytes
+
+
+def name_of(request: Request | None) -> str | None:
+    """What a line says of a request: its method and its target, which may be cut."""
+    return f"{request.method} {request.target[:_MOST_TARGET].decode('latin1')}" if request else None
 
 
 class RateLimitedLog:
@@ -20,9 +29,9 @@ class RateLimitedLog:
         self._next_s: dict[str, float] = {}  # per event: when a line may be written again
         self._held_back: dict[str, int] = {}  # per event: lines not written since
 
-    def add(self, error: BaseException, peer: str) -> None:
+    def add(self, error: BaseException, peer: str, request: Request | None = None) -> None:
         """A handler raised: log its traceback, unless one was logged within the last second."""
-        self.note("handler failed", exc=error, peer=peer, error=type(error).__name__)
+        self.note("handler failed", exc=error, peer=peer, request=name_of(request), error=type(error).__name__)
 
     def note(self, event: str, *, exc: BaseException | None = None, ours: bool = True, **fields: Any) -> None:
         """Log one event with these fields, at most once a second: an error, or, if not `ours`, a warning."""

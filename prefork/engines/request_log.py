@@ -94,7 +94,7 @@ class RequestLog:
     ) -> None:
         """Write the error, if there is one, and the line of the access log. `response`: None of a WebSocket."""
         if error is not None:
-            self._errors.add(error, peer.text)
+            self._errors.add(error, peer.text, request)
         if not self.active:
             return
         client = peer.address

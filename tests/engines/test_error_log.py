@@ -12,6 +12,7 @@ import pytest
 
 from prefork.core.log import open_log
 from prefork.engines.error_log import RateLimitedLog
+from prefork.http.head import Request
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ def heard() -> Iterator[Heard]:
 
 
 def test_an_error_is_logged_with_its_traceback_and_its_client(heard: Heard) -> None:
-    heard.complaints.add(LookupError("no such"), "127.0.0.1:40312")
+    request = Request("GET", b"/a?" + b"b" * 9999, b"/a", b"", b"h", 1)
+    heard.complaints.add(LookupError("no such"), "127.0.0.1:40312", request)
     (line,) = heard.lines()
     assert (line["event"], line["level"], line["peer"]) == ("handler failed", "error", "127.0.0.1:40312")
     assert line["error"] == "LookupError"
+    assert line["request"] == "GET /a?" + "b" * 197
     assert "LookupError: no such" in line["detail"]
     assert "also" not in line
 

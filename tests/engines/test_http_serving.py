@@ -217,7 +217,7 @@ def test_exceptions_of_the_application_are_told_to_the_log_alone(wronged: Runnin
         assert (failed.status, failed.closes) == (500, True)
         assert b"secret" not in failed.body
         assert browser.ended()
-    wronged.wait_log("handler failed .*error=RuntimeError")
+    wronged.wait_log(r'handler failed peer=127\.0\.0\.1:\d+ request="GET /raise" error=RuntimeError$')
     wronged.wait_log("a secret of the application")
     with Browser(wronged) as browser:
         browser.send(request("/raise-late"))

@@ -6,6 +6,7 @@ import asyncio
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prefork.engines.error_log import name_of
 from prefork.engines.http_context import HttpContext
 from prefork.engines.peer import Peer, PeerFactory
 from prefork.engines.request_log import RequestLog, count_unit
@@ -127,13 +128,13 @@ class AsgiApp:
         self.log.refuse(peer, refusal, response)
         return response
 
-    def report_failure(self, error: BaseException, peer: AsgiPeer, *, gone: bool = False) -> None:
+    def report_failure(self, error: BaseException, peer: AsgiPeer, request: Request, *, gone: bool = False) -> None:
         """Log an exception that no response can tell. `gone`: the client had left before, which may be the cause."""
         if gone:
             event = "handler failed after its client had left"
-            self._errors.note(event, ours=False, peer=peer.text, error=repr(error))
+            self._errors.note(event, ours=False, peer=peer.text, request=name_of(request), error=repr(error))
         else:
-            self._errors.add(error, peer.text)
+            self._errors.add(error, peer.text, request)
 
     def begin_socket(self, call: Call) -> None:
         """Note a WebSocket as the last that came. Its unit of work is the handshake only, so none is in progress."""

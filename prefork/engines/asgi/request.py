@@ -282,7 +282,7 @@ class RequestResponseCycle:
         if response.done or self.gone:
             # No response can tell it any more. Log it, unless the client's leaving is the cause.
             if not (self.gone and tells_of_leaving(error)):
-                self._app.report_failure(error, self.peer, gone=self.gone)
+                self._app.report_failure(error, self.peer, self.request, gone=self.gone)
             return
         data = response.fail(self._app.context.stamp)
         response.error = error

@@ -168,13 +168,12 @@ class WebSocketConnection(asyncio.Protocol):
             await app.target(scope, self.receive, self.send)
         except BaseException as error:  # noqa: BLE001 - the border of the application
             if not (self._ended and tells_of_leaving(error)):
-                app.report_failure(error, self.peer)
+                app.report_failure(error, self.peer, self._request)
             code = INTERNAL_ERROR
         else:
             if self._ws is None and not self._ended:
-                app.report_failure(
-                    ResponseError("the application returned without an answer to the handshake"), self.peer
-                )
+                fault = ResponseError("the application returned without an answer to the handshake")
+                app.report_failure(fault, self.peer, self._request)
         if not self._ended:
             self._close(code, "", denial=500)
         del app.sockets[self]

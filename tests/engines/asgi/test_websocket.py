@@ -272,6 +272,7 @@ def test_an_application_that_returns(wronged: RunningServer) -> None:
     with Browser(wronged) as browser:
         browser.send(request("/return?early", **SHAKE))
         assert browser.response().status == 500
+    wronged.wait_log(r'handler failed peer=\S+ request="GET /\S*" error=ResponseError')
     wronged.wait_log("without an answer to the handshake")
 
 
