@@ -16,10 +16,9 @@ import difflib
 import re
 from binascii import Error, a2b_base64
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as quote
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from prefork.http.head import Request
 
@@ -161,8 +160,7 @@ def _iso_time(moment: datetime) -> str:
 # for each atom. In a format that begins with "{" values are escaped as in JSON, so that its lines are JSON.
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """What the atoms of one line are taken from."""
 
     time: str
