@@ -124,9 +124,9 @@ def _setting(option: Option, given: Any, environ: Mapping[str, str], file: Mappi
         source = option.name if option is APP else option.flag
         return Setting(raw=given, source=source, where=f"{source} {text if text.isprintable() else repr(text)}")
     if (found := environ.get(option.variable)) is not None:
-        if isinstance(found, env_file.Value):
-            return Setting(raw=found, source=found.place, where=f"{found.place}: {option.variable}")
-        return Setting(raw=found, source=option.variable, where=option.variable)
+        place = found.place if isinstance(found, env_file.Value) else ""
+        where = f"{place}: {option.variable}" if place else option.variable
+        return Setting(raw=found, source=place or option.variable, where=where)
     if option.name in file:
         return file[option.name]
     if option.platform and (value := environ.get(option.platform)):
@@ -243,6 +243,8 @@ def configure(
         for name in ("PREFORK_CHDIR", "PREFORK_ENV_FILE"):
             if name in found:
                 raise ConfigError(f"{found[name].place}: {name} says where this file is, so it cannot stand in it")
+        for name, hint in unknown_variables(found).items():
+            raise ConfigError(f"{found[name].place}: there is no option for {name}; {hint}")
         around = {**found, **around}
     return resolve(app, flags, around, file)
 

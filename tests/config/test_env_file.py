@@ -124,3 +124,17 @@ def test_the_place_of_the_file_cannot_stand_in_it(tmp_path: Path, file: Path, na
     file.write_text(f"{name}=/\n")
     with pytest.raises(ConfigError, match=rf"^\.env:1: {name} says where this file is, so it cannot stand in it$"):
         configure("hello", {"env-file": ".env", "chdir": str(tmp_path)}, None, {})
+
+
+def test_an_option_that_does_not_exist_is_named_with_the_near_one(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("SECRET=1\nPREFORK_TREADS=8\n")
+    with pytest.raises(
+        ConfigError, match=r"^\.env:2: there is no option for PREFORK_TREADS; did you mean PREFORK_THREADS\?$"
+    ):
+        configure("hello", {"env-file": ".env", "chdir": str(tmp_path)}, None, {})
+
+
+def test_what_a_platform_sets_counts_from_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PORT=8123\nWEB_CONCURRENCY=3\n")
+    config = configure("hello", {"env-file": ".env", "chdir": str(tmp_path)}, None, {})
+    assert (str(config.bind[0]), config.workers, config.sources["bind"]) == ("0.0.0.0:8123", 3, "PORT")
