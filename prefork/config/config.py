@@ -62,6 +62,7 @@ class Config:
     max_requests: int
     max_requests_jitter: int
     max_memory: int
+    max_age_s: float
     preload: bool
     accept: str
     control: str

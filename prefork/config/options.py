@@ -80,6 +80,12 @@ def _workers(text: str) -> int:
         raise ValueError(f"{error}; give a number from 1 up, or auto") from None
 
 
+def _age(text: str) -> float:
+    if 0 < (seconds := duration(text)) < 1:
+        raise ValueError(f"{text!r} is too short: at least 1s, or 0 for never")
+    return seconds
+
+
 def _path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(f"{text!r} is not a path")
@@ -142,6 +148,9 @@ _WORKERS = (
                              "retire at once."),
     Option(name="max-memory", field="max_memory", parse=size, default="0", metavar="SIZE",
            help="Replace a worker whose memory (PSS) stays above SIZE; 0: never."),
+    Option(name="max-age", field="max_age_s", parse=_age, default="0", metavar="DURATION",
+           help="Replace a worker that has served for DURATION, less a random part of up to a tenth, so that not all "
+                "retire at once; 0: never."),
 )  # fmt: skip
 _APPLICATION = (
     Option(name="interface", field="interface", parse=_choice(KINDS), default="auto", metavar="KIND",

@@ -70,7 +70,7 @@ class Master:
         self._guard = Guard(log)
         timeouts = Timeouts.of(config)
         wanted, generation = takeover.follows(config.workers) if takeover else (config.workers, 0)
-        self._policy = Policy(workers=wanted, timeouts=timeouts, generation=generation)
+        self._policy = Policy(workers=wanted, timeouts=timeouts, generation=generation, max_age_s=config.max_age_s)
         self._policy.rollout.abandons_starts = resources.wait_for_changes
         self._memory_limit = MemoryLimit(limit=config.max_memory)
         self._slow_log = SlowLog.of(config, self._workers)

@@ -3,8 +3,8 @@
 Each slot 0..workers-1 holds one worker. An empty slot is filled at once, unless workers die barren (without having
 completed a single unit of work since they were ready): then the next spawn waits (Backoff). Until all workers have
 been ready once, one that dies before it is ready is a boot failure, and the server halts with one message. Timeouts
-finds workers that are late, rollout.py replaces workers (reload, --max-requests, --max-memory). A stop retires
-everybody; if they are gone before the accept queue is empty, one more worker drains it.
+finds workers that are late, rollout.py replaces workers (reload, --max-requests, --max-memory, --max-age). A stop
+retires everybody; if they are gone before the accept queue is empty, one more worker drains it.
 """
 
 from __future__ import annotations
@@ -182,17 +182,52 @@ def kill(worker: WorkerHandle, reason: str) -> Kill:
     return Kill(worker, reason)
 
 
+# --- --max-age: a worker that has served for so long is replaced like any outdated one. Pure.
+
+
+AGE_SPREAD = 0.1  # how much earlier, of its limit, a worker may be replaced, so that not all are together
+
+
+@dataclass(slots=True, kw_only=True)
+class AgeLimit:
+    """MASTER. `limit_s`: 0 is none. It counts from when a worker is ready, so a slow start takes nothing from it."""
+
+    limit_s: float
+    jitter: Callable[[], float] = random.random  # in 0..1
+
+    def check(self, roster: Roster, now_s: float) -> float:
+        """Mark the workers that are to be replaced; return when to check again (monotonic seconds)."""
+        again_s = _NEVER
+        for worker in roster if self.limit_s else ():
+            if worker.ready_s is None or worker.retiring_s is not None or worker.stale is not None:
+                continue
+            if not worker.expires_s:
+                worker.expires_s = worker.ready_s + self.limit_s * (1 - AGE_SPREAD * self.jitter())
+            if now_s >= worker.expires_s:
+                worker.stale = "max-age"
+            else:
+                again_s = min(again_s, worker.expires_s)
+        return again_s
+
+
 class Policy:
     """MASTER. Decides from roster, units of work and clock what to do. `supervise` may be called at any time."""
 
     def __init__(
-        self, *, workers: int, timeouts: Timeouts, generation: int = 0, jitter: Callable[[], float] = random.random
+        self,
+        *,
+        workers: int,
+        timeouts: Timeouts,
+        generation: int = 0,
+        max_age_s: float = 0.0,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self.workers = workers
         self.timeouts = timeouts
         self.first = generation + 1  # the generation of the start: after an upgrade the numbers go on
         self.rollout = Rollout(_latest=generation)
         self.backoff = Backoff()
+        self.age_limit = AgeLimit(limit_s=max_age_s, jitter=jitter)
         self.stopping = False
         self.at_once = False  # nobody is waited for, and nobody is spawned
         self.stop_at_s = _NEVER  # when the stop is to begin, once it was asked for (--lame-duck)
@@ -265,11 +300,12 @@ class Policy:
 
         `units` maps the pid of every live worker to its Unit; `queued` says that a stop has connections left to drain.
         """
+        too_old_s = self.age_limit.check(roster, now_s)
         actions: list[Action] = self._stop(roster, now_s, queued=queued) if self.stopping else self._want(roster, now_s)
         for action in actions:
             if isinstance(action, Retire):
                 action.worker.retiring_s = now_s
-        wakes = [now_s + (self.timeouts.timeout_s or _NEVER)]  # an idle worker may begin a unit this moment
+        wakes = [too_old_s, now_s + (self.timeouts.timeout_s or _NEVER)]  # an idle worker may begin a unit this moment
         if any(isinstance(action, Spawn) for action in actions):
             wakes.append(now_s + self.timeouts.boot_timeout_s)
         if self.backoff.not_before_s > now_s:

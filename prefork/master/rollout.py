@@ -1,7 +1,7 @@
 """Replacing workers while others serve. Pure. One mechanism for every cause: a worker is outdated if it is of an older
-generation (reload) or was marked stale (max-requests, max-memory, SIGTERM); its successor starts in the same slot, and
-when it serves, the outdated one retires. One at a time: the next begins when the last has exited. So there are never
-fewer serving workers than asked, and never more than one extra.
+generation (reload) or was marked stale (max-requests, max-memory, max-age, SIGTERM); its successor starts in the same
+slot, and when it serves, the outdated one retires. One at a time: the next begins when the last has exited. So there
+are never fewer serving workers than asked, and never more than one extra.
 
 A reload goes prepare -> roll -> done. It is abandoned when its generation cannot be prepared, or when a worker of it
 dies before it is ready: then the old generation is the current one again, and stays. A reload that is asked for

@@ -16,7 +16,8 @@ from prefork.status.server_state import WorkerState
 class WorkerHandle(WorkerState):
     """MASTER. What the master alone knows about a worker, beyond its WorkerState."""
 
-    stale: str | None = None  # why it is to be replaced: max-requests, max-memory, SIGTERM from somebody else
+    stale: str | None = None  # why it is to be replaced: max-requests, max-memory, max-age, SIGTERM from somebody else
+    expires_s: float = 0.0  # when --max-age is over (monotonic); 0: not known yet
     killed: str | None = None  # why the master sent SIGKILL
     killed_s: float = 0.0  # when (monotonic)
     served_at_ready: int = 0  # what the others of its generation had completed when it got ready

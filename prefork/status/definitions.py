@@ -255,7 +255,7 @@ FIGURES = (
     _figure(
         "totals.respawns", "object", SERVER,
         "Workers that were replaced, by cause: how they died, timeout, boot-timeout, out-of-memory, killed, "
-        "max-requests, max-memory, reload.",
+        "max-requests, max-memory, max-age, reload.",
     ),
     _figure("deaths.count", "count", SERVER, "Workers that died without an order to retire, or were killed "
         "because they did not end."),

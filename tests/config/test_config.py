@@ -29,6 +29,7 @@ OTHER = {
     "max-requests": "1000",
     "max-requests-jitter": "50",
     "max-memory": "200m",
+    "max-age": "12h",
     "preload": "yes",
     "accept": "per-worker",
     "control": "none",

@@ -1,4 +1,4 @@
-"""--max-requests: a worker that has done its share is replaced by a fresh one, and nobody loses anything."""
+"""--max-requests, --max-age: a worker that has done its share is replaced by a fresh one, and nobody loses anything."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.support.story import events, strengths
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
+    from tests.support.control import Place
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
@@ -122,6 +123,21 @@ def test_recycling_under_load_loses_nothing(serve: Serve, how: list[str]) -> Non
     assert server.stop() == 0
     (said,) = events(server.log, "stopped")
     assert int(said.fields["completed"]) == load.counts[Outcome.OK], "what the retired have done is counted too"
+
+
+@HOW
+def test_workers_of_an_age_are_replaced_under_load_and_nothing_is_lost(
+    serve: Serve, place: Place, how: list[str]
+) -> None:
+    server = serve("talkback", "--workers", "2", "--max-age", "1s", *DEBUG, *how, env=place.env)
+    with Load(server.address, fresh(4, pause_s=0.002)) as load:
+        server.wait_log("worker retired", count=3)
+    assert load.failed == {}
+    assert {event.fields["reason"] for event in events(server.log, "retiring")} == {"max-age"}
+    for each in strengths(server.log):
+        assert each.serving >= 2, each
+        assert each.alive <= 3, each
+    assert place.status()["totals"]["respawns"].keys() == {"max-age"}
 
 
 @HOW
