@@ -156,9 +156,9 @@ def _plain(option: Option, found: Config) -> Any:
     """The value as JSON has it. An address and a mask are texts."""
     value = getattr(found, option.field)
     if option.many:
-        return [str(item) for item in value]
+        return [item.written if isinstance(item, Address) else str(item) for item in value]
     if isinstance(value, Address):
-        return str(value)
+        return value.written
     return f"{value:03o}" if option is _UMASK and value is not None else value
 
 

@@ -125,7 +125,7 @@ APP = Option(name="app", field="app", parse=_app, default="talkback", metavar="A
 _LISTENING = (
     Option(name="bind", field="bind", short="-b", many=True, parse=Address.parse, default="127.0.0.1:1935",
            metavar="ADDRESS", platform="PORT", platform_form="0.0.0.0:{}",
-           help=f"Where to listen: {FORMS}. Repeatable."),
+           help=f"Where to listen: {FORMS}. Repeatable. unix:PATH,mode=660 sets the mode of a Unix socket."),
     Option(name="backlog", field="backlog", parse=count, default="2048", metavar="N",
            help="Connections that may wait in the accept queue (limited by net.core.somaxconn)."),
     Option(name="accept", field="accept", parse=_choice(("shared", "per-worker")), default="shared", metavar="HOW",
@@ -248,7 +248,8 @@ _LOGS = (
 )  # fmt: skip
 _PROCESS = (
     Option(name="user", field="user", parse=str, default="", metavar="USER",
-           help="Workers run as this user (name or number); sockets are bound before."),
+           help="Workers run as this user (name or number); sockets are bound before, and Unix sockets become "
+                "its own."),
     Option(name="group", field="group", parse=str, default="", metavar="GROUP",
            help="Workers run as this group; by default the user's own."),
     Option(name="umask", field="umask", parse=umask, default="", metavar="OCTAL",

@@ -55,7 +55,7 @@ class Control:
         say = self._log.info if place == AUTO else self._log.warning  # the default is not worth a warning
         try:
             path = _default_path(environ) if place == AUTO else os.path.abspath(place)
-            address = Address.parse(f"unix:{path}")
+            address = Address.of_path(path)
         except (OSError, ValueError) as error:
             say("no control socket", reason=error)
             return

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+_MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 FORMS = "HOST:PORT, [V6]:PORT, :PORT (every address), PORT (127.0.0.1), unix:PATH or fd://N"
 _MAPPED = "::ffff:"  # begins an IPv4 address on an IPv6 socket (RFC 4291, 2.5.5.2)
 
@@ -18,6 +19,7 @@ class Address:
     """Where a listener is. `family` is AF_INET, AF_INET6, AF_UNIX, or AF_UNSPEC for an inherited descriptor.
 
     AF_INET6 without a host is every address, IPv4 and IPv6. `v6_only`: IPv4 comes in elsewhere (see `part_families`).
+    `mode`: of the file of a Unix socket that is made here; None = as the umask has it.
     """
 
     family: socket.AddressFamily
@@ -26,12 +28,16 @@ class Address:
     path: str = ""
     fd: int = -1
     v6_only: bool = False
+    mode: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read one of FORMS; ValueError says what is wrong with it."""
         if text.startswith("unix:"):
-            return cls._unix(text.removeprefix("unix:"))
+            path, comma, mode = text.removeprefix("unix:").rpartition(",mode=")
+            if comma and not _MODE.fullmatch(mode):
+                raise ValueError(f"{text!r}: {mode!r} is not the mode of a file in octal, such as 660")
+            return cls.of_path(path, int(mode, 8)) if comma else cls.of_path(mode)
         if text.startswith("fd://"):
             number = text.removeprefix("fd://")
             if not _PORT.fullmatch(number):
@@ -53,12 +59,18 @@ class Address:
         return cls(socket.AF_INET, host=host, port=int(port))
 
     @classmethod
-    def _unix(cls, path: str) -> Address:
+    def of_path(cls, path: str, mode: int | None = None) -> Address:
+        """The address of a Unix socket. Raises ValueError."""
         if not path:
             raise ValueError("'unix:' has no path")
         if len(os.fsencode(path)) > 107:  # sizeof(sun_path) - 1, unix(7)
             raise ValueError(f"unix:{path!r} is longer than the 107 bytes a socket path may have")
-        return cls(socket.AF_UNIX, path=path)
+        return cls(socket.AF_UNIX, path=path, mode=mode)
+
+    @property
+    def written(self) -> str:
+        """As it is written in a configuration; `str()` is where it leads."""
+        return str(self) if self.mode is None else f"{self},mode={self.mode:03o}"
 
     def __str__(self) -> str:
         if self.family == socket.AF_UNIX:

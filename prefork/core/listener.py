@@ -192,13 +192,16 @@ BIND_RETRY_S = 2.0  # a predecessor that is still dying holds the port
 _RETRY_STEP_S = 0.05
 
 Sockaddr = tuple[object, ...] | str
+Owner = tuple[int, int]  # uid and gid
 
 
-def bound_socket(address: Address, sockaddr: Sockaddr, *, join: bool = False) -> socket.socket:
+def bound_socket(
+    address: Address, sockaddr: Sockaddr, *, join: bool = False, owner: Owner | None = None
+) -> socket.socket:
     """A socket bound to `sockaddr`, which is where `address` leads. Raises BindError.
 
     EADDRINUSE is tried again for BIND_RETRY_S. With `join` the port may be one that this user has sockets on, if they
-    allow it (socket(7), SO_REUSEPORT); without, it must be free.
+    allow it (socket(7), SO_REUSEPORT); without, it must be free. `owner`: whose the file of a Unix socket is to be.
     """
     try:
         sock = socket.socket(address.family, socket.SOCK_STREAM)
@@ -210,7 +213,9 @@ def bound_socket(address: Address, sockaddr: Sockaddr, *, join: bool = False) ->
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if sock.family == socket.AF_UNIX:
             _remove_stale(address)
-        _bind(sock, sockaddr, address)
+            _bind_path(sock, address, owner)
+        else:
+            _bind(sock, sockaddr, address)
     except BaseException:
         sock.close()
         raise
@@ -283,6 +288,43 @@ def _bind(sock: socket.socket, sockaddr: Sockaddr, address: Address) -> None:
                 continue
             hint = (_PATH_HINTS if sock.family == socket.AF_UNIX else _HINTS).get(error.errno or 0)
             raise BindError(f"cannot bind {address}: {error.strerror}" + (f"; {hint}" if hint else "")) from None
+
+
+def _bind_path(sock: socket.socket, address: Address, owner: Owner | None) -> None:
+    """Make the file of a Unix socket: never wider open than it is to be, and its owner's before anyone can connect."""
+    if address.mode is None:
+        _bind(sock, address.path, address)
+    else:
+        before = os.umask(0o777 & ~address.mode)  # chmod() behind bind() would come too late
+        try:
+            _bind(sock, address.path, address)
+        finally:
+            os.umask(before)
+    if owner is None:
+        return
+    try:
+        _give(address.path, owner)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(address.path)
+        whom = f"user {owner[0]}, group {owner[1]}"
+        raise BindError(f"cannot give {address} to {whom} (--user, --group): {error.strerror}") from None
+
+
+def _give(path: str, owner: Owner) -> None:
+    """Change the owner of the file that bind() has just made. Raises OSError.
+
+    Whoever may write to its folder could put a link in its place meanwhile. So the file is held (O_PATH), looked at,
+    and changed as what is held: fchown() of the socket itself does not reach the file (unix(7)).
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+            raise OSError(errno.EEXIST, "another file took its place")
+        os.chown(f"/proc/self/fd/{fd}", *owner)
+    finally:
+        os.close(fd)
 
 
 # How long an accept() that nobody answers holds a worker that has been told to retire (socket(7), SO_RCVTIMEO).
@@ -423,14 +465,14 @@ def own_share(listeners: Sequence[Listener], slot: int, *, everything: bool) -> 
     return [listener for listener in listeners if listener.sock.fileno() >= 0]
 
 
-def open_listener(address: Address, *, backlog: int) -> Listener:
+def open_listener(address: Address, *, backlog: int, owner: Owner | None = None) -> Listener:
     """Create, bind and listen, or adopt an inherited descriptor. Raises BindError.
 
-    EADDRINUSE is tried again for BIND_RETRY_S; with port 0 the kernel picks one.
+    EADDRINUSE is tried again for BIND_RETRY_S; with port 0 the kernel picks one. `owner`: as of bound_socket.
     """
     if address.family == socket.AF_UNSPEC:
         return _adopt(address)
-    listener = _create(address, backlog, 1)[0]
+    listener = _create(address, backlog, 1, owner)[0]
     listener.slot = None
     return listener
 
@@ -442,14 +484,14 @@ def open_group(address: Address, *, backlog: int, sockets: int) -> list[Listener
     return _create(address, backlog, sockets)
 
 
-def _create(address: Address, backlog: int, sockets: int) -> list[Listener]:
+def _create(address: Address, backlog: int, sockets: int, owner: Owner | None = None) -> list[Listener]:
     """Only the sockets after the first may share its port: if another program listens there, the first one fails."""
     asked, hold = str(address), SynHold(members=sockets)
     if address.family == socket.AF_INET6 and not address.host and not _has_ipv6():
         address = replace(address, family=socket.AF_INET, host="0.0.0.0")  # noqa: S104 - every address is what was asked
     socks: list[socket.socket] = []
     try:
-        socks.append(bound_socket(address, resolve(address)))
+        socks.append(bound_socket(address, resolve(address), owner=owner))
         hold.prepare(socks[0])
         while len(socks) < sockets:
             socks.append(bound_socket(address, socks[0].getsockname(), join=True))

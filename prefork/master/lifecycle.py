@@ -19,7 +19,7 @@ from prefork.config.config import Config, unknown_variables
 from prefork.config.options import PLATFORM
 from prefork.control.server import Control
 from prefork.core.address import Address, part_families
-from prefork.core.listener import Listener, open_group, open_listener
+from prefork.core.listener import Listener, Owner, open_group, open_listener
 from prefork.core.log import Log
 from prefork.core.privileges import WorkingDirectory
 from prefork.core.systemd import ACTIVATED, Notifier, activated
@@ -70,9 +70,12 @@ ADMIN_BACKLOG = 128
 
 
 def open_listeners(
-    config: Config, log: Log, takeover: Takeover | None, environ: MutableMapping[str, str]
+    config: Config, log: Log, takeover: Takeover | None, environ: MutableMapping[str, str], owner: Owner | None
 ) -> Iterator[Listener]:
-    """Yield them as they are opened. Raises BindError or ConfigError: close what was yielded before."""
+    """Yield them as they are opened. Raises BindError or ConfigError: close what was yielded before.
+
+    `owner`: whose Unix sockets that are made here are to be.
+    """
     wanted: list[tuple[str, Address | None]]  # what to take over; what to open if that is not there
     wanted = [(f"{ACTIVATED}{address.fd}", address) for address in activated(environ, log)]
     if takeover:
@@ -80,14 +83,16 @@ def open_listeners(
     if not wanted or config.sources["bind"] not in ("default", *PLATFORM):
         wanted += [(str(address), address) for address in part_families(config.bind)]
     for bind, address in wanted:
-        for listener in _open(bind, address, config, takeover):
+        for listener in _open(bind, address, config, takeover, owner):
             if len(wanted) > 1 and listener.owned:
                 listener.sock.setblocking(False)  # a lost race for one must not keep a worker from the others
             yield listener
         log.info("listening", address=listener.address)
 
 
-def _open(bind: str, address: Address | None, config: Config, takeover: Takeover | None) -> list[Listener]:
+def _open(
+    bind: str, address: Address | None, config: Config, takeover: Takeover | None, owner: Owner | None
+) -> list[Listener]:
     slots = config.workers if config.accept == "per-worker" else 1
     if takeover and (inherited := takeover.take(bind)):
         if len(inherited) != slots:
@@ -101,19 +106,19 @@ def _open(bind: str, address: Address | None, config: Config, takeover: Takeover
     assert address is not None
     if config.accept == "per-worker":
         return open_group(address, backlog=config.backlog, sockets=slots)
-    listener = open_listener(address, backlog=config.backlog)
+    listener = open_listener(address, backlog=config.backlog, owner=owner)
     listener.bind = bind
     return [listener]
 
 
-def open_admin(config: Config, log: Log, takeover: Takeover | None) -> Listener | None:
+def open_admin(config: Config, log: Log, takeover: Takeover | None, owner: Owner | None) -> Listener | None:
     """The listener of --admin, if there is to be one. Raises BindError."""
     if config.admin is None:
         return None
     bind = f"--admin {config.admin}"
     inherited = takeover.take(bind) if takeover else []
     try:
-        listener = inherited[0] if inherited else open_listener(config.admin, backlog=ADMIN_BACKLOG)
+        listener = inherited[0] if inherited else open_listener(config.admin, backlog=ADMIN_BACKLOG, owner=owner)
     except BindError as error:
         raise BindError(f"{config.sources['admin']}: {error}") from None
     listener.bind = bind
@@ -178,9 +183,11 @@ class Lifecycle(Observer):
         takeover = self._takeover
         pid_file = takeover.take_pid_file(self._config.pid) if takeover else None
         self._resources.open(self._children, self._workers.close_in_child, pid_file)
-        for listener in open_listeners(self._config, self._log, takeover, os.environ):
+        identity = self._resources.inherited.identity
+        owner = (identity.uid, identity.gid) if identity else None
+        for listener in open_listeners(self._config, self._log, takeover, os.environ, owner):
             self._listeners.append(listener)
-        self._admin.listener = open_admin(self._config, self._log, takeover)
+        self._admin.listener = open_admin(self._config, self._log, takeover, owner)
         if takeover:
             takeover.leave_the_rest()
             self.notifier.mute(True)

@@ -35,12 +35,14 @@ def test_each_value_is_shown_with_its_source(tmp_path: Path) -> None:
     file = tmp_path / "prefork.toml"
     file.write_text("threads = 2\nworkers = 5\ntimeout = '2m'\nmax-memory = '64m'\nlog-level = 'debug'\n")
     args = ("config", "-c", str(file), "echo", "--log-level", "error", "--umask", "27", "-b", "[::1]:80")
+    args += ("-b", "unix:/run/a.sock,mode=660", "--admin", "unix:/run/b.sock,mode=600")
     done = with_environment(*args, "--json", PREFORK_WORKERS="3")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     expected = {
         "app": {"value": "echo", "source": "app"},
-        "bind": {"value": ["[::1]:80"], "source": "--bind"},
+        "bind": {"value": ["[::1]:80", "unix:/run/a.sock,mode=660"], "source": "--bind"},
+        "admin": {"value": "unix:/run/b.sock,mode=600", "source": "--admin"},
         "workers": {"value": 3, "source": "PREFORK_WORKERS"},
         "threads": {"value": 2, "source": f"{file}:1"},
         "timeout": {"value": 120.0, "source": f"{file}:3"},

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from prefork.core.address import FORMS, Address, format_sockaddr, part_families
 from prefork.core.listener import Listener, open_group, open_listener, own_share, timeval
 from prefork.errors import BindError, ConfigError
+from tests.support.users import as_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,6 +133,11 @@ def test_the_forms_of_an_address(text: str, address: Address) -> None:
         (":", "'' is not a port (0 to 65535)"),
         ("65536", "'65536' is not a port (0 to 65535)"),
         ("unix:", "'unix:' has no path"),
+        ("unix:s,mode=", "'' is not the mode of a file in octal, such as 660"),
+        ("unix:s,mode=rw", "'rw' is not the mode"),
+        ("unix:s,mode=888", "'888' is not the mode"),
+        ("unix:s,mode=1777", "'1777' is not the mode"),
+        ("unix:s,mode=660,mode=60", "'60' is not the mode"),
         ("unix:" + "x" * 108, "longer than the 107 bytes"),
         ("unix:" + "\u00e9" * 54, "longer than the 107 bytes"),
         ("fd://", "'' is not the number of a file descriptor"),
@@ -156,6 +163,46 @@ def test_an_ipv6_address_leaves_ipv4_to_an_address_that_has_its_port() -> None:
     assert [str(address) for address in part_families(addresses)] == texts
 
 
+def test_a_unix_address_may_say_the_mode_of_its_file() -> None:
+    for text in ("unix:/run/app.sock,mode=660", "unix:/run/app.sock,mode=0660"):
+        address = Address.parse(text)
+        assert (address.path, address.mode) == ("/run/app.sock", 0o660)
+        assert (str(address), address.written) == ("unix:/run/app.sock", "unix:/run/app.sock,mode=660")
+    assert Address.parse("unix:a,mode=b,mode=600").path == "a,mode=b"
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o777, 0o000, 0o060])
+def test_the_file_of_a_unix_socket_has_the_mode_and_other_files_keep_the_mask(
+    opened: Callable[..., Listener], tmp_path: Path, mode: int
+) -> None:
+    before = os.umask(0o027)
+    try:
+        listener = opened(f"unix:{tmp_path}/s,mode={mode:03o}")
+        (tmp_path / "file").touch()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert listener.address == listener.bind == f"unix:{tmp_path}/s"
+
+
+@as_root
+def test_the_file_of_a_unix_socket_is_given_to_its_owner(tmp_path: Path) -> None:
+    listener = open_listener(Address.parse(f"unix:{tmp_path}/s,mode=620"), backlog=1, owner=(65534, 33))
+    found = (tmp_path / "s").stat()
+    listener.close()
+    listener.unlink()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 33, 0o620)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may give files away")
+def test_who_may_not_give_its_file_away_is_told_so_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BindError, match=r"cannot give unix:.* to user 0, group 0"):
+        open_listener(Address.parse(f"unix:{tmp_path}/s"), backlog=1, owner=(0, 0))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_longest_path_of_a_unix_socket() -> None:
     path = "x" * 107
     assert Address.parse(f"unix:{path}").path == path
@@ -167,7 +214,7 @@ def test_an_address_is_read_and_written_back_or_refused(text: str) -> None:
         address = Address.parse(text)
     except ValueError:
         return
-    assert Address.parse(str(address)) == address
+    assert Address.parse(address.written) == address
 
 
 @pytest.mark.parametrize(

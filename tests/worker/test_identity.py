@@ -6,6 +6,8 @@ import os
 import pwd
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
+    from tests.support.control import Place
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +34,13 @@ def handle(conn):
     home, user = os.environ["HOME"], os.environ["USER"]
     conn.sendall(f"{os.getresuid()} {os.getresgid()} {sorted(os.getgroups())} {home} {user} {SEEN_AT_IMPORT}".encode())
 """
+GROUP, OTHER = 54321, 54322  # numbers of nobody's
+
+
+def owner_of(path: Path) -> tuple[int, int, int]:
+    """User, group and mode of a file."""
+    found = path.stat()
+    return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
 
 
 def expected_identity() -> bytes:
@@ -147,6 +157,51 @@ def test_a_user_that_does_not_exist_ends_the_start(option: tuple[str, str]) -> N
     assert done.returncode == BAD_USAGE
     assert done.stderr.startswith(f"prefork: {option[0]}: there is no ")
     assert len(done.stderr.splitlines()) == 1
+
+
+# --- Unix sockets: whose they are, and who may connect
+
+
+ASK = """
+import os, socket, sys
+uid, gid = map(int, sys.argv[2:])
+os.setgroups([]), os.setgid(gid), os.setuid(uid)
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[1])
+print(client.recv(99))
+"""
+
+
+def ask_as(uid: int, gid: int, path: Path) -> str:
+    """What a client of this user and group is answered; or the last line of its traceback."""
+    args = [sys.executable, "-c", ASK, str(path), str(uid), str(gid)]
+    done = subprocess.run(args, capture_output=True, text=True, timeout=20, check=False)
+    return (done.stdout or done.stderr).splitlines()[-1]
+
+
+@as_root
+def test_a_proxy_of_the_group_may_connect_and_others_may_not(serve: Serve, open_folder: Path, place: Place) -> None:
+    open_folder.chmod(0o755)
+    (open_folder / "hello.py").write_text("def handle(conn): conn.sendall(b'hello')\n")
+    app, admin = open_folder / "app.sock", open_folder / "admin.sock"
+    server = serve(
+        f"{open_folder}/hello.py:handle", "--workers", "2", "--user", "nobody", "--group", str(GROUP),
+        "--admin", f"unix:{admin},mode=600", bind=f"unix:{app},mode=660", cwd=open_folder, env=place.env,
+    )  # fmt: skip
+    nobody = pwd.getpwnam("nobody").pw_uid
+    assert owner_of(app) == (nobody, GROUP, 0o660)
+    assert owner_of(admin) == (nobody, GROUP, 0o600)
+    assert owner_of(place.socket_of(server.pid)) == (0, 0, 0o600)  # what it takes are orders
+    assert server.address == f"unix:{app}"
+    assert ask_as(OTHER, GROUP, app) == ask_as(nobody, GROUP, app) == "b'hello'"
+    assert "PermissionError" in ask_as(OTHER, OTHER, app)
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded generation=2")
+    assert ask_as(OTHER, GROUP, app) == "b'hello'"
+    assert owner_of(app) == (nobody, GROUP, 0o660)
+    assert server.stop() == 0
+    assert not app.exists()
+    assert not admin.exists()
 
 
 # --- umask
