@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 if TYPE_CHECKING:
     from prefork.http.fields import Field
@@ -22,7 +22,8 @@ _WEBSOCKET: Scope = {"websocket.http.response": {}}
 def for_listener(*, server: tuple[str, int | None], scheme: str, root_path: str) -> Scope:
     """Prepare what is the same for all requests of a listener.
 
-    `server`: address and port, or the path of a Unix socket and None. `scheme`: http or https.
+    `server`: address and port, or the path of a Unix socket and None. `scheme`: http or https. `root_path`: where the
+    application is mounted, decoded; "" or with a slash before it and none behind.
     """
     return {
         "type": "http",
@@ -65,6 +66,8 @@ class Scopes:
         scope["method"] = request.method
         path = scope["raw_path"] = request.path
         scope["path"] = unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode()  # ASCII
+        if scope["root_path"]:
+            _mount(scope, scope["root_path"])
         if request.query:
             scope["query_string"] = request.query
         fields = request.fields
@@ -87,6 +90,17 @@ class Scopes:
             extensions.update(self._tls)
         scope["state"] = state.copy()
         return scope
+
+
+def _mount(scope: Scope, root_path: str) -> None:
+    """Let the path begin with the root path (asgiref #229), whether or not a proxy has taken that away.
+
+    A path that begins with it is left alone, so a proxy that takes it away must not serve `/api/api` below `/api`.
+    """
+    path: str = scope["path"]
+    if path.startswith("/") and path != root_path and not path.startswith(root_path + "/"):
+        scope["path"] = root_path + path
+        scope["raw_path"] = quote(root_path).encode("ascii") + scope["raw_path"]
 
 
 def apply_forwarded(scope: Scope, origin: Origin) -> None:

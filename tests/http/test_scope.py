@@ -10,7 +10,7 @@ from prefork.http.limits import Limits
 from prefork.http.parser import RequestParser
 from prefork.http.scope import Scope, Scopes, apply_forwarded, for_listener, of_websocket
 
-LISTENER = for_listener(server=("192.0.2.1", 8000), scheme="http", root_path="/api")
+LISTENER = for_listener(server=("192.0.2.1", 8000), scheme="http", root_path="")
 CLIENT = "192.0.2.2", 5000
 HINTS: Scope = {"http.response.pathsend": {}, "http.response.early_hint": {}}
 
@@ -22,17 +22,23 @@ def parse(raw: bytes) -> Request:
 
 
 def scope_of(
-    target: str = "/", *, method: str = "GET", minor: int = 1, fields: str = "", state: Scope | None = None
+    target: str = "/",
+    *,
+    method: str = "GET",
+    minor: int = 1,
+    fields: str = "",
+    state: Scope | None = None,
+    root_path: str = "",
 ) -> Scope:
     request = parse(f"{method} {target} HTTP/1.{minor}\r\nHost: example.com\r\n{fields}\r\n".encode("latin-1"))
-    scopes = Scopes(LISTENER, CLIENT)
+    scopes = Scopes({**LISTENER, "root_path": root_path}, CLIENT)
     return scopes.of(request, state or {})
 
 
 def test_every_key() -> None:
     assert scope_of("/a%20b?c=%20d", method="POST", fields="X-Many: 1\r\nx-many: 2\r\n", state={"a": 1}) == {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.5"}, "http_version": "1.1", "method": "POST",
-        "scheme": "http", "path": "/a b", "raw_path": b"/a%20b", "query_string": b"c=%20d", "root_path": "/api",
+        "scheme": "http", "path": "/a b", "raw_path": b"/a%20b", "query_string": b"c=%20d", "root_path": "",
         "headers": [(b"host", b"example.com"), (b"x-many", b"1"), (b"x-many", b"2")], "client": CLIENT,
         "server": ("192.0.2.1", 8000), "state": {"a": 1}, "extensions": HINTS,
     }  # fmt: skip
@@ -63,6 +69,40 @@ def test_targets(target: str, path: str, raw: bytes, query: bytes) -> None:
 def test_the_server_as_a_whole() -> None:
     scope = scope_of("*", method="OPTIONS")
     assert (scope["path"], scope["raw_path"]) == ("*", b"*")
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "raw"),
+    [
+        ("/items", "/api/items", b"/api/items"),  # a proxy has taken the prefix away
+        ("/", "/api/", b"/api/"),
+        ("/a%20b", "/api/a b", b"/api/a%20b"),
+        ("/apixy", "/api/apixy", b"/api/apixy"),
+        ("/API/items", "/api/API/items", b"/api/API/items"),
+        ("http://example.com/items", "/api/items", b"/api/items"),
+        ("http://example.com", "/api/", b"/api/"),
+        ("/api", "/api", b"/api"),  # it has not
+        ("/api/", "/api/", b"/api/"),
+        ("/api/items", "/api/items", b"/api/items"),
+        ("/api?a", "/api", b"/api"),
+        ("/%61pi/a%2fb", "/api/a/b", b"/%61pi/a%2fb"),
+    ],
+)
+def test_the_path_begins_with_the_root_path_whatever_a_proxy_does(target: str, path: str, raw: bytes) -> None:
+    scope = scope_of(target, root_path="/api")
+    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/api", path, raw)
+
+
+def test_a_root_path_that_has_to_be_encoded() -> None:
+    scope = scope_of("/x", root_path="/caf\u00e9 1")
+    assert (scope["path"], scope["raw_path"]) == ("/caf\u00e9 1/x", b"/caf%C3%A9%201/x")
+    scope = scope_of("/caf%c3%a9%201/x", root_path="/caf\u00e9 1")
+    assert (scope["path"], scope["raw_path"]) == ("/caf\u00e9 1/x", b"/caf%c3%a9%201/x")
+
+
+def test_the_server_as_a_whole_is_not_below_the_root_path() -> None:
+    scope = scope_of("*", method="OPTIONS", root_path="/api")
+    assert (scope["path"], scope["raw_path"], scope["root_path"]) == ("*", b"*", "/api")
 
 
 def test_an_absolute_targets_host_is_the_host() -> None:

@@ -71,10 +71,6 @@ def test_the_state_is_the_requests_own_but_not_what_is_in_it(server: RunningServ
     assert (own, fetch(server, "/state").body.split()) == (b"1", [b"1", b"%d" % (int(before) + 1)])
 
 
-def test_root_path(serve: Serve) -> None:
-    assert json.loads(fetch(serve(*ONE, ASGI, "--root-path", "/api"), "/scope").body)["root_path"] == "/api"
-
-
 @pytest.mark.parametrize("way", LOOPS)
 def test_the_scope_under_tls(shared: Shared, way: Way) -> None:
     said = json.loads(fetch(shared(*way, *ONE, *TLS), "/scope", tls=trusting()).body)
