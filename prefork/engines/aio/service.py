@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socket
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prefork.core.listener import Listener
@@ -18,7 +19,11 @@ from prefork.engines.error_log import RateLimitedLog
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopContext:
-    """WORKER. What every service of a loop is given. `ssl`: arguments for a transport, empty without TLS."""
+    """WORKER. What every service of a loop is given. `ssl`: arguments for a transport, empty without TLS.
+
+    `variables`: the context variables that the server was started with. Each connection and each call of an application
+    begins with a copy of its own: asyncio would give it those of whatever code happens to run, such as another request.
+    """
 
     worker: WorkerContext
     loop: asyncio.AbstractEventLoop
@@ -27,10 +32,12 @@ class LoopContext:
     timers: LoopTimers[Any]
     errors: RateLimitedLog
     ssl: dict[str, Any]
+    variables: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def adopt(self, sock: socket.socket, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         """Make an accepted socket a transport of the loop, with the protocol that `factory` returns."""
-        AcceptedSocket(self.loop.connect_accepted_socket(factory, sock, **self.ssl), self._adoption_failed)
+        accepting = self.loop.connect_accepted_socket(factory, sock, **self.ssl)
+        self.variables.copy().run(AcceptedSocket, accepting, self._adoption_failed)
 
     def _adoption_failed(self, error: BaseException) -> None:
         self.connections.lose()

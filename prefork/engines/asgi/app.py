@@ -71,6 +71,7 @@ class AsgiApp:
         self.connections = of_loop.connections
         self.heartbeat = of_loop.heartbeat
         self.loop = of_loop.loop
+        self._variables = of_loop.variables
         self.timers = of_loop.timers
         self.state: Scope = {}
         self.requests: dict[RequestCall, asyncio.Task[None]] = {}
@@ -101,7 +102,7 @@ class AsgiApp:
 
     def task(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Return a task that will call the application. Not made by the loop, as its task factory may start it here."""
-        return asyncio.Task(call, loop=self.loop)
+        return asyncio.Task(call, loop=self.loop, context=self._variables.copy())
 
     def begin(self, call: RequestCall) -> None:
         """Note a request before the application is called: the report names it if the worker dies now."""
