@@ -8,7 +8,9 @@ a Close frame, and is not listened to any more. What the protocol owes a client 
 were cut makes no difference to what comes out.
 
 A session is OPEN, CLOSING (our Close frame is out, the client's is awaited, its messages are dropped) or CLOSED
-(nothing is read any more: send what is owed, close the connection). Text is checked when its message is complete.
+(nothing is read any more: send what is owed, close the connection). Messages can be sent as long as no Close frame is
+out: answers to what came before the client's Close, or before what was wrong, go before what is owed. Text is checked
+with each frame.
 
 Memory: a message, unpacked, has at most `max_message_bytes`, and so has a frame as it came. Once _MOST_AT_ONCE bytes
 were unpacked, the rest of what came waits for another call, see `behind`. Fragments are put together in one buffer, so
@@ -29,6 +31,7 @@ floor is masks, UTF-8 and zlib (at level 6, as the two), nothing else:
 from __future__ import annotations
 
 import sys
+from codecs import utf_8_decode
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
@@ -120,6 +123,7 @@ class WebSocket:
 
     __slots__ = (
         "_begun",
+        "_checked",
         "_deflate",
         "_legal",
         "_max",
@@ -142,6 +146,7 @@ class WebSocket:
         self._room = max_message_bytes  # how long the next data frame may be
         self._begun = 0  # a message in fragments: its first byte, without FIN; 0: there is none
         self._message: bytearray | bytes = b""  # what came of it
+        self._checked = 0  # how much of that is UTF-8, if it is text
         self._rest: bytearray | bytes = b""  # what came and is not a whole frame yet
         self._need = 0  # how much of a rest it takes to go on
         self._unpacked = 0  # bytes, by the last call of `feed`
@@ -214,11 +219,13 @@ class WebSocket:
         """Return a Close frame; nothing can be sent after that. Raises WebSocketError."""
         self._must_be_open()
         frame = _frame(_CLOSE, websocket_close.payload(code, reason))
+        if self.state == CLOSED:
+            return self.outgoing()  # the client was first
         self.state = CLOSING
         return frame
 
     def _must_be_open(self) -> None:
-        if self.state != OPEN:
+        if self.state != OPEN and not (self.owed and self.owed[-1][0] == _CLOSE):
             raise WebSocketError("the WebSocket is closed: nothing can be sent")
 
     def _write(self, first: int, payload: bytes) -> bytes:
@@ -284,8 +291,10 @@ class WebSocket:
         if self._begun or not last:
             message = self._message or bytearray()
             message += payload
+            if begun & _TEXT:
+                self._checked += utf_8_decode(message[self._checked :], "strict", last)[1]
         if last:
-            self._begun, self._message, self._room = 0, b"", self._max
+            self._begun, self._message, self._room, self._checked = 0, b"", self._max, 0
             events.append(message.decode() if begun & _TEXT else bytes(message))
         else:
             self._begun, self._message = begun, message

@@ -151,6 +151,21 @@ def test_a_fault_in_a_head_is_seen_before_the_payload() -> None:
         assert [event.code for event in events if isinstance(event, Closed)] == [code]
 
 
+@pytest.mark.parametrize("first", [FIRST_TEXT, FIRST_PACKED_TEXT])
+@pytest.mark.parametrize(
+    "pieces", [[b"ok\xff"], [b"ok", b"\xff"], ["\u03ba".encode() + b"\xf4", b"\x90"], [b"\xe2\x82", b"", b"x"]]
+)
+def test_text_in_fragments_that_is_not_utf_8_is_seen_with_the_fragment(first: int, pieces: list[bytes]) -> None:
+    session = WebSocket(deflate=deflate())
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -12)
+    for index, piece in enumerate(pieces):
+        if first == FIRST_PACKED_TEXT:
+            piece = compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        events = session.feed(frame(MORE if index else first, piece))
+        assert events == ([Closed(1007, "not UTF-8")] if index == len(pieces) - 1 else [])
+    assert session.outgoing() == told(1007, "not UTF-8")
+
+
 # --- sizes
 
 
@@ -306,6 +321,14 @@ def test_a_server_that_closes_waits_for_the_answer_and_drops_the_rest() -> None:
     assert session.state == CLOSED
 
 
+def test_a_close_of_ours_that_comes_second_is_the_answer_to_theirs() -> None:
+    session = WebSocket()
+    session.feed(frame(PING) + frame(0x83))
+    assert session.close(1000, "bye") == bytes((PONG, 0)) + told(1002, "unknown opcode")
+    with pytest.raises(WebSocketError, match="closed"):
+        session.close()
+
+
 def test_a_fault_while_closing_is_not_answered_a_second_time() -> None:
     session = WebSocket()
     session.close()
@@ -317,6 +340,8 @@ def test_nothing_can_be_sent_after_a_close() -> None:
     ours, theirs = WebSocket(), WebSocket()
     ours.close()
     theirs.feed(frame(CLOSE))
+    assert theirs.text("before the Close is out") != b""
+    theirs.outgoing()
     for session in (ours, theirs):
         for send in (lambda s: s.text("x"), lambda s: s.binary(b"x"), lambda s: s.ping(), lambda s: s.close()):
             with pytest.raises(WebSocketError, match="closed"):

@@ -1,9 +1,11 @@
 """WORKER. One WebSocket of an asyncio worker: the `receive` and `send` of an ASGI application, from its handshake on.
 
-    CONNECTING -> (denied, or) OPEN -> ENDING -> the connection is lost
+    CONNECTING -> (denied, or) OPEN -> (ANSWERING) -> ENDING -> the connection is lost
 
 CONNECTING until the application accepts or denies; the client is read from until it sends something, because that is
-how its leaving is noticed. OPEN while messages go both ways. ENDING when a Close was sent or has come: the application
+how its leaving is noticed. OPEN while messages go both ways. ANSWERING when the client has closed, or broken the
+protocol, behind messages that the application has not taken: it may answer them until it asks for more, for at most 2 s
+(RFC 6455 5.5.1: a Close may be delayed until a message is sent). ENDING when a Close was sent or has come: the application
 gets websocket.disconnect, and the client has 2 s to send its Close (RFC 6455 7.1.1).
 
 A client that has been silent for --ws-ping gets a Ping, and has as long again to send anything at all.
@@ -62,6 +64,11 @@ class ReceiveQueue:
         """Whether so much waits that the client is not read from."""
         return len(self._messages) > _MOST_MESSAGES or self._bytes > _MOST_BYTES
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there are messages."""
+        return bool(self._messages)
+
     def feed(self, ws: WebSocket, data: bytes) -> Closed | None:
         """Parse bytes, and those left before, as far as there is room. Returns how the WebSocket ended, if it did."""
         while True:
@@ -104,6 +111,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_ending",
         "_heartbeat",
         "_inbox",
+        "_last",
         "_opening",
         "_paused",
         "_pinged",
@@ -137,6 +145,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._inbox = ReceiveQueue()
         self._ws: WebSocket | None = None  # once the application has accepted
         self._response: AsgiResponse | None = None  # a denial of the application's own
+        self._last = False  # a Close is owed, but messages that came before it are still to be answered
         self._ending = False  # a Close was sent or has come, or there will be no WebSocket
         self._stalled = True  # the client is not read from
         self._paused = False  # the client has to read first
@@ -184,6 +193,8 @@ class WebSocketConnection(asyncio.Protocol):
         """ASGI: the next message, or that the WebSocket has ended."""
         while (event := self._inbox.take()) is None:
             await self._inbox.changed.wait()
+        if self._last and event["type"] == "websocket.disconnect":
+            self._end_last()
         if self._stalled:
             if self._ws is not None and self._ws.behind and not self._inbox.full:
                 self._take(self._ws, b"")
@@ -221,6 +232,8 @@ class WebSocketConnection(asyncio.Protocol):
             heartbeat.wake()
         heartbeat.bytes_in += len(data)
         self._received = True
+        if self._last:
+            return
         if self._ws is not None:
             self._take(self._ws, data)
         else:
@@ -231,7 +244,7 @@ class WebSocketConnection(asyncio.Protocol):
         """See asyncio.Protocol."""
         self.gone = True
         end_sending(self._transport)
-        if not self._ending:
+        if not (self._ending or self._last):
             self._app.log.count_gone()
         self._end(Closed(ABNORMAL, ""))
         self._drained.set()
@@ -252,6 +265,9 @@ class WebSocketConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """Check whether the client still reads and sends: the deadline has passed."""
+        if self._last and not self._ending:
+            self._end_last()
+            return
         before, self._unsent = self._unsent, unsent(self._transport)
         self._received |= self._stalled  # the client is not read from
         if self._ending and self._unsent < before:
@@ -290,13 +306,18 @@ class WebSocketConnection(asyncio.Protocol):
         rest, self._rest = self._rest, b""
         self._take(ws, rest)
         self._flow()
-        if not self._ending:
+        if not (self._ending or self._last):
             self._watch(app.check_ns)
         if app.retire_code:
             self.retire()
 
     def _take(self, ws: WebSocket, data: bytes) -> None:
         if closed := self._inbox.feed(ws, data):
+            if self._inbox.waiting and not self._ending:
+                self._last = True
+                self._inbox.close(closed)
+                self._watch(_CLOSE_NS)
+                return
             self._end(closed)
         if ws.owed:
             self._write(ws.outgoing())
@@ -339,10 +360,20 @@ class WebSocketConnection(asyncio.Protocol):
         if self._ws is None:
             self._refuse(denial)
             return
+        if self._last:
+            self._end_last()
+            return
         self._write(self._ws.close(code, reason))
         self._end(Closed(code, reason))
         self._unsent = unsent(self._transport)
         self._watch(_CLOSE_NS)
+
+    def _end_last(self) -> None:
+        """Send the Close that is owed: what came before it is answered, or its time is over."""
+        if self._ws is not None and self._inbox.closed is not None and not self._ending:
+            self._end(self._inbox.closed)
+            self._write(self._ws.outgoing())
+            self._finish()
 
     def _refuse(self, status: int) -> None:
         """Answer the handshake with an error, or break off an answer that has begun."""

@@ -86,6 +86,42 @@ def test_messages_behind_the_handshake_in_one_packet(server: RunningServer) -> N
         assert browser.rest() == b"\x88\x02\x03\xe8"
 
 
+FIRST = b"\x81\x05first"
+
+
+@pytest.mark.parametrize(
+    ("behind", "close"),
+    [
+        (frame(0x83), b"\x88\x10\x03\xeaunknown opcode"),
+        (frame(0xA1, b"x") + frame(0x89), b"\x88\x0e\x03\xeareserved bit"),
+        (frame(0x01, b"ok\xff"), b"\x88\x0b\x03\xefnot UTF-8"),
+        (frame(0x88, b"\x03\xe8"), b"\x88\x02\x03\xe8"),
+        (frame(0x88), b"\x88\x00"),
+    ],
+    ids=["opcode", "bit", "text", "close", "close-without-a-code"],
+)
+@pytest.mark.parametrize("handshake", [True, False], ids=["with-the-handshake", "later"])
+def test_what_came_before_the_end_is_answered(
+    server: RunningServer, behind: bytes, close: bytes, handshake: bool
+) -> None:
+    end = frame(0x81, b"first") * 3 + behind + frame(0x81, b"never")
+    with Browser(server) as browser:
+        browser.send(request("/", **SHAKE) + (end if handshake else b""))
+        assert browser.head()[0] == 101
+        if not handshake:
+            browser.send(end)
+        assert browser.rest() == FIRST * 3 + close
+
+
+def test_an_application_that_does_not_ask_for_what_came_has_two_seconds(serve: Serve, gate: Gate) -> None:
+    with Browser(serve(ASGI, *ONE, env=gate.env)) as browser:
+        browser.send(request("/sink", **SHAKE) + frame(0x81, b"first") + frame(0x83))
+        assert browser.head()[0] == 101
+        began_s = time.monotonic()
+        assert browser.rest() == b"\x88\x10\x03\xeaunknown opcode"
+        assert 1 < time.monotonic() - began_s < 10
+
+
 def test_a_request_before_the_handshake(server: RunningServer) -> None:
     with Browser(server) as browser:
         assert browser.get().body == HELLO
