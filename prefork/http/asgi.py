@@ -46,7 +46,10 @@ class AsgiResponse(ResponseFramer):
         """Take http.response.start; the head waits for the first piece of the body. Raises ResponseError."""
         if self._head:
             raise ResponseError("http.response.start was sent a second time")
-        key = (message["status"], *message.get("headers", ()))
+        try:
+            key = (message["status"], *message.get("headers", ()))
+        except (KeyError, TypeError):
+            raise ResponseError("http.response.start needs a `status`, and `headers` have to be an iterable") from None
         try:
             head = ASGI_HEADS[key]
         except TypeError:  # not hashable: its pairs are lists, say

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import pytest
 
 from prefork.http.asgi import AsgiResponse
@@ -167,6 +169,16 @@ def test_a_body_that_is_too_short_ends_the_connection(pieces: list[bytes]) -> No
 def test_a_body_before_its_start() -> None:
     with pytest.raises(ResponseError, match=r"before http\.response\.start"):
         body(respond())
+
+
+def test_a_start_whose_keys_are_missing() -> None:
+    with pytest.raises(ResponseError, match="needs a `status`"):
+        respond().take({"type": "http.response.start"}, STAMP)
+    with pytest.raises(ResponseError, match="iterable"):
+        respond().take({"type": "http.response.start", "status": 200, "headers": None}, STAMP)
+    response = respond()
+    response.take({"type": "http.response.start", "status": HTTPStatus.CREATED}, STAMP)
+    assert body(response).startswith(b"HTTP/1.1 201 Created\r\n")
 
 
 def test_a_second_start() -> None:

@@ -5,8 +5,8 @@
 CONNECTING until the application accepts or denies; the client is read from until it sends something, because that is
 how its leaving is noticed. OPEN while messages go both ways. ANSWERING when the client has closed, or broken the
 protocol, behind messages that the application has not taken: it may answer them until it asks for more, for at most 2 s
-(RFC 6455 5.5.1: a Close may be delayed until a message is sent). ENDING when a Close was sent or has come: the application
-gets websocket.disconnect, and the client has 2 s to send its Close (RFC 6455 7.1.1).
+(RFC 6455 5.5.1: a Close may be delayed until a message is sent). ENDING when a Close was sent or has come: the
+application gets websocket.disconnect, and the client has 2 s to send its Close (RFC 6455 7.1.1).
 
 A client that has been silent for --ws-ping gets a Ping, and has as long again to send anything at all.
 """
@@ -208,7 +208,7 @@ class WebSocketConnection(asyncio.Protocol):
         what, ws = message["type"], self._ws
         if what == "websocket.send" and ws is not None:
             text = message.get("text")
-            data = ws.text(text) if text is not None else ws.binary(message["bytes"])
+            data = ws.text(text) if text is not None else ws.binary(_bytes_of(message))
             self._sent += len(data)
             self._write(data)
             if self._paused or self._heartbeat.bytes_out > TURN_BYTES:
@@ -416,6 +416,13 @@ class WebSocketConnection(asyncio.Protocol):
         self.deadline_ns = monotonic_ns() + in_ns
         if self.deadline_ns < self.watched_ns:
             self._app.timers.watch(self)
+
+
+def _bytes_of(message: Message) -> Any:
+    data = message.get("bytes")
+    if data is None:
+        raise ResponseError("websocket.send has neither `text` nor `bytes`")
+    return data
 
 
 class Http(ConnectionLike, Protocol):

@@ -27,7 +27,7 @@ from tests.support.web import ASGI, WEB, Browser, fetch, request
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import Serve, Shared
+    from tests.conftest import AppWriter, Serve, Shared
     from tests.support.gate import Gate
     from tests.support.server import RunningServer
 
@@ -84,6 +84,34 @@ def test_messages_behind_the_handshake_in_one_packet(server: RunningServer) -> N
         assert browser.exactly(9) == b"\x81\x07at once"
         browser.send(frame(0x88, b"\x03\xe8"))
         assert browser.rest() == b"\x88\x02\x03\xe8"
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        ("'text': None, 'bytes': b''", b"\x82\x00"),
+        ("'text': '', 'bytes': None", b"\x81\x00"),
+        ("'bytes': bytearray(b'a')", b"\x82\x01a"),
+        ("'text': None", b"\x88\x02\x03\xf3"),
+        ("", b"\x88\x02\x03\xf3"),
+    ],
+)
+def test_keys_of_a_message_may_be_none_but_not_both(serve: Serve, app: AppWriter, message: str, sent: bytes) -> None:
+    source = (
+        "async def app(scope, receive, send):\n"
+        "    assert scope['type'] == 'websocket'\n"
+        "    await receive()\n"
+        "    await send({'type': 'websocket.accept'})\n"
+        f"    await send({{'type': 'websocket.send', {message}}})\n"
+        "    await receive()\n"
+    )
+    server = serve(app(source, attribute="app"), *ONE, expect_traceback=True)
+    with Browser(server) as browser:
+        browser.send(request("/", **SHAKE))
+        assert browser.head()[0] == 101
+        assert browser.exactly(len(sent)) == sent
+    if sent[0] == 0x88:
+        server.wait_log("websocket.send has neither `text` nor `bytes`")
 
 
 FIRST = b"\x81\x05first"
