@@ -37,6 +37,7 @@ class Config:
     lame_duck_s: float
     boot_timeout_s: float
     idle_timeout_s: float
+    lifespan: str
     loop: str
     root_path: str
     ws_ping_s: float

@@ -21,6 +21,7 @@ from prefork.core.units import count, duration, header, network, positive_durati
 KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi")
 LOOPS = ("uvloop", "asyncio")
 UNDERSCORES = ("drop", "refuse", "pass")
+LIFESPANS = ("auto", "on", "off")
 WORKERS_MOST = 4096
 THREADS_MOST = 1024
 FIELDS_MOST = 10_000
@@ -160,6 +161,9 @@ _APPLICATION = (
                 "module:create('prod')."),
     Option(name="root-path", field="root_path", parse=_root_path, default="", metavar="PATH",
            help="ASGI: the path at which the application is mounted, such as /api; it becomes root_path."),
+    Option(name="lifespan", field="lifespan", parse=_choice(LIFESPANS), default="auto", metavar="WHETHER",
+           help="ASGI: auto: an application that raises for the lifespan has none. on: then it cannot start, so that "
+                "no failed start-up is taken for that. off: it is not asked."),
     Option(name="loop", field="loop", parse=_choice(LOOPS), default="uvloop", metavar="LOOP",
            help=f"Asyncio applications: the event loop, {' or '.join(LOOPS)}."),
     Option(name="preload", field="preload", parse=switch, default="no", metavar="", switch=True,

@@ -51,6 +51,7 @@ OTHER = {
     "lame-duck": "8s",
     "boot-timeout": "2m",
     "idle-timeout": "500ms",
+    "lifespan": "on",
     "loop": "asyncio",
     "root-path": "/api",
     "ws-ping": "5s",

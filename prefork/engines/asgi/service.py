@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic_ns
@@ -40,15 +41,19 @@ _SHUTDOWN = "lifespan.shutdown"
 class Lifespan:
     """WORKER. The application's startup and shutdown. What it puts into `state`, each request gets.
 
-    An application need not support it: an exception that it raises for the scope means that it does not. Only
-    lifespan.startup.failed keeps a worker from serving.
+    `mode` is --lifespan. With `auto` an application need not support it: an exception that it raises for the scope
+    means that it does not, and only lifespan.startup.failed keeps a worker from serving. With `on` it has to complete
+    its startup. With `off` it is not called.
     """
 
-    def __init__(self, app: Any, name: str, log: Log, state: dict[str, Any]) -> None:
+    def __init__(self, app: Any, name: str, log: Log, state: dict[str, Any], mode: str) -> None:
         self._app = app
         self._name = name
         self._log = log
         self._state = state
+        self._mode = mode
+        self._complete = False  # it has said so of its startup
+        self._error: BaseException | None = None
         self._orders: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._answered = asyncio.Event()
@@ -59,13 +64,20 @@ class Lifespan:
         self._stopping = False
 
     async def start(self) -> None:
-        """Let the application start up. Raises BootError if it says that it cannot."""
+        """Let the application start up. Raises BootError if it says that it cannot, or has to and does not."""
+        if self._mode == "off":
+            return
         self._task = asyncio.get_running_loop().create_task(self._run())
         await self._order(_STARTUP)
         if self._failure is not None:
             lines = self._failure.splitlines()
             what = f": {lines[-1]}" if lines else ""
             raise BootError(f"{self._name!r} says that it cannot start{what}", self._failure if len(lines) > 1 else "")
+        if self._mode == "on" and not self._complete:
+            error = self._error
+            what = f"raised {type(error).__name__}: {error}" if error else "returned before it had completed"
+            detail = "".join(traceback.format_exception(error)) if error else ""
+            raise BootError(f"{self._name!r} {what} in its lifespan startup, which --lifespan on requires", detail)
 
     async def stop(self, timeout_s: float) -> None:
         """Let the application shut down, within the timeout."""
@@ -93,6 +105,8 @@ class Lifespan:
         except BaseException as error:  # noqa: BLE001 - the border of the application
             if self._stopping and isinstance(error, asyncio.CancelledError):
                 pass  # it had nothing more to do, or was cut, which `stop` logs
+            elif self._mode == "on" and not self._complete:
+                self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
             elif not self._asked:
                 self._log.debug("no lifespan", app=self._name, error=repr(error))
             elif "\n" not in (self._failure or "").strip():  # else it has sent its traceback
@@ -112,7 +126,9 @@ class Lifespan:
         what = message["type"]
         if what in ("lifespan.startup.failed", "lifespan.shutdown.failed"):
             self._failure = str(message.get("message", ""))
-        elif what not in ("lifespan.startup.complete", "lifespan.shutdown.complete"):
+        elif what == "lifespan.startup.complete":
+            self._complete = True
+        elif what != "lifespan.shutdown.complete":
             raise RuntimeError(f"a message of type {what!r} cannot be sent here")
         self._answered.set()
 
@@ -228,7 +244,8 @@ class AsgiService:
         self._app = AsgiApp(context, http, RequestLog(worker, context.errors, http.trusted))
         self._proxied = worker.config.proxy_protocol
         self._idle = IdleConnections(context, self._app)
-        self._lifespan = Lifespan(worker.app.target, worker.app.name, worker.log, self._app.state)
+        mode = worker.config.lifespan
+        self._lifespan = Lifespan(worker.app.target, worker.app.name, worker.log, self._app.state, mode)
         context.heartbeat.on_wake.append(self._app.context.tick)
         context.heartbeat.oldest = self._app.oldest
         if self._app.log.slow_ns < NEVER:

@@ -83,6 +83,31 @@ def test_an_exception_means_that_there_is_no_lifespan(serve: Serve, how: str) ->
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize(("how", "error"), [("raise", "no lifespan here"), ("raise-late", "began, and gave up")])
+def test_a_lifespan_that_is_required(serve: Serve, how: str, error: str) -> None:
+    options = {"env": {"LIFESPAN": how}, "ready": False, "expected_exit": 3, "expect_traceback": True}
+    server = serve(ASGI, *ONE, "--lifespan", "on", **options)
+    assert server.wait_exit() == 3
+    assert "which --lifespan on requires" in server.log
+    assert f"\nRuntimeError: {error}" in server.log
+    assert server.log.count("Traceback") == 1, server.log
+    assert "in _run" not in server.log, "the frames are the application's"
+
+
+def test_a_lifespan_that_is_required_and_there(serve: Serve) -> None:
+    server = serve(ASGI, *ONE, "--lifespan", "on")
+    assert fetch(server).body == HELLO
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["fail", "raise", "shutdown-fails"])
+def test_a_lifespan_that_is_not_wanted(serve: Serve, how: str) -> None:
+    server = serve(ASGI, *ONE, "--lifespan", "off", env={"LIFESPAN": how})
+    assert fetch(server).body == HELLO
+    assert server.stop() == 0
+    assert "database" not in server.log
+
+
 def test_a_start_that_hangs_is_ended(serve: Serve, gate: Gate) -> None:
     env = {**gate.env, "LIFESPAN": "gate"}
     server = serve(ASGI, *ONE, "--boot-timeout", "3", env=env, ready=False, expected_exit=3)
