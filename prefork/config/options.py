@@ -161,7 +161,7 @@ _APPLICATION = (
                 "module:create('prod')."),
     Option(name="root-path", field="root_path", parse=_root_path, default="", metavar="PATH",
            help="ASGI: the path at which the application is mounted, such as /api; it becomes root_path."),
-    Option(name="lifespan", field="lifespan", parse=_choice(LIFESPANS), default="auto", metavar="WHETHER",
+    Option(name="lifespan", field="lifespan", parse=_choice(LIFESPANS), default="auto", metavar="HOW",
            help="ASGI: auto: an application that raises for the lifespan has none. on: then it cannot start, so that "
                 "no failed start-up is taken for that. off: it is not asked."),
     Option(name="loop", field="loop", parse=_choice(LOOPS), default="uvloop", metavar="LOOP",
