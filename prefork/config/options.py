@@ -160,7 +160,8 @@ _APPLICATION = (
            help="APP is a function that makes the application: call it without arguments. With arguments: "
                 "module:create('prod')."),
     Option(name="root-path", field="root_path", parse=_root_path, default="", metavar="PATH",
-           help="ASGI: the path at which the application is mounted, such as /api; it becomes root_path."),
+           help="HTTP: the path at which a proxy has mounted the application, such as /api, which it may take away "
+                "or leave; it becomes root_path (ASGI) or SCRIPT_NAME (WSGI)."),
     Option(name="lifespan", field="lifespan", parse=_choice(LIFESPANS), default="auto", metavar="HOW",
            help="ASGI: auto: an application that raises for the lifespan has none. on: then it cannot start, so that "
                 "no failed start-up is taken for that. off: it is not asked."),

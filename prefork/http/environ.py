@@ -20,15 +20,23 @@ Environ = dict[str, Any]
 
 
 def for_listener(
-    *, name: str, port: int, scheme: str, errors: TextIO | IO[str], multithread: bool, multiprocess: bool
+    *,
+    name: str,
+    port: int,
+    scheme: str,
+    errors: TextIO | IO[str],
+    multithread: bool,
+    multiprocess: bool,
+    root_path: str = "",
 ) -> Environ:
     """Prepare what is the same for all requests of a listener.
 
     `name` and `port`: where it listens; "" and 0 for a Unix socket, which stands for the local host here, since
-    neither may be empty. `scheme`: http or https. `errors`: takes any text.
+    neither may be empty. `scheme`: http or https. `errors`: takes any text. `root_path`: where the application is
+    mounted, decoded.
     """
     environ = {
-        "SCRIPT_NAME": "",
+        "SCRIPT_NAME": root_path.encode().decode("latin1"),
         "QUERY_STRING": "",
         "SERVER_NAME": name or "localhost",
         "SERVER_PORT": str(port or (443 if scheme == "https" else 80)),
@@ -83,6 +91,11 @@ class Environs:
             # `OPTIONS *` asks about the server as a whole: no path, not one that is called "*".
             environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin1") if path != b"*" else ""
             environ["QUERY_STRING"] = request.query.decode("latin1")
+        if root := environ["SCRIPT_NAME"]:
+            # A proxy before us may take it away, or leave it. What is below it begins with a slash, or is nothing.
+            rest = environ["PATH_INFO"].removeprefix(root)
+            if not rest or rest[0] == "/":
+                environ["PATH_INFO"] = rest
         if not request.minor:
             environ["SERVER_PROTOCOL"] = "HTTP/1.0"
         if body is None:

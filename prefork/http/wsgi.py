@@ -2,21 +2,20 @@
 
 The engine makes a WsgiCall for each request and calls `step` until `done`: each step returns bytes, or a part of a
 file, which the engine sends before the next step. So the client gets what an application yields before the application
-is asked for more, as PEP 3333 demands, and a slow client costs no more memory than one block.
+is asked for more, as PEP 3333 demands, and a slow client costs no more memory than one block. A step in which the
+application yields b"" returns b"": others have their turn.
 
 framer.py frames the body and says what the client sees when something goes wrong. Whatever happens, the close() of what
 the application returned is called exactly once.
 
-The server keeps what the application gives to write() until the application returns, in a file if it is much.
+What the application gives to write() goes to the engine at once, from within the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import chain
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from prefork.http.body import BodyBuffer, FilePart, FileWrapper
 from prefork.http.environ import Environ
@@ -31,8 +30,18 @@ MOST_COPIED = 131072  # bytes that are copied behind their head: up to here that
 BLOCK_BYTES = 65536  # the chunks of a list are joined up to this size
 
 
+class Client(Protocol):
+    """Where the engine sends what an application gives to write()."""
+
+    def write(self, data: bytes, /) -> None:
+        """Send data; keep what the client does not take at once. Raises ConnectionError if the client has left."""
+
+
 class WsgiCall(ResponseFramer):
-    """The call of the application for one request, and its response. `busy_ns` is for the engine to count."""
+    """The call of the application for one request, and its response. `busy_ns` is for the engine to count.
+
+    `client`: where write() sends. `gone`: write() has told the application that the client left.
+    """
 
     __slots__ = (
         "_app",
@@ -44,9 +53,11 @@ class WsgiCall(ResponseFramer):
         "_sendfile",
         "_stamp",
         "_started",
-        "_written",
         "busy_ns",
+        "client",
+        "gone",
     )
+    client: Client  # set before the first step
 
     def __init__(
         self,
@@ -76,11 +87,11 @@ class WsgiCall(ResponseFramer):
         self._body = body
         self._sendfile = sendfile
         self._started = False  # start_response was called
-        self._written: BodyBuffer | None = None  # what was given to write()
         self._result: Any = None  # what the application returned, for its close()
         self._chunks: Iterator[bytes | FilePart] | None = None  # what is left of that
         self._next: bytes | FilePart | None = None  # what the next step returns
         self.busy_ns = 0
+        self.gone = False
 
     @property
     def environ(self) -> Environ:
@@ -93,11 +104,11 @@ class WsgiCall(ResponseFramer):
         return self.done or (self._mode == SIZED and self.sent == self._length and self._next is None)
 
     def step(self) -> bytes | FilePart:
-        """Run the application up to its next output and return that; b"" only when `done`. Raises nothing."""
+        """Run the application up to its next output and return that; b"" for none. Raises nothing."""
         try:
             if self._chunks is None and not self.done:
                 result = self._app(self._environ, self.start_response)
-                if type(result) is list and len(result) == 1 and self._written is None:
+                if type(result) is list and len(result) == 1:
                     only = result[0]
                     if type(only) is bytes and len(only) <= MOST_COPIED:  # the usual case: all of it in one step
                         if self._body is not None:
@@ -111,7 +122,8 @@ class WsgiCall(ResponseFramer):
             return b"" if self.done else self._continue()
         except BaseException as error:  # noqa: BLE001 - the border of the application
             self.close()
-            self.error = error
+            if not (self.gone and isinstance(error, ConnectionError)):
+                self.error = error
             return self.fail(self._stamp)
 
     def start_response(
@@ -122,7 +134,7 @@ class WsgiCall(ResponseFramer):
             if exc_info is None:
                 raise ResponseError("start_response was called again, and without exc_info")
             try:
-                if self._mode or self._written is not None:
+                if self._mode:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # its frames hold this one
@@ -137,15 +149,23 @@ class WsgiCall(ResponseFramer):
         return self.write
 
     def write(self, data: bytes) -> None:
-        """PEP 3333: keep data until the application has returned. Raises ResponseError, within the application."""
-        if self._chunks is not None:
-            raise ResponseError("write() was called from within the iterable that the application returned")
+        """PEP 3333: send data, while the application proceeds.
+
+        Raises ResponseError or, if the client has left, ConnectionError, within the application.
+        """
+        if self.done:
+            raise ResponseError("write() was called after the response was complete")
         if not isinstance(data, bytes):
             raise _not_bytes(data, "write() was given")
-        if self._written is None:
-            self._written = BodyBuffer()
-        self._written.add(data)
-        if self._length is not None and self._written.size > self._length:
+        room = None if self._length is None or self._mode == NO_BODY else self._length - self.sent
+        output = self.piece(data, self._stamp)
+        if output:
+            try:
+                self.client.write(output)
+            except ConnectionError:
+                self.gone = True
+                raise
+        if room is not None and len(data) > room and self._mode == SIZED:
             raise ResponseError(f"write() was given more than the Content-Length of {self._length}")
 
     def close(self) -> None:
@@ -159,9 +179,8 @@ class WsgiCall(ResponseFramer):
                 result.close()
         except BaseException as error:  # noqa: BLE001 - the border of the application
             self.error = self.error or error
-        for buffer in (self._body, self._written):
-            if buffer is not None:
-                buffer.close()
+        if self._body is not None:
+            self._body.close()
 
     def _no_head(self) -> ResponseError:
         if self._started:
@@ -171,12 +190,8 @@ class WsgiCall(ResponseFramer):
     def _begin(self, result: Any) -> bytes | FilePart:
         """Return the first output of what the application returned."""
         self._result = result
-        chunks, known = _read(result, sendfile=self._sendfile)
-        if self._written is not None:
-            written = iter(partial(self._written.input().read, BLOCK_BYTES), b"")
-            chunks = chain(written, chunks)
-            if known is not None:
-                known += self._written.size
+        # Behind what was written, a file needs a body whose end does not depend on chunks.
+        chunks, known = _read(result, sendfile=self._sendfile and self._mode in (0, SIZED, NO_BODY))
         self._chunks = chunks
         return self._continue(known)
 
@@ -186,7 +201,7 @@ class WsgiCall(ResponseFramer):
             if isinstance(data, bytes):
                 size = len(data)
                 if not size:
-                    continue
+                    return b""
             elif isinstance(data, FilePart):
                 size = data.count
             else:
@@ -257,7 +272,8 @@ def _join(chunks: Sequence[bytes]) -> Iterator[bytes]:
             yield b"".join(chunks[first:end])
             first = end
             size = 0
-    yield b"".join(chunks[first:])
+    if size:
+        yield b"".join(chunks[first:])
 
 
 def _not_bytes(chunk: object, where: str) -> ResponseError:

@@ -25,7 +25,7 @@ MOST_STEPS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What became of one call. `steps`: what each gave, parts of files as their bytes."""
+    """What became of one call. `steps`: what each gave, and each write() in it, parts of files as their bytes."""
 
     call: WsgiCall
     steps: list[bytes]
@@ -59,6 +59,20 @@ class Answer:
     @property
     def body(self) -> bytes:
         return self.read()[1]
+
+
+class Written:
+    """A client that takes all that an application gives to write(), until `left`: then it is one that has left."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.left = False
+
+    def write(self, data: bytes) -> None:
+        """Take data."""
+        if self.left:
+            raise BrokenPipeError("the client has left")
+        self.sent.append(data)
 
 
 class Stream:
@@ -125,11 +139,11 @@ def run(app: Any, data: bytes = b"", *, sendfile: bool = True, keep_alive: bool 
     """Make the call and step it to its end."""
     call = begin(app, data, sendfile=sendfile, keep_alive=keep_alive)
     errors = call._environ["wsgi.errors"]
-    steps: list[bytes] = []
+    client = call.client = Written()
+    steps = client.sent
     while not call.done:
         assert len(steps) < MOST_STEPS
         output = call.step()
-        assert output or call.done, "b'' before the end"
         if isinstance(output, FilePart):
             output = os.pread(output.file.fileno(), output.count, output.offset)
         steps.append(output)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from wsgiref.validate import validator
 
 import pytest
 
+from prefork.http.body import FileWrapper
+from prefork.http.response import ResponseError
 from prefork.http.wsgi import MOST_COPIED
-from tests.http.calls import STAMP, begin, compose, run
+from tests.http.calls import STAMP, Written, begin, compose, run
 
 PLAIN = [("Content-Type", "text/plain")]
 
@@ -280,19 +283,112 @@ def test_anything_that_can_be_iterated_over_is_an_iterable() -> None:
 # --- write()
 
 
+def test_what_is_written_is_sent_before_the_application_goes_on() -> None:
+    seen = []
+
+    def app(_environ: Any, start_response: Any) -> Iterable[bytes]:
+        write = start_response("200 OK", PLAIN)
+        for block in (b"one ", b"", b"two "):
+            write(block)
+            seen.append(b"".join(call.client.sent).partition(b"\r\n\r\n")[2])  # type: ignore[attr-defined]
+        return [b"three"]
+
+    call = begin(app)
+    call.client = Written()
+    end = call.step()
+    assert seen == [b"4\r\none \r\n", b"4\r\none \r\n", b"4\r\none \r\n4\r\ntwo \r\n"]
+    assert end == b"5\r\nthree\r\n0\r\n\r\n"
+    assert call.done
+
+
 def test_what_is_written_goes_before_what_is_returned() -> None:
     for data in (compose(), compose(minor=0)):
         answer = run(written(b"one ", b"", b"two ", result=Chunks(b"three ", b"four")), data)
         assert answer.body == b"one two three four"
-    answer = run(written(b"one ", result=[b"two"]))
-    assert answer.fields("Content-Length") == ["7"]
+    answer = run(written(b"one ", result=[b"two"], headers=(("Content-Length", "7"),)))
     assert answer.body == b"one two"
+    assert answer.call.keep_alive
 
 
-def test_only_written() -> None:
-    answer = run(written(b"x" * 300_000, headers=(("Content-Length", "300000"),)))
-    assert answer.body == b"x" * 300_000
-    assert max(map(len, answer.steps)) < 100_000
+@pytest.mark.parametrize("first", [b"", b"x"])
+def test_the_first_write_sends_the_head(first: bytes) -> None:
+    answer = run(written(first, result=()))
+    assert answer.steps[0].startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.body == first
+
+
+def test_written_for_head_only_the_head_is_sent() -> None:
+    for headers in ((), (("Content-Length", "7"),)):
+        answer = run(written(b"one ", b"two", headers=headers), compose("HEAD"))
+        assert answer.payload == b""
+        assert answer.call.error is None
+        assert answer.call.keep_alive
+
+
+def test_written_from_within_an_iterable_it_keeps_its_place() -> None:
+    def app(_environ: Any, start_response: Any) -> Iterator[bytes]:
+        write = start_response("200 OK", PLAIN)
+        yield b"one "
+        write(b"two ")
+        yield b"three"
+
+    answer = run(app)
+    assert answer.body == b"one two three"
+    assert answer.call.error is None
+
+
+def test_a_file_behind_what_was_written() -> None:
+    for data, headers in ((compose(), ()), (compose(), (("Content-Length", "1004"),)), (compose(minor=0), ())):
+        with tempfile.TemporaryFile() as file:
+            file.write(b"f" * 1000)
+            file.seek(0)
+            answer = run(written(b"one ", result=FileWrapper(file), headers=headers), data)
+        assert answer.body == b"one " + b"f" * 1000
+        assert answer.call.error is None
+
+
+def test_a_client_that_left_is_an_error_for_the_application_and_no_fault_of_it() -> None:
+    def app(_environ: Any, start_response: Any) -> Iterable[bytes]:
+        write = start_response("200 OK", PLAIN)
+        write(b"begun")
+        client.left = True
+        while True:
+            write(b"more")
+
+    call = begin(app)
+    client = call.client = Written()
+    call.step()
+    assert call.done
+    assert call.gone
+    assert call.error is None
+
+
+def test_nothing_can_be_written_behind_the_end() -> None:
+    kept = []
+
+    def app(_environ: Any, start_response: Any) -> Iterable[bytes]:
+        kept.append(start_response("200 OK", PLAIN))
+        return [b"all"]
+
+    run(app)
+    with pytest.raises(ResponseError, match="after the response was complete"):
+        kept[0](b"more")
+
+
+def test_empty_output_gives_back_control() -> None:
+    steps = []
+    call = begin(answering(iter([b"", b"", b"x", b"", b"y"])))
+    while not call.done:
+        steps.append(call.step())
+    assert steps[0] == steps[1] == steps[3] == b""
+    assert steps[2].endswith(b"1\r\nx\r\n")
+
+
+def test_an_empty_list_takes_one_step() -> None:
+    for result in ([], [b""], [b"", b""], (), (b"",)):
+        call = begin(answering(result))
+        assert b"Content-Length: 0" in call.step()
+        assert call.done
 
 
 def test_written_after_a_head_nothing_replaces_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from wsgiref.util import request_uri
 
+import flask
 import pytest
 
 from prefork.http.body import FileWrapper
@@ -179,3 +180,42 @@ def test_clients_of_a_unix_socket_have_no_address() -> None:
     environ = environ_of(compose(), client=("", ""), name="", port=0)
     assert (environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) == ("", "")
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("localhost", "80")
+
+
+# --- mounted at a path
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/api/items", "/items"), ("/items", "/items"), ("/api", ""), ("/api/", "/"), ("/", "/"), ("/apixy", "/apixy"),
+        ("/API/x", "/API/x"), ("/api//x", "//x"), ("//api/x", "//api/x"), ("/%61pi/x", "/x"), ("/api/api/x", "/api/x"),
+        ("/api/a%20b?q=/api", "/a b"), ("http://example.org/api/x", "/x"),
+    ],
+)  # fmt: skip
+def test_script_name_is_the_root_path_whether_or_not_a_proxy_takes_it_away(target: str, path: str) -> None:
+    environ = environ_of(compose("GET", target), root_path="/api")
+    assert (environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["REQUEST_URI"]) == ("/api", path, target)
+
+
+def test_a_root_path_beyond_ascii_is_a_native_string() -> None:
+    for target in ("/caf%C3%A9/x", "/x"):
+        environ = environ_of(compose("GET", target), root_path="/caf\u00e9")
+        assert (environ["SCRIPT_NAME"].encode("latin1").decode(), environ["PATH_INFO"]) == ("/caf\u00e9", "/x")
+
+
+def test_the_server_as_a_whole_has_no_path_at_a_root_path_either() -> None:
+    environ = environ_of(compose("OPTIONS", "*"), root_path="/api")
+    assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/api", "")
+
+
+def test_flask_makes_addresses_with_the_root_path() -> None:
+    app = flask.Flask(__name__)
+
+    @app.route("/items", endpoint="items")
+    def items() -> str:
+        return f"{flask.url_for('items')} {flask.request.path} {flask.request.script_root}"
+
+    for target in ("/api/items", "/items"):
+        environ = environ_of(compose("GET", target), root_path="/api")
+        assert b"".join(app(environ, lambda _status, _fields: None)) == b"/api/items /items /api"

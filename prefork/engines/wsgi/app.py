@@ -83,6 +83,7 @@ class WsgiApp:
             errors=self._errors,
             multithread=config.threads > 1,
             multiprocess=config.workers > 1,
+            root_path=config.root_path,
         )
 
     def call(self, peer: WsgiPeer, request: Request, body: BodyBuffer | None) -> WsgiCall:
@@ -112,7 +113,10 @@ class WsgiApp:
         if call.done:
             if not self._in_loop:
                 cells[BUSY_NS] += call.busy_ns
-            self._log.finish(row, peer, request, call, call.busy_ns)
+            if call.gone:
+                self._log.abandon(row, peer, request, call, call.busy_ns, call.error)
+            else:
+                self._log.finish(row, peer, request, call, call.busy_ns)
         return part
 
     def abandon(self, row: Row, peer: WsgiPeer, call: WsgiCall) -> None:

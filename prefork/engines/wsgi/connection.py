@@ -1,10 +1,12 @@
 """WORKER. An HTTP connection of the epoll loop: bytes in, requests in order, responses out, a deadline for each wait.
 
-    IDLE -> HEAD -> (BODY) -> BUSY -> (WRITING) -> IDLE ...          -> CLOSED
+    IDLE -> HEAD -> (BODY) -> BUSY (<-> PROCEEDING) -> (WRITING) -> IDLE ...          -> CLOSED
 
 IDLE until the first byte of a request, HEAD until its head is complete, BODY until it is whole: only then does the
 application run, so that a slow client costs memory and never a thread. BUSY while the application has it, WRITING
-while the client reads: the response's next part is asked for when the last one is with the kernel.
+while the client reads: the response's next part is asked for when the last one is with the kernel. PROCEEDING while
+the application runs and what it gave to write() waits for the client, in memory and then in a file: PEP 3333 wants it
+sent or kept while the application proceeds, and a slow client must not hold the application.
 
 Requests that come while another is answered wait in `_incoming`, and the socket is not read meanwhile: the kernel
 holds the rest. How long a body or a response may take grows with what has moved of it (HttpContext.deadline_ns).
@@ -12,9 +14,14 @@ holds the rest. How long a body or a response may take grows with what has moved
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+from collections import deque
+from contextlib import suppress
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from tempfile import TemporaryFile
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.handover import STAYS_NS
@@ -22,11 +29,12 @@ from prefork.engines.linger import LingeringSocket, hang_up, reset, unread
 from prefork.engines.timers import NEVER
 from prefork.engines.wsgi.phases import Host
 from prefork.errors import CLIENT_GONE, PlainHttpError
-from prefork.http.body import FilePart
+from prefork.http.body import IN_MEMORY_BYTES, FilePart
 from prefork.http.head import CONTINUE, Request
 from prefork.http.limits import Refusal
 from prefork.http.parser import CompleteRequest, RequestQueue
 from prefork.http.response import error_response
+from prefork.status.scoreboard import HEARTBEAT, SINCE
 
 if TYPE_CHECKING:
     from prefork.engines.handover import HandOver
@@ -39,49 +47,104 @@ if TYPE_CHECKING:
 _FILE_BYTES = 1 << 20  # of a file in one turn of the loop
 
 
+class _Spool:
+    """Bytes in a file without a name, in the order in which they came. `count`: those that are not sent yet."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile(prefix="prefork-response-", buffering=0)  # noqa: SIM115 - closed by close()
+        self._offset = self.count = 0
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Append. Raises OSError when the disk is full."""
+        while data:
+            written = os.pwrite(self._file.fileno(), data, self._offset + self.count)
+            self.count += written
+            data = data[written:]
+
+    def send(self, sock: socket.socket) -> int:
+        """Send some of the bytes; return how many. Raises OSError."""
+        sent = sock.send(os.pread(self._file.fileno(), min(self.count, IN_MEMORY_BYTES), self._offset))
+        self._offset += sent
+        self.count -= sent
+        return sent
+
+    def close(self) -> None:
+        """Give up the file."""
+        self._file.close()
+
+
 class PendingWrite:
-    """WORKER. What the socket did not take at once of a response: the rest of some bytes, or a part of a file.
+    """WORKER. What the socket did not take at once of a response: bytes, in memory or in a file, and parts of files.
 
     `left`: bytes still to be sent; `moved`: bytes sent; `since_ns`: when it began.
     """
 
-    __slots__ = ("_data", "_fd", "_offset", "_sock", "left", "moved", "since_ns")
+    __slots__ = ("_parts", "_sock", "left", "moved", "since_ns")
 
-    def __init__(self, sock: socket.socket, part: bytes | FilePart, since_ns: int) -> None:
+    def __init__(self, sock: socket.socket, since_ns: int) -> None:
         self._sock = sock
         self.since_ns = since_ns
-        self.moved = 0
+        self.left = self.moved = 0
+        self._parts: deque[memoryview | FilePart | _Spool] = deque()
+
+    def add(self, part: bytes | FilePart) -> None:
+        """Send this as well, behind the rest; not b"". Raises OSError when the disk is full."""
         if isinstance(part, FilePart):
-            self._data: memoryview | None = None
-            self._fd, self._offset = part.file.fileno(), part.offset
-            self.left = part.count
+            self._parts.append(part)
+            self.left += part.count
+            return
+        last = self._parts[-1] if self._parts else None
+        if isinstance(last, _Spool):
+            last.add(part)
+        elif self._parts and self.left + len(part) > IN_MEMORY_BYTES:
+            self._parts.append(spool := _Spool())
+            spool.add(part)
         else:
-            self._data = memoryview(part)
-            self.left = len(part)
+            self._parts.append(memoryview(part))
+        self.left += len(part)
 
     def flush(self) -> int:
         """Send as much as the socket accepts; return the number of bytes. Raises OSError."""
+        before, parts = self.moved, len(self._parts)
         try:
-            sent = self._send() if self.left else 0
+            while self._parts and len(self._parts) == parts:
+                sent = self._send(self._parts[0])
+                self.left -= sent
+                self.moved += sent
+                parts -= 1  # one that was not sent to its end waits for the client
         except BlockingIOError:
-            return 0
-        self.left -= sent
-        self.moved += sent
+            pass
+        return self.moved - before
+
+    def _send(self, part: memoryview | FilePart | _Spool) -> int:
+        if isinstance(part, memoryview):
+            sent = self._sock.send(part)
+            left = len(part) - sent
+            self._parts[0] = part[sent:]
+        elif isinstance(part, _Spool):
+            sent = part.send(self._sock)
+            left = part.count
+            if not left:
+                part.close()
+        else:
+            sent = os.sendfile(self._sock.fileno(), part.file.fileno(), part.offset, min(part.count, _FILE_BYTES))
+            if not sent:
+                raise OSError(f"a file has become shorter while it was sent: {self.left} bytes are missing")
+            part.offset += sent
+            part.count -= sent
+            left = part.count
+        if not left:
+            self._parts.popleft()
         return sent
 
-    def _send(self) -> int:
-        if self._data is not None:
-            sent = self._sock.send(self._data)
-            self._data = self._data[sent:]
-            return sent
-        sent = os.sendfile(self._sock.fileno(), self._fd, self._offset, min(self.left, _FILE_BYTES))
-        if not sent:
-            raise OSError(f"a file has become shorter while it was sent: {self.left} bytes are missing")
-        self._offset += sent
-        return sent
+    def close(self) -> None:
+        """Give up what is left."""
+        for part in self._parts:
+            if isinstance(part, _Spool):
+                part.close()
 
 
-IDLE, HEAD, BODY, BUSY, WRITING, CLOSED = range(6)
+IDLE, HEAD, BODY, BUSY, PROCEEDING, WRITING, CLOSED = range(7)
 _CHUNK = 16384  # bytes of one recv()
 _SOON_NS = 100_000_000
 
@@ -97,6 +160,12 @@ class ConnectionHost(Host, Protocol):
     def hand_out(self, connection: HttpConnection, /) -> None:
         """Have a thread call its `run`, and call its `resume` with the result."""
 
+    def send_out(self, connection: HttpConnection, data: bytes, /) -> None:
+        """On a thread of the pool: have the loop call its `send_written`, and return when it has."""
+
+    def clock_ns(self) -> int:
+        """Return the time on the clients' clock."""
+
     def drop(self, connection: HttpConnection, /) -> None:
         """Host it no longer: another worker does."""
 
@@ -105,23 +174,9 @@ class HttpConnection:
     """WORKER. A phase of a connection (phases.py) on the loop's clock."""
 
     __slots__ = (
-        "_app",
-        "_call",
-        "_context",
-        "_incoming",
-        "_loop",
-        "_mask",
-        "_out",
-        "_since_ns",
-        "_sock",
-        "deadline_ns",
-        "entry",
-        "fd",
-        "peer",
-        "state",
-        "stays_ns",
-        "watched_ns",
-    )
+        "_app", "_call", "_context", "_incoming", "_loop", "_mask", "_out", "_row", "_since_ns", "_sock",
+        "deadline_ns", "entry", "fd", "peer", "state", "stays_ns", "watched_ns",
+    )  # fmt: skip
 
     def __init__(self, loop: ConnectionHost, sock: socket.socket, peer: WsgiPeer) -> None:
         self._loop = loop
@@ -134,6 +189,7 @@ class HttpConnection:
         self._incoming = RequestQueue(context.limits, context.fields)
         self._call: WsgiCall | None = None
         self._out: PendingWrite | None = None  # what the socket did not take yet
+        self._row = loop.row  # of the thread that runs the application
         self._since_ns = 0  # when the body that is arriving began
         self._mask: int = EPOLLIN
         self.deadline_ns = loop.now_ns + context.header_ns
@@ -156,8 +212,7 @@ class HttpConnection:
         self._loop.bytes_in += len(data)
         try:
             whole = self._incoming.feed(data)
-        except OSError as error:  # no room on the disk for its body
-            self._loop.log.connection_failed(error, self.peer)
+        except OSError as error:  # no room on the disk
             whole = self._incoming.refusal(503, f"the body cannot be kept: {error.strerror}"), None
         if whole:
             self._answer(whole)
@@ -168,7 +223,7 @@ class HttpConnection:
         """Input is not wanted now; the client's leaving is noticed, and that it has read."""
         if mask & (EPOLLHUP | EPOLLERR) and self.state != CLOSED:
             self._lost()
-        elif self.state == WRITING:
+        elif self.state in (WRITING, PROCEEDING):
             self._flush()
         elif self.state == BUSY:
             self._watch(0)
@@ -184,7 +239,7 @@ class HttpConnection:
 
     def expire(self) -> None:
         """The deadline has passed."""
-        if self.state == WRITING:
+        if self.state in (WRITING, PROCEEDING):
             self._loop.log.count_late()
         if self.state in (HEAD, BODY):
             late = "head" if self.state == HEAD else "body"
@@ -210,10 +265,9 @@ class HttpConnection:
 
     def has_input(self) -> bool:
         """Whether the client has sent something that was not read."""
-        try:
+        with suppress(OSError):  # it has left
             return bool(unread(self._sock))
-        except OSError:
-            return False  # it has left
+        return False
 
     def go_on_from(self, message: TransferMessage, now_ns: int) -> None:
         """Go on with a connection of another worker where that one has left it."""
@@ -239,8 +293,13 @@ class HttpConnection:
         if incoming.ended:
             self.close()
         elif incoming.reading is not None:
-            if incoming.continues and not self._send_continue():
-                return
+            if incoming.continues:
+                incoming.continues = False
+                try:
+                    self._sock.send(CONTINUE)
+                except OSError as error:
+                    self._lost(error)
+                    return
             if self.state != BODY:
                 self.state = BODY
                 self._since_ns = self._loop.now_ns
@@ -248,14 +307,6 @@ class HttpConnection:
         elif self.state != HEAD and incoming.in_head:
             self.state = HEAD
             self._until(self._loop.now_ns + self._context.header_ns)
-
-    def _send_continue(self) -> bool:
-        self._incoming.continues = False
-        try:
-            self._sock.send(CONTINUE)
-        except OSError as error:
-            self._lost(error)
-        return self.state != CLOSED
 
     # --- the application
 
@@ -265,6 +316,7 @@ class HttpConnection:
         self.state, self.deadline_ns = BUSY, NEVER
         if type(request) is Request:
             self._call = self._app.call(self.peer, request, body)
+            self._call.client = self
             self._advance()
         else:
             assert type(request) is Refusal
@@ -281,12 +333,16 @@ class HttpConnection:
             self._loop.hand_out(self)
             return
         part = self._app.run(row, self.peer, self._call)
-        self.state = WRITING
-        self._send(part)
+        if self.state == BUSY:
+            self.state = WRITING
+            self._send(part)
+        else:
+            self.resume(part)
 
     def run(self, row: Row) -> bytes | FilePart:
         """On a thread of the pool: what `_advance` does in the loop. The client may have left meanwhile."""
         assert self._call is not None
+        self._row = row
         if self.state != CLOSED:
             return self._app.run(row, self.peer, self._call)
         self._app.abandon(row, self.peer, self._call)
@@ -296,20 +352,48 @@ class HttpConnection:
         """In the loop: send what `run` gave."""
         if self.state == CLOSED:
             self._close_call()
-            return
-        self.state = WRITING
-        self._send(part)
+        elif self._out is None:
+            self.state = WRITING
+            self._send(part)
+        else:
+            self.state = WRITING
+            self._flush(part)
 
     def _close_call(self) -> None:
         """Let the application close a response that is not read to its end."""
         if self._call is None or self._call.done:
-            return
-        if self._loop.row is None:
+            self._call = None  # and with it, its reference to this
+        elif self._loop.row is None:
             self._loop.hand_out(self)
         else:
             self._app.abandon(self._loop.row, self.peer, self._call)
 
     # --- bytes out
+
+    def write(self, data: bytes) -> None:
+        """Send what the application gives to write(), from within its call; keep what the client does not take at once.
+
+        The application proceeds: --timeout begins anew. Raises ConnectionError if the client has left or is too slow.
+        """
+        assert self._row is not None
+        if self._loop.row is None:
+            self._loop.send_out(self, data)
+        else:
+            self._row.cells[HEARTBEAT] = monotonic_ns()  # the loop has no turn meanwhile
+            self.send_written(data)
+            if self.state == PROCEEDING and self._loop.clock_ns() >= self.deadline_ns:
+                self.expire()
+        if self.state == CLOSED:
+            raise BrokenPipeError(errno.EPIPE, "the client has left")
+        self._row.cells[SINCE] = monotonic_ns()
+
+    def send_written(self, data: bytes) -> None:
+        """In the loop, or the application that runs in it: send this while the call goes on."""
+        if self.state == CLOSED:
+            return
+        if self._out is None:
+            self._out, self.state = PendingWrite(self._sock, self._loop.clock_ns()), PROCEEDING
+        self._flush(data)
 
     def _send(self, part: bytes | FilePart) -> None:
         """Send the next part of a response; what the socket does not take waits until the client has read."""
@@ -326,23 +410,31 @@ class HttpConnection:
                 self._after_sending()
                 return
             part = part[sent:]
-        self._out = PendingWrite(self._sock, part, self._loop.now_ns)
-        self.state = WRITING
-        self._watch(EPOLLOUT)
-        self._flush()
+        self._out, self.state = PendingWrite(self._sock, self._loop.now_ns), WRITING
+        self._flush(part)
 
-    def _flush(self) -> None:
-        """The client may have read some: send on."""
+    def _flush(self, more: bytes | FilePart = b"") -> None:
+        """The client may have read some, or there is more for it: send on."""
         assert self._out is not None
         try:
-            self._loop.bytes_out += self._out.flush()
+            if more:
+                self._out.add(more)
+            sent = self._out.flush()
         except OSError as error:
             self._lost(error)
             return
+        self._loop.bytes_out += sent
         if self._out.left:
-            self._until(self._context.deadline_ns(self._out.since_ns, self._out.moved, self._loop.now_ns))
+            self._watch(EPOLLOUT)
+            if sent or self.deadline_ns == NEVER:
+                now_ns = self._loop.clock_ns() if self.state == PROCEEDING else self._loop.now_ns
+                self._until(self._context.deadline_ns(self._out.since_ns, self._out.moved, now_ns))
+            return
+        self._out = None
+        if self.state == PROCEEDING:
+            self.state, self.deadline_ns = BUSY, NEVER
+            self._watch(self._mask & EPOLLIN)
         else:
-            self._out = None
             self._after_sending()
 
     def _after_sending(self) -> None:
@@ -389,6 +481,7 @@ class HttpConnection:
             self.close()  # reset meanwhile: nobody reads it
             return
         self.state, self.deadline_ns = CLOSED, NEVER
+        self._call = None
         self._incoming.close()
         self._watch(EPOLLIN)
         self._loop.hold(lingering)
@@ -406,12 +499,13 @@ class HttpConnection:
 
     def close(self) -> None:
         """Close at once, by a reset if the response would look complete; the application learns of it."""
-        running, self.state = self.state == BUSY, CLOSED
+        running, self.state = self.state in (BUSY, PROCEEDING), CLOSED
         self._incoming.close()
         self._loop.forget(self)
         call = self._call
         if self._out is not None or (call is not None and not (call.done or call.framed)):
-            self._out = None
+            if self._out is not None:
+                self._out.close()
             reset(self._sock)
         hang_up(self._sock)
         if not running:

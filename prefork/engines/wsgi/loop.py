@@ -16,6 +16,7 @@ import os
 import queue
 import socket
 import time
+from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from select import EPOLLET, EPOLLIN, epoll
@@ -78,6 +79,7 @@ class Pool(Generic[AnyJob]):
         self._failed = failed
         self._waiting: queue.SimpleQueue[AnyJob] = queue.SimpleQueue()
         self._done: deque[tuple[AnyJob, Any]] = deque()
+        self._lent: deque[tuple[AnyJob, bytes, LockType]] = deque()
         self.busy = 0  # handed out and not back
         self.turn = False  # though it is full, one new connection has its turn
         self._moved_ns = 0  # when it became full, or something was done last
@@ -116,10 +118,28 @@ class Pool(Generic[AnyJob]):
             self._moved_ns = monotonic_ns()
         self._waiting.put(job)
 
-    def take(self) -> Iterator[tuple[AnyJob, Any]]:
-        """What is done, each with its result; call it when `fd` is readable."""
+    def lend(self, job: AnyJob, data: bytes) -> None:
+        """On a thread of the pool: give the loop something of a job that goes on; return when the loop has taken it."""
+        taken = allocate_lock()
+        taken.acquire()
+        self._lent.append((job, data, taken))
+        os.eventfd_write(self.fd, 1)
+        taken.acquire(timeout=LENT_S)
+
+    def lent(self) -> Iterator[tuple[AnyJob, bytes]]:
+        """What threads give of jobs that go on; call it when `fd` is readable, before `take`."""
         os.eventfd_read(self.fd)
-        self._moved_ns = monotonic_ns()
+        while self._lent:
+            job, data, taken = self._lent.popleft()
+            try:
+                yield job, data
+            finally:
+                taken.release()
+
+    def take(self) -> Iterator[tuple[AnyJob, Any]]:
+        """What is done, each with its result."""
+        if self._done:
+            self._moved_ns = monotonic_ns()
         while self._done:
             self.busy -= 1
             yield self._done.popleft()
@@ -134,6 +154,7 @@ class Pool(Generic[AnyJob]):
             self._failed(error)
 
 
+LENT_S = 30.0  # until a loop that has ended, which is not told, is not waited for any more
 _EVENTS = 256  # of one turn
 
 
@@ -239,7 +260,7 @@ class Reactor:
         if self._acceptor.check_ns != NEVER:
             self._acceptor.maintain(now_ns)
 
-    def _clock_ns(self) -> int:
+    def clock_ns(self) -> int:
         """Return the time on the clients' clock, which stands still while the application runs in the loop."""
         return monotonic_ns() - (0 if self._pool else self.app.busy_ns)
 
@@ -248,7 +269,7 @@ class Reactor:
         if self._later:
             return 0.0
         until_ns = min(self.deadlines.next_ns(), self._acceptor.check_ns)
-        left_s = (until_ns - self._clock_ns()) / 1e9
+        left_s = (until_ns - self.clock_ns()) / 1e9
         if self._until_s:
             left_s = min(left_s, self._until_s - time.monotonic())
         return max(0.0, min(left_s, self._again_s))
@@ -351,13 +372,22 @@ class Reactor:
             self._balance.batch.delay_since(self._pool.blocked_since_ns)
             self._announce()
 
+    def send_out(self, connection: HttpConnection, data: bytes) -> None:
+        """On a thread of the pool: have the loop call its `send_written`, and return when it has."""
+        assert self._pool is not None
+        self._pool.lend(connection, data)
+
     def _results(self, _fd: int, _now_ns: int) -> None:
         assert self._pool is not None
         was_full = self._pool.full
         blocked_ns, count = self._pool.blocked_ns, 0
+        for connection, data in self._pool.lent():
+            connection.send_written(data)
         for connection, part in self._pool.take():
             connection.resume(part)
             count += 1
+        if not count:
+            return
         self._balance.batch.delay_since(self._pool.blocked_since_ns)
         self._balance.batch.add_delay(blocked_ns, count)
         if was_full:
@@ -406,7 +436,7 @@ class Reactor:
     def _adopt(self, sock: _socket.socket, message: TransferMessage) -> None:
         """Go on with a connection of another worker."""
         self._epoll.register(sock.fileno(), EPOLLIN)
-        self.now_ns = self._clock_ns()  # it may come after calls of this turn, and its deadline may be near
+        self.now_ns = self.clock_ns()  # it may come after calls of this turn, and its deadline may be near
         connection = HttpConnection(self, cast("socket.socket", sock), self.peers.of_message(message))
         connection.go_on_from(message, monotonic_ns())
         self.hold(connection)
