@@ -60,10 +60,7 @@ FOREIGN_FLAGS = {  # locust's own
 }  # fmt: skip
 
 AWAITED = {  # ours, in the table of what stands for the options of other servers, but not there yet
-    "--access-log-format", "--env-file", "--header", "--lifespan", "--log-config", "--max-age", "--max-fields",
-    "--max-header", "--max-in-flight", "--max-request-line", "--no-server-header", "--reload-dir", "--reload-exclude",
-    "--reload-include", "--tls-ca", "--tls-ciphers", "--tls-client-cert", "--tls-key-password-file",
-    "--tls-min-version", "--underscores",
+    "--tls-ca", "--tls-ciphers", "--tls-client-cert", "--tls-key-password-file", "--tls-min-version",
 }  # fmt: skip
 
 README, CHANGELOG = Page("README.md"), Page("CHANGELOG.md")

@@ -64,7 +64,7 @@ _ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         (("r:--blocking-threads-idle-timeout,--runtime-threads,--runtime-blocking-threads,--runtime-mode,"
          "--task-impl"), _LOOP),
         ("g:--worker-connections r:--backpressure", "`--max-connections N`"),
-        ("u:--limit-concurrency", "`--max-in-flight N`"),
+        ("u:--limit-concurrency", "`--max-connections N`, beyond which clients wait in the kernel and get no 503"),
         ("gh:--max-requests u:--limit-max-requests", "`--max-requests N`"),
         ("gh:--max-requests-jitter u:--limit-max-requests-jitter", "`--max-requests-jitter N`"),
         ("r:--workers-lifetime", "`--max-age DURATION`"),
