@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 from time import monotonic_ns
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from prefork.core.log import Log, ReportingWriter
 from prefork.engines.peer import Peer
 from prefork.http.environ import Environ, Environs, for_listener
 from prefork.http.fields import FieldTable
 from prefork.http.forwarded import UNIX, find_origin
-from prefork.http.wsgi import WsgiCall
+from prefork.http.response import ResponseError
+from prefork.http.wsgi import Client, WsgiCall
 from prefork.runtime.forks import OURS
 from prefork.status.scoreboard import BUSY_NS, SINCE, Row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefork.engines.context import WorkerContext
     from prefork.engines.http_context import HttpContext
     from prefork.engines.request_log import RequestLog
@@ -43,6 +48,95 @@ class ErrorStream(io.TextIOBase):
         return len(text)
 
 
+# --- A connection that the application takes over, to speak WebSocket by itself. flask-sock, simple-websocket and
+# others look for its socket in the environ, as gunicorn's threaded workers give it. It keeps its thread; what the
+# application returns in the end is not sent. An application in the loop cannot have it, as it would hold the loop.
+
+
+_KEY = "gunicorn.socket"
+
+
+class ClientOnRow(Client, Protocol):
+    """The connection of a call, and the row of the thread that runs it."""
+
+    fd: int
+    row: Row | None
+
+
+class Takeover:
+    """The client's socket, once the application uses it: attributes are those of a socket that blocks.
+
+    It is a copy of the loop's, so that either may close its own. `taken_ns`: when it was used first.
+    """
+
+    def __init__(self, client: ClientOnRow) -> None:
+        self._sock = socket.socket(fileno=os.dup(client.fd))
+        self._client = client
+        self.taken_ns = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if not self.taken_ns and self._client.row:
+            self._client.row.cells[SINCE] = 0  # the application waits for its client by itself: --timeout has no say
+            self.taken_ns = monotonic_ns()
+            self._sock.setblocking(True)
+        return getattr(self._sock, name)
+
+    def forgo(self) -> None:
+        """Close it, unless the application has used it."""
+        if not self.taken_ns:
+            self._sock.close()
+
+
+class NoTakeover:
+    """Stands for the socket where the application cannot have it, and says so when it is used."""
+
+    def __init__(self, tells: Callable[[], None]) -> None:
+        self._tells = tells
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self._tells()
+        raise RuntimeError(_NO_TAKEOVER)
+
+
+_NO_TAKEOVER = "a WSGI application speaks WebSocket only with --threads 2 or more, and without --tls-cert"
+
+
+class UpgradableCall(WsgiCall):
+    """The call for a request that asks for a WebSocket."""
+
+    __slots__ = ("_takeover",)
+    _takeover: Takeover
+
+    def offer(self, takeover: Takeover) -> None:
+        """Put the socket in the environ."""
+        self._takeover = self._environ[_KEY] = takeover
+
+    def step(self) -> bytes | FilePart:
+        """See WsgiCall; once the connection was taken over, nothing is sent."""
+        output = WsgiCall.step(self)
+        if not self._takeover.taken_ns:
+            if self.done:
+                self._takeover.forgo()
+            return output
+        self.close()
+        if isinstance(self.error, StopIteration | OSError):  # so flask-sock says that it is done; or the client left
+            self.error = None
+        self.busy_ns -= monotonic_ns() - self._takeover.taken_ns
+        self.status, self.sent, self.keep_alive = 101, 0, False
+        self.aborted = True  # no lingering close, which would read what is the application's
+        return b""
+
+    def write(self, data: bytes) -> None:
+        """See WsgiCall. Raises ResponseError once the connection was taken over."""
+        if self._takeover.taken_ns:
+            raise ResponseError("write() was called for a connection that the application has taken over")
+        WsgiCall.write(self, data)
+
+
 WsgiPeer = Peer[Environs]
 
 
@@ -66,6 +160,7 @@ class WsgiApp:
         self._sendfile = worker.inherited.tls is None
         self.busy_ns = 0
         self._worker = worker
+        self._told = False
         self._errors = cast("TextIO", ErrorStream(worker.log))
         self._environs = {listener.server: self._environ(listener.server) for listener in worker.listeners}
 
@@ -86,15 +181,31 @@ class WsgiApp:
             root_path=config.root_path,
         )
 
-    def call(self, peer: WsgiPeer, request: Request, body: BodyBuffer | None) -> WsgiCall:
+    def call(self, client: ClientOnRow, peer: WsgiPeer, request: Request, body: BodyBuffer | None) -> WsgiCall:
         """The application's answer to one request, not begun yet."""
         environ = peer.app_view.of(request, body)
         if peer.trusted:
             self._apply_forwarded(peer, request, environ)
-        call = WsgiCall(self._app, environ, request, self._context.stamp, body, self._sendfile)
+        made = self._upgradable(environ) if request.upgrade else WsgiCall
+        call = made(self._app, environ, request, self._context.stamp, body, self._sendfile)
+        call.client = client
+        if isinstance(call, UpgradableCall):
+            call.offer(Takeover(client))
         if self._context.draining:
             call.keep_alive = False
         return call
+
+    def _upgradable(self, environ: Environ) -> type[WsgiCall]:
+        """Return the kind of call for a request that asks for a WebSocket."""
+        if not self._in_loop and self._sendfile:
+            return UpgradableCall
+        environ[_KEY] = NoTakeover(self._tell_no_takeover)
+        return WsgiCall
+
+    def _tell_no_takeover(self) -> None:
+        if not self._told:
+            self._told = True
+            self._worker.log.warning("no WebSocket for a WSGI application", hint=_NO_TAKEOVER)
 
     def run(self, row: Row, peer: WsgiPeer, call: WsgiCall) -> bytes | FilePart:
         """Let the application go on until it has something to send, on the row of the thread that does it."""

@@ -174,8 +174,8 @@ class HttpConnection:
     """WORKER. A phase of a connection (phases.py) on the loop's clock."""
 
     __slots__ = (
-        "_app", "_call", "_context", "_incoming", "_loop", "_mask", "_out", "_row", "_since_ns", "_sock",
-        "deadline_ns", "entry", "fd", "peer", "state", "stays_ns", "watched_ns",
+        "_app", "_call", "_context", "_incoming", "_loop", "_mask", "_out", "_since_ns", "_sock",
+        "deadline_ns", "entry", "fd", "peer", "row", "state", "stays_ns", "watched_ns",
     )  # fmt: skip
 
     def __init__(self, loop: ConnectionHost, sock: socket.socket, peer: WsgiPeer) -> None:
@@ -189,7 +189,7 @@ class HttpConnection:
         self._incoming = RequestQueue(context.limits, context.fields)
         self._call: WsgiCall | None = None
         self._out: PendingWrite | None = None  # what the socket did not take yet
-        self._row = loop.row  # of the thread that runs the application
+        self.row = loop.row  # of the thread that runs the application
         self._since_ns = 0  # when the body that is arriving began
         self._mask: int = EPOLLIN
         self.deadline_ns = loop.now_ns + context.header_ns
@@ -315,8 +315,7 @@ class HttpConnection:
         request, body = whole
         self.state, self.deadline_ns = BUSY, NEVER
         if type(request) is Request:
-            self._call = self._app.call(self.peer, request, body)
-            self._call.client = self
+            self._call = self._app.call(self, self.peer, request, body)
             self._advance()
         else:
             assert type(request) is Refusal
@@ -342,7 +341,7 @@ class HttpConnection:
     def run(self, row: Row) -> bytes | FilePart:
         """On a thread of the pool: what `_advance` does in the loop. The client may have left meanwhile."""
         assert self._call is not None
-        self._row = row
+        self.row = row
         if self.state != CLOSED:
             return self._app.run(row, self.peer, self._call)
         self._app.abandon(row, self.peer, self._call)
@@ -375,17 +374,17 @@ class HttpConnection:
 
         The application proceeds: --timeout begins anew. Raises ConnectionError if the client has left or is too slow.
         """
-        assert self._row is not None
+        assert self.row is not None
         if self._loop.row is None:
             self._loop.send_out(self, data)
         else:
-            self._row.cells[HEARTBEAT] = monotonic_ns()  # the loop has no turn meanwhile
+            self.row.cells[HEARTBEAT] = monotonic_ns()  # the loop has no turn meanwhile
             self.send_written(data)
             if self.state == PROCEEDING and self._loop.clock_ns() >= self.deadline_ns:
                 self.expire()
         if self.state == CLOSED:
             raise BrokenPipeError(errno.EPIPE, "the client has left")
-        self._row.cells[SINCE] = monotonic_ns()
+        self.row.cells[SINCE] = monotonic_ns()
 
     def send_written(self, data: bytes) -> None:
         """In the loop, or the application that runs in it: send this while the call goes on."""
