@@ -426,7 +426,7 @@ def test_a_port_that_is_taken_ends_the_start(serve: Serve) -> None:
     ("text", "said"),
     [
         ("fd://3", "'fd://3' is not an address of the admin's own: give HOST:PORT, [V6]:PORT or unix:PATH"),
-        ("9100", "'9100' is not an address"),
+        ("host", "'host' is not an address"),
         ("", "'' is not an address"),
     ],
 )

@@ -83,7 +83,7 @@ def test_json(serve: Serve, tmp_path: Path, way: Way) -> None:
     server.wait_log('"listening"')
     address = re.search(r'"address": "([^"]+)"', server.log)
     assert address
-    server.wait_log('"ready ')
+    server.wait_log('"event": "ready"')
     fetch(address[1], "/?a", user_agent='a "quoted" \\ \u00e9')
     told = json.loads(lines_of(log, 1)[0])
     assert (told["method"], told["target"], told["status"], told["bytes"]) == ("GET", "/?a", 200, len(HELLO))

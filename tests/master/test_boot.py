@@ -128,7 +128,7 @@ class TestBothFamilies:
         server = serve(str(APPS / app), "--workers", "2", "--accept", accept, bind=":0")
         port = server.address.rpartition(":")[2]
         for near in ("127.0.0.1", "[::1]") * 4:
-            reply = exchange(f"{near}:{port}", b"hi\n", half_close=True).decode()
+            reply = exchange(f"{near}:{port}", b"hi\n").decode()
             assert reply.partition("|")[0].startswith(said.format(near.strip("[]") if "HI" in said else near))
 
     def test_the_status_has_the_ipv4_address_of_a_client(self, serve: Serve, tmp_path: Path, gate: Gate) -> None:
