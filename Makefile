@@ -37,7 +37,7 @@ $(PEERS)/.ready: loadtest/peers/requirements.txt
 	    echo "$$peer cannot be installed, so its rows will be left out (uWSGI needs gcc, bjoern also libev-dev)" >&2; done
 	touch $@
 
-test: $(READY)   ## what starts no server, and a smoke test of each engine and command (under a minute)
+test: $(READY)   ## what starts no server, and a smoke test of each engine and command (a minute or two)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(FAST)
 
 test-all: $(READY) ## all tests but the soak, slow fault and load tests included (under 40 minutes)
