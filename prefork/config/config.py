@@ -171,7 +171,7 @@ def _imply(values: dict[str, Any], sources: dict[str, str]) -> None:
 # --- Variables that begin as ours do but set nothing: a slip of the pen, which nobody would notice.
 
 
-_NO_OPTIONS = ("PREFORK_SLOT", "PREFORK_GENERATION", "PREFORK_INHERITED", "PREFORK_TLS_KEY_PASSWORD")
+_NO_OPTIONS = ("PREFORK_SLOT", "PREFORK_GENERATION", "PREFORK_INHERITED")
 # What Kubernetes gives every container of a namespace that has a service named prefork.
 _OF_A_SERVICE = re.compile(r"PREFORK_SERVICE_(HOST|PORT(_\w+)?)|PREFORK_PORT_\d+_\w+")
 _INSTEAD = {
