@@ -16,7 +16,7 @@ from typing import Any, Final
 from prefork.core import log
 from prefork.core.address import FORMS, Address
 from prefork.core.cgroup import usable_cpus
-from prefork.core.units import count, duration, header, network, positive_duration, size, switch, umask
+from prefork.core.units import count, duration, network, positive_duration, size, switch, umask
 
 KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi")
 LOOPS = ("uvloop", "asyncio")
@@ -91,6 +91,13 @@ def _path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(f"{text!r} is not a path")
     return text
+
+
+def _header(text: str) -> str:
+    if text == "none":
+        return text
+    response = importlib.import_module("prefork.http.response")  # start-up time that only this option is worth
+    return str(response.check_field(text))
 
 
 def _access_format(text: str) -> str:
@@ -212,7 +219,7 @@ _HTTP = (
     Option(name="underscores", field="underscores", parse=_choice(UNDERSCORES), default="drop", metavar="HOW",
            help="WSGI: x_y and x-y are one variable, so drop a header field x_y, refuse the request, or pass it where "
                 "there is no x-y."),
-    Option(name="header", field="header", parse=header, many=True, separator="\n", default="none",
+    Option(name="header", field="header", parse=_header, many=True, separator="\n", default="none",
            metavar="NAME:VALUE", help="HTTP: give every response this header field, unless the application sets it. "
                                       "Repeatable."),
     Option(name="server-header", field="server_header", parse=switch, default="yes", metavar="", switch=True,

@@ -9,13 +9,6 @@ _COUNT = re.compile(r"[0-9]{1,40}", re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)?", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,15})(k|m|g|t)?(?:i?b)?", re.ASCII | re.IGNORECASE)
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
-_VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 5.5
-_SERVERS = {  # about one connection or one body, or about requests
-    "connection", "content-length", "date", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer",
-    "trailers", "transfer-encoding", "upgrade",
-}  # fmt: skip
-
 COUNT_MOST = 999_999_999
 ID_MOST = 0xFFFF_FFFE  # of a user or group; the number above it means "unchanged" to the kernel
 DURATION_MOST_S = 100 * 86400.0
@@ -75,21 +68,6 @@ def network(text: str) -> str:
             reason = "it has host bits set" if "host bits" in str(error) else "no address or network"
             raise ValueError(f"{text!r}: {reason}; give one such as 10.0.0.0/8, ::1, unix: or none") from None
     return text
-
-
-def header(text: str) -> str:
-    """`X-Frame-Options: DENY`, a field for all responses alike, or `none`."""
-    if text == "none":
-        return text
-    name, colon, value = text.partition(":")
-    value = value.strip(" \t")
-    if not colon or not _TOKEN.fullmatch(name):
-        raise ValueError(f"{text!r} is not a header such as 'X-Frame-Options: DENY'")
-    if not _VALUE.fullmatch(value):
-        raise ValueError(f"{text!r} has a control character, or one that is not in latin-1")
-    if name.lower() in _SERVERS or name.lower().startswith("sec-websocket-"):
-        raise ValueError(f"{text!r}: {name} depends on the response, so the server sets it")
-    return f"{name}: {value}"
 
 
 def switch(text: str) -> bool:

@@ -33,7 +33,20 @@ class Response(Protocol):
         """The status line and the fields that the application gave; b"" if the response is not the application's."""
 
 
-_Line = Callable[[str, str, Request | None, int, int, int, int | None, Response | None], bytes]
+class _Entry(NamedTuple):
+    """What a line says; see AccessLog.line."""
+
+    time: str
+    client: str
+    request: Request | None
+    status: int
+    sent: int
+    duration_us: int
+    queue_ms: int | None
+    response: Response | None
+
+
+_Line = Callable[[_Entry], bytes]
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SAFE = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')
 _UNSAFE = re.compile(rb"[^ !#-\[\]-~]")
@@ -75,19 +88,11 @@ class AccessLog:
         if second != self._second:
             self._time = self._written(datetime.fromtimestamp(second, UTC))
             self._second = second
-        return self._line(self._time, client, request, status, sent, duration_us, queue_ms, response)
+        return self._line(_Entry(self._time, client, request, status, sent, duration_us, queue_ms, response))
 
 
-def _combined(
-    time: str,
-    client: str,
-    request: Request | None,
-    status: int,
-    sent: int,
-    duration_us: int,
-    _queue_ms: int | None,
-    _response: Response | None,
-) -> bytes:
+def _combined(entry: _Entry) -> bytes:
+    time, client, request, status, sent, duration_us, _queue_ms, _response = entry
     who = client.replace(" ", "%20").encode("ascii", "backslashreplace") or b"-"
     what, referer, agent = b"-", b"-", b"-"
     if request is not None:
@@ -107,16 +112,8 @@ def _combined(
     )
 
 
-def _json(
-    time: str,
-    client: str,
-    request: Request | None,
-    status: int,
-    sent: int,
-    duration_us: int,
-    queue_ms: int | None,
-    _response: Response | None,
-) -> bytes:
+def _json(entry: _Entry) -> bytes:
+    time, client, request, status, sent, duration_us, queue_ms, _response = entry
     method = target = protocol = referer = agent = "null"
     if request is not None:
         method = quote(request.method)
@@ -158,19 +155,6 @@ def _iso_time(moment: datetime) -> str:
 
 # --- A format of one's own: text with gunicorn's atoms. It is read once, into the text around the atoms and a function
 # for each atom. In a format that begins with "{" values are escaped as in JSON, so that its lines are JSON.
-
-
-class _Entry(NamedTuple):
-    """What the atoms of one line are taken from."""
-
-    time: str
-    client: str
-    request: Request | None
-    status: int
-    sent: int
-    duration_us: int
-    response: Response | None
-    pid: int
 
 
 _Value = Callable[[_Entry], bytes | str | int]
@@ -233,7 +217,7 @@ _ATOMS: Final[Mapping[str, _Value]] = {
     "M": lambda entry: entry.duration_us // 1000,
     "D": lambda entry: entry.duration_us,
     "L": lambda entry: f"{entry.duration_us // 1_000_000}.{entry.duration_us % 1_000_000:06d}",
-    "p": lambda entry: f"<{entry.pid}>",
+    "p": lambda _entry: "-",  # the same in all lines: a part of the template
 }
 _PARTS = re.compile(r"%(?:\(((?:\{[^{}]*\})?[^(){}%]*)\)([a-z]?)|(%)|\{([^{}]*)\}([a-z])|(.?))")
 
@@ -300,35 +284,25 @@ def _near(found: re.Match[str]) -> str:
 class _OwnFormat:
     """The lines of one format."""
 
-    __slots__ = ("_escape", "_pid", "_template", "_values")
+    __slots__ = ("_escape", "_template", "_values")
 
     def __init__(self, text: str, pid: int) -> None:
         """Raises ValueError as `check_format` does."""
-        self._pid = pid
         self._values: list[_Value] = []
         self._escape = b"\\u%04x" if text.startswith("{") else b"\\x%02x"
         self._template = b""
         for part in _parts(text):
             if isinstance(part, str):
                 self._template += part.encode("utf-8", "backslashreplace").replace(b"%", b"%%")
+            elif part is _ATOMS["p"]:
+                self._template += b"<%d>" % pid
             else:
                 self._values.append(part)
                 self._template += b"%b"
         self._template += b"\n"
 
-    def line(
-        self,
-        time: str,
-        client: str,
-        request: Request | None,
-        status: int,
-        sent: int,
-        duration_us: int,
-        _queue_ms: int | None,
-        response: Response | None,
-    ) -> bytes:
+    def line(self, entry: _Entry) -> bytes:
         """Return one line with its end."""
-        entry = _Entry(time, client, request, status, sent, duration_us, response, self._pid)
         return self._template % tuple([self._printed(value(entry)) for value in self._values])
 
     def _printed(self, value: bytes | str | int) -> bytes:

@@ -217,6 +217,19 @@ def add_fields(lines: Sequence[str], *, server: bool = True) -> bytes:
     return "".join(f"{line}\r\n" for line in [*servers, *lines]).encode("latin1")
 
 
+def check_field(line: str) -> str:
+    """Return `Name: value` if it can be a field of all responses. Raises ValueError, which says why not."""
+    name, colon, value = line.partition(":")
+    value = value.strip(" \t")
+    if not colon or not _NAME.fullmatch(name):
+        raise ValueError(f"{line!r} is not a header such as 'X-Frame-Options: DENY'")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"{line!r} has a control character, or one that is not in latin-1")
+    if is_servers_own(name) or name.lower() == "date" or name.lower().startswith("sec-websocket-"):
+        raise ValueError(f"{line!r}: {name} depends on the response, so the server sets it")
+    return f"{name}: {value}"
+
+
 def is_servers_own(name: str) -> bool:
     """Whether a field is about the connection or the end of the body, which are the server's."""
     return _MEANING.get(name.lower(), 0) < 0 or name.lower() == "content-length"

@@ -1,10 +1,9 @@
-"""Addresses and real listeners: what can be written, what is opened, and what a failed step is told."""
+"""Real listeners: what is opened, and what a failed step is told."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import socket
 import stat
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.core.address import FORMS, Address, format_sockaddr, part_families
+from prefork.core.address import Address, format_sockaddr, part_families
 from prefork.core.listener import Listener, open_group, open_listener, own_share, timeval
 from prefork.errors import BindError, ConfigError
 from tests.support.users import as_root
@@ -87,159 +86,6 @@ def refused(text: str) -> str:
 
 def port_of(listener: Listener) -> int:
     return int(listener.address.rpartition(":")[2])
-
-
-# --- what can be written
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("127.0.0.1:1935", Address(socket.AF_INET, host="127.0.0.1", port=1935)),
-        ("localhost:0", Address(socket.AF_INET, host="localhost", port=0)),
-        ("0.0.0.0:65535", Address(socket.AF_INET, host="0.0.0.0", port=65535)),
-        ("[::1]:80", Address(socket.AF_INET6, host="::1", port=80)),
-        ("[::]:80", Address(socket.AF_INET6, host="::", port=80)),
-        (":8000", Address(socket.AF_INET6, port=8000)),
-        ("[fe80::1%eth0]:80", Address(socket.AF_INET6, host="fe80::1%eth0", port=80)),
-        ("unix:/run/app.sock", Address(socket.AF_UNIX, path="/run/app.sock")),
-        ("unix:app:1.sock", Address(socket.AF_UNIX, path="app:1.sock")),
-        ("fd://3", Address(socket.AF_UNSPEC, fd=3)),
-    ],
-)
-def test_the_forms_of_an_address(text: str, address: Address) -> None:
-    assert Address.parse(text) == address
-    assert str(address) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", FORMS),
-        ("localhost", FORMS),
-        ("/run/app.sock", FORMS),
-        ("http://127.0.0.1:80", FORMS),
-        ("[::1]", FORMS),
-        ("localhost:", "'' is not a port (0 to 65535)"),
-        ("localhost:http", "'http' is not a port (0 to 65535)"),
-        ("localhost:65536", "'65536' is not a port (0 to 65535)"),
-        ("localhost:-1", "'-1' is not a port"),
-        ("localhost:+1", "'+1' is not a port"),
-        ("localhost:1_0", "'1_0' is not a port"),
-        ("localhost: 80", "' 80' is not a port"),
-        ("localhost:\u0668\u0660", "is not a port"),
-        ("localhost:80\n", "is not a port"),
-        ("::1:80", "write an IPv6 address in brackets, [::1]:80"),
-        (":", "'' is not a port (0 to 65535)"),
-        ("65536", "'65536' is not a port (0 to 65535)"),
-        ("unix:", "'unix:' has no path"),
-        ("unix:s,mode=", "'' is not the mode of a file in octal, such as 660"),
-        ("unix:s,mode=rw", "'rw' is not the mode"),
-        ("unix:s,mode=888", "'888' is not the mode"),
-        ("unix:s,mode=1777", "'1777' is not the mode"),
-        ("unix:s,mode=660,mode=60", "'60' is not the mode"),
-        ("unix:" + "x" * 108, "longer than the 107 bytes"),
-        ("unix:" + "\u00e9" * 54, "longer than the 107 bytes"),
-        ("fd://", "'' is not the number of a file descriptor"),
-        ("fd://x", "'x' is not the number of a file descriptor"),
-        ("fd://-1", "'-1' is not the number of a file descriptor"),
-        ("fd://\u0663", "is not the number of a file descriptor"),
-    ],
-)
-def test_what_is_no_address_is_told_why(text: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
-        Address.parse(text)
-    assert text.isspace() or text.removeprefix("unix:")[:5].strip() in str(caught.value)
-
-
-def test_a_port_alone_is_this_machine_only() -> None:
-    assert Address.parse("8000") == Address.parse("127.0.0.1:8000")
-
-
-def test_an_ipv6_address_leaves_ipv4_to_an_address_that_has_its_port() -> None:
-    texts = ["[::]:80", "0.0.0.0:80", ":81", "[::]:0", "127.0.0.1:0", "unix:/x"]
-    addresses = [Address.parse(text) for text in texts]
-    assert [address.v6_only for address in part_families(addresses)] == [True, *[False] * 5]
-    assert [str(address) for address in part_families(addresses)] == texts
-
-
-def test_a_unix_address_may_say_the_mode_of_its_file() -> None:
-    for text in ("unix:/run/app.sock,mode=660", "unix:/run/app.sock,mode=0660"):
-        address = Address.parse(text)
-        assert (address.path, address.mode) == ("/run/app.sock", 0o660)
-        assert (str(address), address.written) == ("unix:/run/app.sock", "unix:/run/app.sock,mode=660")
-    assert Address.parse("unix:a,mode=b,mode=600").path == "a,mode=b"
-
-
-@pytest.mark.parametrize("mode", [0o660, 0o777, 0o000, 0o060])
-def test_the_file_of_a_unix_socket_has_the_mode_and_other_files_keep_the_mask(
-    opened: Callable[..., Listener], tmp_path: Path, mode: int
-) -> None:
-    before = os.umask(0o027)
-    try:
-        listener = opened(f"unix:{tmp_path}/s,mode={mode:03o}")
-        (tmp_path / "file").touch()
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == mode
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
-    assert listener.address == listener.bind == f"unix:{tmp_path}/s"
-
-
-@as_root
-def test_the_file_of_a_unix_socket_is_given_to_its_owner(tmp_path: Path) -> None:
-    listener = open_listener(Address.parse(f"unix:{tmp_path}/s,mode=620"), backlog=1, owner=(65534, 33))
-    found = (tmp_path / "s").stat()
-    listener.close()
-    listener.unlink()
-    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 33, 0o620)
-    assert not (tmp_path / "s").exists()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may give files away")
-def test_who_may_not_give_its_file_away_is_told_so_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(BindError, match=r"cannot give unix:.* to user 0, group 0"):
-        open_listener(Address.parse(f"unix:{tmp_path}/s"), backlog=1, owner=(0, 0))
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_longest_path_of_a_unix_socket() -> None:
-    path = "x" * 107
-    assert Address.parse(f"unix:{path}").path == path
-
-
-@given(text=st.text(max_size=20) | st.from_regex(r"(unix:|fd://|\[)?[a-z0-9:.\[\]]{0,12}", fullmatch=True))
-def test_an_address_is_read_and_written_back_or_refused(text: str) -> None:
-    try:
-        address = Address.parse(text)
-    except ValueError:
-        return
-    assert Address.parse(address.written) == address
-
-
-@pytest.mark.parametrize(
-    ("family", "sockaddr", "text"),
-    [
-        (socket.AF_INET, ("127.0.0.1", 80), "127.0.0.1:80"),
-        (socket.AF_INET6, ("::1", 80, 0, 0), "[::1]:80"),
-        (socket.AF_INET6, ("::ffff:192.0.2.1", 80, 0, 0), "192.0.2.1:80"),
-        (socket.AF_INET6, ("::ffff:1", 80, 0, 0), "[::ffff:1]:80"),
-        (socket.AF_UNIX, "/run/x.sock", "unix:/run/x.sock"),
-        (socket.AF_UNIX, b"\0abstract", "unix:\0abstract"),
-        (socket.AF_UNIX, "", "unix:"),
-        (socket.AF_UNIX, None, "unix:"),
-    ],
-)
-def test_addresses_of_the_kernel_as_text(family: int, sockaddr: object, text: str) -> None:
-    assert format_sockaddr(family, sockaddr) == text
-
-
-@given(seconds=st.floats(0, 1e9))
-def test_a_time_limit_never_becomes_no_limit(seconds: float) -> None:
-    whole, micros = struct.unpack("@ll", timeval(seconds))
-    assert whole + micros / 1e6 == pytest.approx(seconds, abs=1.1e-6)
-    assert (whole, micros) > (0, 0)
-    assert 0 <= micros < 1_000_000
 
 
 # --- TCP
@@ -418,6 +264,14 @@ def test_closing_one_copy_leaves_the_queue_to_the_others(
         for expected in (client, late):
             with other.accept()[0] as sock:
                 assert sock.getpeername() == expected.getsockname()
+
+
+@given(seconds=st.floats(0, 1e9))
+def test_a_time_limit_never_becomes_no_limit(seconds: float) -> None:
+    whole, micros = struct.unpack("@ll", timeval(seconds))
+    assert whole + micros / 1e6 == pytest.approx(seconds, abs=1.1e-6)
+    assert (whole, micros) > (0, 0)
+    assert 0 <= micros < 1_000_000
 
 
 # --- the stop
@@ -650,6 +504,38 @@ def test_advice_for_a_path_does_not_speak_of_ports(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("cannot bind unix:app.sock: Permission denied")
     assert "1024" not in done.stdout
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o777, 0o000, 0o060])
+def test_the_file_of_a_unix_socket_has_the_mode_and_other_files_keep_the_mask(
+    opened: Callable[..., Listener], tmp_path: Path, mode: int
+) -> None:
+    before = os.umask(0o027)
+    try:
+        listener = opened(f"unix:{tmp_path}/s,mode={mode:03o}")
+        (tmp_path / "file").touch()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert listener.address == listener.bind == f"unix:{tmp_path}/s"
+
+
+@as_root
+def test_the_file_of_a_unix_socket_is_given_to_its_owner(tmp_path: Path) -> None:
+    listener = open_listener(Address.parse(f"unix:{tmp_path}/s,mode=620"), backlog=1, owner=(65534, 33))
+    found = (tmp_path / "s").stat()
+    listener.close()
+    listener.unlink()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 33, 0o620)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may give files away")
+def test_who_may_not_give_its_file_away_is_told_so_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BindError, match=r"cannot give unix:.* to user 0, group 0"):
+        open_listener(Address.parse(f"unix:{tmp_path}/s"), backlog=1, owner=(0, 0))
+    assert not list(tmp_path.iterdir())
 
 
 # --- inherited descriptors

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.core.units import header
 from prefork.http import response
 from prefork.http.response import (
     ASGI_HEADS,
@@ -25,6 +24,7 @@ from prefork.http.response import (
     WSGI_HEADS,
     ResponseError,
     add_fields,
+    check_field,
     check_head,
     error_response,
     frame,
@@ -348,7 +348,7 @@ def test_a_page_of_the_servers_has_its_own_type(added: bytes) -> None:
 def test_what_only_the_server_says_cannot_be_added(name: str) -> None:
     assert is_servers_own(name)
     with pytest.raises(ValueError, match="so the server sets it"):
-        header(f"{name}: x")
+        check_field(f"{name}: x")
 
 
 # --- error pages
