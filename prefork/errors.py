@@ -57,7 +57,11 @@ class LineTooLong(PreforkError):  # noqa: N818 - reads as what happened, like th
         self.limit = limit
 
 
-class PlainHttpError(OSError):
+class HandshakeError(OSError):
+    """A client and we could not agree on TLS. It has been told, if it spoke TLS at all."""
+
+
+class PlainHttpError(HandshakeError):
     """A client spoke HTTP on a TLS port. It has been answered."""
 
 

@@ -42,7 +42,6 @@ _DIRTY = "no counterpart: use a task queue, such as Celery"
 _SYSLOG = "no counterpart: systemd and containers take the log from standard error"
 _METRICS = "`--admin ADDRESS`, which has /metrics for Prometheus"
 _STATIC = "no counterpart: WhiteNoise, or a proxy, see serving.md"
-_CLIENT_CERT = "no counterpart: let a proxy check the certificates of clients"
 _FILES = "not needed: the system tells of changes"
 
 # By the groups of our own options: the flags, with letters that say whose they are, and our answer.
@@ -138,12 +137,12 @@ _ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("gh:--certfile u:--ssl-certfile r:--ssl-certificate", "`--tls-cert FILE`"),
         ("gh:--keyfile ur:--ssl-keyfile", "`--tls-key FILE`"),
         ("h:--keyfile-password ur:--ssl-keyfile-password",
-         "no counterpart: give a key without a password"),
-        ("gh:--ca-certs u:--ssl-ca-certs r:--ssl-ca", _CLIENT_CERT),
+         "`--tls-key-password-file FILE`, or PREFORK_TLS_KEY_PASSWORD: everybody sees a command line"),
+        ("gh:--ca-certs u:--ssl-ca-certs r:--ssl-ca", "`--tls-ca FILE`"),
         ("gh:--cert-reqs h:--verify-mode u:--ssl-cert-reqs r:--ssl-client-verify,--no-ssl-client-verify",
-         _CLIENT_CERT),
-        ("gu:--ssl-version r:--ssl-protocol-min", "no counterpart: TLS 1.2 and 1.3"),
-        ("gh:--ciphers u:--ssl-ciphers", "no counterpart: those of OpenSSL and Python"),
+         "`--tls-client-cert required|optional`, with `--tls-ca FILE`"),
+        ("gu:--ssl-version r:--ssl-protocol-min", "`--tls-min-version VERSION`"),
+        ("gh:--ciphers u:--ssl-ciphers", "`--tls-ciphers LIST`"),
         ("r:--ssl-crl", "no counterpart: a proxy can check revocations"),
         ("g:--suppress-ragged-eofs,--do-handshake-on-connect", "not needed: a handshake delays no other client"),
     ),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefork.config import env_file
-from prefork.config.options import APP, OPTIONS, PLATFORM, Option
+from prefork.config.options import APP, OPTIONS, PASSWORD_VARIABLE, PLATFORM, Option
 from prefork.core.address import Address
 from prefork.errors import ConfigError
 
@@ -54,6 +54,11 @@ class Config:
     max_connections: int
     tls_cert: str
     tls_key: str
+    tls_key_password_file: str
+    tls_ca: str
+    tls_client_cert: str
+    tls_min_version: str
+    tls_ciphers: str
     trusted_proxies: tuple[str, ...]
     proxy_protocol: bool
     log_config: str
@@ -171,7 +176,7 @@ def _imply(values: dict[str, Any], sources: dict[str, str]) -> None:
 # --- Variables that begin as ours do but set nothing: a slip of the pen, which nobody would notice.
 
 
-_NO_OPTIONS = ("PREFORK_SLOT", "PREFORK_GENERATION", "PREFORK_INHERITED")
+_NO_OPTIONS = ("PREFORK_SLOT", "PREFORK_GENERATION", "PREFORK_INHERITED", PASSWORD_VARIABLE)
 # What Kubernetes gives every container of a namespace that has a service named prefork.
 _OF_A_SERVICE = re.compile(r"PREFORK_SERVICE_(HOST|PORT(_\w+)?)|PREFORK_PORT_\d+_\w+")
 _INSTEAD = {
@@ -245,6 +250,12 @@ def configure(
         for name in ("PREFORK_CHDIR", "PREFORK_ENV_FILE"):
             if name in found:
                 raise ConfigError(f"{found[name].place}: {name} says where this file is, so it cannot stand in it")
+        if PASSWORD_VARIABLE in found:
+            place = found[PASSWORD_VARIABLE].place
+            raise ConfigError(
+                f"{place}: {PASSWORD_VARIABLE} is not for the application: set it in the environment, "
+                "or use --tls-key-password-file"
+            )
         for name, hint in unknown_variables(found).items():
             raise ConfigError(f"{found[name].place}: there is no option for {name}; {hint}")
         around = {**found, **around}

@@ -22,6 +22,7 @@ KINDS = ("auto", "stream", "socketserver", "streams", "protocol", "wsgi", "asgi"
 LOOPS = ("uvloop", "asyncio")
 UNDERSCORES = ("drop", "refuse", "pass")
 LIFESPANS = ("auto", "on", "off")
+PASSWORD_VARIABLE = "PREFORK_TLS_KEY_PASSWORD"  # noqa: S105 - its name; no option, as a command line is no secret
 WORKERS_MOST = 4096
 THREADS_MOST = 1024
 FIELDS_MOST = 10_000
@@ -237,7 +238,20 @@ _TLS = (
     Option(name="tls-cert", field="tls_cert", parse=str, default="", metavar="FILE",
            help="HTTP and asyncio: serve TLS with this certificate chain (PEM). A reload reads it again."),
     Option(name="tls-key", field="tls_key", parse=str, default="", metavar="FILE",
-           help="The key of --tls-cert (PEM, without a password); by default in the same file."),
+           help="The key of --tls-cert (PEM); by default in the same file."),
+    Option(name="tls-key-password-file", field="tls_key_password_file", parse=str, default="", metavar="FILE",
+           help=f"The first line of FILE is the password of --tls-key; or give it in {PASSWORD_VARIABLE}."),
+    Option(name="tls-ca", field="tls_ca", parse=str, default="", metavar="FILE",
+           help="Ask clients for a certificate that one of those in FILE (PEM) has signed. A reload reads it again."),
+    Option(name="tls-client-cert", field="tls_client_cert", parse=_choice(("required", "optional")),
+           default="required", metavar="HOW",
+           help="With --tls-ca: required: clients without a certificate are refused. optional: the application decides "
+                "what they may do."),
+    Option(name="tls-min-version", field="tls_min_version", parse=_choice(("1.2", "1.3")), default="1.2",
+           metavar="VERSION", help="The lowest version of TLS, 1.2 or 1.3, for rules that forbid 1.2."),
+    Option(name="tls-ciphers", field="tls_ciphers", parse=str, default="", metavar="LIST",
+           help="Ciphers of TLS 1.2, as `openssl ciphers` takes them, for rules that name them; those of 1.3 are "
+                "OpenSSL's."),
 )  # fmt: skip
 _LOGS = (
     Option(name="log", field="log", parse=_path, default="-", metavar="PATH|-",

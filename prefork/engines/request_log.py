@@ -119,6 +119,11 @@ class RequestLog:
         """Count a client that was too slow to send or to read, where no response can say so."""
         self._counters[TIMED_OUT] += 1
 
+    def refuse_connection(self, error: BaseException, peer: Peer[Any]) -> None:
+        """Count and log a connection that came to no request: its PROXY header or its TLS handshake is at fault."""
+        self._counters[REFUSED] += 1
+        self.connection_failed(error, peer)
+
     def connection_failed(self, error: BaseException, peer: Peer[Any]) -> None:
         """Log what went wrong on the way to a client."""
         self._errors.note("connection failed", ours=False, peer=peer.text, error=str(error))

@@ -73,6 +73,10 @@ class Environs:
         self._fields: list[Field] | None = None
         self._with_fields: Environ | None = None
 
+    def secure(self, added: Environ) -> None:
+        """The connection is under TLS: tell it in all environs."""
+        self._listener = {**self._listener, **added}
+
     def of(self, request: Request, body: BodyBuffer | None = None) -> Environ:
         """Return a new environ for one request whose body, if there is one, is complete."""
         if request.fields is not self._fields:

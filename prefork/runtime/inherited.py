@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prefork.config.options import PASSWORD_VARIABLE
 from prefork.core.privileges import Identity
 from prefork.errors import AppLoadError, BootError, ConfigError
 from prefork.runtime.hooks import Hooks
@@ -59,9 +61,24 @@ class Inherited:
 
 def tls_of(config: Config) -> Tls | None:
     """What --tls-cert asks for. Raises ConfigError."""
+    sources = config.sources
     if config.tls_cert:
-        made: Tls = importlib.import_module("prefork.core.tls").Tls(config.tls_cert, config.tls_key)
+        if sources["tls-client-cert"] != "default" and not config.tls_ca:
+            raise ConfigError(f"{sources['tls-client-cert']}: who has to have signed it? give --tls-ca FILE")
+        tls = importlib.import_module("prefork.core.tls")
+        settings = tls.TlsSettings(
+            cert=config.tls_cert,
+            key=config.tls_key,
+            password_file=config.tls_key_password_file,
+            password=os.environ.get(PASSWORD_VARIABLE, ""),
+            ca=config.tls_ca,
+            client_cert=config.tls_client_cert,
+            min_version=config.tls_min_version,
+            ciphers=config.tls_ciphers,
+        )
+        made: Tls = tls.Tls(settings)
         return made
-    if config.tls_key:
-        raise ConfigError(f"{config.sources['tls-key']}: a key alone is no use; give its certificate, --tls-cert")
+    for name, source in sources.items():
+        if name.startswith("tls-") and source != "default":
+            raise ConfigError(f"{source}: it is of no use without a certificate, --tls-cert FILE")
     return None

@@ -79,7 +79,9 @@ def _kinds(part: str, over: str) -> list[Figure]:
         _figure(key, "object", over, "Failures by kind; each counts once."),
         _figure(f"{key}.app", "count", over, failed),
         _figure(f"{key}.aborted", "count", over, "The application failed in the middle of a response."),
-        _figure(f"{key}.refused", "count", over, "The server refused a request: malformed, or over a limit."),
+        _figure(
+            f"{key}.refused", "count", over, "The server refused a request or connection: malformed, or over a limit."
+        ),
         _figure(f"{key}.timeout", "count", over, "The client did not send or read in time."),
         _figure(f"{key}.client_gone", "count", over, "The client left before its response was complete."),
     ]

@@ -20,6 +20,7 @@ import setproctitle
 
 from prefork.config import env_file
 from prefork.config.config import Config
+from prefork.config.options import PASSWORD_VARIABLE
 from prefork.core.listener import Listener, own_share
 from prefork.core.log import Log, guard_output
 from prefork.core.process import ORPHANED, adopted, die_with_parent, prefer_as_victim
@@ -64,7 +65,11 @@ def load_app(config: Config, inherited: Inherited, log: Log) -> App:
 
 
 def _set_variables(config: Config) -> None:
-    """Set the variables of --env-file that the environment does not have. Raises AppLoadError."""
+    """Set the variables of --env-file that the environment does not have. Raises AppLoadError.
+
+    What an application starts, or shows on a page of errors, must not have the password of the key.
+    """
+    os.environ.pop(PASSWORD_VARIABLE, None)
     if config.env_file:
         try:
             variables = env_file.read(config.env_file, config.sources["env-file"], os.environ)

@@ -28,6 +28,12 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await writer.wait_closed()
 
 
+async def whose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer whose certificate the client has shown."""
+    subject = writer.get_extra_info("peercert")["subject"]
+    writer.write(f"{dict(pair for part in subject for pair in part)['commonName']}\n".encode())
+
+
 async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer as the built-in talkback does; whoever returns need not close."""
     writer.write(b"hello from prefork\n")

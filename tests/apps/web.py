@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,12 @@ def say_thread(_: Environ, start_response: StartResponse) -> Iterable[bytes]:
     return [b"%d" % threading.get_ident()]
 
 
+def show_variables(_: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer the names of the environment variables that the application has."""
+    start_response("200 OK", [*TEXT])
+    return [" ".join(os.environ).encode()]
+
+
 def complain(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """Write to wsgi.errors."""
     environ["wsgi.errors"].write(unquote(environ["QUERY_STRING"]) + "\n")
@@ -66,6 +73,7 @@ DEEDS: dict[str, Callable[[Environ, StartResponse], Iterable[bytes]]] = {
     "/return": return_early,
     "/thread": say_thread,
     "/errors": complain,
+    "/variables": show_variables,
 }
 
 

@@ -89,7 +89,7 @@ def test_on_an_asyncio_loop_as_well() -> None:
         requests=cycles,
         task=lambda call: call.close(),
         state=None,
-        secure=False,
+        tls=None,
         look_ns=NEVER,
     )
     peer = SimpleNamespace(served=False, trusted=False, app_view=SimpleNamespace(of=lambda *_: {}))

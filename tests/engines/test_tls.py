@@ -17,7 +17,7 @@ import pytest
 from tests.apps.routes import BLOCK, HELLO
 from tests.support.client import abort, dial, exchange, read_to_end
 from tests.support.server import APPS, run
-from tests.support.tls import FIRST, LOCKED, SECOND, TLS, trusting
+from tests.support.tls import CLIENTS, FIRST, LOCKED, PASSWORD, SECOND, TLS, trusting
 from tests.support.wait import eventually
 from tests.support.ways import BOTH, EACH_WAY, LOOPS, ONE, THREADS, WSGI, Way
 from tests.support.web import WEB, Browser, fetch, request
@@ -215,10 +215,19 @@ def test_a_reload_renews_the_certificate_and_a_broken_one_changes_nothing(
         (["--tls-key", FIRST], 2, "--tls-cert"),
         pytest.param(["--tls-cert", "/nowhere.pem"], 2, "/nowhere.pem"),
         pytest.param(["--tls-cert", str(APPS / "web.py")], 2, "web.py"),
-        pytest.param(["--tls-cert", LOCKED], 2, "password"),
+        pytest.param(["--tls-cert", LOCKED], 2, "--tls-key-password-file"),
         (["--tls-cert", FIRST, "--tls-key", SECOND], 2, "is not the key of"),
+        (["--tls-ca", CLIENTS], 2, "--tls-cert"),
+        (["--tls-min-version", "1.3"], 2, "--tls-cert"),
+        (["--tls-min-version", "1.1", *TLS], 2, "'1.1' is not one of 1.2, 1.3"),
+        (["--tls-client-cert", "optional", *TLS], 2, "--tls-ca"),
+        (["--tls-ca", "/nowhere.pem", *TLS], 2, "cannot read --tls-ca /nowhere.pem: No such file"),
+        (["--tls-ca", str(APPS / "web.py"), *TLS], 2, "no certificate in it"),
+        (["--tls-ciphers", "NONE-SUCH", *TLS], 2, "--tls-ciphers NONE-SUCH"),
+        (["--tls-cert", LOCKED, "--tls-key-password-file", "/nowhere"], 2, "cannot read --tls-key-password-file"),
+        (["--tls-cert", LOCKED, "--tls-key-password-file", FIRST], 2, "the password of --tls-key"),
+        (["--tls-cert", LOCKED, "--tls-key-password-file", "/dev/null"], 2, "its first line is empty"),
     ],
-    ids=["key-alone", "missing", "no-pem", "locked", "not-its-key"],
 )
 def test_a_mistake_is_one_line(args: list[str], code: int, said: str) -> None:
     done = run("serve", WEB, "--bind", "127.0.0.1:0", *args)
@@ -226,6 +235,40 @@ def test_a_mistake_is_one_line(args: list[str], code: int, said: str) -> None:
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "ssl.c" not in done.stderr
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\nanother line\n"])
+def test_the_password_of_the_key_in_a_file(serve: Serve, tmp_path: Path, end: str) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(f"{PASSWORD}{end}".encode())
+    server = serve(WEB, *ONE, "--tls-cert", LOCKED, "--tls-key-password-file", str(file))
+    assert fetch(server, tls=trusting()).body == HELLO
+    file.write_text("changed")
+    server.signal(signal.SIGHUP)
+    assert f"the password of --tls-key {LOCKED} is wrong" in server.wait_log(r"(reload abandoned .*)$")[1]
+    assert fetch(server, tls=trusting()).body == HELLO
+
+
+@pytest.mark.parametrize("how", [(), ("--preload",)], ids=["worker", "template"])
+def test_the_password_of_the_key_in_the_environment_is_not_the_application_s(serve: Serve, how: Way) -> None:
+    name = "PREFORK_TLS_KEY_PASSWORD"
+    server = serve(WEB, *ONE, "--tls-cert", LOCKED, *how, env={name: PASSWORD})
+    said = fetch(server, "/variables", tls=trusting()).body
+    assert b"PATH" in said
+    assert name.encode() not in said
+    assert name not in server.log
+    server.signal(signal.SIGHUP)  # the master has it yet
+    server.wait_log("reloaded")
+    assert name.encode() not in fetch(server, "/variables", tls=trusting()).body
+
+
+def test_the_password_of_the_key_cannot_stand_in_an_environment_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"A=b\nPREFORK_TLS_KEY_PASSWORD={PASSWORD}\n")
+    done = run("serve", WEB, "--bind", "127.0.0.1:0", "--tls-cert", LOCKED, "--env-file", str(file))
+    assert done.returncode == 2
+    assert f"{file}:2: PREFORK_TLS_KEY_PASSWORD is not for the application" in done.stderr
+    assert PASSWORD not in done.stderr
 
 
 def test_tls_with_a_stream_handler_is_an_error() -> None:

@@ -6,13 +6,20 @@ import ssl
 from pathlib import Path
 
 CERTIFICATES = Path(__file__).with_name("certificates")
-FIRST, SECOND, LOCKED = (str(CERTIFICATES / f"{name}.pem") for name in ("first", "second", "locked"))
+_NAMES = ("first", "second", "locked", "clients", "client", "expired")
+FIRST, SECOND, LOCKED, CLIENTS, CLIENT, EXPIRED = (str(CERTIFICATES / f"{name}.pem") for name in _NAMES)
+PASSWORD = "open-sesame"
 TLS = ("--tls-cert", FIRST)
+ASKED = (*TLS, "--tls-ca", CLIENTS)  # which has signed CLIENT and EXPIRED
 
 
-def trusting(*files: str) -> ssl.SSLContext:
-    """A client's context that trusts these certificates alone."""
+def trusting(*files: str, version: ssl.TLSVersion | None = None, own: str = "") -> ssl.SSLContext:
+    """A client's context that trusts these certificates alone, speaks this version alone, and shows this one."""
     context = ssl.create_default_context()
     for file in files or (FIRST,):
         context.load_verify_locations(file)
+    if version:
+        context.minimum_version = context.maximum_version = version
+    if own:
+        context.load_cert_chain(own)
     return context

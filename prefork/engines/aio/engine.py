@@ -26,7 +26,7 @@ from prefork.engines.accept import AcceptBalance
 from prefork.engines.aio.accept import Acceptor, LoopAcceptor, UvloopAcceptor
 from prefork.engines.aio.connections import ConnectionSet, ignore
 from prefork.engines.aio.heartbeat import Heartbeat
-from prefork.engines.aio.service import LoopContext, Service
+from prefork.engines.aio.service import AcceptedSocket, LoopContext, Service
 from prefork.engines.aio.tasks import tasks_of
 from prefork.engines.aio.waiting import LoopTimers
 from prefork.engines.context import WorkerContext
@@ -116,6 +116,8 @@ class AioEngine:
     def _new_service(self) -> Service:
         worker = self._worker
         config, app, tls = worker.config, worker.app, worker.inherited.tls
+        if tls:
+            tls.on_failure(AcceptedSocket.tell)
         context = LoopContext(
             worker=worker,
             loop=self._loop,

@@ -17,6 +17,7 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
+from prefork.core.address import format_sockaddr
 from prefork.core.listener import Listener
 from prefork.engines.aio.heartbeat import Heartbeat
 from prefork.engines.aio.service import LoopContext
@@ -45,9 +46,10 @@ class ProtocolService:
         # id() of a protocol -> the protocol (a reference keeps the id its own), its transport, when it began (ns).
         self._held: dict[int, tuple[Any, asyncio.Transport, int]] = {}
 
-    def accept(self, sock: socket.socket, listener: Listener, _sockaddr: Any, _queue_ms: int | None) -> None:
+    def accept(self, sock: socket.socket, listener: Listener, sockaddr: Any, _queue_ms: int | None) -> None:
         """Serve a connection that was accepted."""
-        self._context.adopt(sock, partial(self.protocol, listener))
+        peer = format_sockaddr(listener.sock.family, sockaddr) if self._context.ssl else ""
+        self._context.adopt(sock, partial(self.protocol, listener), peer)
 
     def protocol(self, _listener: Listener) -> asyncio.BaseProtocol:
         """Return the application's object for the next connection. Never raises, as uvloop would stop to accept."""

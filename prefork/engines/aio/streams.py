@@ -329,8 +329,8 @@ class StreamsService:
 
     def accept(self, sock: socket.socket, listener: Listener, sockaddr: Any, _queue_ms: int | None) -> None:
         """Serve a connection that was accepted."""
-        peer_text = row_text(format_sockaddr(listener.sock.family, sockaddr))
-        self._context.adopt(sock, partial(self._connection, peer_text))
+        peer = format_sockaddr(listener.sock.family, sockaddr)
+        self._context.adopt(sock, partial(self._connection, row_text(peer)), peer)
 
     def protocol(self, _listener: Listener) -> asyncio.BaseProtocol:
         """Return the protocol for a connection that the loop itself has accepted."""

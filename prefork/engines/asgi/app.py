@@ -67,7 +67,9 @@ class AsgiApp:
         self.peers = PeerFactory(context.trusted, self.view, worker)
         self._errors = of_loop.errors
         self.target = worker.app.target
-        self.secure = worker.inherited.tls is not None
+        self.tls = worker.inherited.tls
+        if self.tls:
+            self.tls.speak_http()
         self.connections = of_loop.connections
         self.heartbeat = of_loop.heartbeat
         self.loop = of_loop.loop
@@ -94,7 +96,7 @@ class AsgiApp:
         return Scopes(self._scopes.get(server) or self._scope(server), client)
 
     def _scope(self, server: Server) -> Scope:
-        return for_listener(server=server, scheme="https" if self.secure else "http", root_path=self._root_path)
+        return for_listener(server=server, scheme="https" if self.tls else "http", root_path=self._root_path)
 
     def apply_forwarded(self, peer: AsgiPeer, request: Request, scope: Scope) -> None:
         """Replace the address of a trusted proxy by that of the client behind it."""

@@ -28,6 +28,7 @@ from prefork.http.parser import END, Event, RequestParser
 
 if TYPE_CHECKING:
     from prefork.core.listener import Listener
+    from prefork.core.tls import TlsFacts
     from prefork.engines.asgi.app import AsgiApp, AsgiPeer
     from prefork.runtime.transfer import TransferMessage
 
@@ -36,18 +37,15 @@ _BODY_BYTES = 65536  # of a body that wait for the application before the client
 _VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}  # RFC 8446 4.1.2, as ASGI wants them
 
 
-def tls_facts(transport: asyncio.BaseTransport) -> dict[str, Any]:
-    """Return the extension `tls` of a connection's scopes. Clients are not asked for certificates, so it has none."""
-    ssl_object = transport.get_extra_info("ssl_object")
-    name = ssl_object.cipher()[0]
-    suites = [cipher["id"] & 0xFFFF for cipher in ssl_object.context.get_ciphers() if cipher["name"] == name]
+def extension_of(tls: TlsFacts) -> dict[str, Any]:
+    """Return the extension `tls` of a connection's scopes. A certificate that is not accepted ends the handshake."""
     return {
-        "server_cert": None,
-        "client_cert_chain": [],
-        "client_cert_name": None,
+        "server_cert": tls.server_cert,
+        "client_cert_chain": tls.client_chain,
+        "client_cert_name": tls.subject if tls.client_chain else None,
         "client_cert_error": None,
-        "tls_version": _VERSIONS.get(ssl_object.version()),
-        "cipher_suite": suites[0] if suites else None,
+        "tls_version": _VERSIONS.get(tls.version),
+        "cipher_suite": tls.suite,
     }
 
 
@@ -186,8 +184,8 @@ class HttpConnection(asyncio.Protocol):
         if not hasattr(self, "peer"):
             assert self._listener is not None
             self.peer = app.peers.of(self._listener, transport.get_extra_info("peername") or ("", 0))  # or it has left
-        if app.secure:
-            self.peer.app_view.secure(tls_facts(transport))
+        if app.tls:
+            self.peer.app_view.secure(extension_of(app.tls.facts(transport.get_extra_info("ssl_object"))))
         app.connections.join(self)
         self._until(monotonic_ns() + app.context.header_ns if self.deadline_ns == NEVER else self.deadline_ns)
 
@@ -209,7 +207,7 @@ class HttpConnection(asyncio.Protocol):
         cycle = self._cycle
         if cycle is not None and (not cycle.body_open or self._queue.waiting):
             cycle.hang_up()
-            return not self._app.secure  # under TLS the loop closes a connection whose client sends no more
+            return not self._app.tls  # under TLS the loop closes a connection whose client sends no more
         for event in self._queue.eof():
             self._take(event)
         return False

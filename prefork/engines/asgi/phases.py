@@ -24,6 +24,7 @@ from prefork.engines.linger import (
 )
 from prefork.engines.proxy_header import ProxyInput
 from prefork.engines.timers import NEVER
+from prefork.errors import HandshakeError
 from prefork.http.proxy_protocol import ProxyProtocolError
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ class PreHttp:
         except BlockingIOError:
             return
         except (OSError, ProxyProtocolError) as error:
-            self._app.log.connection_failed(error, self._peer)
+            self._app.log.refuse_connection(error, self._peer)
             self.abort()
 
     def _take_header(self, proxy: ProxyInput) -> None:
@@ -252,7 +253,7 @@ class PreHttp:
                 peer.queue_ms = self._peer.queue_ms
                 self._peer = peer
             self._proxy = None
-            if not self._app.secure:
+            if not self._app.tls:
                 self._pass()
 
     def _look_for_tls(self) -> None:
@@ -260,7 +261,7 @@ class PreHttp:
         if first == _HANDSHAKE:
             self._pass()
         elif first:
-            self._app.log.connection_failed(ConnectionError("it does not speak TLS"), self._peer)
+            self._app.log.refuse_connection(HandshakeError("TLS handshake: it does not speak TLS"), self._peer)
             self._sock.send(PLAIN_HTTP)
             self._sock.shutdown(socket.SHUT_WR)
             self._left = LINGER_BYTES

@@ -229,7 +229,7 @@ class IdleConnections:
         self._context.connections.arriving += 1
         self._context.connections.publish()
         made = socket.socket(sock.family, sock.type, sock.proto, sock.detach())
-        self._context.adopt(made, partial(HttpConnection.of_message, self._app, message))
+        self._context.adopt(made, partial(HttpConnection.of_message, self._app, message), message.client[0])
 
 
 class AsgiService:
@@ -257,10 +257,10 @@ class AsgiService:
         peer = app.peers.of(listener, sockaddr)
         peer.queue_ms = queue_ms
         if self._proxied and not peer.trusted:
-            app.log.connection_failed(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
+            app.log.refuse_connection(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
             app.connections.lose()
             sock.close()
-        elif self._proxied or app.secure:
+        elif self._proxied or app.tls:
             PreHttp(app, sock, peer, listener, proxied=self._proxied, adopt=self._adopt)
         else:
             self._adopt(sock, listener, peer)
@@ -303,7 +303,7 @@ class AsgiService:
         await self._lifespan.stop(timeout_s)
 
     def _adopt(self, sock: socket.socket, listener: Listener, peer: AsgiPeer) -> None:
-        self._context.adopt(sock, partial(HttpConnection, self._app, listener, peer))
+        self._context.adopt(sock, partial(HttpConnection, self._app, listener, peer), peer.text)
 
 
 SERVICE = AsgiService

@@ -21,6 +21,7 @@ from prefork.status.scoreboard import BUSY_NS, SINCE, Row
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prefork.core.tls import TlsFacts
     from prefork.engines.context import WorkerContext
     from prefork.engines.http_context import HttpContext
     from prefork.engines.request_log import RequestLog
@@ -138,6 +139,20 @@ class UpgradableCall(WsgiCall):
 
 
 WsgiPeer = Peer[Environs]
+
+
+def environ_of(tls: TlsFacts) -> Environ:
+    """Return what a connection's TLS adds to its environs, by the names that Apache's mod_ssl has given them."""
+    added = {"SSL_PROTOCOL": tls.version, "SSL_CIPHER": tls.cipher, "SSL_CLIENT_VERIFY": "NONE"}
+    if tls.client_chain:
+        added |= {
+            "SSL_CLIENT_VERIFY": "SUCCESS",
+            "SSL_CLIENT_CERT": tls.client_chain[0],
+            "SSL_CLIENT_S_DN": tls.subject.encode().decode("latin1"),
+            "SSL_CLIENT_I_DN": tls.issuer.encode().decode("latin1"),
+            "SSL_CLIENT_M_SERIAL": tls.serial,
+        }
+    return added
 
 
 def fields_of(worker: WorkerContext) -> FieldTable:

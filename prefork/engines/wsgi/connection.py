@@ -28,7 +28,7 @@ from prefork.engines.handover import STAYS_NS
 from prefork.engines.linger import LingeringSocket, hang_up, reset, unread
 from prefork.engines.timers import NEVER
 from prefork.engines.wsgi.phases import Host
-from prefork.errors import CLIENT_GONE, PlainHttpError
+from prefork.errors import CLIENT_GONE
 from prefork.http.body import IN_MEMORY_BYTES, FilePart
 from prefork.http.head import CONTINUE, Request
 from prefork.http.limits import Refusal
@@ -487,9 +487,6 @@ class HttpConnection:
 
     def _lost(self, error: OSError | None = None) -> None:
         """The client left in the midst of something, or is treated as if it had."""
-        if isinstance(error, PlainHttpError):
-            self._linger()
-            return
         if error is not None and error.errno not in CLIENT_GONE:
             self._loop.log.connection_failed(error, self.peer)
         if self.state != IDLE:

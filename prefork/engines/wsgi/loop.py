@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from select import EPOLLET, EPOLLIN, epoll
 from time import monotonic_ns
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from prefork.core.listener import Listener
 from prefork.engines.accept import FULL_NS, AcceptBalance, EpollAcceptor
@@ -34,9 +34,9 @@ from prefork.engines.peer import PeerFactory, note_wait
 from prefork.engines.request_log import RequestLog
 from prefork.engines.serving import start_threads
 from prefork.engines.timers import NEVER, Deadlines
-from prefork.engines.wsgi.app import WsgiApp, WsgiPeer, fields_of
+from prefork.engines.wsgi.app import WsgiApp, WsgiPeer, environ_of, fields_of
 from prefork.engines.wsgi.connection import HttpConnection
-from prefork.engines.wsgi.phases import Phase, PreHttp
+from prefork.engines.wsgi.phases import Handshake, Phase, PreHttp, ProxyHeader
 from prefork.runtime.forks import OURS
 from prefork.runtime.transfer import TransferMessage
 from prefork.status.scoreboard import (
@@ -52,6 +52,9 @@ from prefork.status.scoreboard import (
     heartbeat_s,
     publish_held,
 )
+
+if TYPE_CHECKING:
+    from prefork.core.tls import TlsSocket
 
 # --- The application threads of an event loop: work goes in by a queue, results come back by an eventfd.
 #
@@ -171,10 +174,12 @@ class Reactor:
         self._cells = worker.rows[0].cells  # counters of the loop itself; the pool's threads write their own
         self._epoll = epoll()
         self._errors = RateLimitedLog(worker.log)
-        self._tls = worker.inherited.tls
+        self._tls = tls = worker.inherited.tls
+        if tls:
+            tls.speak_http()
         # The type below socket.socket has all that is needed (measured: 2 us less for a connection), but not for TLS.
-        self._socket: type[socket.socket] = socket.socket if self._tls else cast("type[socket.socket]", _socket.socket)
-        may_exceed = not self._tls and config.threads == 1
+        self._socket: type[socket.socket] = socket.socket if tls else cast("type[socket.socket]", _socket.socket)
+        may_exceed = not tls and config.threads == 1
         self._balance = AcceptBalance(worker.board, worker.orders, worker.group, worker.wake_fd, may_exceed=may_exceed)
         self._phases: dict[int, Phase] = {}
         self._later: list[HttpConnection] = []  # that go on in the next turn
@@ -314,9 +319,9 @@ class Reactor:
         if not self._worker.config.proxy_protocol:
             self.start_http(sock, peer)
         elif peer.trusted:
-            self.hold(PreHttp(self, sock, peer, listener))
+            self.hold(ProxyHeader(self, sock, peer, listener))
         else:
-            self.log.connection_failed(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
+            self.log.refuse_connection(PermissionError("it may not send a PROXY header; see --trusted-proxies"), peer)
             self._turn_away(sock, fd)
         self._announce()
 
@@ -326,21 +331,33 @@ class Reactor:
         hang_up(sock)
 
     def start_http(self, sock: socket.socket, peer: WsgiPeer) -> None:
-        """From here on it is HTTP, under TLS if we have a certificate."""
+        """Begin with HTTP on a connection, or with TLS if there is a certificate."""
+        if not self._tls:
+            self.hold(HttpConnection(self, sock, peer))
+            return
         fd = sock.fileno()
-        if before := self._phases.pop(fd, None):
-            self.deadlines.forget(before)
-        if self._tls:
-            try:
-                sock = self._tls.wrap(sock)
-            except OSError as error:  # the client left before it was accepted
-                self.log.connection_failed(error, peer)
-                self._turn_away(sock, fd)
-                return
-        self.hold(HttpConnection(self, sock, peer))
+        try:
+            wrapped = self._tls.wrap(sock)
+        except OSError:  # the client left before it was accepted
+            if before := self._phases.pop(fd, None):
+                self.deadlines.forget(before)
+            self._turn_away(sock, fd)
+            return
+        self.hold(Handshake(self, wrapped, peer))
+
+    def start_http_under_tls(self, sock: TlsSocket, peer: WsgiPeer, until_ns: int) -> None:
+        """Begin with HTTP after the handshake; the client has until then for its first request."""
+        assert self._tls is not None
+        peer.app_view.secure(environ_of(self._tls.facts(sock)))
+        connection = HttpConnection(self, sock, peer)
+        connection.deadline_ns = until_ns
+        self.hold(connection)
+        connection.ready(EPOLLIN)  # it mostly comes with the end of the handshake
 
     def hold(self, phase: Phase) -> None:
         """Host this phase from now on, in the place of one that had its descriptor."""
+        if before := self._phases.get(phase.fd):
+            self.deadlines.forget(before)
         self._phases[phase.fd] = phase
         self.deadlines.watch(phase)
 

@@ -1,23 +1,27 @@
-"""WORKER. The phases of a connection in the epoll loop, and the one before HTTP: the PROXY header of a load balancer.
+"""WORKER. The phases of a connection in the epoll loop, and those before HTTP: a PROXY header, and the TLS handshake.
 
-The phases of a connection follow each other in the loop under one descriptor: PreHttp, HttpConnection (connection.py),
-LingeringSocket (engines/linger.py).
+The phases of a connection follow each other in the loop under one descriptor: ProxyHeader, Handshake, HttpConnection
+(connection.py), LingeringSocket (engines/linger.py).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from select import EPOLLIN
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.engines.handover import GRACE_NS
-from prefork.engines.linger import hang_up
+from prefork.engines.linger import LingeringSocket, hang_up
 from prefork.engines.proxy_header import ProxyInput
 from prefork.engines.timers import NEVER, Bounded
+from prefork.errors import HandshakeError
 from prefork.http.proxy_protocol import ProxyProtocolError
 
 if TYPE_CHECKING:
     import socket
 
     from prefork.core.listener import Listener
+    from prefork.core.tls import TlsSocket
     from prefork.engines.http_context import HttpContext
     from prefork.engines.peer import PeerFactory
     from prefork.engines.request_log import RequestLog
@@ -59,7 +63,10 @@ class Host(Protocol):
     deadlines: Deadlines[Phase]
 
     def start_http(self, sock: socket.socket, peer: WsgiPeer, /) -> None:
-        """Begin with HTTP on a connection, under TLS if there is a certificate."""
+        """Begin with HTTP on a connection, or with TLS if there is a certificate."""
+
+    def start_http_under_tls(self, sock: TlsSocket, peer: WsgiPeer, until_ns: int, /) -> None:
+        """Begin with HTTP after the handshake; the client has until then for its first request."""
 
     def hold(self, phase: Phase, /) -> None:
         """Host this phase from now on."""
@@ -71,21 +78,53 @@ class Host(Protocol):
         """Report these events of its descriptor from now on."""
 
 
-class PreHttp:
-    """WORKER. The phase in which the PROXY header arrives."""
+class PreHttp(ABC):
+    """WORKER. A phase before HTTP, of a client that has `header_ns` from its connection until its first request."""
 
-    __slots__ = ("_input", "_listener", "_loop", "_peer", "_sock", "deadline_ns", "entry", "fd", "watched_ns")
+    __slots__ = ("_loop", "_peer", "_sock", "begun", "deadline_ns", "entry", "fd", "watched_ns")
 
-    def __init__(self, loop: Host, sock: socket.socket, peer: WsgiPeer, listener: Listener) -> None:
+    def __init__(self, loop: Host, sock: socket.socket, peer: WsgiPeer) -> None:
         self._loop = loop
         self._sock = sock
-        self._listener = listener
-        self._input = ProxyInput(sock)
         self._peer = peer
+        self.begun = False  # the client has sent something
         self.fd = sock.fileno()
         self.deadline_ns = loop.now_ns + loop.context.header_ns
         self.watched_ns = NEVER
         self.entry: list[Any] | None = None
+
+    @abstractmethod
+    def ready(self, mask: int, /) -> None:
+        """See Phase."""
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self.begun:
+            self._loop.log.count_late()
+        self.close()
+
+    def retire(self) -> None:
+        """Wait no longer than GRACE_NS from now for a client that has sent nothing; called again it changes nothing."""
+        until_ns = self._loop.now_ns + GRACE_NS
+        if until_ns < self.deadline_ns and not self.begun:
+            self.deadline_ns = until_ns
+            self._loop.deadlines.watch(self)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._loop.forget(self)
+        hang_up(self._sock)
+
+
+class ProxyHeader(PreHttp):
+    """WORKER. The phase in which the PROXY header arrives."""
+
+    __slots__ = ("_input", "_listener")
+
+    def __init__(self, loop: Host, sock: socket.socket, peer: WsgiPeer, listener: Listener) -> None:
+        super().__init__(loop, sock, peer)
+        self._listener = listener
+        self._input = ProxyInput(sock)
 
     def ready(self, _mask: int) -> None:
         """Read the PROXY header as far as it has arrived; HTTP follows it."""
@@ -94,9 +133,10 @@ class PreHttp:
         except BlockingIOError:
             return
         except (OSError, ProxyProtocolError) as error:
-            self._loop.log.connection_failed(error, self._peer)
+            self._loop.log.refuse_connection(error, self._peer)
             self.close()
             return
+        self.begun = True
         if header:
             source = header.source
             peer = self._loop.peers.behind(source, self._listener) if source else self._peer
@@ -105,18 +145,43 @@ class PreHttp:
         elif self._input.ended:
             self.close()
 
-    def expire(self) -> None:
-        """The deadline has passed."""
-        self.close()
 
-    def retire(self) -> None:
-        """Wait no longer than GRACE_NS from now for a client that has sent nothing; called again it changes nothing."""
-        until_ns = self._loop.now_ns + GRACE_NS
-        if until_ns < self.deadline_ns and not self._input.begun:
-            self.deadline_ns = until_ns
-            self._loop.deadlines.watch(self)
+class Handshake(PreHttp):
+    """WORKER. The phase of the TLS handshake."""
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._loop.forget(self)
-        hang_up(self._sock)
+    __slots__ = ("_mask",)
+    _sock: TlsSocket
+
+    def __init__(self, loop: Host, sock: TlsSocket, peer: WsgiPeer) -> None:
+        super().__init__(loop, sock, peer)
+        self._mask: int = EPOLLIN
+
+    def ready(self, _mask: int) -> None:
+        """Go on with it as far as the client has; HTTP follows it."""
+        try:
+            wanted = self._sock.shake_hands()
+        except HandshakeError as error:
+            self._loop.log.refuse_connection(error, self._peer)
+            self._linger()
+            return
+        except OSError:
+            if self.begun:
+                self._loop.log.count_gone()
+            self.close()
+            return
+        self.begun = True
+        if (mask := wanted or EPOLLIN) != self._mask:
+            self._mask = mask
+            self._loop.watch(self, mask)
+        if not wanted:
+            self._loop.start_http_under_tls(self._sock, self._peer, self.deadline_ns)
+
+    def _linger(self) -> None:
+        """Close, but so that the client can read why."""
+        self._loop.watch(self, EPOLLIN)
+        try:
+            lingering = LingeringSocket(self._sock, self._loop.now_ns, self._loop.forget)
+        except OSError:
+            self.close()
+        else:
+            self._loop.hold(lingering)
