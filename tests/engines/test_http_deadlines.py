@@ -181,10 +181,9 @@ def test_a_client_that_does_not_read_is_cut(serve: Serve, tmp_path: Path, way: W
         stream.send(request(f"/endless?{mark}"))
         big.send(request("/big?2000"))
         began_s = time.monotonic()
-        eventually(mark.exists, within_s=LIMIT_S + LATE_S)
+        eventually(lambda: mark.exists() and mark.read_text() == "closed\n", within_s=LIMIT_S + LATE_S)
         assert in_time(began_s)
         eventually(lambda: sockets(server) == before, within_s=LATE_S)
-    assert mark.read_text() == "closed\n"
 
 
 def test_a_client_that_reads_slowly_but_keeps_on_is_served_to_the_end(serve: Serve, way: Way) -> None:
