@@ -40,7 +40,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # what a client waits for that `exp
 class Request:
     """What a client asks for.
 
-    `method`: a token, in the case in which it came. `target`: as sent. `path`, `query`: its parts, still
+    `method`: a token without lower case. `target`: as sent. `path`, `query`: its parts, still
     percent-encoded; the path is `*` for a request about the server as a whole, else it starts with a slash.
     `authority`: host and port as sent, of the target if that has one, else of the Host field; b"" only for HTTP/1.0.
     `minor`: 0 or 1, of HTTP/1.x; 1 also for those to come. `fields`: in order; Host equals `authority`.
@@ -127,10 +127,22 @@ def read(line: bytes) -> Request:
 
 
 def _other_method(word: bytes) -> str:
-    """Any token is a method (RFC 9110 9.1): whether it is one here, the app knows."""
-    if len(word) > _MOST_METHOD or not TOKEN.fullmatch(word):
+    """Any token is a method (RFC 9110 9.1): whether it is one here, the app knows.
+
+    But for `get`: it is another method than GET, and ASGI has only upper case. Applications that take it for GET, or
+    `head` for HEAD, would send another body than its client reads.
+    """
+    if not TOKEN.fullmatch(word):
         raise RefusalError(400, f"method: {quoted(word)}")
+    if len(word) > _MOST_METHOD:
+        raise _method_too_long()
+    if word != word.upper():
+        raise RefusalError(501, f"method in lower case: {quoted(word)}")
     return word.decode("ascii")
+
+
+def _method_too_long() -> RefusalError:
+    return RefusalError(501, f"method of more than {_MOST_METHOD} bytes")  # RFC 9112 3
 
 
 def _other_minor(version: bytes) -> int:
@@ -339,6 +351,8 @@ class HeadReader:
         if line.startswith(_TLS_HANDSHAKE):
             raise RefusalError(400, "a TLS handshake, but this port speaks plain HTTP")
         if len(line) > self._limits.request_line_bytes:
+            if TOKEN.fullmatch(line, 0, _MOST_METHOD + 1):
+                raise _method_too_long()
             raise RefusalError(414, f"request line of more than {self._limits.request_line_bytes} bytes")
 
     def take(self, line: bytes) -> Request | None:

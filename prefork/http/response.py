@@ -50,7 +50,7 @@ _MEANING = {
 _MOST_REMEMBERED = 1024  # names, and status lines
 _MOST_HEADS = 256
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_STATUS = re.compile(r"[1-5][0-9]{2} [ -~\x80-\xff]*")
+_STATUS = re.compile(r"[1-5][0-9]{2}(?: [ -~\x80-\xff]*)?")
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 5.5
 _NAMES = re.compile(rf"{_NAME.pattern}(?:[ \t]*,[ \t]*{_NAME.pattern})*")  # of Trailer
 CONTROLS: Final = bytes(byte for byte in (*range(0x20), 0x7F) if byte != 0x09)  # what no value may have (RFC 9110 5.5)
@@ -88,7 +88,9 @@ class _Statuses(dict[str, tuple[int, str]]):
         code = int(status[:3])
         if code < 200:
             raise ResponseError(f"the status {status!r} is an interim one: a final one, 200 to 599, is needed")
-        found = (code, "HTTP/1.1 " + str.__str__(status) + "\r\n")
+        text = str.__str__(status)
+        # Without a phrase, "200", all servers take it, but the blank has to be there (RFC 9112 4).
+        found = (code, f"HTTP/1.1 {text if text[3:] else f'{text} {phrase(code)}'}\r\n")
         if len(self) < _MOST_REMEMBERED:
             self[status] = found
         return found

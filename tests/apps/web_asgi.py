@@ -187,6 +187,10 @@ async def return_midway(_: Scope, receive: Receive, send: Send) -> None:
 async def say_too_much(_: Scope, receive: Receive, send: Send) -> None:
     await greet(send)
     await give(send, b"more")
+    await asyncio.sleep(0.01)  # the client may have left
+    await start(send, 404)
+    await give(send, b"more", more=True)
+    await send({"type": "http.response.trailers", "headers": []})
 
 
 async def trail(_: Scope, receive: Receive, send: Send) -> None:

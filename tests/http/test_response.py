@@ -89,7 +89,7 @@ def test_whatever_the_name_and_value_a_head_has_one_line_for_each(name: str, val
 
 @pytest.mark.parametrize(
     "status",
-    ["200", "200OK", " 200 OK", "2000 OK", "99 Low", "1000 High", "600 Odd", "000 Nothing", "20\xb2 OK",
+    ["200OK", "200\n", " 200 OK", "2000 OK", "99 Low", "1000 High", "600 Odd", "000 Nothing", "20\xb2 OK",
      "\uff12\uff10\uff10 OK", "OK", "", "-20 OK", "200 OK\n", "200 \u2713", "200\tOK"],
 )  # fmt: skip
 def test_a_status_that_is_none(status: str) -> None:
@@ -101,6 +101,11 @@ def test_a_status_that_is_none(status: str) -> None:
 def test_an_interim_status_is_no_answer(status: str) -> None:
     with pytest.raises(ResponseError, match="interim"):
         check_head(status, [])
+
+
+def test_a_status_without_a_phrase_gets_its_own() -> None:
+    assert check_head("200", [])[:2] == (200, b"HTTP/1.1 200 OK\r\n")
+    assert check_head("499", [])[:2] == (499, b"HTTP/1.1 499 Bad Request\r\n")
 
 
 def test_an_empty_phrase_is_one() -> None:

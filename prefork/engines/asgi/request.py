@@ -183,7 +183,12 @@ class RequestResponseCycle:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """ASGI: a part of the response. Raises ClientDisconnected, and ResponseError for what must not be sent."""
+        """ASGI: a part of the response. Raises ClientDisconnected, and ResponseError for what must not be sent.
+
+        What comes after the response is complete is ignored, as ASGI says.
+        """
+        if self.response.done:
+            return
         if self.gone:
             raise ClientDisconnected("the client has left")
         response, connection, what = self.response, self._connection, message["type"]

@@ -225,11 +225,18 @@ def test_an_application_that_returns_in_the_midst_of_its_response(wronged: Runni
     assert fetch(wronged).body == HELLO
 
 
-def test_a_message_too_many_is_the_applications_affair(wronged: RunningServer) -> None:
-    with Browser(wronged) as browser:
-        assert browser.get("/too-much").body == HELLO
+@pytest.mark.parametrize("way", LOOPS)
+def test_messages_after_the_last_one_are_ignored(serve: Serve, way: Way) -> None:
+    """As ASGI says; also when the client has left since."""
+    server = serve(*way, *ONE)
+    with Browser(server) as browser:
+        for _ in range(3):
+            assert browser.get("/too-much").body == HELLO
         assert browser.get().body == HELLO
-    wronged.wait_log("http.response.body was sent after the last one")
+    assert fetch(server, "/too-much", connection="close").body == HELLO
+    assert server.stop() == 0
+    assert "handler failed" not in server.log
+    assert " completed=5 " in server.log
 
 
 # --- a call that waits
