@@ -67,7 +67,6 @@ WITH_ONE_IMPORTER = {
         "loadtest.report.html.charts", "prefork.status.prometheus", "prefork.http.access_log",
     },
     "pure, where its importer is not": {
-        "prefork.cli.foreign",
         "loadtest.analysis.conditions", "prefork.master.rollout", "prefork.cli.top.view",
         "prefork.http.websocket_handshake",
     },

@@ -35,7 +35,7 @@ from loadtest.plan.plan import Load, Plan, Server
 from loadtest.report.json import document as json_document
 from loadtest.report.model import Report
 from prefork.admin.process import Answers
-from prefork.cli.foreign import FOREIGN, Foreign, names
+from prefork.config.foreign import FOREIGN, Foreign, names
 from prefork.config.options import GROUPS, OPTIONS, Option
 from prefork.core.signals import TABLE
 from prefork.errors import PreforkError

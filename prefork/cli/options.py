@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from prefork.cli.foreign import answers
 from prefork.config.config import configure
+from prefork.config.foreign import answers
 from prefork.config.options import GROUPS, OPTIONS, Option
 
 # --- what every command that talks to a server has: --control, and its exit codes

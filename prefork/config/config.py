@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefork.config import env_file
+from prefork.config.foreign import answers
 from prefork.config.options import APP, OPTIONS, PASSWORD_VARIABLE, PLATFORM, Option
 from prefork.core.address import Address
 from prefork.errors import ConfigError
@@ -298,7 +299,11 @@ def _parsed(text: str, path: str) -> dict[str, Any]:
 
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of too many digits
+    except (ValueError, RecursionError) as error:
+        if path.endswith(".py"):
+            what = "this is Python, and options stand in TOML, as `workers = 4`; functions go to a module for --hooks"
+            raise ConfigError(f"{path}: {what}") from None
+        # ValueError: TOMLDecodeError, or a number of too many digits
         found = _AT_LINE.search(str(error))
         line = found[1] if found and found[1] else len(text.splitlines())
         raise ConfigError(f"{path}:{line}: this is not TOML: {_AT_LINE.sub('', str(error))}") from None
@@ -356,6 +361,8 @@ def _path_of(header: dict[str, Any]) -> tuple[str, ...]:
 
 def _option(key: str, where: str) -> Option:
     option = _KNOWN.get(key.replace("_", "-"))
+    if option is None and (lines := answers([f"--{key.replace('_', '-')}"])):
+        raise ConfigError(f"{where}: {lines[0]}")
     if option is None:
         near = difflib.get_close_matches(key.replace("_", "-"), _KNOWN, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`prefork config` lists all"

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from prefork.cli.foreign import FOREIGN, SERVERS, answers
+from prefork.config.foreign import FOREIGN, SERVERS, answers
 from prefork.config.options import GROUPS
 from tests.support.server import run
 

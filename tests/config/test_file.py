@@ -109,6 +109,8 @@ def test_an_empty_file_gives_nothing(file: Callable[[str], str]) -> None:
         ("threads = 2\nworkers 4", "2: this is not TOML: "),
         ("threads = 2\nbind = [\n  'x',", "3: this is not TOML: "),
         ("threads = " + "9" * 5000, "1: "),
+        ("worker_class = 'uvloop'", "1: No such option --worker-class (gunicorn, hypercorn). Not needed: APP shows"),
+        ("threads = 2\nlimit_max_requests = 9", "2: No such option --limit-max-requests (uvicorn). Use --max-requests"),
         ("bind = " + "[" * 5000, "1: this is not TOML: "),
     ],
 )  # fmt: skip
@@ -192,6 +194,12 @@ def test_the_table_may_be_written_in_every_way_of_toml(pyproject: Callable[[str]
 def test_a_mistake_in_a_pyproject_names_its_line(pyproject: Callable[[str], str], text: str, sentence: str) -> None:
     path = pyproject(text)
     assert complaint(path).startswith(f"{path}:{sentence}")
+
+
+def test_a_file_in_python_is_said_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "gunicorn.conf.py"
+    path.write_text("import os\nworkers = os.cpu_count()\n")
+    assert complaint(str(path)).startswith(f"{path}: this is Python, and options stand in TOML, as `workers = 4`")
 
 
 def test_a_file_that_cannot_be_read_is_named(file: Callable[[str | bytes], str], tmp_path: Path) -> None:
