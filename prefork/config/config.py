@@ -45,6 +45,7 @@ class Config:
     ws_max_message: int
     keep_alive_s: float
     header_timeout_s: float
+    max_in_flight: int
     max_body: int
     max_request_line: int
     max_fields: int

@@ -63,8 +63,8 @@ _ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("g:--threads r:--blocking-threads", "`--threads N`"),
         (("r:--blocking-threads-idle-timeout,--runtime-threads,--runtime-blocking-threads,--runtime-mode,"
          "--task-impl"), _LOOP),
-        ("g:--worker-connections r:--backpressure", "`--max-connections N`"),
-        ("u:--limit-concurrency", "`--max-connections N`, beyond which clients wait in the kernel and get no 503"),
+        ("g:--worker-connections r:--backpressure",
+         "`--max-connections N`, beyond which clients wait in the kernel; `--max-in-flight N` for a 503"),
         ("gh:--max-requests u:--limit-max-requests", "`--max-requests N`"),
         ("gh:--max-requests-jitter u:--limit-max-requests-jitter", "`--max-requests-jitter N`"),
         ("r:--workers-lifetime", "`--max-age DURATION`"),
@@ -102,6 +102,7 @@ _ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("h:--read-timeout", "`--header-timeout DURATION`, `--idle-timeout DURATION`"),
     ),
     "HTTP and WebSocket": (
+        ("u:--limit-concurrency", "`--max-in-flight N`; idle connections do not count"),
         ("g:--limit-request-line", "`--max-request-line SIZE`"),
         ("g:--limit-request-fields", "`--max-fields N`"),
         ("g:--limit-request-field_size u:--h11-max-incomplete-event-size r:--http1-buffer-size", "`--max-header SIZE`"),

@@ -209,6 +209,10 @@ _TIMEOUTS = (
                 "keeps it."),
 )  # fmt: skip
 _HTTP = (
+    Option(name="max-in-flight", field="max_in_flight", parse=partial(count, least=0), default="0", metavar="N",
+           help="HTTP: requests and WebSockets that the application of a worker may have at once; beyond it 503 with "
+                "Retry-After. 0: no limit. WSGI: requests on --threads or waiting for one; without effect with "
+                "--threads 1."),
     Option(name="max-body", field="max_body", parse=size, default="1g", metavar="SIZE",
            help="HTTP: the largest request body; a larger one gets status 413."),
     Option(name="max-request-line", field="max_request_line", parse=partial(size, least=HEAD_LEAST, most=HEAD_MOST),

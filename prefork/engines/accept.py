@@ -128,6 +128,17 @@ class AcceptBalance:
         """Whether there are other workers."""
         return self._orders[IN_USE] > 1
 
+    @property
+    def others_take(self) -> bool:
+        """Whether another worker takes connections, and is not away for long."""
+        late_ns = monotonic_ns() - PATIENCE_NS
+        size = self._orders[IN_USE]
+        cells = zip(self._open[:size].tolist(), self._awake[:size].tolist(), strict=True)
+        return any(
+            0 < opened < HELD_MOST and (not awake_ns or awake_ns > late_ns) and group != self._group
+            for group, (opened, awake_ns) in enumerate(cells)
+        )
+
     def overdue_share(self, held: int, listener: Listener) -> int:
         """Return this worker's share of the queue if connections have waited there for PATIENCE_NS, else 0."""
         if not self._held_when_seen:
@@ -373,6 +384,11 @@ class EpollAcceptor:
     def waits(self) -> bool:
         """Whether a connection waits to be accepted now."""
         return bool(self._readable.poll(0))
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else could take what waits now."""
+        return not (self._shared and self._balance.others_take)
 
     def stop_accepting(self) -> None:
         """Stop accepting for good."""

@@ -12,6 +12,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.core.log import ReportingWriter
+from prefork.engines.error_log import name_of
 from prefork.engines.timers import NEVER
 from prefork.http import access_log
 from prefork.http.access_log import AccessLog
@@ -57,6 +58,7 @@ class RequestLog:
         self._access_out = ReportingWriter(fd, worker.log, "access log lines") if fd >= 0 else None
         self.active = self._access_out is not None
         self.slow_ns = round(config.slow_s * 1e9) or NEVER
+        self._most_in_flight = config.max_in_flight
 
     def finish(self, row: Row, peer: Peer[Any], request: Request, response: Response, took_ns: int) -> None:
         """Count a request whose response is complete, and log it. Call it before the response's last bytes leave.
@@ -110,6 +112,21 @@ class RequestLog:
         if self.active:
             size = len(response.partition(b"\r\n\r\n")[2])
             self._write(self._access.line(time(), peer.address, None, refusal.status, size, 0, _queue_ms(peer)))
+
+    def turn_away(self, peer: Peer[Any], request: Request, response: Response) -> None:
+        """Count and log a request beyond --max-in-flight, with the server's own whole response."""
+        self._counters[REFUSED] += 1
+        peer.set_request(request)  # from now on, it counts as a client that was served
+        self._errors.note(
+            "max-in-flight reached",
+            ours=False,
+            limit=self._most_in_flight,
+            peer=peer.text,
+            request=name_of(request),
+            status=response.status,
+            hint="add --workers, or raise --max-in-flight if the application can do more at once",
+        )
+        self.write(peer, request, response.status, response.sent, 0, None)
 
     def count_gone(self) -> None:
         """Count a client that left in the midst of a request."""

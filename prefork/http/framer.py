@@ -9,6 +9,8 @@ What can go wrong, and what the client sees:
 - it fails later: nothing more, and no end of the body that would make it look complete (`aborted`);
 - the body is longer than its Content-Length: it is cut there, and the connection is closed;
 - the body is shorter: the connection is closed.
+
+A request that the application is not called for, as it has enough to do, gets a 503, and the connection may go on.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefork.http.chunked import LAST_CHUNK, chunk
+from prefork.http.limits import page
 from prefork.http.response import (
     CHUNKED,
     CLOSE,
@@ -25,6 +28,7 @@ from prefork.http.response import (
     SIZED,
     TO_THE_END,
     UPGRADE,
+    WSGI_HEADS,
     ResponseError,
     error_response,
     frame,
@@ -150,6 +154,17 @@ class ResponseFramer:
         response = error_response(500, stamp, html=html, head=request.method == "HEAD")
         self.sent = len(response) - response.index(b"\r\n\r\n") - 4
         return response
+
+    def turn_away(self, stamp: bytes) -> bytes:
+        """Return the whole response to a request that the application does not get now: 503, and when to come again.
+
+        It ends the connection only if `keep_alive` is False.
+        """
+        body = page(503, html=False)
+        kind, size = ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))
+        head = WSGI_HEADS["503 Service Unavailable", kind, size, ("Retry-After", "1")]  # RFC 9110 10.2.3: seconds
+        self.status, self._head, self._length, self._given = head
+        return self.last(body, stamp)
 
     def _no_head(self) -> ResponseError:
         """Return the error that says why there is no head for the body."""

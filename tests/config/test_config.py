@@ -58,6 +58,7 @@ OTHER = {
     "ws-max-message": "1m",
     "keep-alive": "20s",
     "header-timeout": "3s",
+    "max-in-flight": "100",
     "max-body": "10m",
     "max-request-line": "64k",
     "max-fields": "200",

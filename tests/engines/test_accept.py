@@ -67,6 +67,20 @@ def test_alone_it_takes_everything(workers: list[AcceptBalance]) -> None:
     assert workers[0].may_take(500)
 
 
+def test_who_is_full_knows_whether_another_takes_what_comes(workers: list[AcceptBalance]) -> None:
+    me, *others = workers
+    me.publish(10, able=False)
+    assert me.others_take
+    for other in others[1:]:
+        other.publish(10, able=False)
+    others[0].woke()
+    assert me.others_take, "a turn of its loop is short"
+    others[0].publish(10, able=False)
+    assert not me.others_take
+    me.publish(10, able=True)
+    assert not me.others_take, "its own line does not count"
+
+
 def test_of_two_one_does_not_get_two_while_the_other_has_none(workers: list[AcceptBalance]) -> None:
     for other in workers[2:]:
         other.publish(0, able=False)

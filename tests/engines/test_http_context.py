@@ -87,6 +87,7 @@ def test_on_an_asyncio_loop_as_well() -> None:
         connections=SimpleNamespace(join=lambda _: None),
         timers=Deadlines(),
         requests=cycles,
+        most_in_flight=0,
         task=lambda call: call.close(),
         state=None,
         tls=None,

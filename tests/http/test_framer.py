@@ -9,7 +9,7 @@ import pytest
 from prefork.http.asgi import AsgiResponse
 from prefork.http.framer import ResponseFramer
 from prefork.http.head import Request
-from prefork.http.response import LENGTH, ResponseError, stamp
+from prefork.http.response import LENGTH, ResponseError, add_fields, stamp
 from prefork.http.wsgi import WsgiCall
 from tests.http.calls import parse
 
@@ -106,3 +106,29 @@ def test_both_fail_without_a_page_behind_the_head() -> None:
         response.piece(b"begun", STAMP)
         assert response.fail(STAMP) == b""
         assert (response.status, response.done, response.aborted, response.keep_alive) == (200, True, True, False)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("minor", [0, 1])
+def test_a_request_that_is_turned_away_gets_a_whole_response(method: str, minor: int) -> None:
+    """The fields of --header stay, but for those that it has itself."""
+    stamped = stamp(0, add_fields(["Retry-After: 9", "X: y"]))
+    try:
+        for response in both(request_of(method, minor=minor)):
+            response.keep_alive = bool(minor)
+            data = response.turn_away(stamped)
+            head, _, body = data.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert [
+                line for line in head.split(b"\r\n") if line.startswith((b"Retry", b"X", b"Content-L", b"Conn"))
+            ] == [
+                b"Content-Length: 24",
+                b"Retry-After: 1",
+                *([] if minor else [b"Connection: close"]),
+                b"X: y",
+            ]
+            assert body == (b"" if method == "HEAD" else b"503 Service Unavailable\n")
+            assert (response.status, response.sent, response.done, response.aborted) == (503, len(body), True, False)
+            assert response.keep_alive == bool(minor)
+    finally:
+        add_fields([])

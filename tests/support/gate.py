@@ -36,6 +36,10 @@ class Gate:
             except TimeoutError:
                 raise AssertionError(f"only {n} of {count} handlers came to the gate in {within_s:g} s") from None
 
+    def let_one_pass(self) -> None:
+        """Let the one pass that came first; the gate stays shut."""
+        self._inside.pop(0).close()
+
     def open(self) -> None:
         """Let everyone pass, now and later."""
         for sock in self._inside:

@@ -177,7 +177,7 @@ const SLOW = [
 ];
 // Failures, each of them once, in words.
 const KINDS = {
-  app: "Failed in the application", aborted: "Failed in the midst of a response", refused: "Refused, malformed or too large",
+  app: "Failed in the application", aborted: "Failed in the midst of a response", refused: "Refused, malformed or over a limit",
   timeout: "Client too slow", client_gone: "Client left",
 };
 function serving(row, at) {

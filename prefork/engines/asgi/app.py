@@ -57,7 +57,8 @@ class AsgiApp:
     """WORKER. The application, and what all its connections share.
 
     `state`: what the lifespan has put there, for every request. `requests`, `sockets`: the calls that have not
-    returned, in the order of their beginnings. `retire_code`: why WebSockets are closed, 0 until the worker retires.
+    returned, in the order of their beginnings. `in_flight`: requests that the application has, counted only if
+    `most_in_flight` (--max-in-flight) is not 0. `retire_code`: why WebSockets are closed, 0 until the worker retires.
     """
 
     def __init__(self, of_loop: LoopContext, context: HttpContext, log: RequestLog) -> None:
@@ -78,6 +79,8 @@ class AsgiApp:
         self.state: Scope = {}
         self.requests: dict[RequestCall, asyncio.Task[None]] = {}
         self.sockets: dict[Call, asyncio.Task[None]] = {}
+        self.in_flight = 0
+        self.most_in_flight = worker.config.max_in_flight
         self.retire_code = 0
         self.look_ns = NEVER  # when a connection that gets idle is to call `look`, as it may be given away
         self.look: Callable[[Idle, int], None] = _nothing
@@ -119,6 +122,11 @@ class AsgiApp:
         del self.requests[call]
         if self._cells[BEGAN] == call.began_ns:
             self._cells[BEGAN] = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the application has as many requests and WebSockets as --max-in-flight allows."""
+        return self.in_flight + len(self.sockets) >= self.most_in_flight
 
     def abandon(self, call: RequestCall) -> None:
         """Log a request whose client has left before the response was complete."""

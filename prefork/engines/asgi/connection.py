@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.engines.aio.connections import has_unread_input
 from prefork.engines.aio.waiting import Notify
 from prefork.engines.asgi.phases import ReadProgress, close_after_response
-from prefork.engines.asgi.request import ClientDisconnected, RequestResponseCycle
+from prefork.engines.asgi.request import ClientDisconnected, LimitedCycle, RequestResponseCycle
 from prefork.engines.asgi.websocket import begin_websocket
 from prefork.engines.handover import STAYS_NS
 from prefork.engines.linger import cut, end_sending
@@ -313,7 +313,7 @@ class HttpConnection(asyncio.Protocol):
         scope = peer.app_view.of(request, app.state)
         if peer.trusted:
             app.apply_forwarded(peer, request, scope)
-        cycle = RequestResponseCycle(app, self, peer, request, scope)
+        cycle = (LimitedCycle if app.most_in_flight else RequestResponseCycle)(app, self, peer, request, scope)
         self._cycle = cycle
         if app.context.draining:
             cycle.response.keep_alive = False

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _FILE_BYTES = 262144  # read of a file at a time
+_MOST_DISCARDED = 65536  # of a body that nobody wants: up to here that costs less than a new connection
 
 
 class Connection(Protocol):
@@ -318,6 +319,45 @@ class RequestResponseCycle:
         if self._changed is None:
             self._changed = Notify()
         await self._changed.wait()
+
+
+class LimitedCycle(RequestResponseCycle):
+    """WORKER. A cycle where --max-in-flight is given: beyond it, the server answers, and the application is not called.
+
+    That is decided when the loop comes to it. Before, a pipelined request would meet the call that is about to return.
+    """
+
+    __slots__ = ()
+
+    async def run(self) -> None:
+        """Call the application if it has room; else answer 503."""
+        app = self._app
+        if not app.full:
+            app.in_flight += 1
+            try:
+                await RequestResponseCycle.run(self)
+            finally:
+                app.in_flight -= 1
+            return
+        self.began_ns = monotonic_ns()
+        try:
+            await self._turn_away()
+        finally:
+            app.end(self)
+
+    async def _turn_away(self) -> None:
+        """Answer. A small body is read first, and discarded, so that the connection can go on."""
+        body, response, size = self.body, self.response, self.request.content_length
+        if body is not None and not body.continues and size is not None and size <= _MOST_DISCARDED:
+            while body.open and not self.hung_up:
+                await self.receive()
+        if self.gone:
+            return
+        response.keep_alive &= not self.body_open
+        data = response.turn_away(self._app.context.stamp)
+        self._app.log.turn_away(self.peer, self.request, response)
+        self._connection.write(data)
+        self._connection.finished(self, monotonic_ns())
 
 
 def tells_of_leaving(error: BaseException | None) -> bool:

@@ -431,17 +431,28 @@ class Http(ConnectionLike, Protocol):
     peer: AsgiPeer
 
 
+def _end_with(response: bytes, app: AsgiApp, transport: Any, http: Http) -> None:
+    """Answer a handshake, and close the connection."""
+    app.heartbeat.bytes_out += len(response)
+    if not transport.is_closing():
+        transport.write(response)
+    close_after_response(app, transport, http, linger=True)
+
+
 def begin_websocket(app: AsgiApp, transport: Any, http: Http, request: Request, rest: bytes) -> None:
     """Go on with a connection as a WebSocket, or refuse that. `rest`: what came behind the request."""
     peer = http.peer
     opening = handshake(request)
     if isinstance(opening, Refusal):
         app.refuse(peer, opening)
-        data = refuse(opening, app.context.stamp)
-        app.heartbeat.bytes_out += len(data)
-        if not transport.is_closing():
-            transport.write(data)
-        close_after_response(app, transport, http, linger=True)
+        _end_with(refuse(opening, app.context.stamp), app, transport, http)
+        return
+    if app.most_in_flight and app.full:
+        response = AsgiResponse(request)
+        response.keep_alive = False
+        data = response.turn_away(app.context.stamp)
+        app.log.turn_away(peer, request, response)
+        _end_with(data, app, transport, http)
         return
     socket = WebSocketConnection(app, transport, peer, request, opening, rest)
     transport.set_protocol(socket)

@@ -210,6 +210,16 @@ class WsgiApp:
             call.keep_alive = False
         return call
 
+    def turn_away(self, peer: WsgiPeer, request: Request, body: BodyBuffer | None) -> tuple[WsgiCall, bytes]:
+        """Answer a request that the application does not get: return a call that is done, and the whole response."""
+        stamp = self._context.stamp
+        call = WsgiCall(self._app, {}, request, stamp, body)
+        call.keep_alive &= not self._context.draining
+        response = call.turn_away(stamp)
+        call.close()
+        self._log.turn_away(peer, request, call)
+        return call, response
+
     def _upgradable(self, environ: Environ) -> type[WsgiCall]:
         """Return the kind of call for a request that asks for a WebSocket."""
         if not self._in_loop and self._sendfile:

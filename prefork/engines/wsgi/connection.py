@@ -154,6 +154,10 @@ class ConnectionHost(Host, Protocol):
 
     handover: HandOver
 
+    @property
+    def pool_is_crowded(self) -> bool:
+        """Whether the threads have as many requests as --max-in-flight allows, with those that wait for one."""
+
     def go_on_later(self, connection: HttpConnection, /) -> None:
         """Call its `go_on` in the next turn, when the others have had theirs."""
 
@@ -516,3 +520,19 @@ class HttpConnection:
         self.deadline_ns = deadline_ns
         if deadline_ns < self.watched_ns:
             self._loop.deadlines.watch(self)
+
+
+class LimitedConnection(HttpConnection):
+    """WORKER. A connection where --max-in-flight is given: the loop answers what the threads have no room for."""
+
+    __slots__ = ()
+
+    def _answer(self, whole: CompleteRequest) -> None:
+        """Begin the response to a request."""
+        request, body = whole
+        if type(request) is Request and self._loop.pool_is_crowded:
+            self.state, self.deadline_ns = WRITING, NEVER
+            self._call, response = self._app.turn_away(self.peer, request, body)
+            self._send(response)
+        else:
+            HttpConnection._answer(self, whole)

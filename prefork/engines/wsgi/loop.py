@@ -35,7 +35,7 @@ from prefork.engines.request_log import RequestLog
 from prefork.engines.serving import start_threads
 from prefork.engines.timers import NEVER, Deadlines
 from prefork.engines.wsgi.app import WsgiApp, WsgiPeer, environ_of, fields_of
-from prefork.engines.wsgi.connection import HttpConnection
+from prefork.engines.wsgi.connection import HttpConnection, LimitedConnection
 from prefork.engines.wsgi.phases import Handshake, Phase, PreHttp, ProxyHeader
 from prefork.runtime.forks import OURS
 from prefork.runtime.transfer import TransferMessage
@@ -139,13 +139,15 @@ class Pool(Generic[AnyJob]):
             finally:
                 taken.release()
 
-    def take(self) -> Iterator[tuple[AnyJob, Any]]:
+    def take(self) -> list[tuple[AnyJob, Any]]:
         """What is done, each with its result."""
-        if self._done:
-            self._moved_ns = monotonic_ns()
+        results = []
         while self._done:
-            self.busy -= 1
-            yield self._done.popleft()
+            results.append(self._done.popleft())
+        if results:
+            self._moved_ns = monotonic_ns()
+            self.busy -= len(results)
+        return results
 
     def _serve(self, row: Row) -> None:
         try:
@@ -159,6 +161,7 @@ class Pool(Generic[AnyJob]):
 
 LENT_S = 30.0  # until a loop that has ended, which is not told, is not waited for any more
 _EVENTS = 256  # of one turn
+_NO_LIMIT = "with --threads 1 a WSGI application has one request at a time, and others wait: give --threads 2 or more"
 
 
 class Reactor:
@@ -173,7 +176,7 @@ class Reactor:
         self._link = worker.link
         self._cells = worker.rows[0].cells  # counters of the loop itself; the pool's threads write their own
         self._epoll = epoll()
-        self._errors = RateLimitedLog(worker.log)
+        errors = RateLimitedLog(worker.log)
         self._tls = tls = worker.inherited.tls
         if tls:
             tls.speak_http()
@@ -184,11 +187,12 @@ class Reactor:
         self._phases: dict[int, Phase] = {}
         self._later: list[HttpConnection] = []  # that go on in the next turn
         self._pool: Pool[HttpConnection] | None = Pool(worker.rows, self._failed) if config.threads > 1 else None
+        self._limited = config.max_in_flight > 0 and self._pool is not None
         self._acceptor = EpollAcceptor(
             worker.listeners,
             epoll=self._epoll,
             balance=self._balance,
-            errors=self._errors,
+            errors=errors,
             admit=self._admit,
             room=self._room,
             make_room=self._make_room,
@@ -207,7 +211,7 @@ class Reactor:
         self.bytes_in = self.bytes_out = 0  # of this turn
         self.row = None if self._pool else worker.rows[0]
         self.context = HttpContext(config, fields_of(worker))
-        self.log = RequestLog(worker, self._errors, self.context.trusted)
+        self.log = RequestLog(worker, errors, self.context.trusted)
         self.app = WsgiApp(worker, self.context, self.log)
         self.peers = PeerFactory(self.context.trusted, self.app.view, worker)
 
@@ -217,6 +221,8 @@ class Reactor:
         for fd in self._link.fds:
             self._handlers[fd] = self._handle_signals
             self._epoll.register(fd, EPOLLIN)
+        if self._worker.config.max_in_flight and not self._pool:
+            self._worker.log.warning("max-in-flight has no effect", hint=_NO_LIMIT)
         if self._pool:
             OURS.own(self._pool.fd)
             self._handlers[self._pool.fd] = self._results
@@ -333,7 +339,7 @@ class Reactor:
     def start_http(self, sock: socket.socket, peer: WsgiPeer) -> None:
         """Begin with HTTP on a connection, or with TLS if there is a certificate."""
         if not self._tls:
-            self.hold(HttpConnection(self, sock, peer))
+            self.hold(self._http_connection(sock, peer))
             return
         fd = sock.fileno()
         try:
@@ -349,10 +355,13 @@ class Reactor:
         """Begin with HTTP after the handshake; the client has until then for its first request."""
         assert self._tls is not None
         peer.app_view.secure(environ_of(self._tls.facts(sock)))
-        connection = HttpConnection(self, sock, peer)
+        connection = self._http_connection(sock, peer)
         connection.deadline_ns = until_ns
         self.hold(connection)
         connection.ready(EPOLLIN)  # it mostly comes with the end of the handshake
+
+    def _http_connection(self, sock: socket.socket, peer: WsgiPeer) -> HttpConnection:
+        return (LimitedConnection if self._limited else HttpConnection)(self, sock, peer)
 
     def hold(self, phase: Phase) -> None:
         """Host this phase from now on, in the place of one that had its descriptor."""
@@ -389,6 +398,11 @@ class Reactor:
             self._balance.batch.delay_since(self._pool.blocked_since_ns)
             self._announce()
 
+    @property
+    def pool_is_crowded(self) -> bool:
+        """Whether the threads have as many requests as --max-in-flight allows, with those that wait for one."""
+        return self._pool is not None and self._pool.busy >= self._worker.config.max_in_flight
+
     def send_out(self, connection: HttpConnection, data: bytes) -> None:
         """On a thread of the pool: have the loop call its `send_written`, and return when it has."""
         assert self._pool is not None
@@ -397,27 +411,39 @@ class Reactor:
     def _results(self, _fd: int, _now_ns: int) -> None:
         assert self._pool is not None
         was_full = self._pool.full
-        blocked_ns, count = self._pool.blocked_ns, 0
+        blocked_ns = self._pool.blocked_ns
         for connection, data in self._pool.lent():
             connection.send_written(data)
-        for connection, part in self._pool.take():
-            connection.resume(part)
-            count += 1
-        if not count:
+        results = self._pool.take()
+        if not results:
             return
-        self._balance.batch.delay_since(self._pool.blocked_since_ns)
-        self._balance.batch.add_delay(blocked_ns, count)
         if was_full:
-            self._announce()
+            self._announce()  # before a client has its response: the next one may come at once
+        for connection, part in results:
+            connection.resume(part)
+        self._balance.batch.delay_since(self._pool.blocked_since_ns)
+        self._balance.batch.add_delay(blocked_ns, len(results))
+        if was_full:
             self.handover.on_thread_free(len(self._phases))
 
     def _room(self) -> bool:
+        """Whether one more connection may come: one for a thread, or one whose requests can be turned away."""
+        return self._able or (self._tells and len(self._phases) < self._worker.config.max_connections)
+
+    @property
+    def _tells(self) -> bool:
+        """Whether connections are taken though no thread is free: none is elsewhere, and --max-in-flight bounds it."""
+        return self._limited and self._acceptor.alone
+
+    @property
+    def _able(self) -> bool:
+        """Whether one more connection could be served at once."""
         pool = self._pool
         return len(self._phases) < self._worker.config.max_connections and not (pool and pool.full and not pool.turn)
 
     def _announce(self) -> None:
         held, serves, pool = len(self._phases), not self._until_s, self._pool
-        self._balance.publish(held, able=serves and self._room())
+        self._balance.publish(held, able=serves and self._able)
         stuck = pool is not None and pool.blocked_ns > LATE_NS
         self.handover.publish(held, serves=serves, able=not (pool and pool.full), stuck=stuck)
 
@@ -444,7 +470,7 @@ class Reactor:
     def _make_room(self, accept: Callable[[], bool]) -> bool:
         """Accept one in the place of an idle one; if all threads are busy, when it has its turn."""
         pool, now_ns = self._pool, monotonic_ns()
-        if pool and pool.full and not pool.take_turn(now_ns):
+        if pool and pool.full and not self._tells and not pool.take_turn(now_ns):
             return False
         if len(self._phases) < self._worker.config.max_connections:
             return accept()
@@ -454,7 +480,7 @@ class Reactor:
         """Go on with a connection of another worker."""
         self._epoll.register(sock.fileno(), EPOLLIN)
         self.now_ns = self.clock_ns()  # it may come after calls of this turn, and its deadline may be near
-        connection = HttpConnection(self, cast("socket.socket", sock), self.peers.of_message(message))
+        connection = self._http_connection(cast("socket.socket", sock), self.peers.of_message(message))
         connection.go_on_from(message, monotonic_ns())
         self.hold(connection)
         self._announce()
