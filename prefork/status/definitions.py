@@ -235,7 +235,8 @@ FIGURES = (
     _figure("totals.client_gone", "count", SERVER, "Units of work whose client left before they were done."),
     _figure(
         "totals.refused", "count", SERVER,
-        "Requests that the server refused, malformed or over a limit: status 400, 413, 414, 431, 501, 503.",
+        "Requests that the server refused, malformed or over a limit: status 400, 413, 414, 431, 501, 503. Also "
+        "connections refused in their PROXY header or TLS handshake.",
     ),
     _figure(
         "totals.timed_out", "count", SERVER,

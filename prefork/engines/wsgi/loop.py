@@ -338,18 +338,7 @@ class Reactor:
 
     def start_http(self, sock: socket.socket, peer: WsgiPeer) -> None:
         """Begin with HTTP on a connection, or with TLS if there is a certificate."""
-        if not self._tls:
-            self.hold(self._http_connection(sock, peer))
-            return
-        fd = sock.fileno()
-        try:
-            wrapped = self._tls.wrap(sock)
-        except OSError:  # the client left before it was accepted
-            if before := self._phases.pop(fd, None):
-                self.deadlines.forget(before)
-            self._turn_away(sock, fd)
-            return
-        self.hold(Handshake(self, wrapped, peer))
+        self.hold(Handshake(self, sock, peer, self._tls) if self._tls else self._http_connection(sock, peer))
 
     def start_http_under_tls(self, sock: TlsSocket, peer: WsgiPeer, until_ns: int) -> None:
         """Begin with HTTP after the handshake; the client has until then for its first request."""

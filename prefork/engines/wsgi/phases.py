@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import socket
 
     from prefork.core.listener import Listener
-    from prefork.core.tls import TlsSocket
+    from prefork.core.tls import Tls, TlsSocket
     from prefork.engines.http_context import HttpContext
     from prefork.engines.peer import PeerFactory
     from prefork.engines.request_log import RequestLog
@@ -147,19 +147,22 @@ class ProxyHeader(PreHttp):
 
 
 class Handshake(PreHttp):
-    """WORKER. The phase of the TLS handshake."""
+    """WORKER. The phase of the TLS handshake, which takes memory from the client's first byte on."""
 
-    __slots__ = ("_mask",)
-    _sock: TlsSocket
+    __slots__ = ("_mask", "_tls", "_wrapped")
 
-    def __init__(self, loop: Host, sock: TlsSocket, peer: WsgiPeer) -> None:
+    def __init__(self, loop: Host, sock: socket.socket, peer: WsgiPeer, tls: Tls) -> None:
         super().__init__(loop, sock, peer)
+        self._tls = tls
+        self._wrapped: TlsSocket | None = None
         self._mask: int = EPOLLIN
 
     def ready(self, _mask: int) -> None:
         """Go on with it as far as the client has; HTTP follows it."""
         try:
-            wanted = self._sock.shake_hands()
+            if self._wrapped is None:
+                self._sock = self._wrapped = self._tls.wrap(self._sock)
+            wanted = self._wrapped.shake_hands()
         except HandshakeError as error:
             self._loop.log.refuse_connection(error, self._peer)
             self._linger()
@@ -174,7 +177,7 @@ class Handshake(PreHttp):
             self._mask = mask
             self._loop.watch(self, mask)
         if not wanted:
-            self._loop.start_http_under_tls(self._sock, self._peer, self.deadline_ns)
+            self._loop.start_http_under_tls(self._wrapped, self._peer, self.deadline_ns)
 
     def _linger(self) -> None:
         """Close, but so that the client can read why."""
