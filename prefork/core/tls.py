@@ -238,6 +238,21 @@ def _sentence(error: ssl.SSLError) -> str:
     return _REASONS.get(reason) or reason.lower().replace("_", " ")
 
 
+def _check_certificate(connection: ssl.SSLSocket | ssl.SSLObject) -> None:
+    """Raise ssl.SSLError if Python cannot read the certificate of a client, which OpenSSL has accepted.
+
+    A name in it need not be UTF-8 for OpenSSL; loops and applications ask for it, and would stumble.
+    """
+    if connection.context.verify_mode != ssl.CERT_NONE:
+        try:
+            connection.getpeercert()
+        except UnicodeDecodeError as error:
+            unreadable = ssl.SSLCertVerificationError("")
+            unreadable.reason = "UNREADABLE"
+            unreadable.verify_message = f"it has what is not UTF-8: {error.object[:50]!r}"
+            raise unreadable from None
+
+
 # --- Names in certificates, as RFC 4514 writes them: the last part first, special characters escaped.
 
 
@@ -298,12 +313,13 @@ class _TlsObject(ssl.SSLObject):
         if self._error is None:
             try:
                 super().do_handshake()
+                _check_certificate(self)
                 return
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except ssl.SSLError as error:
                 self._error = error
-                if not self.outgoing.pending:  # it does not speak TLS, so there is no alert
+                if not self.outgoing.pending or self.cipher():  # it does not speak TLS, or we have nothing to say
                     self._left = -1
                 if (tell := getattr(self.context, "tell", None)) is not None:
                     tell(HandshakeError(f"TLS handshake: {_sentence(error)}"))
@@ -333,6 +349,7 @@ class TlsSocket(ssl.SSLSocket):
         """
         try:
             self.do_handshake()
+            _check_certificate(self)
         except ssl.SSLWantReadError:
             return EPOLLIN
         except ssl.SSLWantWriteError:

@@ -16,7 +16,7 @@ import pytest
 from tests.apps.routes import HELLO
 from tests.support.client import dial, read_exactly, read_to_end
 from tests.support.server import APPS
-from tests.support.tls import ASKED, CLIENT, CLIENTS, EXPIRED, FIRST, SECOND, TLS, trusting
+from tests.support.tls import ASKED, CLIENT, CLIENTS, EXPIRED, FIRST, ODD, SECOND, TLS, trusting
 from tests.support.wait import eventually
 from tests.support.ways import BOTH, EACH_WAY, LOOPS, ONE, THREADS, WSGI, Way
 from tests.support.web import Browser, fetch, request
@@ -183,6 +183,23 @@ def test_who_has_no_good_certificate_is_told_so_and_does_no_harm(
     assert " refused=3 " in server.log
     assert "Traceback" not in server.log
     assert "_ssl.c" not in server.log
+
+
+@EACH_WAY
+@VERSIONS
+def test_a_certificate_that_python_cannot_read_is_refused(serve: Serve, version: ssl.TLSVersion, way: Way) -> None:
+    server = serve(*way, *ONE, *ASKED)
+    workers = server.worker_pids()
+    for _ in range(3):
+        try:
+            assert first_byte(server, trusting(own=ODD, version=version)) == b""
+        except (ssl.SSLError, ConnectionError):
+            pass
+    assert "its certificate is not accepted: it has what is not UTF-8" in server.wait_log(r"(connection failed .*)$")[1]
+    assert fetch(server, tls=trusting(own=CLIENT, version=version)).body == HELLO
+    assert server.worker_pids() == workers
+    assert server.stop() == 0
+    assert " refused=3 " in server.log
 
 
 @EACH_WAY

@@ -6,11 +6,11 @@ import ssl
 from pathlib import Path
 
 CERTIFICATES = Path(__file__).with_name("certificates")
-_NAMES = ("first", "second", "locked", "clients", "client", "expired")
-FIRST, SECOND, LOCKED, CLIENTS, CLIENT, EXPIRED = (str(CERTIFICATES / f"{name}.pem") for name in _NAMES)
+_NAMES = ("first", "second", "locked", "clients", "client", "expired", "odd")
+FIRST, SECOND, LOCKED, CLIENTS, CLIENT, EXPIRED, ODD = (str(CERTIFICATES / f"{name}.pem") for name in _NAMES)
 PASSWORD = "open-sesame"
 TLS = ("--tls-cert", FIRST)
-ASKED = (*TLS, "--tls-ca", CLIENTS)  # which has signed CLIENT and EXPIRED
+ASKED = (*TLS, "--tls-ca", CLIENTS)  # which has signed CLIENT, EXPIRED, and ODD, whose alternative name is not UTF-8
 
 
 def trusting(*files: str, version: ssl.TLSVersion | None = None, own: str = "") -> ssl.SSLContext:
