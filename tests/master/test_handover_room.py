@@ -48,6 +48,14 @@ def test_a_reload_of_a_server_that_is_nearly_full_closes_nobody(
     assert clients.told_to_close == 0
 
 
+def is_served(browser: Browser) -> bool:
+    """Whether a client that was there before still is."""
+    try:
+        return browser.get("/").status == 200
+    except (EOFError, ConnectionError):
+        return False
+
+
 @each_way
 def test_whom_the_others_have_no_room_for_has_five_seconds(serve: Serve, place: Place, way: tuple[str, ...]) -> None:
     """The worker that stays has room for some. Nobody who is there is closed for the others."""
@@ -60,9 +68,11 @@ def test_whom_the_others_have_no_room_for_has_five_seconds(serve: Serve, place: 
         eventually(lambda: max(each["connections"] for each in workers(place)) == 20, within_s=SOON_S)
         answers = [browser.get("/") for browser in browsers]
         assert all(answer.status == 200 for answer in answers)
-        assert sum(answer.closes for answer in answers) == 10
+        # One may be back just now from a worker that had no room for it in the end; it is closed later, while idle.
+        assert 5 < sum(answer.closes for answer in answers) <= 10
         server.wait_workers(1)
         assert (totals(place)["closed"], totals(place)["cut"]) == (10, 0)
+        assert sum(map(is_served, browsers)) == 20
 
 
 @pytest.mark.parametrize(("name", "threads"), [("wsgi", 1), ("wsgi-pool", 4), ("asyncio", 1), ("uvloop", 1)])
