@@ -248,9 +248,12 @@ def _check_certificate(connection: ssl.SSLSocket | ssl.SSLObject) -> None:
             connection.getpeercert()
         except UnicodeDecodeError as error:
             unreadable = ssl.SSLCertVerificationError("")
-            unreadable.reason = "UNREADABLE"
+            unreadable.reason = _UNREADABLE
             unreadable.verify_message = f"it has what is not UTF-8: {error.object[:50]!r}"
             raise unreadable from None
+
+
+_UNREADABLE = "UNREADABLE"  # beside the reasons of OpenSSL
 
 
 # --- Names in certificates, as RFC 4514 writes them: the last part first, special characters escaped.
@@ -319,7 +322,7 @@ class _TlsObject(ssl.SSLObject):
                 raise
             except ssl.SSLError as error:
                 self._error = error
-                if not self.outgoing.pending or self.cipher():  # it does not speak TLS, or we have nothing to say
+                if not self.outgoing.pending or error.reason == _UNREADABLE:  # there is no alert
                     self._left = -1
                 if (tell := getattr(self.context, "tell", None)) is not None:
                     tell(HandshakeError(f"TLS handshake: {_sentence(error)}"))

@@ -70,7 +70,7 @@ def test_the_files_have_every_exchange(
     options = ("--scenario", "http", "--engine", engine, "--run-time", "2s", *clients, *processes, *ports, *files)
     generate("--host", server.address, *options).wait(exit_code=1)
     good, bad = failing.answers[200], failing.answers[500]
-    assert min(good, bad) > 20
+    assert min(good, bad) > 0
     (counted,) = json.loads((tmp_path / "d.json").read_text())
     assert (counted["num_requests"], counted["num_failures"]) == (good + bad, bad)
     for row in rows(tmp_path / "d_stats.csv"):
