@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.apps.routes import HELLO
-from tests.support.client import dial, read_exactly, read_to_end
+from tests.support.client import abort, dial, read_exactly, read_to_end
 from tests.support.server import APPS
 from tests.support.tls import ASKED, CLIENT, CLIENTS, EXPIRED, FIRST, ODD, SECOND, TLS, trusting
 from tests.support.wait import eventually
@@ -280,6 +280,20 @@ def test_alpn_names_nothing_for_a_handler(serve: Serve, way: Way) -> None:
     with under_tls(server, context) as sock:
         assert sock.selected_alpn_protocol() is None
         assert read_exactly(sock, 19) == b"hello from prefork\n"
+
+
+@EACH_WAY
+def test_who_speaks_plain_http_counts_once_however_it_leaves(serve: Serve, way: Way) -> None:
+    server = serve(*way, *ONE, *TLS)
+    for leave in (abort, socket.socket.close):
+        client = dial(server.address)
+        client.sendall(request())
+        assert b"https://" in client.recv(65536)
+        leave(client)
+    assert fetch(server, tls=trusting()).body == HELLO
+    assert server.stop() == 0
+    assert " refused=2 " in server.log
+    assert server.log.count("connection failed") == 1, "one line a second"
 
 
 @EACH_LOOP

@@ -239,8 +239,12 @@ class PreHttp:
                 self._look_for_tls()
         except BlockingIOError:
             return
-        except (OSError, ProxyProtocolError) as error:
+        except ProxyProtocolError as error:
             self._app.log.refuse_connection(error, self._peer)
+            self.abort()
+        except OSError:  # the client has left
+            if self._proxy is not None and self._proxy.begun:
+                self._app.log.count_gone()
             self.abort()
 
     def _take_header(self, proxy: ProxyInput) -> None:

@@ -132,8 +132,13 @@ class ProxyHeader(PreHttp):
             header = self._input.take()
         except BlockingIOError:
             return
-        except (OSError, ProxyProtocolError) as error:
+        except ProxyProtocolError as error:
             self._loop.log.refuse_connection(error, self._peer)
+            self.close()
+            return
+        except OSError:  # the client has left
+            if self.begun:
+                self._loop.log.count_gone()
             self.close()
             return
         self.begun = True
